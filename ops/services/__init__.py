@@ -1,0 +1,1 @@
+"""The embedded services: a private PostgreSQL with TimescaleDB, and a private Mosquitto."""
