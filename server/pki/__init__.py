@@ -1,0 +1,1 @@
+"""Certificates: the fleet's roots, its authorities and what they sign."""
