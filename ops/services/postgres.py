@@ -97,14 +97,18 @@ def host_postgres() -> PostgresPrograms | None:
 
 
 def _is_complete(folder: Path) -> bool:
-    needed = [folder / name for name in ("postgres", "initdb", "psql", "pg_config")]
-    if not all(program.exists() for program in needed):
+    if not all((folder / name).exists() for name in ("postgres", "initdb", "psql")):
         return False
     version = _output([str(folder / "postgres"), "--version"])
     major = re.search(r"\b(\d+)(?:\.\d+)?", version)
-    share = _output([str(folder / "pg_config"), "--sharedir"]).strip()
-    control = Path(share) / "extension/timescaledb.control"
-    return major is not None and int(major[1]) >= 17 and control.exists()
+    if major is None or int(major[1]) < 17:
+        return False
+    shares = (
+        Path("/usr/share/postgresql") / major[1],
+        folder.parent / "share",
+        folder.parent / "share/postgresql",
+    )
+    return any((share / "extension/timescaledb.control").exists() for share in shares)
 
 
 def _output(command: list[str]) -> str:
@@ -178,7 +182,7 @@ class Postgres:
         daemon = Daemon.remembered(self._pid_path)
         if daemon is not None:
             daemon.signal(signal.SIGINT)
-            if not wait_until(lambda: not daemon.alive, timeout_s=60):
+            if not daemon.wait_gone(timeout_s=60):
                 daemon.kill_with_children()
         self._pid_path.unlink(missing_ok=True)
 

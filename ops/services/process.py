@@ -82,6 +82,11 @@ class Daemon:
         for daemon in family:
             daemon.signal(signal.SIGKILL)
         wait_until(lambda: not any(daemon.alive for daemon in family), timeout_s=30)
+        self.wait_gone(timeout_s=5)
+
+    def wait_gone(self, *, timeout_s: float) -> bool:
+        """Wait until the process has ended and its id is free again; return whether it is."""
+        return wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), timeout_s=timeout_s)
 
 
 def spawn(
@@ -89,12 +94,13 @@ def spawn(
 ) -> Daemon:
     """Start `command` as a daemon that appends to `log`. Raises AccountError, ServiceFailedError.
 
-    A shell puts it into the background and leaves, so that it is nobody's child; it gets as many
-    file descriptors as the system allows.
+    A shell in the background waits for it, so that it never remains as a zombie (whose id
+    PostgreSQL would take for a running postmaster) where no init collects orphans. It gets as
+    many file descriptors as the system allows.
     """
     script = (
         "ulimit -n 65536 2>/dev/null || ulimit -n $(ulimit -Hn) 2>/dev/null; umask 077; "
-        f"{shlex.join(command)} </dev/null >&2 & echo $!"
+        f"( {shlex.join(command)} </dev/null >&2 & echo $!; exec >&2; wait ) &"
     )
     try:
         with log.open("ab") as output:

@@ -1,0 +1,168 @@
+"""The private Mosquitto: a disposable pipe that is restarted with nothing in it.
+
+Its account reads only its own folder, where each start puts the configuration, its certificate and
+key, the two anchors and the revocation list. Only the deny-list survives a restart.
+
+Invariant: it never gets SIGHUP. 2.0.21 and 2.0.22 then corrupt their session lists, and admit
+revoked devices if the revocation list is unreadable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ops.broker.configuration import ACCESS_LIST, BrokerFiles, dynamic_security, mosquitto_conf
+from ops.services.account import Account, data_directory
+from ops.services.errors import ServiceFailedError
+from ops.services.packages import Progress
+from ops.services.process import (
+    Daemon,
+    demand_free_port,
+    log_tail,
+    port_answers,
+    spawn,
+    wait_until,
+)
+from server.pki.authority import Authority
+from server.pki.profile import CA_LIFE
+
+__all__ = ["Broker", "BrokerProgram", "host_mosquitto"]
+
+_FROM_PKI = ("device-anchor.pem", "service-anchor.pem", "broker.pem", "broker.key", "device.crl")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerProgram:
+    """Where mosquitto and its dynamic security plugin lie."""
+
+    mosquitto: Path
+    plugin: Path
+
+
+def host_mosquitto() -> BrokerProgram | None:
+    """Return the host's own Mosquitto 2 if it has the dynamic security plugin."""
+    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None:
+        return None
+    text = subprocess.run([found, "-h"], capture_output=True, text=True, check=False).stdout
+    plugins = [
+        plugin
+        for base in ("/usr/lib", "/usr/local/lib")
+        for plugin in Path(base).glob("**/mosquitto_dynamic_security.so")
+    ]
+    if not re.search(r"mosquitto version 2\.", text) or not plugins:
+        return None
+    return BrokerProgram(mosquitto=Path(found), plugin=plugins[0])
+
+
+class Broker:
+    """One Mosquitto below a stack's root: devices on one port, services on another."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        program: BrokerProgram,
+        account: Account,
+        device_port: int,
+        service_port: int,
+        bind: str = "127.0.0.1",
+    ) -> None:
+        self.device_port = device_port
+        self.service_port = service_port
+        self.log_path = root / "logs/broker.log"
+        self._root = root
+        self._program = program
+        self._account = account
+        self._bind = bind
+        self._pid_path = root / "broker.pid"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process id, None if it does not run."""
+        daemon = Daemon.remembered(self._pid_path)
+        return None if daemon is None else daemon.pid
+
+    @property
+    def running(self) -> bool:
+        return self.pid is not None
+
+    def start(self, progress: Progress = lambda text: None) -> None:
+        """Start with empty hands; a running one is left alone."""
+        if self.running:
+            return
+        for port, host in ((self.device_port, self._bind), (self.service_port, "127.0.0.1")):
+            demand_free_port(
+                host, port, service="the broker", remembered_in=self._root / "endpoints.json"
+            )
+        progress("starting the broker")
+        home = data_directory(self._root, "broker", account=self._account)
+        self._write_files(home)
+        daemon = spawn(
+            [str(self._program.mosquitto), "-c", str(home / "mosquitto.conf")],
+            account=self._account,
+            log=self.log_path,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            cwd=home,
+        )
+        daemon.remember(self._pid_path)
+
+    def wait_ready(self, timeout_s: float = 30) -> None:
+        """Return once both listeners accept connections. Raises ServiceFailedError."""
+        ready = wait_until(lambda: not self.running or self._listens(), timeout_s=timeout_s)
+        if not ready or not self.running:
+            raise ServiceFailedError(f"The broker is not ready: {log_tail(self.log_path)}")
+
+    def stop(self) -> None:
+        """Stop after telling each client."""
+        daemon = Daemon.remembered(self._pid_path)
+        if daemon is not None:
+            daemon.signal(signal.SIGTERM)
+            if not daemon.wait_gone(timeout_s=30):
+                daemon.kill_with_children()
+        self._pid_path.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """SIGKILL; sessions and queued messages are gone."""
+        daemon = Daemon.remembered(self._pid_path)
+        if daemon is not None:
+            daemon.kill_with_children()
+        self._pid_path.unlink(missing_ok=True)
+
+    def _listens(self) -> bool:
+        return port_answers("127.0.0.1", self.device_port) and port_answers(
+            "127.0.0.1", self.service_port
+        )
+
+    def _write_files(self, home: Path) -> None:
+        pki = self._root / "pki"
+        # The broker cannot be told to read a newer list (no SIGHUP), and an expired one locks out
+        # the whole fleet: its copy outlives any uptime. Revoking in seconds is the deny-list's.
+        Authority.load(pki).refresh_crl(now=datetime.now(UTC), life=CA_LIFE)
+        files = BrokerFiles(folder=home, plugin=self._program.plugin)
+        conf = mosquitto_conf(
+            files, bind=self._bind, device_port=self.device_port, service_port=self.service_port
+        )
+        denied = home / "dynamic-security.json"
+        previous = denied.read_text() if denied.exists() else None
+        self._write(home / "mosquitto.conf", conf.encode())
+        self._write(home / "acl", ACCESS_LIST.encode())
+        self._write(denied, dynamic_security(previous).encode())
+        for name in _FROM_PKI:
+            self._write(home / name, (pki / name).read_bytes())
+
+    def _write(self, path: Path, content: bytes) -> None:
+        partial = path.with_name(path.name + ".partial")
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        self._account.own(partial)
+        partial.replace(path)

@@ -1,0 +1,241 @@
+"""The two services as one thing: brought up, looked at, taken down.
+
+A stack lives below one directory:
+
+    endpoints.json   ports, chosen once        secrets.json   passwords, chosen once (0600)
+    pki/             certificates and keys     logs/          one file per service
+    postgres/        the cluster               broker/        the broker's own files
+    *.pid            what we started           lock           held while starting or stopping
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from ops.services.account import service_account
+from ops.services.broker import Broker, BrokerProgram, host_mosquitto
+from ops.services.errors import ServicesError
+from ops.services.packages import Bundle, Progress, library_folder, locked, unpacked
+from ops.services.postgres import ADMIN, DATABASE, ROLES, Postgres, PostgresPrograms, host_postgres
+from server.pki.authority import Authority
+
+__all__ = ["Endpoints", "ServiceStatus", "Stack"]
+
+SERVICES = Bundle(
+    name="services",
+    packages=(
+        "postgresql-17",
+        "postgresql-client-17",
+        "postgresql-17-timescaledb",
+        "mosquitto",
+    ),
+    keep=r"^(lib|zlib1g)",
+    drop=r"^lib(llvm|z3|perl|.*-perl|c-bin|c-l10n|pam-|debconf|semanage|sepol)",
+    programs=("usr/lib/postgresql/17/bin/*", "usr/sbin/mosquitto"),
+    megabytes=600,
+)
+_LOOPBACK = "127.0.0.1"
+# below the range from which the kernel takes the ports of outgoing connections
+_PORTS = range(20000, 32000)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the services are, and how to sign in."""
+
+    pg_host: str
+    pg_port: int
+    broker_host: str
+    broker_device_port: int
+    broker_service_port: int
+    pki: Path
+    passwords: Mapping[str, str] = field(repr=False)
+
+    def dsn(self, role: str, database: str = DATABASE) -> str:
+        """Return the URL for admin, owner, ingest, api or maint."""
+        user = ADMIN if role == "admin" else ROLES[role]
+        return (
+            f"postgresql://{user}:{self.passwords[role]}@{self.pg_host}:{self.pg_port}/{database}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One service as it is now; `pid` is None where it does not run."""
+
+    name: str
+    pid: int | None
+    ports: tuple[int, ...]
+    log_path: Path
+
+    @property
+    def running(self) -> bool:
+        return self.pid is not None
+
+
+class Stack:
+    """PostgreSQL and the broker below one directory; `role` notes whose they are."""
+
+    def __init__(self, root: Path, *, role: str = "dev") -> None:
+        self.root = root.absolute()
+        self.role = role
+        self._account = service_account()
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where the services are. Raises ServicesError before the first `up`."""
+        try:
+            ports = json.loads((self.root / "endpoints.json").read_text())
+            passwords = json.loads((self.root / "secrets.json").read_text())
+        except FileNotFoundError as error:
+            raise ServicesError(
+                f"{self.root} holds no services yet; run `vestibule services up`."
+            ) from error
+        return Endpoints(
+            pg_host=_LOOPBACK,
+            pg_port=ports["postgres"],
+            broker_host=_LOOPBACK,
+            broker_device_port=ports["broker_devices"],
+            broker_service_port=ports["broker_services"],
+            pki=self.root / "pki",
+            passwords=passwords,
+        )
+
+    @cached_property
+    def postgres(self) -> Postgres:
+        endpoints = self.endpoints
+        return Postgres(
+            self.root,
+            programs=self._postgres_programs(),
+            account=self._account,
+            port=endpoints.pg_port,
+            passwords=endpoints.passwords,
+        )
+
+    @cached_property
+    def broker(self) -> Broker:
+        endpoints = self.endpoints
+        return Broker(
+            self.root,
+            program=self._broker_program(),
+            account=self._account,
+            device_port=endpoints.broker_device_port,
+            service_port=endpoints.broker_service_port,
+        )
+
+    def up(self, progress: Progress = lambda text: None) -> Endpoints:
+        """Start what does not run, making what is missing; return where it is.
+
+        Raises a ServicesError whose text says what to do.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "logs").mkdir(exist_ok=True)
+        with locked(self.root / "lock"):
+            self._choose_once()
+            self._certify()
+            self._programs(progress)
+            self.postgres.start(progress)
+            self.broker.start(progress)
+            self.postgres.wait_ready()
+            self.broker.wait_ready()
+            self.postgres.prepare()
+        return self.endpoints
+
+    def down(self) -> None:
+        """Stop both services, the broker first; data stays."""
+        if not (self.root / "endpoints.json").exists():
+            return
+        with locked(self.root / "lock"):
+            self.broker.stop()
+            self.postgres.stop()
+
+    def remove(self) -> None:
+        """Stop both services and delete everything below the root."""
+        self.down()
+        for name in ("postgres", "broker"):
+            shutil.rmtree((self.root / name).resolve(), ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def status(self) -> list[ServiceStatus]:
+        """Return each service's state; an empty list before the first `up`."""
+        if not (self.root / "endpoints.json").exists():
+            return []
+        postgres, broker = self.postgres, self.broker
+        return [
+            ServiceStatus("postgres", postgres.pid, (postgres.port,), postgres.log_path),
+            ServiceStatus(
+                "broker", broker.pid, (broker.device_port, broker.service_port), broker.log_path
+            ),
+        ]
+
+    def _choose_once(self) -> None:
+        ports = self.root / "endpoints.json"
+        if not ports.exists():
+            names = ("postgres", "broker_devices", "broker_services")
+            chosen = dict(zip(names, _free_ports(len(names)), strict=True))
+            _write(ports, json.dumps({**chosen, "role": self.role}), mode=0o644)
+            for cached in ("postgres", "broker"):
+                self.__dict__.pop(cached, None)
+        passwords = self.root / "secrets.json"
+        if not passwords.exists():
+            words = {name: secrets.token_hex(24) for name in ("admin", *ROLES)}
+            _write(passwords, json.dumps(words), mode=0o600)
+
+    def _certify(self) -> None:
+        pki = self.root / "pki"
+        exists = (pki / "root.pem").exists()
+        authority = Authority.load(pki) if exists else Authority.create(pki)
+        authority.ensure_services(now=datetime.now(UTC))
+
+    def _programs(self, progress: Progress) -> None:
+        if host_postgres() is None or host_mosquitto() is None:
+            unpacked(SERVICES, account=self._account, progress=progress)
+
+    def _postgres_programs(self) -> PostgresPrograms:
+        return host_postgres() or PostgresPrograms(self._tree() / "usr/lib/postgresql/17/bin")
+
+    def _broker_program(self) -> BrokerProgram:
+        found = host_mosquitto()
+        if found is not None:
+            return found
+        tree = self._tree()
+        return BrokerProgram(
+            mosquitto=tree / "usr/sbin/mosquitto",
+            plugin=library_folder(tree) / "mosquitto_dynamic_security.so",
+        )
+
+    def _tree(self) -> Path:
+        return unpacked(SERVICES, account=self._account, progress=lambda text: None)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return distinct ports that nobody listens on."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind((_LOOPBACK, port))
+            except OSError:
+                continue
+        if port not in chosen:
+            chosen.append(port)
+    return chosen
+
+
+def _write(path: Path, text: str, *, mode: int) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    partial.replace(path)
