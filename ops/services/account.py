@@ -18,7 +18,14 @@ from pathlib import Path
 
 from ops.services.errors import AccountError, DiskShortError
 
-__all__ = ["Account", "cache_directory", "data_directory", "require_space", "service_account"]
+__all__ = [
+    "Account",
+    "cache_directory",
+    "data_directory",
+    "reachable_home",
+    "require_space",
+    "service_account",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +92,7 @@ def data_directory(root: Path, name: str, *, account: Account) -> Path:
     """
     place = root / name
     if not account.can_reach(root):
-        digest = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
-        real = Path("/var/lib/vestibule") / digest / name
+        real = reachable_home(root) / name
         real.mkdir(parents=True, exist_ok=True, mode=0o755)
         if not place.is_symlink():
             place.symlink_to(real)
@@ -95,6 +101,12 @@ def data_directory(root: Path, name: str, *, account: Account) -> Path:
     account.own(place)
     place.chmod(0o700)
     return place
+
+
+def reachable_home(root: Path) -> Path:
+    """Return where the data of a stack goes that the services' account cannot reach."""
+    digest = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
+    return Path("/var/lib/vestibule") / digest
 
 
 def require_space(place: Path, *, megabytes: int, purpose: str) -> None:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from ops.services.account import service_account
+from ops.services.account import reachable_home, service_account
 from ops.services.broker import Broker, BrokerProgram, host_mosquitto
 from ops.services.errors import ServicesError
 from ops.services.packages import Bundle, Progress, library_folder, locked, unpacked
@@ -161,9 +161,8 @@ class Stack:
     def remove(self) -> None:
         """Stop both services and delete everything below the root."""
         self.down()
-        for name in ("postgres", "broker"):
-            shutil.rmtree((self.root / name).resolve(), ignore_errors=True)
-        shutil.rmtree(self.root, ignore_errors=True)
+        for place in (self.root, reachable_home(self.root)):
+            shutil.rmtree(place, ignore_errors=True)
 
     def status(self) -> list[ServiceStatus]:
         """Return each service's state; an empty list before the first `up`."""

@@ -1,0 +1,87 @@
+"""The embedded services for tests: one stack per run, one database per test that asks for it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from ops.services.stack import Stack
+
+_STARTED_BY_TESTS = "started-by-tests"
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """PostgreSQL and the broker, running; shared between the workers of one run.
+
+    VESTIBULE_TEST_STACK names a directory to share with other runs too. Whoever leaves last stops
+    what tests have started; a stack that already ran is left running.
+    """
+    root, temporary = _stack_root()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_name(root.name + ".users").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits while the last user of before is stopping it
+        shared = Stack(root, role="test")
+        with _turn(root):
+            ran_before = all(state.running for state in shared.status()) and shared.status() != []
+            shared.up()
+            if not ran_before:
+                (root / _STARTED_BY_TESTS).touch()
+        try:
+            yield shared
+        finally:
+            _leave(shared, users, temporary=temporary)
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[str]:
+    """The name of a fresh database with TimescaleDB, dropped afterwards."""
+    name = f"test_{secrets.token_hex(6)}"
+    stack.postgres.create_database(name)
+    try:
+        yield name
+    finally:
+        stack.postgres.drop_database(name)
+
+
+def _stack_root() -> tuple[Path, bool]:
+    """Return where the stack lives, and whether it is only for this run.
+
+    Not pytest's own temporary directory: it is closed to the services' account.
+    """
+    configured = os.environ.get("VESTIBULE_TEST_STACK")
+    if configured:
+        return Path(configured).absolute(), False
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    return Path(tempfile.gettempdir()) / f"vestibule-test-{os.geteuid()}-{run[:16]}" / "stack", True
+
+
+@contextmanager
+def _turn(root: Path) -> Iterator[None]:
+    with root.with_name(root.name + ".turn").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _leave(shared: Stack, users: IO[str], *, temporary: bool) -> None:
+    """Stop the stack if tests started it and nobody else uses it any more."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    marker = shared.root / _STARTED_BY_TESTS
+    if marker.exists():
+        marker.unlink()
+        shared.down()
+    if temporary:
+        shared.remove()
+        shutil.rmtree(shared.root.parent, ignore_errors=True)
