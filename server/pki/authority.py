@@ -39,7 +39,7 @@ from server.pki.profile import Signer
 __all__ = ["Authority", "AuthorityError", "IssuedCertificate", "RequestRefusedError", "device_uri"]
 
 CRL_LIFE = timedelta(days=7)
-MAX_REQUEST_BYTES = 8192  # a P-256 request has 400; room for extensions that we ignore
+MAX_REQUEST_BYTES = 8192  # a P-256 request has some 400; room for extensions that we ignore
 SERVICE_PREFIX = "svc-"
 _LOCAL_DNS = ("localhost",)
 _LOCAL_IPS = ("127.0.0.1", "::1")
