@@ -98,8 +98,10 @@ class Authority:
             services=_load_signer(directory, "service-ca"),
         )
 
-    def issue_device(self, csr_pem: bytes, *, device: str, now: datetime) -> IssuedCertificate:
-        """Sign a device's key. Raises RequestRefusedError; ValueError for an impossible id.
+    def issue_device(
+        self, csr_pem: bytes, *, device: str, now: datetime, serial: int | None = None
+    ) -> IssuedCertificate:
+        """Sign a device's key, under `serial` if one was recorded. Raises RequestRefusedError; ValueError for an impossible id.
 
         1. The id is one that the server makes, and none of a service.
         2. The request is of bounded size and parses.
@@ -118,6 +120,7 @@ class Authority:
             server=False,
             signer=self._devices,
             now=now,
+            serial=serial,
         )
         return _issued(certificate, signer=self._devices)
 

@@ -49,6 +49,11 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
+def new_serial() -> int:
+    """Return a fresh 128-bit serial; who records before signing draws it first."""
+    return secrets.randbits(127) | (1 << 127)
+
+
 def self_signed(
     name: str, *, key: ec.EllipticCurvePrivateKey, path_length: int, now: datetime, life: timedelta
 ) -> x509.Certificate:
@@ -79,10 +84,11 @@ def certify(
     server: bool,
     signer: Signer,
     now: datetime,
+    serial: int | None = None,
 ) -> x509.Certificate:
     """Return a leaf for one purpose: to serve, or to connect as a client."""
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
-    builder = _builder(_name(name), key=key, now=now, life=LEAF_LIFE)
+    builder = _builder(_name(name), key=key, now=now, life=LEAF_LIFE, serial=serial)
     builder = (
         builder.issuer_name(signer.certificate.subject)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -121,13 +127,18 @@ def revocation_list(
 
 
 def _builder(
-    subject: x509.Name, *, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
+    subject: x509.Name,
+    *,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    life: timedelta,
+    serial: int | None = None,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .public_key(key)
-        .serial_number(secrets.randbits(127) | (1 << 127))
+        .serial_number(new_serial() if serial is None else serial)
         .not_valid_before(now - _BACKDATE)
         .not_valid_after(now + life)
     )

@@ -1,0 +1,1 @@
+"""The register everyone asks: organisations, sites, doors, spots, devices, assignments."""

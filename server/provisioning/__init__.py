@@ -1,0 +1,1 @@
+"""First enrolment: one-time claims, and what a device gets for one."""

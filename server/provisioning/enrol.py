@@ -1,0 +1,133 @@
+"""A claim and a device's key become a certificate, once.
+
+Verification, in this order; the same numbers stand in the code:
+
+1. The claim's secret is known (compared by its hash).
+2. It has not expired, unless this same key already used it.
+3. It is unused, or was used by this same key: then the same certificate is answered again, so a
+   device that lost power after asking may ask again.
+4. The device is not revoked.
+5. The request proves possession of a P-256 key (the authority's own list); its serial is recorded
+   before anything is signed, and nothing but the key is taken from the request.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+from server.db.engine import transaction
+from server.errors import RefusedError
+from server.fleet.register import notify
+from server.pki.authority import Authority, RequestRefusedError
+from server.pki.profile import new_serial
+from server.provisioning.claims import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What a device gets: who it is, and the proof of it."""
+
+    device: str
+    kind: str
+    chain_pem: str
+
+
+async def enrol(
+    pool: asyncpg.Pool, authority: Authority, *, secret: str, csr_pem: str, now: datetime
+) -> Enrolment:
+    """Enrol the device that holds the claim. Raises RefusedError with the rule's code."""
+    spki = _key_hash(csr_pem)
+    async with transaction(pool, "record enrolment") as connection:
+        claim = await _check(connection, secret=secret, spki=spki, now=now)
+        chain = await connection.fetchval(
+            "select chain from certificates where device_id = $1 and spki_sha256 = $2 "
+            "and chain is not null and revoked_at is null order by recorded_at desc limit 1",
+            claim["device_id"],
+            spki,
+        )
+        if chain is not None:  # 3
+            return Enrolment(claim["device"], claim["kind"], chain)
+        serial = new_serial()
+        await connection.execute(  # 5: recorded before signed
+            "insert into certificates (serial, organisation_id, device_id, spki_sha256) "
+            "values ($1, $2, $3, $4)",
+            f"{serial:x}",
+            claim["organisation_id"],
+            claim["device_id"],
+            spki,
+        )
+        await connection.execute(
+            "update claims set used_at = coalesce(used_at, $2), spki_sha256 = $3 where id = $1",
+            claim["id"],
+            now,
+            spki,
+        )
+    try:
+        issued = await asyncio.to_thread(
+            authority.issue_device,
+            csr_pem.encode(),
+            device=claim["device"],
+            serial=serial,
+            now=now,
+        )
+    except RequestRefusedError as error:
+        raise RefusedError("bad_request_for_certificate", str(error)) from error
+    chain = issued.chain_pem.decode()
+    async with transaction(pool, "complete enrolment") as connection:
+        await connection.execute(
+            "update certificates set chain = $2, not_after = $3 where serial = $1",
+            f"{serial:x}",
+            chain,
+            issued.not_after,
+        )
+        await connection.execute(
+            "update devices set state = 'provisioned', enrolled_at = coalesce(enrolled_at, $2) "
+            "where id = $1",
+            claim["device_id"],
+            now,
+        )
+        await notify(connection, claim["device"])
+    return Enrolment(claim["device"], claim["kind"], chain)
+
+
+async def _check(
+    connection: asyncpg.Connection, *, secret: str, spki: bytes, now: datetime
+) -> asyncpg.Record:
+    """Steps 1 to 4; the claim's row stays locked until the transaction ends."""
+    claim = await connection.fetchrow(
+        "select c.id, c.organisation_id, c.device_id, c.expires_at, c.used_at, c.spki_sha256, "
+        "d.device, d.kind, d.state from claims c join devices d on d.id = c.device_id "
+        "where c.secret_sha256 = $1 for update of c",
+        digest(secret),
+    )
+    if claim is None:  # 1
+        raise RefusedError("unknown_claim", "this claim is not one of ours; ask for a new one")
+    again = claim["spki_sha256"] == spki
+    if claim["expires_at"] <= now and not again:  # 2
+        raise RefusedError("claim_expired", f"this claim ended {claim['expires_at']:%Y-%m-%d}")
+    if claim["used_at"] is not None and not again:  # 3
+        raise RefusedError("claim_used", "this claim was used with another key; ask for a new one")
+    if claim["state"] == "revoked":  # 4
+        raise RefusedError("device_revoked", f"{claim['device']} is revoked")
+    return claim
+
+
+def _key_hash(csr_pem: str) -> bytes:
+    """SHA-256 of the request's public key; RefusedError if it is no request or not signed by it."""
+    try:
+        request = x509.load_pem_x509_csr(csr_pem.encode())
+        key = request.public_key()
+    except Exception as error:  # the parser's own errors have no common base
+        raise RefusedError("bad_request_for_certificate", "not a PEM request: send one") from error
+    if not request.is_signature_valid:
+        raise RefusedError("bad_request_for_certificate", "the request is not signed by its key")
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    hasher = hashes.Hash(hashes.SHA256())
+    hasher.update(der)
+    return hasher.finalize()
