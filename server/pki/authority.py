@@ -101,7 +101,9 @@ class Authority:
     def issue_device(
         self, csr_pem: bytes, *, device: str, now: datetime, serial: int | None = None
     ) -> IssuedCertificate:
-        """Sign a device's key, under `serial` if one was recorded. Raises RequestRefusedError; ValueError for an impossible id.
+        """Sign a device's key, under `serial` if one was recorded already.
+
+        Raises RequestRefusedError; ValueError for an impossible id.
 
         1. The id is one that the server makes, and none of a service.
         2. The request is of bounded size and parses.
