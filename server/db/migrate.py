@@ -42,10 +42,12 @@ def _upgrade(connection: Connection) -> None:
 
 def run_sql_file(name: str) -> None:
     """Run a migration's SQL file, many statements at once, on the migration's connection."""
-    driver = op.get_bind().connection.dbapi_connection
-    assert driver is not None
-    # exec_driver_sql prepares, and a prepared statement is one statement; this is simple query.
-    driver.await_(driver._connection.execute((_HERE / name).read_text()))
+    op.execute("select 1")  # the driver begins its transaction with the first statement
+    adapted = op.get_bind().connection.dbapi_connection
+    assert adapted is not None
+    sql = (_HERE / name).read_text()
+    # execute() would prepare, and a prepared statement is one statement; this is simple query
+    adapted.run_async(lambda connection: connection.execute(sql))
 
 
 async def check_schema(connection: asyncpg.Connection) -> None:

@@ -12,7 +12,7 @@ $$ select nullif(current_setting('app.organisation', true), '')::int $$;
 -- One row: which history this database tells. It changes after a restore, so consumers resync.
 create table dataset (
     id bigint not null,
-    only boolean primary key default true check (only),
+    singleton boolean primary key default true check (singleton),
     created_at timestamptz not null default now()
 );
 
@@ -395,7 +395,7 @@ create index on transactions (site_id, at);
 
 -- The oldest server release that may still run on this schema.
 create table schema_compatibility (
-    only boolean primary key default true check (only),
+    singleton boolean primary key default true check (singleton),
     version int not null,
     compatible_from int not null
 );
