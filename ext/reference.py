@@ -19,6 +19,7 @@ from ext.layout import (
     Status,
 )
 from protocol.counter import Counts, decode_lines
+from protocol.crc import crc32c as crc32c
 from protocol.frame import (
     FrameError,
     Header,
@@ -35,6 +36,7 @@ from protocol.frame import (
 from protocol.gap import decode_gap
 from protocol.health import decode_metrics
 from protocol.kiosk import Presses, decode_presses
+from protocol.session import decode_greeting, read_downlink
 
 PG_EPOCH_MS = 946_684_800_000  # 2000-01-01T00:00:00Z
 EARLIEST_MS = PG_EPOCH_MS  # a dated frame before this century has a wild clock
@@ -60,6 +62,7 @@ def read(data: bytes, header: Header) -> Read:
     kind = Kind(header.kind)
     wanted = Section(_SECTION_OF[kind])
     if wanted in (Section.RECEIPT, Section.ANSWER):
+        read_downlink(header, sections)
         return Read(header, None, None, (0, 0))
     span = decode_time(need(sections, Section.TIME))
     payload = need(sections, wanted)
@@ -72,6 +75,8 @@ def read(data: bytes, header: Header) -> Read:
         decode_metrics(payload, span)
     elif kind is Kind.GAP:
         decode_gap(payload, span, seq=header.seq)
+    else:
+        decode_greeting(payload, span)
     return Read(header, span, content, _where(data, wanted))
 
 
@@ -134,6 +139,34 @@ def decode(frames: Sequence[bytes], places: Sequence[Place]) -> Decoded:
             continue
         _append(batch, found, [where], offset_ms=None)
     return batch.done()
+
+
+_PLACE = struct.Struct("<iiqq")
+
+
+def pack_places(places: Sequence[Place]) -> bytes:
+    """Return `places` as `decode_packed` takes them: boot, spot, from_ms, until_ms."""
+    return b"".join(_PLACE.pack(*where) for where in places)
+
+
+def decode_packed(frames: Sequence[bytes], packed: bytes) -> Decoded:
+    """Decode `frames` with `packed` places, as `pack_places` made them."""
+    if len(packed) != len(frames) * _PLACE.size:
+        raise ValueError(f"{len(frames)} frames, {len(packed) / _PLACE.size:g} places")
+    return decode(frames, [Place._make(fields) for fields in _PLACE.iter_unpack(packed)])
+
+
+def scan(frames: Sequence[bytes]) -> list[tuple[int, int, int, int, int]]:
+    """Return (reason, kind, boot_id, seq, ordinal) a frame, from its checked header alone."""
+    seen: list[tuple[int, int, int, int, int]] = []
+    for data in frames:
+        try:
+            header = read_header(data)
+        except FrameError as error:
+            seen.append((int(error.reason), 0, 0, 0, 0))
+        else:
+            seen.append((0, header.kind, header.boot_id, header.seq, header.ordinal))
+    return seen
 
 
 def place(data: bytes, pieces: Sequence[Place], *, offset_ms: int | None = None) -> Decoded:

@@ -234,7 +234,7 @@ class Span:
 TIME = struct.Struct("<QIB3xq")
 MAX_MONOTONIC_MS = 1 << 44  # 557 years: no boot lasts longer
 MAX_OFFSET_MS = 1 << 47  # the year 6429
-MAX_SPAN_MS = 1 << 31  # 24 days; longer silences are several frames
+MAX_SPAN_MS = (1 << 31) - 1  # 24 days, an SQL integer; longer silences are several frames
 
 
 def encode_time(span: Span) -> bytes:

@@ -10,7 +10,9 @@ import struct
 from dataclasses import dataclass
 
 from protocol.frame import (
+    MAX_OFFSET_MS,
     FrameError,
+    Header,
     Kind,
     Quality,
     Reason,
@@ -124,7 +126,12 @@ def decode_hello(data: bytes) -> Hello:
     """Read a hello frame; FrameError HELLO or any of the frame's own."""
     sections = read_body(data, read_header(data))
     span = decode_time(need(sections, Section.TIME))
-    payload = bytes(need(sections, Section.HELLO))
+    return decode_greeting(need(sections, Section.HELLO), span)
+
+
+def decode_greeting(section_payload: memoryview, span: Span) -> Hello:
+    """Read a HELLO section; FrameError HELLO."""
+    payload = bytes(section_payload)
     try:
         nonce, versions, agent = _HELLO.unpack_from(payload)
         middle = _HELLO.size + versions
@@ -142,6 +149,8 @@ def decode_hello(data: bytes) -> Hello:
             )
         )
         name = payload[middle:after].decode("ascii")
+        if any(b.first_seq > b.next_seq or abs(b.offset_ms) > MAX_OFFSET_MS for b in boots):
+            raise FrameError(Reason.HELLO, "a boot that ends before it begins, or is out of time")
     except (struct.error, ValueError) as error:
         if isinstance(error, FrameError):
             raise
@@ -172,7 +181,11 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_downlink(data: bytes) -> Receipt | Answer:
     """Read what the server sent; FrameError HELLO if malformed."""
     header = read_header(data)
-    sections = read_body(data, header)
+    return read_downlink(header, read_body(data, header))
+
+
+def read_downlink(header: Header, sections: dict[Section, memoryview]) -> Receipt | Answer:
+    """Read the one section of a receipt or an answer; FrameError MISSING, HELLO or KIND."""
     try:
         if header.kind == Kind.RECEIPT:
             dataset, server_ms, digest = _RECEIPT.unpack(need(sections, Section.RECEIPT))
