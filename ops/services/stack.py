@@ -28,7 +28,7 @@ from ops.services.packages import Bundle, Progress, library_folder, locked, unpa
 from ops.services.postgres import ADMIN, DATABASE, ROLES, Postgres, PostgresPrograms, host_postgres
 from server.pki.authority import Authority
 
-__all__ = ["Endpoints", "ServiceStatus", "Stack"]
+__all__ = ["Endpoints", "ServiceStatus", "Stack", "free_ports"]
 
 SERVICES = Bundle(
     name="services",
@@ -180,7 +180,7 @@ class Stack:
         ports = self.root / "endpoints.json"
         if not ports.exists():
             names = ("postgres", "broker_devices", "broker_services")
-            chosen = dict(zip(names, _free_ports(len(names)), strict=True))
+            chosen = dict(zip(names, free_ports(len(names)), strict=True))
             _write(ports, json.dumps({**chosen, "role": self.role}), mode=0o644)
             for cached in ("postgres", "broker"):
                 self.__dict__.pop(cached, None)
@@ -216,7 +216,7 @@ class Stack:
         return unpacked(SERVICES, account=self._account, progress=lambda text: None)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return distinct ports that nobody listens on."""
     chosen: list[int] = []
     while len(chosen) < count:

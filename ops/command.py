@@ -1,0 +1,74 @@
+"""`vestibule`: the one command. Each subcommand's module is imported only when it is called."""
+
+import importlib
+import sys
+from typing import NamedTuple
+
+from ops.services.errors import ServicesError
+from server.errors import VestibuleError
+
+
+class Subcommand(NamedTuple):
+    """Where a subcommand lives: `module.main(argv) -> exit code`."""
+
+    module: str
+    summary: str
+
+
+SUBCOMMANDS = {
+    "demo": Subcommand("ops.demo.command", "show the main job with everything real, live"),
+    "serve": Subcommand("ops.serve", "run the server"),
+    "migrate": Subcommand("ops.migrate", "bring the database to this release's schema"),
+    "services": Subcommand("ops.services.command", "private PostgreSQL and broker: up, down, status"),
+    "site": Subcommand("ops.register", "add or list sites and their spots"),
+    "device": Subcommand("ops.register", "add devices and make their claims; list, assign, revoke"),
+    "key": Subcommand("ops.register", "make an organisation's API key"),
+    "import": Subcommand("ops.imports", "import sales from the tills (pos)"),
+    "quarantine": Subcommand("ops.quarantine", "list, explain and re-drive refused frames"),
+    "simulate": Subcommand("ops.simulate", "drive a fleet of real agents and prove nothing is lost"),
+    "replay": Subcommand("ops.replay", "send a file of real counts through real agents, proved"),
+    "doctor": Subcommand("ops.doctor", "check this installation and say what to do"),
+    "bench": Subcommand("ops.bench", "measure, each figure beside its limit"),
+}  # fmt: skip
+
+EXIT_USAGE = 2
+
+
+def usage() -> str:
+    """Return the overview that bare `vestibule` prints."""
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  {name:<{width}}  {sub.summary}" for name, sub in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vestibule COMMAND [options]",
+            "",
+            "The fleet server for the devices in a shop's entrance.",
+            "",
+            *lines,
+            "",
+            "vestibule COMMAND --help says more. Exit codes: 0 done, 1 not done (with the reason),",
+            "2 called wrongly.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name = words[0]
+    if name not in SUBCOMMANDS:
+        print(f"vestibule: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        return EXIT_USAGE
+    module = importlib.import_module(SUBCOMMANDS[name].module)
+    takes_name = SUBCOMMANDS[name].module == "ops.register"
+    try:
+        code: int = module.main(words if takes_name else words[1:])
+    except (VestibuleError, ServicesError) as error:
+        print(f"vestibule {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code

@@ -1,0 +1,96 @@
+"""Which deployment a command acts on: the configured one, or the embedded one of this directory.
+
+Configured: VESTIBULE_DSN_OWNER, VESTIBULE_DSN_INGEST, ... and VESTIBULE_PKI in the environment.
+Embedded: the services below `.vestibule` (or VESTIBULE_HOME), brought up when needed.
+"""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from ops.services.stack import Stack, free_ports
+from server.config import Secret, Settings
+
+HOME = "VESTIBULE_HOME"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The owner's way into the database, and the server's settings."""
+
+    owner_dsn: Secret
+    settings: Settings
+
+
+def home() -> Path:
+    """Return the embedded deployment's directory."""
+    return Path(os.environ.get(HOME, ".vestibule")).absolute()
+
+
+def deployment() -> Deployment:
+    """Return the configured deployment, else the embedded one with its services up."""
+    if os.environ.get("VESTIBULE_DSN_INGEST"):
+        owner = os.environ.get("VESTIBULE_DSN_OWNER") or os.environ["VESTIBULE_DSN_INGEST"]
+        return Deployment(Secret(owner), Settings.from_environment())
+    return embedded(Stack(home()))
+
+
+def embedded(stack: Stack, *, database: str = "vestibule") -> Deployment:
+    """Bring `stack` up and return the deployment on it; its ports are chosen once and kept."""
+    endpoints = stack.up()
+    chosen = _chosen(stack.root / "server.json")
+    return Deployment(
+        Secret(endpoints.dsn("owner", database)),
+        Settings(
+            dsn_ingest=Secret(endpoints.dsn("ingest", database)),
+            dsn_api=Secret(endpoints.dsn("api", database)),
+            dsn_maint=Secret(endpoints.dsn("maint", database)),
+            pki=endpoints.pki,
+            broker_host=endpoints.broker_host,
+            broker_service_port=endpoints.broker_service_port,
+            device_broker_host=endpoints.broker_host,
+            device_broker_port=endpoints.broker_device_port,
+            http_port=int(chosen["http_port"]),
+            https_port=int(chosen["https_port"]),
+            session_secret=Secret(chosen["session_secret"]),
+        ),
+    )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the variables that give a child process these settings."""
+    return {
+        "VESTIBULE_DSN_INGEST": settings.dsn_ingest,
+        "VESTIBULE_DSN_API": settings.dsn_api,
+        "VESTIBULE_DSN_MAINT": settings.dsn_maint,
+        "VESTIBULE_PKI": str(settings.pki),
+        "VESTIBULE_BROKER_HOST": settings.broker_host,
+        "VESTIBULE_BROKER_SERVICE_PORT": str(settings.broker_service_port),
+        "VESTIBULE_DEVICE_BROKER_HOST": settings.device_broker_host,
+        "VESTIBULE_DEVICE_BROKER_PORT": str(settings.device_broker_port),
+        "VESTIBULE_HTTP_HOST": settings.http_host,
+        "VESTIBULE_HTTP_PORT": str(settings.http_port),
+        "VESTIBULE_HTTPS_HOST": settings.https_host,
+        "VESTIBULE_HTTPS_PORT": str(settings.https_port),
+        "VESTIBULE_PUBLIC_URL": settings.public_url,
+        "VESTIBULE_SESSION_SECRET": settings.session_secret,
+        "VESTIBULE_ROLES": ",".join(sorted(settings.roles)),
+    }
+
+
+def _chosen(path: Path) -> dict[str, str]:
+    """Return the server's own ports and secret, drawn at the first call."""
+    if not path.exists():
+        http_port, https_port = free_ports(2)
+        drawn = {
+            "http_port": str(http_port),
+            "https_port": str(https_port),
+            "session_secret": secrets.token_urlsafe(32),
+        }
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(drawn, file)
+    found: dict[str, str] = json.loads(path.read_text())
+    return found

@@ -1,0 +1,232 @@
+"""`vestibule site|device|key`: the fleet's register from the command line.
+
+Devices may come one by one or as CSV with the columns
+
+    organisation,site,time_zone,spot,kind,serial
+
+(kind is counter or kiosk); organisations, sites and spots that are not there yet are made. Each
+device's claim is printed once, for `vestibule-agent enrol`; only its hash is kept.
+"""
+
+import argparse
+import asyncio
+import csv
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncpg
+
+from ops.deployment import Deployment, deployment
+from server.api.keys import create_api_key
+from server.errors import NotFoundError, RefusedError
+from server.fleet import register
+from server.provisioning.claims import make_claim, root_fingerprint, token
+
+COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
+Action = Callable[[asyncpg.Connection, argparse.Namespace, Deployment], Awaitable[int]]
+
+
+def main(argv: list[str]) -> int:
+    """Run `site ...`, `device ...` or `key ...` in one transaction: all of it, or none."""
+    options = _parser().parse_args(argv)
+    return asyncio.run(_run(options))
+
+
+async def _run(options: argparse.Namespace) -> int:
+    found = deployment()
+    connection = await asyncpg.connect(found.owner_dsn)
+    try:
+        async with connection.transaction():
+            act: Action = options.act
+            return await act(connection, options, found)
+    finally:
+        await connection.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vestibule",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    nouns = parser.add_subparsers(required=True, metavar="site|device|key")
+
+    site = nouns.add_parser("site", help="sites").add_subparsers(required=True)
+    add = site.add_parser("add", help="add a site")
+    add.add_argument("name")
+    add.add_argument("--organisation", required=True, help="its name; made if it is new")
+    add.add_argument("--time-zone", required=True, help="such as Europe/Stockholm")
+    add.add_argument("--currency", default="EUR")
+    add.add_argument("--opens", help="HH:MM every day (default: never closes)")
+    add.add_argument("--closes", help="HH:MM; before --opens means past midnight")
+    add.set_defaults(act=_add_site)
+    site.add_parser("list", help="list sites and spots").set_defaults(act=_list_sites)
+
+    device = nouns.add_parser("device", help="devices").add_subparsers(required=True)
+    add = device.add_parser("add", help="add one device, or a CSV of them; prints the claims")
+    add.add_argument("--csv", type=Path, help=f"columns {','.join(COLUMNS)}")
+    add.add_argument("--organisation")
+    add.add_argument("--site", help="the site's name; made if it is new")
+    add.add_argument("--time-zone", default="Europe/Stockholm")
+    add.add_argument("--spot", help="the spot's name; made if it is new")
+    add.add_argument("--kind", choices=("counter", "kiosk"), default="counter")
+    add.add_argument("--serial", default="")
+    add.set_defaults(act=_add_devices)
+    device.add_parser("list", help="list devices").set_defaults(act=_list_devices)
+    assign = device.add_parser("assign", help="let a device stand at a spot from now on")
+    assign.add_argument("device")
+    assign.add_argument("spot", help="the spot's ref, such as spot-7k2m9qxw")
+    assign.add_argument("--since", type=datetime.fromisoformat, help="ISO time with offset")
+    assign.set_defaults(act=_assign)
+
+    key = nouns.add_parser("key", help="API keys").add_subparsers(required=True)
+    add = key.add_parser("add", help="make a key; it is shown once")
+    add.add_argument("organisation")
+    add.add_argument("--note", default="")
+    add.set_defaults(act=_add_key)
+    return parser
+
+
+async def _add_site(
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
+) -> int:
+    organisation = await register.add_organisation(connection, options.organisation)
+    hours: list[register.Hours] = []
+    if options.opens or options.closes:
+        opens, closes = _minutes(options.opens), _minutes(options.closes)
+        closes += 1440 if closes <= opens else 0
+        hours = [register.Hours(weekday, opens, closes) for weekday in range(7)]
+    row = await register.add_site(
+        connection,
+        organisation,
+        name=options.name,
+        time_zone=options.time_zone,
+        currency=options.currency,
+        hours=hours,
+    )
+    print(await connection.fetchval("select ref from sites where id = $1", row))
+    return 0
+
+
+def _minutes(text: str | None) -> int:
+    hour, _, minute = (text or "").partition(":")
+    if not (hour.isdigit() and minute.isdigit() and int(hour) < 24 and int(minute) < 60):
+        raise RefusedError("bad_time", f"expected --opens and --closes as HH:MM, got {text!r}")
+    return int(hour) * 60 + int(minute)
+
+
+async def _list_sites(
+    connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment
+) -> int:
+    for row in await connection.fetch(
+        "select o.name as organisation, s.ref, s.name, s.time_zone, p.ref as spot, p.name as at, "
+        "p.kind from sites s join organisations o on o.id = s.organisation_id "
+        "left join spots p on p.site_id = s.id order by o.name, s.name, p.name"
+    ):
+        print("\t".join("" if value is None else str(value) for value in row.values()))
+    return 0
+
+
+async def _add_devices(
+    connection: asyncpg.Connection, options: argparse.Namespace, found: Deployment
+) -> int:
+    if options.csv:
+        rows = _read_csv(options.csv)
+    elif options.organisation and options.site and options.spot:
+        rows = [{name: getattr(options, name) for name in COLUMNS}]
+    else:
+        raise RefusedError("usage", "give --organisation, --site and --spot, or --csv FILE")
+    settings = found.settings
+    url = settings.public_url or f"https://{settings.https_host}:{settings.https_port}"
+    fingerprint = root_fingerprint(settings.pki)
+    for row in rows:
+        device, secret = await add_claimed_device(connection, row)
+        print(f"{device}\t{token(url=url, fingerprint=fingerprint, secret=secret)}")
+    return 0
+
+
+async def add_claimed_device(
+    connection: asyncpg.Connection, row: dict[str, str]
+) -> tuple[str, str]:
+    """Make the row's device with all it stands on; return its id and its claim's secret."""
+    now = datetime.now(UTC)
+    organisation = await register.add_organisation(connection, row["organisation"])
+    site = await connection.fetchval(
+        "select id from sites where organisation_id = $1 and name = $2", organisation, row["site"]
+    )
+    if site is None:
+        site = await register.add_site(
+            connection, organisation, name=row["site"], time_zone=row["time_zone"]
+        )
+    spot = await connection.fetchval(
+        "select ref from spots where site_id = $1 and name = $2", site, row["spot"]
+    )
+    if spot is None:
+        made = await register.add_spot(
+            connection,
+            organisation,
+            site=site,
+            name=row["spot"],
+            kind=row["kind"],
+            door=row["spot"] if row["kind"] == "counter" else "",
+        )
+        spot = await connection.fetchval("select ref from spots where id = $1", made)
+    device_row, device = await register.add_device(
+        connection, organisation, kind=row["kind"], serial=row["serial"]
+    )
+    await register.assign(connection, device=device, spot=spot, since=now)
+    return device, await make_claim(connection, device_row, now=now)
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise RefusedError(
+                "bad_csv", f"{path}: expected {','.join(COLUMNS)}, got {reader.fieldnames}"
+            )
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if row["kind"] not in ("counter", "kiosk") or not all(row[c] for c in COLUMNS[:5]):
+            raise RefusedError("bad_csv", f"{path}:{number}: a field is empty or kind is unknown")
+    return rows
+
+
+async def _list_devices(
+    connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment
+) -> int:
+    for row in await connection.fetch(
+        "select d.device, d.kind, d.state, d.serial, s.name as site, p.name as spot, "
+        "max(b.last_stored) as last_stored from devices d "
+        "left join assignments a on a.device_id = d.id and a.valid @> now() "
+        "left join spots p on p.id = a.spot_id left join sites s on s.id = p.site_id "
+        "left join boots b on b.device_id = d.id "
+        "group by d.id, s.name, p.name order by s.name, p.name"
+    ):
+        print("\t".join("" if value is None else str(value) for value in row.values()))
+    return 0
+
+
+async def _assign(
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
+) -> int:
+    since = options.since or datetime.now(UTC)
+    if since.tzinfo is None:
+        raise RefusedError("bad_time", "--since needs its offset, such as +01:00")
+    await register.assign(connection, device=options.device, spot=options.spot, since=since)
+    return 0
+
+
+async def _add_key(
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
+) -> int:
+    organisation = await connection.fetchval(
+        "select id from organisations where name = $1 or ref = $1", options.organisation
+    )
+    if organisation is None:
+        raise NotFoundError(f"no organisation {options.organisation!r}")
+    print(await create_api_key(connection, organisation, note=options.note))
+    print("shown once; keep it where secrets are kept", file=sys.stderr)
+    return 0

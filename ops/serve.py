@@ -1,0 +1,34 @@
+"""`vestibule serve`: run the server in this process until it is told to stop.
+
+Without VESTIBULE_* settings it brings up the embedded services and migrates them first.
+"""
+
+import argparse
+import asyncio
+import os
+
+from ops.deployment import deployment
+from server.app import run
+from server.config import Settings
+from server.db.migrate import migrate
+from server.ingest.runtime import new_event_loop
+from server.log import configure
+
+
+def main(argv: list[str]) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="vestibule serve", description=__doc__)
+    parser.add_argument("--roles", help="comma-separated: api, ingest, rollup (default all)")
+    options = parser.parse_args(argv)
+    if options.roles:
+        os.environ["VESTIBULE_ROLES"] = options.roles
+    configure()
+    if os.environ.get("VESTIBULE_DSN_INGEST"):
+        settings = Settings.from_environment()
+    else:
+        found = deployment()
+        asyncio.run(migrate(found.owner_dsn))
+        settings = found.settings
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(run(settings))
+    return 0

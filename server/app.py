@@ -1,0 +1,171 @@
+"""Opens everything in order, runs it, closes in reverse; the only module that knows all others.
+
+One process with all roles by default; each role asks for a pool of its own, so that a slow
+reader cannot keep the writer waiting.
+"""
+
+import asyncio
+import signal
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import asyncpg
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from ext import COMPILED
+from server.api.routes import build_api
+from server.clock import SystemClock
+from server.config import Settings
+from server.db.engine import open_pool
+from server.db.migrate import check_schema
+from server.ingest.worker import BrokerSettings, Ingest
+from server.portal.pages import build_portal
+from server.portal.session import identify
+from server.provisioning.web import build_enrolment
+from server.rollup.refresh import run as refresh_rollups
+
+log = structlog.get_logger(__name__)
+
+SHUTDOWN_S = 10.0
+_WAIT_FIRST_S = 0.5
+_WAIT_MOST_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a started server can be asked."""
+
+    settings: Settings
+    pool: asyncpg.Pool
+    ingest: Ingest | None
+
+
+async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGINT or SIGTERM; `ready` is called once everything listens."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with serving(settings):
+        ready()
+        await stop.wait()
+        log.info("stopping")
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Running]:
+    """Open pools, workers and listeners; a worker that fails takes the server down with it."""
+    clock = SystemClock()
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        ingest_pool = await _open(stack, settings.dsn_ingest, size=6, name="ingest")
+        api_pool = await _open(stack, settings.dsn_api, size=10, name="api")
+        maint_pool = await _open(stack, settings.dsn_maint, size=2, name="rollup")
+        workers: list[asyncio.Task[None]] = []
+        running = Running(settings, ingest_pool, None)
+        if "ingest" in settings.roles:
+            ingest = Ingest(ingest_pool, _broker(settings), clock=clock)
+            running = Running(settings, ingest_pool, ingest)
+            workers.append(group.create_task(ingest.run(), name="ingest"))
+        if "rollup" in settings.roles:
+            refreshing = refresh_rollups(maint_pool, clock=clock)
+            workers.append(group.create_task(refreshing, name="rollup"))
+        try:
+            if "api" in settings.roles:
+                await _listen(stack, running, api_pool=api_pool, clock=clock)
+            log.info("serving", http_port=settings.http_port, compiled_decoder=COMPILED)
+            yield running
+        finally:
+            for worker in workers:
+                worker.cancel()
+
+
+async def _listen(
+    stack: AsyncExitStack, running: Running, *, api_pool: asyncpg.Pool, clock: SystemClock
+) -> None:
+    settings = running.settings
+    pages = build_portal(pool=api_pool, settings=settings)
+    pages.router.add_get("/healthz", _healthy)
+    pages.router.add_get("/readyz", _readiness(running))
+    pages.router.add_get("/metrics", _metrics)
+    pages.add_subapp(
+        "/v1/",
+        build_api(pool=api_pool, clock=clock, identify=lambda request: identify(request, settings)),
+    )
+    await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.pki / "https.pem", settings.pki / "https.key")
+    enrolment = build_enrolment(
+        pool=running.pool,
+        pki=settings.pki,
+        broker=(settings.device_broker_host, settings.device_broker_port),
+        now=lambda: datetime.now(UTC),
+    )
+    await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=context)
+
+
+async def _start(
+    stack: AsyncExitStack,
+    app: web.Application,
+    *,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+) -> None:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, host, port, ssl_context=tls).start()
+
+
+async def _healthy(_: web.Request) -> web.Response:
+    return web.Response(text="alive\n")
+
+
+def _readiness(running: Running) -> Callable[[web.Request], web.Response]:
+    async def ready(_: web.Request) -> web.Response:
+        """200 when the database answers and ingest is connected; else 503 with what is missing."""
+        wrong: dict[str, str] = {}
+        try:
+            await running.pool.fetchval("select 1", timeout=2)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            wrong["database"] = str(error) or type(error).__name__
+        if running.ingest is not None and not running.ingest.connected:
+            wrong["ingest"] = "not connected to the broker"
+        return web.json_response({"ready": not wrong, **wrong}, status=503 if wrong else 200)
+
+    return ready  # type: ignore[return-value]
+
+
+async def _metrics(_: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _open(stack: AsyncExitStack, dsn: str, *, size: int, name: str) -> asyncpg.Pool:
+    """Open a pool and check the schema; a database that is away is waited for."""
+    wait_s = _WAIT_FIRST_S
+    while True:
+        try:
+            pool = await stack.enter_async_context(open_pool(dsn, size=size, name=name))
+            break
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError) as e:
+            log.warning("database away", error=str(e), wait_s=wait_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _WAIT_MOST_S)
+    async with pool.acquire() as connection:
+        await check_schema(connection)
+    return pool
+
+
+def _broker(settings: Settings) -> BrokerSettings:
+    return BrokerSettings(
+        host=settings.broker_host,
+        port=settings.broker_service_port,
+        cafile=settings.pki / "bundle.pem",
+        certfile=settings.pki / "svc-ingest.pem",
+        keyfile=settings.pki / "svc-ingest.key",
+    )
