@@ -19,17 +19,17 @@ SUBCOMMANDS = {
     "demo": Subcommand("ops.demo.command", "show the main job with everything real, live"),
     "serve": Subcommand("ops.serve", "run the server"),
     "migrate": Subcommand("ops.migrate", "bring the database to this release's schema"),
-    "services": Subcommand("ops.services.command", "private PostgreSQL and broker: up, down, status"),
+    "services": Subcommand("ops.services.command", "private PostgreSQL and broker"),
     "site": Subcommand("ops.register", "add or list sites and their spots"),
-    "device": Subcommand("ops.register", "add devices and make their claims; list, assign, revoke"),
+    "device": Subcommand("ops.register", "add devices and make their claims"),
     "key": Subcommand("ops.register", "make an organisation's API key"),
     "import": Subcommand("ops.imports", "import sales from the tills (pos)"),
     "quarantine": Subcommand("ops.quarantine", "list, explain and re-drive refused frames"),
-    "simulate": Subcommand("ops.simulate", "drive a fleet of real agents and prove nothing is lost"),
-    "replay": Subcommand("ops.replay", "send a file of real counts through real agents, proved"),
+    "simulate": Subcommand("ops.simulate", "drive a fleet of real agents, proved"),
+    "replay": Subcommand("ops.replay", "send real counts through real agents, proved"),
     "doctor": Subcommand("ops.doctor", "check this installation and say what to do"),
     "bench": Subcommand("ops.bench", "measure, each figure beside its limit"),
-}  # fmt: skip
+}
 
 EXIT_USAGE = 2
 

@@ -115,7 +115,7 @@ async def _server(found: Deployment) -> Finding:
     url = f"http://{found.settings.http_host}:{found.settings.http_port}/readyz"
 
     def ask() -> str:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  our own address
+        with urllib.request.urlopen(url, timeout=5) as answer:
             body: bytes = answer.read()
             return body.decode()
 
