@@ -340,8 +340,9 @@ create unique index rollup_hour_key on rollup_hour (spot, bucket);
 create table rollup_day (
     day date not null,
     spot int not null,
-    counts bigint[] not null,
-    open_counts bigint[] not null,
+    in0 int, out0 int, in1 int, out1 int, in2 int, out2 int, in3 int, out3 int,
+    open_in0 int, open_out0 int, open_in1 int, open_out1 int,
+    open_in2 int, open_out2 int, open_in3 int, open_out3 int,
     observed_s int not null,
     open_observed_s int not null,
     revision int not null,
@@ -357,6 +358,7 @@ create table presses_day (
     spot int not null,
     presses int not null,
     open_presses int not null,
+    revision int not null,
     question smallint not null,
     answer smallint not null
 );
@@ -369,6 +371,28 @@ create table rollup_dirty (
     spots int[] not null,
     buckets timestamptz[] not null
 );
+
+-- Sites whose opening hours or zone changed: the deriver computes their days anew.
+create table rollup_stale (
+    site_id int primary key references sites
+);
+
+create function mark_site_stale() returns trigger language plpgsql security definer
+set search_path = public as $$
+begin
+    insert into rollup_stale (site_id)
+    select case tg_table_name when 'sites' then (to_jsonb(changed) ->> 'id')::int
+                else (to_jsonb(changed) ->> 'site_id')::int end
+    from (select coalesce(new, old) as changed) x
+    on conflict do nothing;
+    return null;
+end $$;
+create trigger opening_hours_stale after insert or update or delete on opening_hours
+    for each row execute function mark_site_stale();
+create trigger opening_exceptions_stale after insert or update or delete on opening_exceptions
+    for each row execute function mark_site_stale();
+create trigger sites_stale after update of time_zone, opens_on, closes_on on sites
+    for each row execute function mark_site_stale();
 
 create table questionnaires (
     id int generated always as identity primary key,
@@ -450,7 +474,7 @@ grant delete on rollup_15m, presses_15m, readings, presses to vestibule_ingest;
 grant select on all tables in schema public to vestibule_maint;
 grant insert, update, delete on rollup_hour, rollup_day, presses_day, rollup_15m, presses_15m
     to vestibule_maint;
-grant select, delete, update on rollup_dirty to vestibule_maint;
+grant select, insert, delete, update on rollup_dirty, rollup_stale to vestibule_maint;
 grant update on dataset to vestibule_maint;
 
 do $$
@@ -479,7 +503,15 @@ create view my_device_metrics with (security_barrier) as
     from device_metrics m join metric_names n on n.id = m.metric
     join devices d on d.id = m.device
     where d.organisation_id = current_organisation();
-grant select on my_boots, my_undated, my_device_metrics to vestibule_api;
+create view my_rollup_dirty with (security_barrier) as
+    select d.spot, d.bucket
+    from (select unnest(spots) as spot, unnest(buckets) as bucket from rollup_dirty) d
+    join spots s on s.id = d.spot where s.organisation_id = current_organisation();
+create view my_rollup_stale with (security_barrier) as
+    select r.site_id from rollup_stale r join sites s on s.id = r.site_id
+    where s.organisation_id = current_organisation();
+grant select on my_boots, my_undated, my_device_metrics, my_rollup_dirty, my_rollup_stale
+    to vestibule_api;
 
 insert into dataset (id) values ((random() * 9e18)::bigint);
 

@@ -1,0 +1,244 @@
+"""The sites and spots that a query is about, with all that decides what their counts mean.
+
+Every function reads what the connection's organisation may see; a reference that belongs to
+someone else is as unknown as one that does not exist.
+"""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import asyncpg
+
+from server.errors import NotFoundError
+from server.rollup.opening import Calendar, Interval, Opening
+from server.rollup.quality import Assigned, accounted_to
+
+_CALENDARS: OrderedDict[tuple[str, Opening], Calendar] = OrderedDict()
+_CALENDARS_MOST = 2_000
+_SINCE_S, _UNTIL_S = -(1 << 40), 1 << 40
+
+
+class UnknownPlaceError(NotFoundError):
+    """No such site or spot, or not one of the asker's."""
+
+    code = "unknown_place"
+
+    def __init__(self, kind: str, ref: str) -> None:
+        self.kind, self.ref = kind, ref
+        super().__init__(f"no {kind} {ref!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A store or mall, its zone and opening hours in `calendar`."""
+
+    id: int
+    ref: str
+    name: str
+    time_zone: str
+    currency: str
+    calendar: Calendar
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A mounted position at a site."""
+
+    id: int
+    ref: str
+    name: str
+    kind: str
+    site: Site
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How one line's raw counts become visits in [start_s, end_s); factor in ten-thousandths."""
+
+    id: int
+    line: int
+    start_s: int
+    end_s: int
+    reversed: bool
+    factor_e4: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Counts that are known to be missing between two instants: in, out by line."""
+
+    start_s: int
+    end_s: int
+    counts: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What happened to a spot in a range: devices, calibrations, gaps."""
+
+    assigned: tuple[Interval, ...] = ()
+    accounted_s: int = _UNTIL_S
+    calibrations: tuple[Calibration, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+
+
+def calendar_of(zone: str, opening: Opening) -> Calendar:
+    """Return the shared calendar of these rules, so that its days are computed once."""
+    key = zone, opening
+    found = _CALENDARS.get(key)
+    if found is None:
+        found = _CALENDARS[key] = Calendar(zone, opening)
+        if len(_CALENDARS) > _CALENDARS_MOST:
+            _CALENDARS.popitem(last=False)
+    else:
+        _CALENDARS.move_to_end(key)
+    return found
+
+
+async def load_sites(
+    connection: asyncpg.Connection, refs: Sequence[str] = (), *, ids: Sequence[int] = ()
+) -> list[Site]:
+    """Return the named sites (none named: all), by reference. Raises UnknownPlaceError."""
+    rows = await connection.fetch(_SITES, list(refs) or None, list(ids) or None)
+    if missing := set(refs) - {row["ref"] for row in rows}:
+        raise UnknownPlaceError("site", min(missing))
+    wanted = [row["id"] for row in rows]
+    weekly: dict[int, list[list[Interval]]] = {}
+    for site, weekday, opens, closes in await connection.fetch(_HOURS, wanted):
+        weekly.setdefault(site, [[] for _ in range(7)])[weekday].append((opens, closes))
+    exceptions: dict[int, dict[object, list[Interval]]] = defaultdict(dict)
+    for site, day, opens, closes in await connection.fetch(_EXCEPTIONS, wanted):
+        hours = exceptions[site].setdefault(day, [])
+        if opens is not None:
+            hours.append((opens, closes))
+    return [_site(row, weekly.get(row["id"]), exceptions.get(row["id"])) for row in rows]
+
+
+def _site(
+    row: asyncpg.Record,
+    weekly: list[list[Interval]] | None,
+    exceptions: dict[object, list[Interval]] | None,
+) -> Site:
+    opening = Opening(
+        None if weekly is None else tuple(map(tuple, weekly)),
+        tuple((day, tuple(hours)) for day, hours in (exceptions or {}).items()),  # type: ignore[misc]
+        row["opens_on"],
+        row["closes_on"],
+    )
+    calendar = calendar_of(row["time_zone"], opening)
+    return Site(row["id"], row["ref"], row["name"], row["time_zone"], row["currency"], calendar)
+
+
+async def load_spots(
+    connection: asyncpg.Connection,
+    *,
+    kind: str | None = None,
+    sites: Sequence[Site] = (),
+    refs: Sequence[str] = (),
+) -> list[Spot]:
+    """Return the spots of `sites`, or those named; by site, then by reference."""
+    if refs:
+        rows = await connection.fetch(_SPOTS, None, list(refs), kind)
+        if missing := set(refs) - {row["ref"] for row in rows}:
+            raise UnknownPlaceError("spot" if kind is None else f"{kind} spot", min(missing))
+        sites = await load_sites(connection, ids=list({row["site_id"] for row in rows}))
+    else:
+        rows = await connection.fetch(_SPOTS, [site.id for site in sites], None, kind)
+    by_id = {site.id: site for site in sites}
+    spots = [Spot(r["id"], r["ref"], r["name"], r["kind"], by_id[r["site_id"]]) for r in rows]
+    return sorted(spots, key=lambda spot: (spot.site.ref, spot.ref))
+
+
+async def load_histories(
+    connection: asyncpg.Connection, spots: Sequence[Spot], *, start_s: int, end_s: int
+) -> dict[int, History]:
+    """Return the spots' histories within [start_s, end_s)."""
+    ids = [spot.id for spot in spots]
+    between = (datetime.fromtimestamp(start_s, UTC), datetime.fromtimestamp(end_s, UTC))
+    gaps: dict[int, list[Gap]] = defaultdict(list)
+    device_gaps: dict[tuple[int, int], list[Interval]] = defaultdict(list)
+    for row in await connection.fetch(_GAPS, ids, *between):
+        spot, device, low, high, reason, counts = row
+        gaps[spot].append(Gap(low, high, tuple(counts), reason))
+        device_gaps[spot, device].append((low, high))
+    assigned: dict[int, list[Assigned]] = defaultdict(list)
+    for spot, device, low, high, stored in await connection.fetch(_ASSIGNMENTS, ids, *between):
+        held = tuple(device_gaps[spot, device])
+        assigned[spot].append(
+            Assigned(
+                _SINCE_S if low is None else low, _UNTIL_S if high is None else high, stored, held
+            )
+        )
+    calibrations: dict[int, list[Calibration]] = defaultdict(list)
+    for spot, key, line, low, high, turned, factor in await connection.fetch(
+        _CALIBRATIONS, ids, *between
+    ):
+        calibrations[spot].append(
+            Calibration(
+                key,
+                line,
+                _SINCE_S if low is None else low,
+                _UNTIL_S if high is None else high,
+                turned,
+                factor,
+            )
+        )
+    return {spot: _history(assigned[spot], calibrations[spot], gaps[spot]) for spot in ids}
+
+
+def _history(assigned: list[Assigned], calibrations: list[Calibration], gaps: list[Gap]) -> History:
+    return History(
+        tuple((a.start_s, a.end_s) for a in assigned),
+        min((accounted_to(a) for a in assigned), default=_UNTIL_S),
+        tuple(calibrations),
+        tuple(gaps),
+    )
+
+
+_SITES = """
+    select id, ref, name, time_zone, currency, opens_on, closes_on from sites
+    where ($1::text[] is null or ref = any($1)) and ($2::int[] is null or id = any($2))
+    order by ref
+"""
+_HOURS = """
+    select site_id, weekday, opens, closes from opening_hours where site_id = any($1::int[])
+    order by site_id, weekday, opens
+"""
+_EXCEPTIONS = """
+    select site_id, day, opens, closes from opening_exceptions where site_id = any($1::int[])
+    order by site_id, day, opens
+"""
+_SPOTS = """
+    select id, ref, name, kind, site_id from spots
+    where ($1::int[] is null or site_id = any($1)) and ($2::text[] is null or ref = any($2))
+      and ($3::text is null or kind = $3)
+"""
+_ASSIGNMENTS = """
+    select a.spot_id, a.device_id, extract(epoch from nullif(lower(a.valid), '-infinity'))::bigint,
+           extract(epoch from nullif(upper(a.valid), 'infinity'))::bigint, b.stored_to
+    from assignments a
+    left join lateral (
+        select extract(epoch from max(stored_to))::bigint as stored_to
+        from my_boots where device_id = a.device_id
+    ) b on true
+    where a.spot_id = any($1::int[]) and a.valid && tstzrange($2, $3)
+    order by a.spot_id, lower(a.valid) nulls first
+"""
+_CALIBRATIONS = """
+    select spot_id, id, line, ceil(extract(epoch from nullif(lower(valid), '-infinity')) / 900)::bigint * 900,
+           ceil(extract(epoch from nullif(upper(valid), 'infinity')) / 900)::bigint * 900, reversed,
+           (factor * 10000)::int
+    from calibrations where spot_id = any($1::int[]) and valid && tstzrange($2, $3)
+    order by spot_id, line, lower(valid) nulls first
+"""
+_GAPS = """
+    select spot_id, device_id, floor(extract(epoch from from_at))::bigint,
+           ceil(extract(epoch from until_at))::bigint, reason, counts
+    from gaps
+    where spot_id = any($1::int[]) and until_at > $2 and from_at < $3 and filled_at is null
+      and reason <> 'totals'
+    order by from_at
+"""
