@@ -65,8 +65,8 @@ max_queued_messages 100000
 max_queued_bytes 268435456
 # a client's own receive maximum bounds it further
 max_inflight_messages 2000
+# whole packets: message_size_limit would answer QoS 1 with a protocol error and QoS 0 not at all
 max_packet_size {MAX_PAYLOAD_BYTES + _HEADER_ROOM}
-message_size_limit {MAX_PAYLOAD_BYTES}
 max_keepalive 600
 log_dest stderr
 log_type error
