@@ -245,7 +245,7 @@ class _Interpreter:
         dates = {text: read_date(text) for text in texts}
         doubtful: set[str] = set()
         if any(_month_first(text) for text in texts):
-            doubtful = {text for text in texts if _either_way(text)}
+            doubtful = {text for text in texts if dates[text] and _either_way(text)}
         for row in rows:
             day = dates[row.date]
             if day is None or row.date in doubtful:
