@@ -1,0 +1,783 @@
+"""The outbox: what the device has measured and the server has not yet said it stored.
+
+Invariants:
+- A record is forgotten only after the server's receipt, and then kept 24 h more (by the server's
+  own clock, as receipts tell it) as a reserve for a database that is restored.
+- The sequence of a boot never has a hole: what is thinned, rotted or forgotten is replaced by a
+  gap record with the range, the time and the totals at its end.
+- Each change is one SQLite transaction (WAL, synchronous=FULL). Counts, the open minutes and the
+  feeders' ids travel in the same one, so that a SIGKILL separates none of them.
+- Memory first, then disk: what cannot be written (full disk) stays in memory, bounded, and is
+  written as soon as that works again. A malformed database is moved aside, loudly, never deleted.
+
+One process owns the file (exclusive lock); one thread at a time uses the object.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import structlog
+
+from agent.held import Held, Meta, gap_record, merge, pack_meta, renumber, sound, unpack_meta
+from protocol.frame import MAX_SPAN_MS, Quality
+from protocol.gap import Cause
+
+DAY_MS = 86_400_000
+MAX_BYTES = 64 << 20
+MAX_AGE_MS = 45 * DAY_MS
+RESERVE_MS = DAY_MS
+EMPTY_BOOT_MS = 7 * DAY_MS  # how long an emptied boot is still greeted with
+CHECKPOINT_MS = 600_000  # a receipt is dated to within ten minutes
+MAX_UNSAVED = 2_048  # records in memory while the disk refuses; then they are thinned too
+BULK = 256  # records a transaction in bulk
+THIN_STEP = 256  # records looked at in one thinning
+
+log = structlog.get_logger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS boots (
+    ordinal INTEGER PRIMARY KEY, boot_id INTEGER NOT NULL, epoch TEXT NOT NULL,
+    start_ms INTEGER NOT NULL, quality INTEGER NOT NULL, offset_ms INTEGER NOT NULL,
+    next_seq INTEGER NOT NULL, acked INTEGER NOT NULL, floor BLOB, touched_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS frames (
+    ordinal INTEGER NOT NULL, seq INTEGER NOT NULL, to_seq INTEGER NOT NULL,
+    frame BLOB NOT NULL, meta BLOB NOT NULL, PRIMARY KEY (ordinal, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS open (
+    ordinal INTEGER PRIMARY KEY, frame BLOB NOT NULL, meta BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS stored (
+    ordinal INTEGER NOT NULL, began_ms INTEGER NOT NULL, next_seq INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL, PRIMARY KEY (ordinal, began_ms)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS feeds (source TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+class OutboxBusyError(RuntimeError):
+    """Another process owns this outbox."""
+
+
+@dataclass(slots=True)
+class Boot:
+    """A boot that the outbox knows: it holds records from `first_seq` up to `next_seq`.
+
+    Below `acked` the server has said that it stored them. `floor` describes what was purged.
+    """
+
+    ordinal: int
+    boot_id: int
+    epoch: str
+    start_ms: int
+    quality: Quality = Quality.NONE
+    offset_ms: int = 0
+    first_seq: int = 0
+    next_seq: int = 0
+    acked: int = 0
+    floor: Meta | None = None
+    touched_ms: int = 0
+    checkpoint: tuple[int, int, int] = field(default=(0, 0, 0))  # began_ms, next_seq, at_ms
+
+
+class Outbox:
+    """See the module. `on_put` is called after each new record (the link wakes by it)."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_age_ms: int = MAX_AGE_MS,
+        reserve_ms: int = RESERVE_MS,
+        durable: bool = True,
+    ) -> None:
+        self.path = str(path)
+        self.max_bytes = max_bytes
+        self.max_age_ms = max_age_ms
+        self.reserve_ms = reserve_ms
+        self.durable = durable
+        self.on_put: Callable[[], None] | None = None
+        self.renewal_wanted = False  # the server knows more of this boot than we do: begin another
+        self.trouble = ""  # why the last write failed; empty when all is on disk
+        self.moved_aside = 0
+        self.thinned = 0  # sequence numbers replaced since start
+        self.rotted = 0
+        self._boots: list[Boot] = []
+        self._begun = False
+        self._unsaved: list[Held] = []
+        self._open: tuple[bytes, Meta] | None = None
+        self._open_saved = False
+        self._open_dirty = False
+        self._feeds: dict[str, int] = {}
+        self._feeds_dirty: set[str] = set()
+        self._facts: dict[str, int] = {}
+        self._facts_dirty = False
+        self._dirty: set[int] = set()  # ordinals whose boots row must be written
+        self._tip: Meta | None = None  # of the current boot's last saved record
+        self._in_bulk = False
+        self._reserve_due_ms = 0
+        self._bytes = 0
+        self._db = self._open_or_start_over()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    @property
+    def boots(self) -> list[Boot]:
+        """All known boots, oldest first; the current one, if begun, is last."""
+        return self._boots
+
+    @property
+    def current(self) -> Boot | None:
+        """The boot that new records belong to."""
+        return self._boots[-1] if self._begun else None
+
+    @property
+    def dataset(self) -> int | None:
+        """The server's dataset that receipts came from last."""
+        return self._facts.get("dataset")
+
+    @property
+    def last_utc_ms(self) -> int:
+        """The latest UTC time that was ever persisted here; 0 if none."""
+        return self._facts.get("utc_ms", 0)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of all records, reserve included."""
+        return self._bytes
+
+    def last_id(self, source: str) -> int:
+        """Return the last id of this feeder that is journalled; 0 if none."""
+        if source in self._feeds_dirty:
+            row = self._db.execute("SELECT last FROM feeds WHERE source = ?", (source,)).fetchone()
+            return int(row[0]) if row else 0
+        return self._feeds.get(source, 0)
+
+    def pending(self) -> int:
+        """Return how many records await a receipt."""
+        count = sum(
+            int(
+                self._db.execute(
+                    "SELECT count(*) FROM frames WHERE ordinal = ? AND to_seq >= ?",
+                    (boot.ordinal, boot.acked),
+                ).fetchone()[0]
+            )
+            for boot in self._boots
+            if boot.acked < boot.next_seq
+        )
+        return count + len(self._unsaved)
+
+    def read(self, boot: Boot, seq: int, *, limit: int) -> list[Held]:
+        """Return up to `limit` records of `boot` from the one that covers `seq` on, checked."""
+        rows = self._rows(boot, seq, limit)
+        if boot is self.current and len(rows) < limit:
+            rows += [row for row in self._unsaved if row.to_seq >= seq][: limit - len(rows)]
+        return [
+            row if sound(row, boot_id=boot.boot_id) else self._replace_rotted(boot, row)
+            for row in rows
+        ]
+
+    def digests(self, boot: Boot, next_seq: int) -> frozenset[int] | None:
+        """Return the digests that a receipt for `next_seq` may state.
+
+        None if a gap covers both sides of it; empty if its record is not held.
+        """
+        for row in self.read(boot, next_seq - 1, limit=1):
+            if row.seq <= next_seq - 1:
+                ends = row.to_seq == next_seq - 1
+                return frozenset((row.digest, *row.meta.aliases)) if ends else None
+        return frozenset()
+
+    # -- writing ---------------------------------------------------------------------------
+
+    @property
+    def next_ordinal(self) -> int:
+        """The ordinal that `begin` will give."""
+        last = self._boots[-1].ordinal if self._boots else 0
+        return max(last, self._facts.get("ordinal", 0)) + 1
+
+    def begin(
+        self,
+        boot_id: int,
+        *,
+        start_ms: int,
+        epoch: str,
+        journal: tuple[bytes, Meta] | None = None,
+        feeds: dict[str, int] | None = None,
+    ) -> Boot:
+        """Begin a boot; `journal` is its open record if it takes one over (see `journal`)."""
+        if self._unsaved and not self._save():
+            raise RuntimeError(f"records of the last boot can't be written: {self.trouble}")
+        boot = Boot(self.next_ordinal, boot_id, epoch, start_ms)
+        self._drop_if_empty()
+        self._boots.append(boot)
+        self._begun = True
+        self._facts["ordinal"] = boot.ordinal
+        self._facts_dirty = True
+        self._tip = None
+        self._open, self._open_dirty, self._open_saved = journal, True, True
+        self._dirty.add(boot.ordinal)
+        self.renewal_wanted = False
+        self._note(feeds)
+        return boot
+
+    def put(
+        self, held: Held, *, feeds: dict[str, int] | None = None, keep_open: bool = False
+    ) -> bool:
+        """Add a sealed record; True if it is on disk now. It ends the open one, or `keep_open`."""
+        boot = self._boots[-1]
+        if not self._begun or held.seq != boot.next_seq:
+            raise ValueError(f"expected seq {boot.next_seq}, got {held.seq}")
+        boot.next_seq = held.to_seq + 1
+        self._unsaved.append(held)
+        self._bytes += len(held.frame)
+        self._heard(held.meta)
+        self._facts_dirty = True
+        if not keep_open:
+            self._open, self._open_dirty = None, True
+        saved = self._note(feeds)
+        if self.on_put is not None:
+            self.on_put()
+        return saved
+
+    def journal(self, frame: bytes, meta: Meta, *, feeds: dict[str, int] | None = None) -> bool:
+        """Keep the open record as it is so far; True if it is on disk now.
+
+        Its seq is given when it is recovered: health records may pass it meanwhile.
+        """
+        self._open, self._open_dirty = (frame, meta), True
+        self._heard(meta)
+        return self._note(feeds)
+
+    def save(self) -> bool:
+        """Write what is not yet on disk; True if nothing is left."""
+        return self._save()
+
+    @contextmanager
+    def bulk(self) -> Iterator[None]:
+        """Group many records in few transactions (history); on disk when the block ends."""
+        self._in_bulk = True
+        try:
+            yield
+        finally:
+            self._in_bulk = False
+            self._save()
+
+    def close(self) -> None:
+        """Write and close."""
+        self._save()
+        self._db.close()
+
+    # -- what the server said ----------------------------------------------------------------
+
+    def stored(self, boot: Boot, next_seq: int, *, server_ms: int) -> None:
+        """Move the mark: the server has stored all below `next_seq`. Written with the next save."""
+        boot.acked = next_seq
+        boot.touched_ms = server_ms
+        began, _, _ = boot.checkpoint
+        if server_ms - began > CHECKPOINT_MS or server_ms < began:
+            began = server_ms
+        boot.checkpoint = (began, next_seq, server_ms)
+        self._dirty.add(boot.ordinal)
+        if server_ms > self._reserve_due_ms:
+            self._purge_reserve(server_ms)
+
+    def rewind(self, boot: Boot, next_seq: int) -> None:
+        """Go back: the server has only what is below `next_seq`; what is gone becomes a gap."""
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM stored WHERE ordinal = ? AND next_seq > ?", (boot.ordinal, next_seq)
+            )
+        boot.checkpoint = (0, 0, 0)
+        covering = [row for row in self.read(boot, next_seq, limit=1) if row.seq < next_seq]
+        next_seq = covering[0].seq if covering else next_seq
+        boot.acked = next_seq
+        self._dirty.add(boot.ordinal)
+        first = self.read(boot, 0, limit=1)
+        held_from = first[0].seq if first else boot.next_seq
+        if next_seq < held_from:
+            meta = boot.floor or Meta(boot.start_ms, boot.start_ms, boot.quality, boot.offset_ms)
+            self._insert_gap(boot, meta, seq=next_seq, to_seq=held_from - 1)
+            boot.first_seq = next_seq
+        self._save()
+
+    def set_dataset(self, dataset: int) -> None:
+        """Remember which of the server's datasets the marks belong to."""
+        if self._facts.get("dataset") != dataset:
+            self._facts["dataset"] = dataset
+            self._facts_dirty = True
+            self._save()
+
+    # -- the disk ----------------------------------------------------------------------------
+
+    def _open_or_start_over(self) -> sqlite3.Connection:
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError as error:
+            if not _malformed(error):
+                if _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                    raise OutboxBusyError(f"another process owns {self.path}") from error
+                raise
+            self._move_aside(error)
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self.path,
+            timeout=1,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=24,
+        )
+        try:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'OFF'}")
+            db.execute("PRAGMA cache_size = -96")
+            db.execute("PRAGMA wal_autocheckpoint = 256")
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if check != "ok":
+                raise _Malformed(str(check))
+            _recover_open(db)
+            self._load(db)
+            db.execute("COMMIT")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _load(self, db: sqlite3.Connection) -> None:
+        """Read what is kept in memory: boots, feeders' ids, facts, sizes."""
+        facts = {str(name): int(value) for name, value in db.execute("SELECT * FROM facts")}
+        feeds = {str(name): int(last) for name, last in db.execute("SELECT * FROM feeds")}
+        if self._begun:  # a new file in mid-life: memory is the truth
+            return
+        self._facts, self._feeds = facts, feeds
+        self._boots = [_boot(row) for row in db.execute("SELECT * FROM boots ORDER BY ordinal")]
+        for boot in self._boots:
+            boot.next_seq = max(boot.next_seq, _next_seq(db, boot.ordinal))
+            (first,) = db.execute(
+                "SELECT min(seq) FROM frames WHERE ordinal = ?", (boot.ordinal,)
+            ).fetchone()
+            boot.first_seq = boot.next_seq if first is None else int(first)
+        row = db.execute("SELECT coalesce(sum(length(frame)), 0) FROM frames").fetchone()
+        self._bytes = int(row[0])
+
+    def _move_aside(self, error: sqlite3.Error) -> None:
+        number = 1
+        while Path(f"{self.path}.broken-{number}").exists():
+            number += 1
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                Path(self.path + suffix).rename(f"{self.path}.broken-{number}{suffix}")
+        self.moved_aside += 1
+        log.error(
+            "outbox was malformed and is moved aside; a new one begins",
+            path=self.path,
+            kept_as=f"{self.path}.broken-{number}",
+            error=str(error),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _note(self, feeds: dict[str, int] | None) -> bool:
+        if feeds:
+            self._feeds.update(feeds)
+            self._feeds_dirty.update(feeds)
+        return self._save()
+
+    def _save(self) -> bool:
+        if self._in_bulk and len(self._unsaved) < BULK:
+            return False
+        dirty = self._unsaved or self._open_dirty or self._dirty or self._feeds_dirty
+        if not (dirty or self._facts_dirty or self.trouble):
+            return True
+        for last_try in (False, True):
+            try:
+                with self._transaction():
+                    self._write()
+            except sqlite3.DatabaseError as error:
+                if _malformed(error) and not last_try:
+                    self._start_over(error)
+                    continue
+                self._refused(error)
+                return False
+            break
+        self._saved()
+        self._bound()
+        return True
+
+    def _write(self) -> None:
+        """Write memory to disk, inside a transaction; repeats itself harmlessly."""
+        db = self._db
+        for ordinal in self._dirty:
+            self._write_boot(ordinal)
+        if self._begun:
+            ordinal = self._boots[-1].ordinal
+            db.executemany(
+                "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)",
+                (
+                    (ordinal, row.seq, row.to_seq, row.frame, pack_meta(row.meta))
+                    for row in self._unsaved
+                ),
+            )
+            if self._open_dirty and (self._open is not None or self._open_saved):
+                db.execute("DELETE FROM open")
+                if self._open is not None:
+                    frame, meta = self._open
+                    row = (ordinal, frame, pack_meta(meta))
+                    db.execute("INSERT INTO open VALUES (?, ?, ?)", row)
+        db.executemany(
+            "INSERT OR REPLACE INTO feeds VALUES (?, ?)",
+            [(source, self._feeds[source]) for source in self._feeds_dirty],
+        )
+        if self._facts_dirty:
+            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(self._facts.items()))
+
+    def _write_boot(self, ordinal: int) -> None:
+        boot = next((boot for boot in self._boots if boot.ordinal == ordinal), None)
+        if boot is None:
+            for table in ("boots", "stored", "frames"):
+                self._db.execute(f"DELETE FROM {table} WHERE ordinal = ?", (ordinal,))  # noqa: S608
+            return
+        unsaved = boot is self.current and self._unsaved
+        on_disk = self._unsaved[0].seq if unsaved else boot.next_seq
+        self._db.execute(
+            "INSERT OR REPLACE INTO boots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                ordinal,
+                _signed(boot.boot_id),
+                boot.epoch,
+                boot.start_ms,
+                boot.quality,
+                boot.offset_ms,
+                on_disk,
+                boot.acked,
+                None if boot.floor is None else pack_meta(boot.floor),
+                boot.touched_ms,
+            ),
+        )
+        began, next_seq, at_ms = boot.checkpoint
+        if began:
+            self._db.execute(
+                "INSERT OR REPLACE INTO stored VALUES (?, ?, ?, ?)",
+                (ordinal, began, next_seq, at_ms),
+            )
+
+    def _saved(self) -> None:
+        if self._unsaved:
+            self._tip = self._unsaved[-1].meta
+            self._unsaved.clear()
+        self._open_saved = self._open is not None
+        self._open_dirty = False
+        self._dirty.clear()
+        self._feeds_dirty.clear()
+        self._facts_dirty = False
+        if self.trouble:
+            log.info("outbox is written again", path=self.path)
+            self.trouble = ""
+
+    def _refused(self, error: sqlite3.DatabaseError) -> None:
+        if not self.trouble:
+            log.error("outbox can't be written; counting on in memory", error=str(error))
+        self.trouble = str(error)
+        if len(self._unsaved) > MAX_UNSAVED and self._begun:
+            boot = self._boots[-1]
+            half = self._unsaved[: MAX_UNSAVED // 2]
+            gap = merge(half, Cause.THINNED, boot_id=boot.boot_id, ordinal=boot.ordinal)
+            self.thinned += len(half)
+            self._bytes += len(gap.frame) - sum(len(row.frame) for row in half)
+            self._unsaved[: len(half)] = [gap]
+
+    def _start_over(self, error: sqlite3.DatabaseError) -> None:
+        """Begin a new file in mid-life; this boot's lost records become one gap with totals."""
+        self._db.close()
+        self._move_aside(error)
+        current = self.current
+        self._boots = [] if current is None else [current]
+        self._db = self._connect()
+        self._feeds_dirty.update(self._feeds)
+        self._bytes = sum(len(row.frame) for row in self._unsaved)
+        self._open_dirty = self._facts_dirty = True
+        if current is None:
+            return
+        self._dirty = {current.ordinal}
+        upto = self._unsaved[0].seq if self._unsaved else current.next_seq
+        current.first_seq = current.acked
+        if current.acked < upto and self._tip is not None:
+            boot = (current.boot_id, current.ordinal)
+            gap = gap_record(
+                _since(self._tip, current.start_ms),
+                Cause.ROTTED,
+                seq=current.acked,
+                to_seq=upto - 1,
+                boot=boot,
+            )
+            self.rotted += upto - current.acked
+            self._unsaved.insert(0, gap)
+
+    # -- bounds ------------------------------------------------------------------------------
+
+    def _bound(self) -> None:
+        """Drop the reserve, then thin the oldest records, until all is within the bounds."""
+        if self._bytes <= self.max_bytes and not self._too_old():
+            return
+        try:
+            with self._transaction():
+                for boot in self._boots:
+                    if self._bytes > self.max_bytes:
+                        self._purge(boot, boot.acked)
+                for boot in self._boots:
+                    while (self._bytes > self.max_bytes * 0.95 or self._too_old()) and self._thin(
+                        boot
+                    ):
+                        pass
+        except sqlite3.DatabaseError as error:
+            self._refused(error)
+
+    def _too_old(self) -> bool:
+        """True if the oldest waiting record ended longer ago than is kept, by the newest one."""
+        for boot in self._boots:
+            if boot.acked < boot.next_seq and boot.quality is not Quality.NONE:
+                newest = self._facts.get("utc_ms", 0)
+                if newest - (boot.start_ms + boot.offset_ms) < self.max_age_ms:
+                    return False
+                rows = [row for row in self._rows(boot, boot.acked, 2) if row.seq == row.to_seq]
+                return any(
+                    row.meta.quality is not Quality.NONE
+                    and newest - row.meta.end_ms - row.meta.offset_ms > self.max_age_ms
+                    for row in rows[:1]
+                )
+        return False
+
+    def _thin(self, boot: Boot) -> bool:
+        """Replace the boot's oldest waiting records by one gap; False if there is no gain."""
+        rows = self._rows(boot, boot.acked, THIN_STEP)
+        if boot is self.current:
+            rows = rows[:-1]
+        while len(rows) > 1 and rows[1].meta.end_ms - rows[0].meta.start_ms > MAX_SPAN_MS:
+            rows = rows[1:]  # a gap that is as long as gaps get
+        span = [row for row in rows if row.meta.end_ms - rows[0].meta.start_ms <= MAX_SPAN_MS]
+        if len(span) < 2:
+            return False
+        freed, take = 0, 0
+        need = max(self._bytes - int(self.max_bytes * 0.9), 1)
+        while take < len(span) and (take < 2 or freed < need):
+            freed += len(span[take].frame)
+            take += 1
+        rows = span[:take]
+        gap = merge(rows, Cause.THINNED, boot_id=boot.boot_id, ordinal=boot.ordinal)
+        if len(gap.frame) >= freed:
+            return False
+        if not self.thinned:
+            log.warning("outbox is full; thinning its oldest records", path=self.path)
+        self.thinned += sum(row.to_seq - row.seq + 1 for row in rows)
+        self._swap(boot, rows, gap)
+        return True
+
+    def _swap(self, boot: Boot, rows: list[Held], gap: Held) -> None:
+        self._db.execute(
+            "DELETE FROM frames WHERE ordinal = ? AND seq BETWEEN ? AND ?",
+            (boot.ordinal, rows[0].seq, rows[-1].seq),
+        )
+        self._db.execute(
+            "INSERT INTO frames VALUES (?, ?, ?, ?, ?)",
+            (boot.ordinal, gap.seq, gap.to_seq, gap.frame, pack_meta(gap.meta)),
+        )
+        self._bytes += len(gap.frame) - sum(len(row.frame) for row in rows)
+
+    def _purge_reserve(self, server_ms: int) -> None:
+        """Delete what was stored more than the reserve ago."""
+        horizon = server_ms - self.reserve_ms
+        try:
+            with self._transaction():
+                for boot in self._boots:
+                    row = self._db.execute(
+                        "SELECT max(next_seq) FROM stored WHERE ordinal = ? AND at_ms < ?",
+                        (boot.ordinal, horizon),
+                    ).fetchone()
+                    if row[0] is not None:
+                        self._purge(boot, min(int(row[0]), boot.acked))
+                self._db.execute("DELETE FROM stored WHERE at_ms < ?", (horizon,))
+                oldest = self._db.execute("SELECT min(at_ms) FROM stored").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            self._refused(error)
+            return
+        self._reserve_due_ms = (server_ms if oldest is None else int(oldest)) + self.reserve_ms
+        self._drop_old_boots(server_ms)
+
+    def _purge(self, boot: Boot, upto: int) -> None:
+        """Delete records that end below `upto`, inside a transaction; remember their end."""
+        where = "FROM frames WHERE ordinal = ? AND to_seq < ?"
+        key = (boot.ordinal, upto)
+        size = self._db.execute(f"SELECT sum(length(frame)) {where}", key).fetchone()[0]
+        if size is None:
+            return
+        last = self._db.execute(
+            f"SELECT to_seq, meta {where} ORDER BY seq DESC LIMIT 1",
+            key,
+        ).fetchone()
+        meta = unpack_meta(last[1])
+        boot.floor = boot.floor if meta is None else _since(meta, boot.start_ms)
+        boot.first_seq = int(last[0]) + 1
+        self._db.execute(f"DELETE {where}", key)
+        self._bytes -= int(size)
+        self._write_boot(boot.ordinal)
+
+    def _drop_old_boots(self, server_ms: int) -> None:
+        keep = [
+            boot
+            for boot in self._boots
+            if boot is self.current
+            or boot.first_seq < boot.next_seq
+            or server_ms - boot.touched_ms < EMPTY_BOOT_MS
+        ]
+        self._dirty.update({b.ordinal for b in self._boots} - {b.ordinal for b in keep})
+        self._boots = keep
+
+    def _drop_if_empty(self) -> None:
+        """Forget a boot that never had a record."""
+        if self._boots and self._boots[-1].next_seq == 0 and self._open is None:
+            self._dirty.add(self._boots.pop().ordinal)
+            self._begun = False
+
+    # -- rows --------------------------------------------------------------------------------
+
+    def _rows(self, boot: Boot, seq: int, limit: int) -> list[Held]:
+        cursor = self._db.execute(
+            "SELECT seq, to_seq, frame, meta FROM frames WHERE ordinal = ?1 AND seq >= coalesce("
+            "(SELECT max(seq) FROM frames WHERE ordinal = ?1 AND seq <= ?2), ?2)"
+            " ORDER BY seq LIMIT ?3",
+            (boot.ordinal, seq, limit + 1),
+        )
+        rows = [
+            Held(
+                first,
+                last,
+                frame,
+                unpack_meta(meta) or Meta(boot.start_ms, boot.start_ms, Quality.NONE, 0),
+            )
+            for first, last, frame, meta in cursor
+            if last >= seq
+        ]
+        return rows[:limit]
+
+    def _replace_rotted(self, boot: Boot, row: Held) -> Held:
+        log.error("a record rotted on disk; a gap takes its place", boot=boot.ordinal, seq=row.seq)
+        gap = gap_record(
+            row.meta,
+            Cause.ROTTED,
+            seq=row.seq,
+            to_seq=row.to_seq,
+            boot=(boot.boot_id, boot.ordinal),
+        )
+        self.rotted += row.to_seq - row.seq + 1
+        with self._transaction():
+            self._swap(boot, [row], gap)
+        return gap
+
+    def _insert_gap(self, boot: Boot, meta: Meta, *, seq: int, to_seq: int) -> None:
+        log.warning("the server lost what is no longer held here", boot=boot.ordinal, seq=seq)
+        gap = gap_record(
+            meta, Cause.FORGOTTEN, seq=seq, to_seq=to_seq, boot=(boot.boot_id, boot.ordinal)
+        )
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)",
+                (boot.ordinal, gap.seq, gap.to_seq, gap.frame, pack_meta(gap.meta)),
+            )
+        self._bytes += len(gap.frame)
+
+    def _heard(self, meta: Meta) -> None:
+        """Take the offset that a record was sealed under as its boot's best."""
+        if meta.quality is Quality.NONE:
+            return
+        self._facts["utc_ms"] = max(self._facts.get("utc_ms", 0), meta.end_ms + meta.offset_ms)
+        current = self._boots[-1]
+        for boot in self._boots:
+            if boot is not current and (not boot.epoch or boot.epoch != current.epoch):
+                continue
+            better = meta.quality > boot.quality
+            moved = meta.quality == boot.quality and abs(meta.offset_ms - boot.offset_ms) > 1_000
+            if better or (moved and boot is current):
+                boot.quality, boot.offset_ms = meta.quality, meta.offset_ms
+                self._dirty.add(boot.ordinal)
+
+
+class _Malformed(sqlite3.DatabaseError):
+    """SQLite's own check found damage."""
+
+
+def _malformed(error: sqlite3.Error) -> bool:
+    return isinstance(error, _Malformed) or _code(error) in {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    }
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _boot(row: tuple[int, int, str, int, int, int, int, int, bytes | None, int]) -> Boot:
+    ordinal, boot_id, epoch, start_ms, quality, offset_ms, next_seq, acked, floor, touched = row
+    return Boot(
+        ordinal,
+        boot_id % (1 << 64),
+        epoch,
+        start_ms,
+        Quality(quality),
+        offset_ms,
+        next_seq=next_seq,
+        acked=acked,
+        floor=None if floor is None else unpack_meta(floor),
+        touched_ms=touched,
+    )
+
+
+def _signed(boot_id: int) -> int:
+    """SQLite's integers are signed."""
+    return boot_id - (1 << 64) if boot_id >> 63 else boot_id
+
+
+def _since(meta: Meta, start_ms: int) -> Meta:
+    """Return `meta` as what is known of everything from `start_ms` to its end."""
+    return replace(meta, start_ms=start_ms, aliases=())
+
+
+def _next_seq(db: sqlite3.Connection, ordinal: int) -> int:
+    sql = "SELECT coalesce(max(to_seq) + 1, 0) FROM frames WHERE ordinal = ?"
+    kept = "SELECT next_seq FROM boots WHERE ordinal = ?"
+    found = [db.execute(query, (ordinal,)).fetchone() for query in (sql, kept)]
+    return max(int(row[0]) for row in found if row is not None)
+
+
+def _recover_open(db: sqlite3.Connection) -> None:
+    """Make the open minutes of a boot that was killed its last record, as journalled."""
+    for ordinal, frame, packed in db.execute("SELECT * FROM open").fetchall():
+        meta = unpack_meta(packed)
+        row = db.execute("SELECT boot_id FROM boots WHERE ordinal = ?", (ordinal,)).fetchone()
+        if meta is None or row is None:
+            log.error("open minutes of the last boot are damaged and lost", boot=ordinal)
+            continue
+        boot_id, seq = int(row[0]) % (1 << 64), _next_seq(db, ordinal)
+        held = Held(seq, seq, renumber(frame, seq), meta)
+        if not sound(held, boot_id=boot_id):
+            held = gap_record(meta, Cause.ROTTED, seq=seq, to_seq=seq, boot=(boot_id, ordinal))
+        db.execute(
+            "INSERT INTO frames VALUES (?, ?, ?, ?, ?)", (ordinal, seq, seq, held.frame, packed)
+        )
+    db.execute("DELETE FROM open")
