@@ -21,7 +21,8 @@ from pathlib import Path
 
 import structlog
 
-from agent.held import Held, Meta, gap_record, merge, pack_meta, renumber, sound, unpack_meta
+from agent.disk import error_code, malformed, move_aside, next_seq_on_disk, open_file
+from agent.held import Held, Meta, gap_record, merge, pack_meta, sound, unpack_meta
 from protocol.frame import MAX_SPAN_MS, Quality
 from protocol.gap import Cause
 
@@ -36,23 +37,6 @@ BULK = 256  # records a transaction in bulk
 THIN_STEP = 256  # records looked at in one thinning
 
 log = structlog.get_logger(__name__)
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS boots (
-    ordinal INTEGER PRIMARY KEY, boot_id INTEGER NOT NULL, epoch TEXT NOT NULL,
-    start_ms INTEGER NOT NULL, quality INTEGER NOT NULL, offset_ms INTEGER NOT NULL,
-    next_seq INTEGER NOT NULL, acked INTEGER NOT NULL, floor BLOB, touched_ms INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS frames (
-    ordinal INTEGER NOT NULL, seq INTEGER NOT NULL, to_seq INTEGER NOT NULL,
-    frame BLOB NOT NULL, meta BLOB NOT NULL, PRIMARY KEY (ordinal, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS open (
-    ordinal INTEGER PRIMARY KEY, frame BLOB NOT NULL, meta BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS stored (
-    ordinal INTEGER NOT NULL, began_ms INTEGER NOT NULL, next_seq INTEGER NOT NULL,
-    at_ms INTEGER NOT NULL, PRIMARY KEY (ordinal, began_ms)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS feeds (source TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
 
 
 class OutboxBusyError(RuntimeError):
@@ -315,36 +299,17 @@ class Outbox:
         try:
             return self._connect()
         except sqlite3.DatabaseError as error:
-            if not _malformed(error):
-                if _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            if not malformed(error):
+                if error_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
                     raise OutboxBusyError(f"another process owns {self.path}") from error
                 raise
             self._move_aside(error)
             return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            self.path,
-            timeout=1,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=24,
-        )
+        db = open_file(self.path, durable=self.durable)
         try:
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'OFF'}")
-            db.execute("PRAGMA cache_size = -96")
-            db.execute("PRAGMA wal_autocheckpoint = 256")
-            db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-            check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if check != "ok":
-                raise _Malformed(str(check))
-            _recover_open(db)
             self._load(db)
-            db.execute("COMMIT")
         except BaseException:
             db.close()
             raise
@@ -359,7 +324,7 @@ class Outbox:
         self._facts, self._feeds = facts, feeds
         self._boots = [_boot(row) for row in db.execute("SELECT * FROM boots ORDER BY ordinal")]
         for boot in self._boots:
-            boot.next_seq = max(boot.next_seq, _next_seq(db, boot.ordinal))
+            boot.next_seq = max(boot.next_seq, next_seq_on_disk(db, boot.ordinal))
             (first,) = db.execute(
                 "SELECT min(seq) FROM frames WHERE ordinal = ?", (boot.ordinal,)
             ).fetchone()
@@ -368,19 +333,8 @@ class Outbox:
         self._bytes = int(row[0])
 
     def _move_aside(self, error: sqlite3.Error) -> None:
-        number = 1
-        while Path(f"{self.path}.broken-{number}").exists():
-            number += 1
-        for suffix in ("-wal", "-shm", ""):
-            with suppress(FileNotFoundError):
-                Path(self.path + suffix).rename(f"{self.path}.broken-{number}{suffix}")
+        move_aside(self.path, error)
         self.moved_aside += 1
-        log.error(
-            "outbox was malformed and is moved aside; a new one begins",
-            path=self.path,
-            kept_as=f"{self.path}.broken-{number}",
-            error=str(error),
-        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -410,7 +364,7 @@ class Outbox:
                 with self._transaction():
                     self._write()
             except sqlite3.DatabaseError as error:
-                if _malformed(error) and not last_try:
+                if malformed(error) and not last_try:
                     self._start_over(error)
                     continue
                 self._refused(error)
@@ -717,21 +671,6 @@ class Outbox:
                 self._dirty.add(boot.ordinal)
 
 
-class _Malformed(sqlite3.DatabaseError):
-    """SQLite's own check found damage."""
-
-
-def _malformed(error: sqlite3.Error) -> bool:
-    return isinstance(error, _Malformed) or _code(error) in {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-    }
-
-
-def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
 def _boot(row: tuple[int, int, str, int, int, int, int, int, bytes | None, int]) -> Boot:
     ordinal, boot_id, epoch, start_ms, quality, offset_ms, next_seq, acked, floor, touched = row
     return Boot(
@@ -756,28 +695,3 @@ def _signed(boot_id: int) -> int:
 def _since(meta: Meta, start_ms: int) -> Meta:
     """Return `meta` as what is known of everything from `start_ms` to its end."""
     return replace(meta, start_ms=start_ms, aliases=())
-
-
-def _next_seq(db: sqlite3.Connection, ordinal: int) -> int:
-    sql = "SELECT coalesce(max(to_seq) + 1, 0) FROM frames WHERE ordinal = ?"
-    kept = "SELECT next_seq FROM boots WHERE ordinal = ?"
-    found = [db.execute(query, (ordinal,)).fetchone() for query in (sql, kept)]
-    return max(int(row[0]) for row in found if row is not None)
-
-
-def _recover_open(db: sqlite3.Connection) -> None:
-    """Make the open minutes of a boot that was killed its last record, as journalled."""
-    for ordinal, frame, packed in db.execute("SELECT * FROM open").fetchall():
-        meta = unpack_meta(packed)
-        row = db.execute("SELECT boot_id FROM boots WHERE ordinal = ?", (ordinal,)).fetchone()
-        if meta is None or row is None:
-            log.error("open minutes of the last boot are damaged and lost", boot=ordinal)
-            continue
-        boot_id, seq = int(row[0]) % (1 << 64), _next_seq(db, ordinal)
-        held = Held(seq, seq, renumber(frame, seq), meta)
-        if not sound(held, boot_id=boot_id):
-            held = gap_record(meta, Cause.ROTTED, seq=seq, to_seq=seq, boot=(boot_id, ordinal))
-        db.execute(
-            "INSERT INTO frames VALUES (?, ?, ?, ?, ?)", (ordinal, seq, seq, held.frame, packed)
-        )
-    db.execute("DELETE FROM open")
