@@ -20,7 +20,8 @@ from pathlib import Path
 
 from ops.broker.configuration import ACCESS_LIST, BrokerFiles, dynamic_security, mosquitto_conf
 from ops.services.account import Account, data_directory
-from ops.services.errors import ServiceFailedError
+from ops.services.endpoints import Endpoints
+from ops.services.errors import NotOursError, ServiceFailedError
 from ops.services.packages import Progress
 from ops.services.process import (
     Daemon,
@@ -33,7 +34,7 @@ from ops.services.process import (
 from server.pki.authority import Authority
 from server.pki.profile import CA_LIFE
 
-__all__ = ["Broker", "BrokerProgram", "host_mosquitto"]
+__all__ = ["Broker", "BrokerProgram", "ConfiguredBroker", "host_mosquitto"]
 
 _FROM_PKI = ("device-anchor.pem", "service-anchor.pem", "broker.pem", "broker.key", "device.crl")
 
@@ -71,17 +72,15 @@ class Broker:
         *,
         program: BrokerProgram,
         account: Account,
-        device_port: int,
-        service_port: int,
-        bind: str = "127.0.0.1",
+        endpoints: Endpoints,
     ) -> None:
-        self.device_port = device_port
-        self.service_port = service_port
+        self.device_port = endpoints.broker_device_port
+        self.service_port = endpoints.broker_service_port
+        self._host = endpoints.broker_host
         self.log_path = root / "logs/broker.log"
         self._root = root
         self._program = program
         self._account = account
-        self._bind = bind
         self._pid_path = root / "broker.pid"
 
     @property
@@ -98,9 +97,9 @@ class Broker:
         """Start with empty hands; a running one is left alone."""
         if self.running:
             return
-        for port, host in ((self.device_port, self._bind), (self.service_port, "127.0.0.1")):
+        for port in (self.device_port, self.service_port):
             demand_free_port(
-                host, port, service="the broker", remembered_in=self._root / "endpoints.json"
+                self._host, port, service="the broker", remembered_in=self._root / "endpoints.json"
             )
         progress("starting the broker")
         home = data_directory(self._root, "broker", account=self._account)
@@ -137,8 +136,8 @@ class Broker:
         self._pid_path.unlink(missing_ok=True)
 
     def _listens(self) -> bool:
-        return port_answers("127.0.0.1", self.device_port) and port_answers(
-            "127.0.0.1", self.service_port
+        return port_answers(self._host, self.device_port) and port_answers(
+            self._host, self.service_port
         )
 
     def _write_files(self, home: Path) -> None:
@@ -148,7 +147,7 @@ class Broker:
         Authority.load(pki).refresh_crl(now=datetime.now(UTC), life=CA_LIFE)
         files = BrokerFiles(folder=home, plugin=self._program.plugin)
         conf = mosquitto_conf(
-            files, bind=self._bind, device_port=self.device_port, service_port=self.service_port
+            files, bind=self._host, device_port=self.device_port, service_port=self.service_port
         )
         denied = home / "dynamic-security.json"
         previous = denied.read_text() if denied.exists() else None
@@ -166,3 +165,28 @@ class Broker:
             file.write(content)
         self._account.own(partial)
         partial.replace(path)
+
+
+class ConfiguredBroker(Broker):
+    """Someone else's, named in VESTIBULE_BROKER_URL: used, never started or stopped."""
+
+    @property
+    def pid(self) -> int | None:
+        return None
+
+    @property
+    def running(self) -> bool:
+        return self._listens()
+
+    def start(self, progress: Progress = lambda text: None) -> None:
+        progress("using the configured broker")
+
+    def wait_ready(self, timeout_s: float = 30) -> None:
+        if not wait_until(self._listens, timeout_s=timeout_s):
+            raise ServiceFailedError("The broker in VESTIBULE_BROKER_URL does not answer.")
+
+    def stop(self) -> None:
+        """Leave it running."""
+
+    def kill(self) -> None:
+        raise NotOursError("The broker in VESTIBULE_BROKER_URL is not ours to kill.")

@@ -38,7 +38,8 @@ def _show(stack: Stack) -> int:
         print("no services here yet; `vestibule services up` makes them")
     for state in states:
         ports = ", ".join(str(port) for port in state.ports)
-        what = f"runs as process {state.pid}" if state.running else "does not run"
+        who = f"as process {state.pid}" if state.pid else "elsewhere"
+        what = f"runs {who}" if state.running else "does not run"
         print(f"{state.name:9} port {ports:13} {what}, log {state.log_path}")
     return 0 if states and all(state.running for state in states) else 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "AccountError",
     "DiskShortError",
+    "NotOursError",
     "OfflineError",
     "PlatformError",
     "PortTakenError",
@@ -35,6 +36,10 @@ class DiskShortError(ServicesError):
 
 class AccountError(ServicesError):
     """Running as root, and no unprivileged account can be used for the services."""
+
+
+class NotOursError(ServicesError):
+    """A configured service was to be killed, or its URL cannot be used."""
 
 
 class ServiceFailedError(ServicesError):

@@ -11,12 +11,12 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ops.services.account import Account, data_directory, require_space
-from ops.services.errors import ServiceFailedError
+from ops.services.endpoints import ADMIN, DATABASE, ROLES, Endpoints
+from ops.services.errors import NotOursError, ServiceFailedError
 from ops.services.packages import Progress
 from ops.services.process import (
     Daemon,
@@ -26,11 +26,7 @@ from ops.services.process import (
     wait_until,
 )
 
-__all__ = ["ADMIN", "DATABASE", "ROLES", "Postgres", "PostgresPrograms", "host_postgres"]
-
-ADMIN = "vestibule_admin"
-DATABASE = "vestibule"
-ROLES = {role: f"vestibule_{role}" for role in ("owner", "ingest", "api", "maint")}
+__all__ = ["ConfiguredPostgres", "Postgres", "PostgresPrograms", "host_postgres"]
 
 _SETTINGS = {
     "fsync": "on",
@@ -124,15 +120,14 @@ class Postgres:
         *,
         programs: PostgresPrograms,
         account: Account,
-        port: int,
-        passwords: Mapping[str, str],
+        endpoints: Endpoints,
     ) -> None:
-        self.port = port
+        self.port = endpoints.pg_port
         self.log_path = root / "logs/postgres.log"
         self._root = root
         self._programs = programs
         self._account = account
-        self._passwords = passwords
+        self._endpoints = endpoints
         self._pid_path = root / "postgres.pid"
 
     @property
@@ -193,9 +188,6 @@ class Postgres:
             daemon.kill_with_children()
         self._pid_path.unlink(missing_ok=True)
 
-    def dsn(self, user: str, password: str, *, database: str) -> str:
-        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
-
     def execute(self, sql: str, *, database: str = "postgres") -> str:
         """Run statements as the superuser; return psql's unaligned output."""
         done = self._psql(sql, database=database)
@@ -211,7 +203,7 @@ class Postgres:
             rights = "createdb" if role == "owner" else "nocreatedb"
             self.execute(
                 f"{verb} role {name} login nosuperuser nobypassrls nocreaterole {rights} "
-                f"password '{self._passwords[role]}'"
+                f"password '{self._endpoints.passwords[role]}'"
             )
         if not self._has_database(DATABASE):
             self.create_database(DATABASE)
@@ -241,7 +233,7 @@ class Postgres:
         return subprocess.run(
             [
                 *(self._programs.psql, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"),
-                self.dsn(ADMIN, self._passwords["admin"], database=database),
+                self._endpoints.dsn("admin", database),
             ],
             input=f"set client_min_messages = error;\n{sql}",
             env={**os.environ, "PGCONNECT_TIMEOUT": "5", "LC_ALL": "C"},
@@ -255,7 +247,7 @@ class Postgres:
         partial = home / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
         password = home / "password"
-        password.write_text(self._passwords["admin"])
+        password.write_text(self._endpoints.passwords["admin"])
         self._account.own(password)
         log = self.log_path
         done = spawn(
@@ -286,6 +278,31 @@ class Postgres:
 
     def _env(self, home: Path) -> dict[str, str]:
         return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "LC_ALL": "C"}
+
+
+class ConfiguredPostgres(Postgres):
+    """Someone else's, named in VESTIBULE_DATABASE_URL: used, never started or stopped."""
+
+    @property
+    def pid(self) -> int | None:
+        return None
+
+    @property
+    def running(self) -> bool:
+        return self._answers()
+
+    def start(self, progress: Progress = lambda text: None) -> None:
+        progress("using the configured PostgreSQL")
+
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        if not wait_until(self._answers, timeout_s=timeout_s):
+            raise ServiceFailedError("The PostgreSQL in VESTIBULE_DATABASE_URL does not answer.")
+
+    def stop(self) -> None:
+        """Leave it running."""
+
+    def kill(self) -> None:
+        raise NotOursError("The PostgreSQL in VESTIBULE_DATABASE_URL is not ours to kill.")
 
 
 def _name(name: str) -> str:

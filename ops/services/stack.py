@@ -15,17 +15,24 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 from ops.services.account import reachable_home, service_account
-from ops.services.broker import Broker, BrokerProgram, host_mosquitto
+from ops.services.broker import Broker, BrokerProgram, ConfiguredBroker, host_mosquitto
+from ops.services.endpoints import (
+    BROKER_URL,
+    DATABASE_URL,
+    LOOPBACK,
+    ROLES,
+    Endpoints,
+    configured,
+)
 from ops.services.errors import ServicesError
 from ops.services.packages import Bundle, Progress, library_folder, locked, unpacked
-from ops.services.postgres import ADMIN, DATABASE, ROLES, Postgres, PostgresPrograms, host_postgres
+from ops.services.postgres import ConfiguredPostgres, Postgres, PostgresPrograms, host_postgres
 from server.pki.authority import Authority
 
 __all__ = ["Endpoints", "ServiceStatus", "Stack", "free_ports"]
@@ -43,43 +50,19 @@ SERVICES = Bundle(
     programs=("usr/lib/postgresql/17/bin/*", "usr/sbin/mosquitto"),
     megabytes=600,
 )
-_LOOPBACK = "127.0.0.1"
 # below the range from which the kernel takes the ports of outgoing connections
 _PORTS = range(20000, 32000)
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Where the services are, and how to sign in."""
-
-    pg_host: str
-    pg_port: int
-    broker_host: str
-    broker_device_port: int
-    broker_service_port: int
-    pki: Path
-    passwords: Mapping[str, str] = field(repr=False)
-
-    def dsn(self, role: str, database: str = DATABASE) -> str:
-        """Return the URL for admin, owner, ingest, api or maint."""
-        user = ADMIN if role == "admin" else ROLES[role]
-        return (
-            f"postgresql://{user}:{self.passwords[role]}@{self.pg_host}:{self.pg_port}/{database}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """One service as it is now; `pid` is None where it does not run."""
+    """One service as it is now; `pid` is None where we did not start it."""
 
     name: str
+    running: bool
     pid: int | None
     ports: tuple[int, ...]
     log_path: Path
-
-    @property
-    def running(self) -> bool:
-        return self.pid is not None
 
 
 class Stack:
@@ -100,36 +83,35 @@ class Stack:
             raise ServicesError(
                 f"{self.root} holds no services yet; run `vestibule services up`."
             ) from error
-        return Endpoints(
-            pg_host=_LOOPBACK,
+        own = Endpoints(
+            pg_host=LOOPBACK,
             pg_port=ports["postgres"],
-            broker_host=_LOOPBACK,
+            broker_host=LOOPBACK,
             broker_device_port=ports["broker_devices"],
             broker_service_port=ports["broker_services"],
             pki=self.root / "pki",
             passwords=passwords,
         )
+        return configured(own, os.environ)
 
     @cached_property
     def postgres(self) -> Postgres:
-        endpoints = self.endpoints
-        return Postgres(
+        kind = ConfiguredPostgres if DATABASE_URL in os.environ else Postgres
+        return kind(
             self.root,
             programs=self._postgres_programs(),
             account=self._account,
-            port=endpoints.pg_port,
-            passwords=endpoints.passwords,
+            endpoints=self.endpoints,
         )
 
     @cached_property
     def broker(self) -> Broker:
-        endpoints = self.endpoints
-        return Broker(
+        kind = ConfiguredBroker if BROKER_URL in os.environ else Broker
+        return kind(
             self.root,
             program=self._broker_program(),
             account=self._account,
-            device_port=endpoints.broker_device_port,
-            service_port=endpoints.broker_service_port,
+            endpoints=self.endpoints,
         )
 
     def up(self, progress: Progress = lambda text: None) -> Endpoints:
@@ -170,9 +152,15 @@ class Stack:
             return []
         postgres, broker = self.postgres, self.broker
         return [
-            ServiceStatus("postgres", postgres.pid, (postgres.port,), postgres.log_path),
             ServiceStatus(
-                "broker", broker.pid, (broker.device_port, broker.service_port), broker.log_path
+                "postgres", postgres.running, postgres.pid, (postgres.port,), postgres.log_path
+            ),
+            ServiceStatus(
+                "broker",
+                broker.running,
+                broker.pid,
+                (broker.device_port, broker.service_port),
+                broker.log_path,
             ),
         ]
 
@@ -223,7 +211,7 @@ def free_ports(count: int) -> list[int]:
         port = secrets.choice(_PORTS)
         with socket.socket() as probe:
             try:
-                probe.bind((_LOOPBACK, port))
+                probe.bind((LOOPBACK, port))
             except OSError:
                 continue
         if port not in chosen:

@@ -71,6 +71,7 @@ class Fleet:
     ) -> ssl.SSLContext:
         """Return TLS settings that trust the fleet's roots, and show the certificate if given."""
         context = ssl.create_default_context(cafile=self.stack.endpoints.pki / "bundle.pem")
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
         if certificate is not None:
             context.load_cert_chain(certificate, key)
         return context

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from ops.services.errors import PortTakenError, ServicesError
-from ops.services.stack import Endpoints, Stack
+from ops.services import packages
+from ops.services.account import Account, service_account
+from ops.services.errors import (
+    AccountError,
+    DiskShortError,
+    NotOursError,
+    OfflineError,
+    PlatformError,
+    PortTakenError,
+    ServicesError,
+)
+from ops.services.stack import SERVICES, Endpoints, Stack
 
 pytestmark = pytest.mark.services
 
@@ -102,6 +116,7 @@ def test_a_taken_port_is_named(own_stack: Stack, tmp_path: Path) -> None:
         own_stack.down()
         port = own_stack.endpoints.pg_port
         with socket.socket() as squatter:
+            squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             squatter.bind(("127.0.0.1", port))
             squatter.listen()
             with pytest.raises(PortTakenError, match=str(port)):
@@ -113,3 +128,81 @@ def test_a_taken_port_is_named(own_stack: Stack, tmp_path: Path) -> None:
 def test_asking_for_endpoints_before_up_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ServicesError, match="services up"):
         _ = Stack(tmp_path / "nothing").endpoints
+
+
+def test_a_configured_database_is_used_and_never_stopped(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoints = stack.endpoints
+    monkeypatch.setenv("VESTIBULE_DATABASE_URL", endpoints.dsn("admin"))
+    host, port = endpoints.broker_host, endpoints.broker_device_port
+    monkeypatch.setenv("VESTIBULE_BROKER_URL", f"mqtts://{host}:{port}")
+    other = Stack(tmp_path / "other", role="test")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/secrets.json").write_text((stack.root / "secrets.json").read_text())
+    assert other.up().pg_port == endpoints.pg_port
+    assert all(state.running and state.pid is None for state in other.status())
+    with pytest.raises(NotOursError, match="not ours"):
+        other.postgres.kill()
+    with pytest.raises(NotOursError, match="not ours"):
+        other.broker.kill()
+    other.remove()
+    assert stack.postgres.running
+    assert stack.broker.running
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "postgresql://", "host:5432"])
+def test_a_url_that_makes_no_sense_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("VESTIBULE_DATABASE_URL", url)
+    with pytest.raises(NotOursError, match="must look like"):
+        Stack(tmp_path / "stack").up()
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    """An account like ours, with nothing in its cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        Path(cache).chmod(0o755)  # pytest's own directories are closed to the services' account
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        yield service_account()
+
+
+def _without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lead apt into a proxy that nobody runs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = [f'Acquire::http::Proxy "http://127.0.0.1:{port}";', 'Acquire::Retries "0";']
+    monkeypatch.setattr(packages, "_transport_settings", lambda: settings)
+
+
+def test_without_network_and_cache_the_error_says_what_to_do(
+    empty_cache: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_network(monkeypatch)
+    with pytest.raises(OfflineError, match="connect to the network once"):
+        packages.unpacked(SERVICES, account=empty_cache, progress=print)
+
+
+def test_without_debian_packages_the_error_says_what_to_install(
+    empty_cache: Account, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PlatformError, match="install PostgreSQL 17"):
+        packages.unpacked(SERVICES, account=empty_cache, progress=print)
+
+
+def test_a_short_disk_is_told_before_anything_is_fetched(empty_cache: Account) -> None:
+    greedy = replace(SERVICES, megabytes=10**9)
+    with pytest.raises(DiskShortError, match="make room"):
+        packages.unpacked(greedy, account=empty_cache, progress=print)
+
+
+def test_an_account_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes someone else")
+    monkeypatch.setenv("VESTIBULE_SERVICE_USER", "nobody-by-that-name")
+    with pytest.raises(AccountError, match="nobody-by-that-name"):
+        service_account()
