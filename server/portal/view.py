@@ -1,0 +1,235 @@
+"""What the portal shows, as values, and the rules that make it of answers from the rollups. Pure.
+
+Decided here:
+- A site's visits are those in its opening hours; people counted outside them stand beside.
+- Today is compared with the same weekday a week before, both up to the last whole quarter of an
+  hour, and only if both were covered to `COMPARABLE` or more: half a day is no fall of 50 %.
+- A quarter that should have been observed and was not is a gap, drawn as one, never as zero.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+
+from server.rollup.answer import CountRow
+from server.rollup.opening import Calendar
+from server.rollup.quality import Hours
+
+COMPARABLE = 0.9
+LOW_COVERAGE = 0.98
+_DAYS_AHEAD = 8
+
+
+class Cell(StrEnum):
+    """What is known of a stretch of the day."""
+
+    MEASURED = "bar"
+    PARTLY = "part"
+    GAP = "gap"
+    CLOSED = "closed"
+    REST = "rest"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One hour of the day in the small chart; `height` is 0 to 1 of the day's highest."""
+
+    local: datetime
+    cell: Cell
+    visits: int | None
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Whether a site is open, and when that changes next (local; None: never)."""
+
+    open: bool
+    changes: datetime | None
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Visits to the last whole quarter, now and a week before; `change` None: not comparable."""
+
+    now: int
+    before: int
+    change: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Smileys:
+    """Feedback: the smiley index (0 to 100) over `presses`, and presses by answer, best first."""
+
+    index: float | None
+    presses: int
+    answers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A counter that was mounted backwards and is read the other way round `since` (local)."""
+
+    spot: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A device of which nothing has been stored `since` (local; None: never)."""
+
+    spot: str
+    kind: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """People counted on a day, but not to the minute."""
+
+    visits: int
+    exits: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SiteDay:
+    """One site's day, as a card and at the head of its page."""
+
+    ref: str
+    name: str
+    day: date
+    now: datetime
+    opening: Opening
+    visits: int | None
+    outside: int
+    coverage: float | None
+    unplaced: int
+    comparison: Comparison
+    smileys: Smileys
+    bars: tuple[Bar, ...]
+    turned: tuple[Turned, ...]
+    silent: tuple[Silent, ...]
+
+    @property
+    def covered_badly(self) -> bool:
+        return self.coverage is not None and self.coverage < LOW_COVERAGE
+
+
+@dataclass(frozen=True, slots=True)
+class SpotDay:
+    """One spot's day: raw sums of its door, and what is known of them."""
+
+    ref: str
+    name: str
+    visits: int | None
+    exits: int | None
+    coverage: float | None
+    unplaced: int
+    turned: Turned | None
+    silent: Silent | None
+
+
+def opening_of(calendar: Calendar, *, now: datetime) -> Opening:
+    """Return whether a site is open at `now` (local), and when that changes."""
+    at, horizon = int(now.timestamp()), int(now.timestamp()) + _DAYS_AHEAD * 86_400
+    if calendar.opening.weekly is None:
+        return Opening(open=True, changes=None, always=True)
+    for low, high in calendar.open_between(at - 86_400, horizon):
+        if low <= at < high:
+            return Opening(open=True, changes=_local(high, now))
+        if low > at:
+            return Opening(open=False, changes=_local(low, now))
+    return Opening(open=False, changes=None)
+
+
+def compare(
+    today: Sequence[CountRow], before: Sequence[CountRow], *, until: datetime
+) -> Comparison:
+    """Compare two days' quarters up to `until` (today's local time); see the module's rules."""
+    ended = [row for row in today if _ends(row) <= until and row.hours is not Hours.CLOSED]
+    times = {_start(row).timetz().replace(tzinfo=None) for row in ended}
+    then = [row for row in before if _start(row).timetz().replace(tzinfo=None) in times]
+    now_visits, then_visits = _sum(ended), _sum(then)
+    fair = bool(ended) and min(_covered(ended), _covered(then)) >= COMPARABLE and then_visits > 0
+    change = (now_visits - then_visits) / then_visits if fair else None
+    return Comparison(now_visits, then_visits, change)
+
+
+def bars_of(quarters: Sequence[CountRow], *, now: datetime) -> tuple[Bar, ...]:
+    """Return the day's hours for the small chart."""
+    hours: dict[datetime, list[CountRow]] = {}
+    for row in quarters:
+        hours.setdefault(_start(row).replace(minute=0), []).append(row)
+    sums = {at: _sum(rows) for at, rows in hours.items()}
+    most = max(sums.values(), default=0) or 1
+    return tuple(
+        Bar(at, cell := _cell(rows, now=now), sums[at] if cell in _SHOWN else None, sums[at] / most)
+        for at, rows in sorted(hours.items())
+    )
+
+
+_SHOWN = (Cell.MEASURED, Cell.PARTLY)
+
+
+def cell_of(row: CountRow, *, now: datetime) -> Cell:
+    """Say what is known of one quarter."""
+    if _start(row) >= now:
+        return Cell.CLOSED if row.hours is Hours.CLOSED else Cell.REST
+    if row.visits is not None and (row.coverage is None or row.coverage >= COMPARABLE):
+        return Cell.MEASURED
+    if row.visits is not None and row.visits > 0:
+        return Cell.PARTLY
+    if _ends(row) > now:  # its frame is still to come
+        return Cell.REST
+    return Cell.CLOSED if row.hours is Hours.CLOSED else Cell.GAP
+
+
+def _cell(rows: Sequence[CountRow], *, now: datetime) -> Cell:
+    cells = [cell_of(row, now=now) for row in rows]
+    known = [cell for cell in cells if cell in _SHOWN]
+    if Cell.GAP in cells:
+        return Cell.PARTLY if known and _sum(rows) else Cell.GAP
+    if known and (any(row.hours is not Hours.CLOSED for row in rows) or _sum(rows)):
+        return Cell.PARTLY if Cell.PARTLY in cells else Cell.MEASURED
+    return Cell.REST if Cell.REST in cells else Cell.CLOSED
+
+
+def total(days: Iterable[SiteDay]) -> Comparison:
+    """Return all comparable sites' visits together, against the week before."""
+    fair = [day.comparison for day in days if day.comparison.change is not None]
+    now, before = sum(c.now for c in fair), sum(c.before for c in fair)
+    return Comparison(now, before, (now - before) / before if before else None)
+
+
+def index_of(answers: Sequence[int]) -> float | None:
+    """Return the smiley index of presses by answer, best first: 100 all best, 0 all worst."""
+    count = sum(answers)
+    if count == 0 or len(answers) < 2:
+        return None
+    steps = len(answers) - 1
+    return sum(100 * (steps - at) / steps * n for at, n in enumerate(answers)) / count
+
+
+def _sum(rows: Iterable[CountRow]) -> int:
+    return sum(round(row.visits) for row in rows if row.visits is not None)
+
+
+def _covered(rows: Sequence[CountRow]) -> float:
+    shares = [row.coverage for row in rows if row.coverage is not None]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def _start(row: CountRow) -> datetime:
+    return datetime.fromisoformat(row.local)
+
+
+def _ends(row: CountRow) -> datetime:
+    start = datetime.fromisoformat(row.start)
+    return _start(row) + (datetime.fromisoformat(row.until) - start)
+
+
+def _local(instant_s: int, like: datetime) -> datetime:
+    return datetime.fromtimestamp(instant_s, like.tzinfo)

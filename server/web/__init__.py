@@ -1,0 +1,1 @@
+"""The shell that all pages share: layout, static files, catalogues, security headers."""

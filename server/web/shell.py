@@ -1,0 +1,99 @@
+"""Render pages in the shared layout, under a policy that lets nothing inline run.
+
+Decided here: scripts and styles are files of ours or pinned ones, so the content policy needs no
+nonce; pages cannot be framed, and say nothing of themselves to other sites.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aiohttp import web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from server.web import catalogue
+from server.web.catalogue import Catalogue
+from server.web.static_files import StaticFiles
+
+TEMPLATES = Path(__file__).parent / "templates"
+LANGUAGE_COOKIE = "language"
+HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Shell:
+    """Templates and catalogues of one part of the site, on top of the shared ones."""
+
+    def __init__(
+        self,
+        *,
+        templates: Path,
+        catalogues: Sequence[Path],
+        static: StaticFiles,
+    ) -> None:
+        self._environment = Environment(
+            loader=FileSystemLoader([templates, TEMPLATES]),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals["static"] = static.url
+        self._environment.globals["languages"] = catalogue.LANGUAGES
+        self.catalogues = catalogue.load([catalogue.SHARED, *catalogues])
+
+    def words(self, request: web.Request) -> Catalogue:
+        """Return the catalogue of the reader's language."""
+        wished = request.cookies.get(LANGUAGE_COOKIE, "")
+        accepted = request.headers.get("Accept-Language", "")
+        return self.catalogues[catalogue.choose(accepted, wished=wished)]
+
+    def fragment(self, template: str, words: Catalogue, **values: object) -> Markup:
+        """Return a template's text."""
+        text = self._environment.get_template(template).render(t=words, **values)
+        return Markup(text)  # noqa: S704 - autoescaped by the environment
+
+    def page(
+        self, request: web.Request, template: str, *, status: int = 200, **values: object
+    ) -> web.Response:
+        """Return a whole page, or the fragment of it that a live refresh asks for."""
+        words = self.words(request)
+        html = self.fragment(template, words, path=request.path_qs, **values)
+        return web.Response(
+            text=html,
+            status=status,
+            content_type="text/html",
+            headers={"Cache-Control": "no-store", "Vary": "Cookie, Accept-Language, HX-Request"},
+        )
+
+
+async def protect(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the security headers to a page before it is sent; the API has its own."""
+    if not request.path.startswith("/v1/"):
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+
+
+async def choose_language(request: web.Request) -> web.Response:
+    """Remember the language and go back: `/language?to=sv&back=/sites/x`."""
+    language = catalogue.choose("", wished=request.query.get("to", ""))
+    response = web.HTTPSeeOther(local_path(request.query.get("back", "/")))
+    response.set_cookie(
+        LANGUAGE_COOKIE, language, max_age=31_536_000, samesite="Lax", httponly=True
+    )
+    raise response
+
+
+def local_path(wanted: str) -> str:
+    """Return `wanted` if it is a path of this server, else `/`: no redirect leads elsewhere."""
+    if not wanted.startswith("/") or wanted[1:2] in ("/", "\\") or not wanted.isprintable():
+        return "/"
+    return wanted

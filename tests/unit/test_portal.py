@@ -1,0 +1,141 @@
+"""The portal's rules that need no server: tokens, languages, comparisons, gaps."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from server.config import Secret, Settings
+from server.portal import pages, session
+from server.portal.session import Purpose
+from server.portal.view import Cell, bars_of, cell_of, compare, index_of
+from server.rollup.answer import CountRow
+from server.rollup.quality import Hours, State
+from server.web import catalogue
+from server.web.shell import local_path
+
+SETTINGS = Settings(Secret("a"), Secret("b"), Secret("c"), Path(), session_secret=Secret("s" * 32))
+NOON = datetime(2026, 11, 18, 12, 0, tzinfo=UTC)
+
+
+def row(at: datetime, visits: int | None, *, coverage: float | None = 1.0) -> CountRow:
+    """A quarter of an hour in an open shop."""
+    until = at + timedelta(minutes=15)
+    return CountRow(
+        site="site-1",
+        spot=None,
+        start=at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        until=until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        local=at.isoformat(timespec="minutes"),
+        fold=0,
+        visits=visits,
+        exits=visits,
+        unplaced_visits=0,
+        unplaced_exits=0,
+        coverage=coverage,
+        hours=Hours.OPEN,
+        state=State.COMPLETE,
+        revision=0,
+        origin="device",
+        calibrations=(),
+    )
+
+
+def quarters(day: datetime, visits: int | None, *, coverage: float | None = 1.0) -> list[CountRow]:
+    """Eight quarters from 10 to 12."""
+    start = day.replace(hour=10)
+    return [row(start + timedelta(minutes=15 * n), visits, coverage=coverage) for n in range(8)]
+
+
+def test_every_language_says_everything_with_the_same_names_in_it() -> None:
+    loaded = catalogue.load([catalogue.SHARED, pages.HERE / "catalogues"])
+    assert catalogue.problems(loaded) == []
+
+
+def test_a_missing_text_is_found() -> None:
+    loaded = catalogue.load([catalogue.SHARED, pages.HERE / "catalogues"])
+    swedish = {k: v for k, v in loaded["sv"].texts.items() if k != "coverage"}
+    broken = loaded | {"sv": replace(loaded["sv"], texts=swedish | {"week": "Vecka"})}
+    assert catalogue.problems(broken) == [
+        "sv: coverage is missing",
+        "sv: week has other names than English",
+    ]
+
+
+def test_the_words_of_the_field_are_used() -> None:
+    loaded = catalogue.load([catalogue.SHARED, pages.HERE / "catalogues"])
+    assert [loaded[name].texts["coverage"] for name in ("sv", "da")] == ["Täckning", "Dækning"]
+    assert [loaded[name].texts["visits"] for name in ("sv", "da")] == ["besök", "besøg"]
+    assert [loaded[name].texts["spot"] for name in ("sv", "da")] == ["Mätpunkt", "Målepunkt"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [("sv-SE,sv;q=0.9,en;q=0.8", "sv"), ("fr, da;q=0.5, en;q=0.4", "da"), ("x;q=y", "en")],
+)
+def test_the_readers_language_is_chosen(accepted: str, language: str) -> None:
+    assert catalogue.choose(accepted) == language
+    assert catalogue.choose(accepted, wished="da") == "da"
+
+
+def test_numbers_and_days_are_written_as_in_the_language() -> None:
+    swedish = catalogue.load([catalogue.SHARED])["sv"]
+    assert swedish.number(12345) == "12\xa0345"
+    assert swedish.percent(-0.034, signed=True) == "−3 %"
+    assert swedish.week(NOON.date()) == "Vecka 47"
+    assert swedish.day(NOON.date()) == "onsdag 18 november"
+
+
+def test_a_link_signs_in_until_it_ends_and_is_no_session() -> None:
+    link = session.issue(SETTINGS, 7, Purpose.LINK, until_s=1000)
+    assert session.check(SETTINGS, link, Purpose.LINK, now_s=999) == session.Token(7, 1000)
+    assert session.check(SETTINGS, link, Purpose.LINK, now_s=1000) is None
+    assert session.check(SETTINGS, link, Purpose.SESSION, now_s=999) is None
+
+
+def test_a_changed_token_is_not_believed() -> None:
+    body, _, signature = session.issue(SETTINGS, 7, Purpose.LINK, until_s=1000).partition(".")
+    other = session.issue(SETTINGS, 8, Purpose.LINK, until_s=1000).partition(".")[0]
+    for forged in (f"{other}.{signature}", f"{body}.", f"{body}.{signature[:-2]}", "", "é.é"):
+        assert session.check(SETTINGS, forged, Purpose.LINK, now_s=1) is None
+
+
+def test_without_a_secret_nobody_signs_in() -> None:
+    bare = replace(SETTINGS, session_secret=Secret(""))
+    with pytest.raises(ValueError, match="SESSION_SECRET"):
+        session.issue(bare, 7, Purpose.LINK, until_s=1000)
+    link = session.issue(SETTINGS, 7, Purpose.LINK, until_s=1000)
+    assert session.check(bare, link, Purpose.LINK, now_s=1) is None
+
+
+@pytest.mark.parametrize("wanted", ["//evil.example", "https://evil.example", "/\\evil", "/a\nb"])
+def test_no_redirect_leads_elsewhere(wanted: str) -> None:
+    assert local_path(wanted) == "/"
+    assert local_path("/sites/site-1?day=2026-11-18") == "/sites/site-1?day=2026-11-18"
+
+
+def test_today_is_compared_up_to_the_last_whole_quarter() -> None:
+    before = quarters(NOON - timedelta(days=7), 10)
+    found = compare(quarters(NOON, 12), before, until=NOON.replace(hour=11))
+    assert (found.now, found.before) == (48, 40)
+    assert found.change == pytest.approx(0.2)
+
+
+def test_a_day_half_observed_is_not_compared() -> None:
+    before = quarters(NOON - timedelta(days=7), 10)
+    assert compare(quarters(NOON, 5, coverage=0.5), before, until=NOON).change is None
+    assert compare([], before, until=NOON).change is None
+
+
+def test_a_gap_is_a_gap_and_an_observed_zero_is_none() -> None:
+    assert cell_of(row(NOON, None, coverage=0.0), now=NOON + timedelta(hours=1)) is Cell.GAP
+    assert cell_of(row(NOON, 0), now=NOON + timedelta(hours=1)) is Cell.MEASURED
+    assert cell_of(row(NOON, None, coverage=None), now=NOON) is Cell.REST
+    bars = bars_of(quarters(NOON, None, coverage=0.0), now=NOON)
+    assert [(bar.cell, bar.visits) for bar in bars] == [(Cell.GAP, None)] * 2
+
+
+def test_the_smiley_index_is_the_published_example() -> None:
+    assert index_of((126, 60, 16, 17)) == pytest.approx(78.23, abs=0.01)
+    assert index_of((0, 0, 0, 0)) is None
