@@ -7,8 +7,9 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ import pytest
 from ops.services.stack import Stack
 
 _STARTED_BY_TESTS = "started-by-tests"
+_TEMPORARY = f"vestibule-test-{os.geteuid()}-"
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,7 @@ def stack() -> Iterator[Stack]:
     what tests have started; a stack that already ran is left running.
     """
     root, temporary = _stack_root()
+    _clear_abandoned()
     root.parent.mkdir(parents=True, exist_ok=True)
     with root.with_name(root.name + ".users").open("w") as users:
         fcntl.flock(users, fcntl.LOCK_SH)  # waits while the last user of before is stopping it
@@ -62,7 +65,19 @@ def _stack_root() -> tuple[Path, bool]:
     if configured:
         return Path(configured).absolute(), False
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    return Path(tempfile.gettempdir()) / f"vestibule-test-{os.geteuid()}-{run[:16]}" / "stack", True
+    return Path(tempfile.gettempdir()) / f"{_TEMPORARY}{run[:16]}" / "stack", True
+
+
+def _clear_abandoned() -> None:
+    """Remove the stacks of runs that were killed: nobody holds their lock any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        users = folder / "stack.users"
+        if not users.exists() or time.time() - users.stat().st_mtime < 60:
+            continue  # it may just be starting
+        with users.open() as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            Stack(folder / "stack").remove()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

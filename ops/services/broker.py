@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,8 +56,8 @@ def host_mosquitto() -> BrokerProgram | None:
     text = subprocess.run([found, "-h"], capture_output=True, text=True, check=False).stdout
     plugins = [
         plugin
-        for base in ("/usr/lib", "/usr/local/lib")
-        for plugin in Path(base).glob("**/mosquitto_dynamic_security.so")
+        for place in ("lib/*", "lib", "local/lib", "lib/mosquitto")
+        for plugin in Path("/usr").glob(f"{place}/mosquitto_dynamic_security.so")
     ]
     if not re.search(r"mosquitto version 2\.", text) or not plugins:
         return None
@@ -64,13 +65,16 @@ def host_mosquitto() -> BrokerProgram | None:
 
 
 class Broker:
-    """One Mosquitto below a stack's root: devices on one port, services on another."""
+    """One Mosquitto below a stack's root: devices on one port, services on another.
+
+    `program` is asked only when there is something to start: looking and stopping fetch nothing.
+    """
 
     def __init__(
         self,
         root: Path,
         *,
-        program: BrokerProgram,
+        program: Callable[[], BrokerProgram],
         account: Account,
         endpoints: Endpoints,
     ) -> None:
@@ -105,7 +109,7 @@ class Broker:
         home = data_directory(self._root, "broker", account=self._account)
         self._write_files(home)
         daemon = spawn(
-            [str(self._program.mosquitto), "-c", str(home / "mosquitto.conf")],
+            [str(self._program().mosquitto), "-c", str(home / "mosquitto.conf")],
             account=self._account,
             log=self.log_path,
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
@@ -145,7 +149,7 @@ class Broker:
         # The broker cannot be told to read a newer list (no SIGHUP), and an expired one locks out
         # the whole fleet: its copy outlives any uptime. Revoking in seconds is the deny-list's.
         Authority.load(pki).refresh_crl(now=datetime.now(UTC), life=CA_LIFE)
-        files = BrokerFiles(folder=home, plugin=self._program.plugin)
+        files = BrokerFiles(folder=home, plugin=self._program().plugin)
         conf = mosquitto_conf(
             files, bind=self._host, device_port=self.device_port, service_port=self.service_port
         )

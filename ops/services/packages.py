@@ -92,7 +92,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _fetch_and_unpack(bundle: Bundle, *, target: Path, progress: Progress) -> None:
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as work:
+    prefix = f".partial-{target.name}-"
+    for abandoned in target.parent.glob(f"{prefix}*"):  # we hold the lock: its owner has died
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as work:
         partial = Path(work)
         apt = _Apt(partial / "apt")
         progress(f"reading the package lists of {SUITE}")
@@ -129,18 +132,18 @@ class _Apt:
     def update(self) -> None:
         """Fetch the package lists from the first of the host's mirrors that has our suite."""
         failure = "the host's apt names no mirror"
-        for mirror in _mirrors():
-            (self._home / "sources.list").write_text(_sources(mirror))
-            try:
-                self._apt("update", "-o", "APT::Update::Error-Mode=any")
-            except OfflineError:
-                (self._home / "sources.list").write_text(_sources(mirror, extras=False))
+        archives = _archives()
+        security = [uri for uri, label in archives if label == "Debian Debian-Security"]
+        mirrors = [uri for uri, label in archives if label == "Debian Debian"]
+        for mirror in mirrors or [uri for uri, _ in archives]:
+            for beside in ([*security, f"{mirror}-security"][:1], []):
+                (self._home / "sources.list").write_text(_sources(mirror, beside))
                 try:
                     self._apt("update", "-o", "APT::Update::Error-Mode=any")
                 except OfflineError as error:
                     failure = str(error)
-                    continue
-            return
+                else:
+                    return
         raise OfflineError(
             f"No mirror of this host serves Debian {SUITE} ({failure}); connect to the network "
             "once, or install PostgreSQL 17 with TimescaleDB and Mosquitto 2 yourself."
@@ -195,29 +198,29 @@ def _transport_settings() -> list[str]:
     return [line for line in dump.splitlines() if _TRANSPORT.match(line)]
 
 
-def _mirrors() -> list[str]:
-    """Return the archives the host's apt uses, Debian's own first."""
+def _archives() -> list[tuple[str, str]]:
+    """Return the archives the host's apt uses, each with its origin and label.
+
+    Before the host's first `apt-get update` these are not known yet.
+    """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise PlatformError(_NO_DEBIAN)
     text = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(LABEL)"])
-    found = [line.split(" ", 1) for line in text.splitlines() if line.strip()]
-    ranked = sorted(found, key=lambda fields: 0 if fields[1:] == ["Debian Debian"] else 1)
-    return list(dict.fromkeys(fields[0].rstrip("/") for fields in ranked))
+    found = [line.partition(" ") for line in text.splitlines() if line.strip()]
+    return list(dict.fromkeys((uri.rstrip("/"), label) for uri, _, label in found))
 
 
-def _sources(mirror: str, *, extras: bool = True) -> str:
-    """Return the source list for one mirror, with security updates where it has them beside."""
+def _sources(mirror: str, security: list[str]) -> str:
+    """Return the source list for one mirror, with updates if there is a security archive."""
     keyring = next((path for path in _KEYRINGS if Path(path).exists()), None)
     if keyring is None:
         raise PlatformError(
             "Debian's archive keyring is missing; install the package debian-archive-keyring."
         )
-    options = f"[signed-by={keyring}]"
-    lines = [f"deb {options} {mirror} {SUITE} main"]
-    if extras:
-        lines.append(f"deb {options} {mirror} {SUITE}-updates main")
-        lines.append(f"deb {options} {mirror}-security {SUITE}-security main")
-    return "\n".join(lines) + "\n"
+    lines = [f"{mirror} {SUITE}"]
+    if security:
+        lines += [f"{mirror} {SUITE}-updates", f"{security[0]} {SUITE}-security"]
+    return "".join(f"deb [signed-by={keyring}] {line} main\n" for line in lines)
 
 
 def _architecture() -> str:

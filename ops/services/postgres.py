@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,13 +113,16 @@ def _output(command: list[str]) -> str:
 
 
 class Postgres:
-    """One PostgreSQL cluster below a stack's root."""
+    """One PostgreSQL cluster below a stack's root.
+
+    `programs` is asked only when one is to run: looking and stopping fetch nothing.
+    """
 
     def __init__(
         self,
         root: Path,
         *,
-        programs: PostgresPrograms,
+        programs: Callable[[], PostgresPrograms],
         account: Account,
         endpoints: Endpoints,
     ) -> None:
@@ -158,7 +162,7 @@ class Postgres:
         self._write_settings(data)
         progress("starting PostgreSQL")
         daemon = spawn(
-            [self._programs.postgres, "-D", str(data)],
+            [self._programs().postgres, "-D", str(data)],
             account=self._account,
             log=self.log_path,
             env=self._env(home),
@@ -232,7 +236,7 @@ class Postgres:
     def _psql(self, sql: str, *, database: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
-                *(self._programs.psql, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"),
+                *(self._programs().psql, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"),
                 self._endpoints.dsn("admin", database),
             ],
             input=f"set client_min_messages = error;\n{sql}",
@@ -252,7 +256,7 @@ class Postgres:
         log = self.log_path
         done = spawn(
             [
-                *(self._programs.initdb, "-D", str(partial), "--username", ADMIN),
+                *(self._programs().initdb, "-D", str(partial), "--username", ADMIN),
                 *("--pwfile", str(password), "--auth", "scram-sha-256", "--data-checksums"),
                 *("--encoding", "UTF8", "--locale", "C"),
                 *("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),

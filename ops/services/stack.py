@@ -17,7 +17,7 @@ import shutil
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from ops.services.account import reachable_home, service_account
@@ -99,7 +99,7 @@ class Stack:
         kind = ConfiguredPostgres if DATABASE_URL in os.environ else Postgres
         return kind(
             self.root,
-            programs=self._postgres_programs(),
+            programs=cache(self._postgres_programs),
             account=self._account,
             endpoints=self.endpoints,
         )
@@ -109,7 +109,7 @@ class Stack:
         kind = ConfiguredBroker if BROKER_URL in os.environ else Broker
         return kind(
             self.root,
-            program=self._broker_program(),
+            program=cache(self._broker_program),
             account=self._account,
             endpoints=self.endpoints,
         )
