@@ -80,7 +80,7 @@ def instant(name: str, value: date | datetime) -> int:
     return int(value.timestamp())
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=32)  # the largest, eight days of minutes, weighs 5 MB
 def buckets(
     name: str, size: Size, *, since: date | datetime, until: date | datetime
 ) -> tuple[Bucket, ...]:
@@ -152,7 +152,6 @@ def _of_days(name: str, size: Size, *, first: date, last: date) -> Iterator[Buck
         day = following
 
 
-@lru_cache(maxsize=4096)
 def _within_day(name: str, size: Size, day: date) -> tuple[Bucket, ...]:
     start_s, end_s = day_start(name, day), day_start(name, day + timedelta(days=1))
     if size is Size.HOUR:

@@ -138,15 +138,16 @@ async def load_spots(
     kind: str | None = None,
     sites: Sequence[Site] = (),
     refs: Sequence[str] = (),
+    ids: Sequence[int] = (),
 ) -> list[Spot]:
     """Return the spots of `sites`, or those named; by site, then by reference."""
-    if refs:
-        rows = await connection.fetch(_SPOTS, None, list(refs), kind)
+    if refs or ids:
+        rows = await connection.fetch(_SPOTS, None, list(refs) or None, kind, list(ids) or None)
         if missing := set(refs) - {row["ref"] for row in rows}:
             raise UnknownPlaceError("spot" if kind is None else f"{kind} spot", min(missing))
         sites = await load_sites(connection, ids=list({row["site_id"] for row in rows}))
     else:
-        rows = await connection.fetch(_SPOTS, [site.id for site in sites], None, kind)
+        rows = await connection.fetch(_SPOTS, [site.id for site in sites], None, kind, None)
     by_id = {site.id: site for site in sites}
     spots = [Spot(r["id"], r["ref"], r["name"], r["kind"], by_id[r["site_id"]]) for r in rows]
     return sorted(spots, key=lambda spot: (spot.site.ref, spot.ref))
@@ -214,7 +215,7 @@ _EXCEPTIONS = """
 _SPOTS = """
     select id, ref, name, kind, site_id from spots
     where ($1::int[] is null or site_id = any($1)) and ($2::text[] is null or ref = any($2))
-      and ($3::text is null or kind = $3)
+      and ($3::text is null or kind = $3) and ($4::int[] is null or id = any($4))
 """
 _ASSIGNMENTS = """
     select a.spot_id, a.device_id, extract(epoch from nullif(lower(a.valid), '-infinity'))::bigint,
@@ -228,9 +229,10 @@ _ASSIGNMENTS = """
     order by a.spot_id, lower(a.valid) nulls first
 """
 _CALIBRATIONS = """
-    select spot_id, id, line, ceil(extract(epoch from nullif(lower(valid), '-infinity')) / 900)::bigint * 900,
-           ceil(extract(epoch from nullif(upper(valid), 'infinity')) / 900)::bigint * 900, reversed,
-           (factor * 10000)::int
+    select spot_id, id, line,
+           ceil(extract(epoch from nullif(lower(valid), '-infinity')) / 900)::bigint * 900,
+           ceil(extract(epoch from nullif(upper(valid), 'infinity')) / 900)::bigint * 900,
+           reversed, (factor * 10000)::int
     from calibrations where spot_id = any($1::int[]) and valid && tstzrange($2, $3)
     order by spot_id, line, lower(valid) nulls first
 """

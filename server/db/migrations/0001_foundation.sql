@@ -114,9 +114,12 @@ create table devices (
     model text not null default '',
     state text not null default 'claimed'
         check (state in ('claimed', 'provisioned', 'in service', 'revoked')),
+    placing int not null default 0,
     enrolled_at timestamptz,
     created_at timestamptz not null default now()
 );
+comment on column devices.placing is
+    'raised with each edit of its assignments, here and in its boots: what was placed before fails';
 create index on devices (organisation_id);
 
 -- Which device stood at which spot when. Counts belong to the spot at the reading's time.
@@ -169,7 +172,8 @@ create table certificates (
 create index on certificates (device_id);
 
 -- The cursor of a boot: frames below next_seq are stored. Never deleted, so nothing delayed
--- becomes new again. boot_id is the wire's u64 as a signed bigint.
+-- becomes new again. boot_id is the wire's u64 as a signed bigint. totals: in, out by line;
+-- answers: flat (question, answer, total); totals_open: a frame since them could not be read.
 create table boots (
     id int generated always as identity primary key,
     device_id int not null references devices,
@@ -182,6 +186,8 @@ create table boots (
     offset_ms bigint,
     totals bigint[] not null default '{0,0,0,0,0,0,0,0}',
     answers bigint[] not null default '{}',
+    totals_open boolean not null default false,
+    placing int not null default 0,
     first_seen timestamptz not null default now(),
     last_stored timestamptz,
     unique (device_id, boot_id)
@@ -384,7 +390,7 @@ begin
     select case tg_table_name when 'sites' then (to_jsonb(changed) ->> 'id')::int
                 else (to_jsonb(changed) ->> 'site_id')::int end
     from (select coalesce(new, old) as changed) x
-    on conflict do nothing;
+    on conflict (site_id) do update set site_id = excluded.site_id; -- locks: see the deriver
     return null;
 end $$;
 create trigger opening_hours_stale after insert or update or delete on opening_hours

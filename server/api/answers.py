@@ -1,0 +1,84 @@
+"""How an answer is written: JSON or CSV, with an ETag, and 304 for who has it already."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from enum import Enum
+
+import msgspec
+from aiohttp import web
+
+from server.api.parameters import Format
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_CSV = "text/csv"
+
+
+def wanted_format(request: web.Request, asked: Format | None) -> Format:
+    """Return what the `format` parameter says, else what the Accept header prefers."""
+    if asked is not None:
+        return asked
+    accept = request.headers.get("Accept", "")
+    kinds = [part.split(";")[0].strip() for part in accept.split(",")]
+    if _CSV in kinds and "application/json" not in kinds[: kinds.index(_CSV)]:
+        return Format.CSV
+    return Format.JSON
+
+
+def respond(
+    request: web.Request,
+    answer: msgspec.Struct,
+    *,
+    kind: Format,
+    row: type[msgspec.Struct] | None = None,
+) -> web.Response:
+    """Return `answer`, or 304 if the caller's If-None-Match says it is known.
+
+    `row` is the type of the answer's rows, None for what has no rows and is always JSON.
+    """
+    following: str | None = getattr(answer, "next", None)
+    if kind is Format.CSV and row is not None:
+        body, content_type = to_csv(answer, row), _CSV
+    else:
+        body, content_type = msgspec.json.encode(answer), "application/json"
+    etag = '"' + hashlib.blake2b(body, digest_size=16).hexdigest() + '"'
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "private, no-cache",
+        "Vary": "Accept, Authorization, Cookie",
+    }
+    if following is not None:
+        url = request.rel_url.update_query(cursor=following)
+        headers["Link"] = f'<{url}>; rel="next"'
+    known = request.headers.get("If-None-Match", "")
+    if known.strip() == "*" or etag in [each.strip() for each in known.split(",")]:
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
+
+
+def to_csv(answer: msgspec.Struct, row: type[msgspec.Struct]) -> bytes:
+    """Return the rows of `answer.data` as CSV; null is empty, never 0.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    rows: Sequence[msgspec.Struct] = getattr(answer, "data", ())
+    fields = msgspec.structs.fields(row)
+    names = [field.name for field in fields]
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([field.encode_name for field in fields])
+    writer.writerows([_text(getattr(each, name)) for name in names] for each in rows)
+    return out.getvalue().encode()
+
+
+def _text(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        return "'" + value if value.startswith(_FORMULA) else value
+    if isinstance(value, (list, tuple)):
+        return ";".join(str(each) for each in value)
+    if isinstance(value, dict):
+        return ";".join(f"{key}={each}" for key, each in value.items())
+    return value

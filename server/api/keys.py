@@ -1,0 +1,108 @@
+"""API keys, and who is asking.
+
+Verification of `Authorization: Bearer vk_<prefix>_<secret>`:
+1. the header has this form, else refused;
+2. the prefix names a key that is not revoked;
+3. SHA-256 of the secret equals the stored one, compared in constant time (a missing key is
+   compared too, so that a prefix cannot be found by timing);
+4. the key has the scope that the route needs.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import asyncpg
+from aiohttp import web
+
+from server.api.problems import SignInError, TooManyError
+from server.db.engine import ACQUIRE_TIMEOUT_S
+from server.errors import RefusedError
+
+Identify = Callable[[web.Request], int | None]
+"""Tells the organisation of a signed-in page session, None if there is none."""
+
+_BEARER = re.compile(r"Bearer vk_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
+_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+_NOBODY = bytes(32)
+_MOST_BUCKETS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking: the organisation, by which key or session, with which scopes."""
+
+    organisation: int
+    by: str
+    scopes: frozenset[str]
+
+
+async def create_api_key(
+    connection: asyncpg.Connection, organisation_id: int, note: str = ""
+) -> str:
+    """Create a key that may read and return it; it is not shown again. The owner's connection."""
+    prefix = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    secret = secrets.token_urlsafe(32)
+    await connection.execute(
+        "insert into api_keys (organisation_id, prefix, secret_sha256, note) "
+        "values ($1, $2, $3, $4)",
+        organisation_id,
+        prefix,
+        hashlib.sha256(secret.encode()).digest(),
+        note,
+    )
+    return f"vk_{prefix}_{secret}"
+
+
+async def authenticate(request: web.Request, pool: asyncpg.Pool, identify: Identify) -> Caller:
+    """Return who is asking. Raises SignInError."""
+    organisation = identify(request)
+    if organisation is not None:
+        return Caller(organisation, f"session {organisation}", frozenset({"read"}))
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise SignInError("this route needs an API key")
+    match = _BEARER.fullmatch(header)  # 1
+    if match is None:
+        raise SignInError("the Authorization header is not of the form `Bearer vk_…_…`")
+    prefix, secret = match.groups()
+    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+        holder = await connection.fetchrow("select * from api_key_holder($1)", prefix)  # 2
+    digest = hashlib.sha256(secret.encode()).digest()
+    expected = _NOBODY if holder is None else holder["secret_sha256"]
+    if not hmac.compare_digest(digest, expected) or holder is None:  # 3
+        raise SignInError("this key is not valid, or was revoked")
+    return Caller(holder["organisation_id"], f"key {prefix}", frozenset(holder["scopes"]))
+
+
+def demand_scope(caller: Caller, scope: str) -> None:
+    """Raise RefusedError (missing_scope) unless the caller has `scope`."""
+    if scope not in caller.scopes:  # 4
+        raise RefusedError("missing_scope", f"this route needs the scope {scope!r}")
+
+
+class RateLimit:
+    """A token bucket per key: `per_s` on average, `burst` at once.
+
+    At most 10,000 buckets are kept; the fullest are dropped first, which forgives them nothing.
+    """
+
+    def __init__(self, *, per_s: float, burst: int, monotonic: Callable[[], float]) -> None:
+        self._per_s, self._burst, self._monotonic = per_s, burst, monotonic
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, key: str) -> None:
+        """Take one token. Raises TooManyError with the seconds to wait."""
+        now = self._monotonic()
+        tokens, since = self._buckets.get(key, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - since) * self._per_s)
+        if tokens < 1:
+            self._buckets[key] = tokens, now
+            raise TooManyError((1 - tokens) / self._per_s)
+        if key not in self._buckets and len(self._buckets) >= _MOST_BUCKETS:
+            fullest = max(self._buckets, key=lambda name: self._buckets[name][0])
+            del self._buckets[fullest]
+        self._buckets[key] = tokens - 1, now

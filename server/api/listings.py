@@ -1,0 +1,181 @@
+"""Lists of what is there: sites, spots, devices, and gaps. All by reference or id, paged."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import asyncpg
+
+from server.api.types import (
+    GAP_REASONS,
+    DeviceRow,
+    ExceptionRow,
+    GapRow,
+    OpeningRow,
+    SiteDetail,
+    SiteRow,
+    SpotRow,
+)
+from server.rollup.places import UnknownPlaceError, load_histories, load_sites, load_spots
+from server.rollup.rows import people
+from server.rollup.sums import segments, weigh
+
+
+async def sites(connection: asyncpg.Connection, *, after: str, limit: int) -> list[SiteRow]:
+    """Return up to `limit` sites whose reference follows `after`."""
+    rows = await connection.fetch(
+        "select ref, name, time_zone, currency, opens_on, closes_on from sites "
+        "where ref > $1 order by ref limit $2",
+        after,
+        limit,
+    )
+    return [SiteRow(*row) for row in rows]
+
+
+async def site(connection: asyncpg.Connection, ref: str, *, now: datetime) -> SiteDetail:
+    """Return one site. Raises UnknownPlaceError."""
+    row = await connection.fetchrow(
+        "select id, ref, name, time_zone, currency, opens_on, closes_on from sites where ref = $1",
+        ref,
+    )
+    if row is None:
+        raise UnknownPlaceError("site", ref)
+    opening = await connection.fetch(
+        "select weekday, opens, closes from opening_hours where site_id = $1 order by 1, 2",
+        row["id"],
+    )
+    exceptions = await connection.fetch(
+        "select day, opens, closes, note from opening_exceptions where site_id = $1 order by 1, 2",
+        row["id"],
+    )
+    return SiteDetail(
+        row["ref"],
+        row["name"],
+        row["time_zone"],
+        row["currency"],
+        row["opens_on"],
+        row["closes_on"],
+        [OpeningRow(*each) for each in opening],
+        [ExceptionRow(*each) for each in exceptions],
+        await spots(connection, sites=[ref], after="", limit=10_000, now=now),
+    )
+
+
+async def spots(
+    connection: asyncpg.Connection,
+    *,
+    sites: Sequence[str],
+    after: str,
+    limit: int,
+    now: datetime,
+) -> list[SpotRow]:
+    """Return up to `limit` spots, of `sites` if any are named. Raises UnknownPlaceError."""
+    if sites:
+        await load_sites(connection, sites)
+    rows = await connection.fetch(_SPOTS, after, limit, list(sites) or None, now)
+    return [SpotRow(*row) for row in rows]
+
+
+async def devices(
+    connection: asyncpg.Connection, *, after: str, limit: int, now: datetime
+) -> list[DeviceRow]:
+    """Return up to `limit` devices whose id follows `after`."""
+    return [
+        DeviceRow(
+            row["device"],
+            row["kind"],
+            row["model"],
+            row["serial"],
+            row["state"],
+            row["site"],
+            row["spot"],
+            _text(row["enrolled_at"]),
+            _text(row["stored_to"]),
+            _text(row["last_stored"]),
+            row["undated"],
+        )
+        for row in await connection.fetch(_DEVICES, after, limit, now)
+    ]
+
+
+async def gaps(
+    connection: asyncpg.Connection,
+    *,
+    sites: Sequence[str],
+    spots: Sequence[str],
+    span: tuple[int, int],
+    after: int,
+    limit: int,
+) -> list[GapRow]:
+    """Return up to `limit` gaps that touch `span`; those without a time come with every span."""
+    named = await load_sites(connection, sites) if sites else []
+    if spots:
+        places = await load_spots(connection, refs=spots)
+    else:
+        places = await load_spots(connection, sites=named or await load_sites(connection))
+    by_id = {spot.id: spot for spot in places}
+    histories = await load_histories(connection, places, start_s=span[0], end_s=span[1])
+    cut = {spot: segments(history.calibrations) for spot, history in histories.items()}
+    found: list[GapRow] = []
+    for row in await connection.fetch(_GAPS, list(by_id), *map(_at, span), after, limit):
+        spot, at = by_id[row["spot_id"]], row["from_at"]
+        start_s = span[0] if at is None else int(at.timestamp())
+        segment = next(s for s in cut[spot.id] if s.start_s <= start_s < s.end_s)
+        entered, left = weigh(row["counts"], segment.weights)
+        found.append(
+            GapRow(
+                row["id"],
+                spot.site.ref,
+                spot.ref,
+                row["device"],
+                _text(at),
+                _text(row["until_at"]),
+                row["reason"],
+                GAP_REASONS.get(row["reason"], ""),
+                people(entered),
+                people(left),
+                sum(row["answers"][2::3]),
+                _text(row["recorded_at"]) or "",
+                _text(row["filled_at"]),
+            )
+        )
+    return found
+
+
+def _at(instant_s: int) -> datetime:
+    return datetime.fromtimestamp(instant_s, UTC)
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+_SPOTS = """
+    select sp.ref, si.ref, sp.name, sp.kind, d.name, dev.device
+    from spots sp join sites si on si.id = sp.site_id
+    left join doors d on d.id = sp.door_id
+    left join assignments a on a.spot_id = sp.id and a.valid @> $4::timestamptz
+    left join devices dev on dev.id = a.device_id
+    where sp.ref > $1 and ($3::text[] is null or si.ref = any($3))
+    order by sp.ref limit $2
+"""
+_DEVICES = """
+    select d.device, d.kind, d.model, d.serial, d.state, si.ref as site, sp.ref as spot, d.enrolled_at,
+           b.stored_to, b.last_stored,
+           (select count(*) from my_undated u where u.device_id = d.id)::int as undated
+    from devices d
+    left join assignments a on a.device_id = d.id and a.valid @> $3::timestamptz
+    left join spots sp on sp.id = a.spot_id left join sites si on si.id = sp.site_id
+    left join lateral (
+        select max(stored_to) as stored_to, max(last_stored) as last_stored
+        from my_boots where device_id = d.id
+    ) b on true
+    where d.device > $1 order by d.device limit $2
+"""
+_GAPS = """
+    select g.id, g.spot_id, d.device, g.from_at, g.until_at, g.reason, g.counts, g.answers,
+           g.recorded_at, g.filled_at
+    from gaps g join devices d on d.id = g.device_id
+    where g.spot_id = any($1::int[]) and g.id > $4
+      and (g.from_at is null or (g.from_at < $3 and coalesce(g.until_at, g.from_at) >= $2))
+    order by g.id limit $5
+"""

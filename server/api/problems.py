@@ -1,0 +1,169 @@
+"""The API's edge for errors: our own become problem+json (RFC 9457), here and nowhere else.
+
+Every code is stable and explained; `/v1/docs` lists them from this table.
+"""
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import asyncpg
+import msgspec
+from aiohttp import web
+
+from server.errors import NotFoundError, RefusedError, UnavailableError, VestibuleError
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What a code means: its HTTP status, and what the caller can do."""
+
+    status: int
+    title: str
+    explanation: str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error: `code` is stable, `detail` is about this request, `explanation` about the code."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    explanation: str
+    request_id: str
+    parameter: str | None = None
+
+
+class ParameterError(RefusedError):
+    """A query parameter is unknown, missing or malformed."""
+
+    def __init__(self, parameter: str, message: str, *, code: str = "bad_parameter") -> None:
+        self.parameter = parameter
+        super().__init__(code, message)
+
+
+class SignInError(VestibuleError):
+    """No key, or none that is valid."""
+
+    code = "not_signed_in"
+
+
+class TooManyError(VestibuleError):
+    """The key asks faster than it may."""
+
+    code = "too_many_requests"
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+        super().__init__(f"this key may ask again in {wait_s:.1f} s")
+
+
+CODES = {
+    "not_signed_in": Code(
+        401, "Not signed in", "Send `Authorization: Bearer vk_<prefix>_<secret>` with a valid key."
+    ),
+    "missing_scope": Code(
+        403, "Not allowed", "The key is valid but was not given the scope that this route needs."
+    ),
+    "not_found": Code(404, "Not found", "There is nothing here, or nothing that you may see."),
+    "unknown_place": Code(
+        404, "Unknown site or spot", "`/v1/sites` and `/v1/spots` list those that you may see."
+    ),
+    "method_not_allowed": Code(405, "Method not allowed", "This route answers other methods."),
+    "bad_parameter": Code(
+        400, "Bad parameter", "A parameter's value is not one that this route understands."
+    ),
+    "unknown_parameter": Code(
+        400, "Unknown parameter", "Unknown parameters are refused, so that no typo goes unnoticed."
+    ),
+    "bad_cursor": Code(
+        400, "Bad cursor", "A cursor belongs to the question that gave it; start without one."
+    ),
+    "finer_than_readings": Code(
+        422,
+        "Finer than the readings",
+        "Counts are never interpolated: ask for buckets as long as the readings or longer.",
+    ),
+    "range_too_long": Code(
+        422, "Range too long", "Ask for a shorter range, or for larger buckets."
+    ),
+    "too_many_requests": Code(
+        429, "Too many requests", "Wait as long as `Retry-After` says; answers carry an ETag."
+    ),
+    "database_away": Code(
+        503, "Database away", "Nothing is lost; devices keep what is not stored. Try again soon."
+    ),
+    "internal_error": Code(
+        500, "Internal error", "This is our fault; the request id finds it in our log."
+    ),
+}
+
+_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.QueryCanceledError,
+    TimeoutError,
+    OSError,
+)
+
+
+def problem_response(error: Exception, *, request_id: str) -> web.Response:
+    """Return an error as problem+json; an unknown one as internal_error, saying nothing of it."""
+    code, detail = _explained(error)
+    known = CODES[code]
+    problem = Problem(
+        type=f"/v1/docs#{code}",
+        title=known.title,
+        status=known.status,
+        code=code,
+        detail=detail,
+        explanation=known.explanation,
+        request_id=request_id,
+        parameter=getattr(error, "parameter", None),
+    )
+    headers: dict[str, str] = {}
+    if isinstance(error, SignInError):
+        headers["WWW-Authenticate"] = 'Bearer realm="vestibule"'
+    if isinstance(error, TooManyError):
+        headers["Retry-After"] = str(math.ceil(error.wait_s))
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+    if code == "database_away":
+        headers["Retry-After"] = "2"
+    return web.Response(
+        status=known.status,
+        body=msgspec.json.encode(problem),
+        content_type="application/problem+json",
+        headers=headers,
+    )
+
+
+def is_unexpected(error: Exception) -> bool:
+    """Whether an error is a fault of ours, to be logged by whoever serves the request."""
+    return _explained(error)[0] == "internal_error"
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """Return an error's code, one of CODES, and its sentence."""
+    if isinstance(error, VestibuleError):
+        code = error.code
+        if code not in CODES:
+            code = "not_found" if isinstance(error, NotFoundError) else "bad_parameter"
+        if isinstance(error, UnavailableError):
+            code = "database_away"
+        return code, str(error)
+    if isinstance(error, web.HTTPNotFound):
+        return "not_found", "no such route; `/v1/docs` lists them"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return "method_not_allowed", f"{error.method} is not answered here"
+    if isinstance(error, asyncio.CancelledError):
+        raise error
+    if isinstance(error, _AWAY):
+        return "database_away", "the database does not answer just now"
+    return "internal_error", "something went wrong here"

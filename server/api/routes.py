@@ -1,0 +1,227 @@
+"""The routes of /v1, in one table: what is asked, what is answered, and what the OpenAPI says.
+
+A request passes, in order: its id, who is asking (`keys`), the key's rate, its parameters
+(`parameters`), one read-only transaction of its organisation (`session`), its answer (`answers`).
+Errors of all of these become problem+json in one place.
+"""
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+import asyncpg
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from server.api import listings
+from server.api.answers import respond, wanted_format
+from server.api.keys import Caller, Identify, RateLimit, authenticate, demand_scope
+from server.api.openapi import describe, page
+from server.api.parameters import (
+    CountParameters,
+    GapParameters,
+    Listing,
+    Nothing,
+    SpotListing,
+    parse,
+    read_cursor,
+    write_cursor,
+)
+from server.api.problems import is_unexpected, problem_response
+from server.api.session import reading
+from server.api.types import (
+    CountAnswer,
+    DeviceRow,
+    GapRow,
+    Page,
+    SiteDetail,
+    SiteRow,
+    SpotRow,
+)
+from server.clock import Clock, at
+from server.metrics import HTTP_SECONDS
+from server.rollup.answer import CountRow
+from server.rollup.buckets import instant
+from server.rollup.query import counts
+
+log = structlog.get_logger(__name__)
+
+Row = TypeVar("Row", bound=msgspec.Struct)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, ready to be answered."""
+
+    connection: asyncpg.Connection
+    now: datetime
+    path: dict[str, str]
+
+    @property
+    def now_s(self) -> int:
+        return int(self.now.timestamp())
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route; `row` is the struct of a row of its answer, where it has rows."""
+
+    path: str
+    summary: str
+    parameters: type[msgspec.Struct]
+    answer: type[msgspec.Struct]
+    row: type[msgspec.Struct] | None
+    handler: Callable[..., Awaitable[msgspec.Struct]]
+    scope: str = "read"
+
+
+def build_api(
+    *,
+    pool: asyncpg.Pool,
+    clock: Clock,
+    identify: Identify = lambda request: None,
+    per_s: float = 20,
+    burst: int = 60,
+) -> web.Application:
+    """Return the application to be mounted at /v1; `pool` is of the role vestibule_api."""
+    limit = RateLimit(per_s=per_s, burst=burst, monotonic=clock.monotonic)
+    app = web.Application(middlewares=[_guarded(clock)])
+    for route in ROUTES:
+        app.router.add_get(route.path, _served(route, pool, clock, identify, limit))
+    document = msgspec.json.format(msgspec.json.encode(describe(ROUTES)), indent=2)
+    readable = page(ROUTES)
+    app.router.add_get("/openapi.json", _static(document, "application/json"))
+    app.router.add_get("/docs", _static(readable, "text/html"))
+    return app
+
+
+def _served(
+    route: Route, pool: asyncpg.Pool, clock: Clock, identify: Identify, limit: RateLimit
+) -> Handler:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        caller: Caller = await authenticate(request, pool, identify)
+        limit.take(caller.by)
+        demand_scope(caller, route.scope)
+        parameters = parse(request, route.parameters)
+        kind = wanted_format(request, getattr(parameters, "format", None))
+        async with reading(pool, f"api {route.path}", organisation=caller.organisation) as found:
+            call = Call(found, at(clock.now_ms()), dict(request.match_info))
+            answer = await route.handler(call, parameters)
+        return respond(request, answer, kind=kind, row=route.row)
+
+    return serve
+
+
+def _guarded(clock: Clock) -> Middleware:
+    """Return the middleware that gives each request an id, a metric, and errors their form."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = clock.monotonic()
+        given = request.headers.get("X-Request-Id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        try:
+            response = await handler(request)
+        except Exception as error:
+            if is_unexpected(error):
+                log.exception("request failed", path=request.path, request_id=request_id)
+            response = problem_response(error, request_id=request_id)
+        response.headers["X-Request-Id"] = request_id
+        resource = request.match_info.route.resource
+        name = "unknown" if resource is None else resource.canonical
+        HTTP_SECONDS.labels(name, f"{response.status // 100}xx").observe(
+            clock.monotonic() - started
+        )
+        return response
+
+    return guard
+
+
+def _static(body: bytes, content_type: str) -> Handler:
+    async def serve(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type=content_type, charset="utf-8")
+
+    return serve
+
+
+async def _sites(call: Call, asked: Listing) -> Page[SiteRow]:
+    rows = await listings.sites(call.connection, after=_after(asked), limit=asked.limit + 1)
+    return _page(asked, rows, lambda row: row.site)
+
+
+async def _site(call: Call, asked: Nothing) -> SiteDetail:
+    return await listings.site(call.connection, call.path["ref"], now=call.now)
+
+
+async def _spots(call: Call, asked: SpotListing) -> Page[SpotRow]:
+    rows = await listings.spots(
+        call.connection,
+        sites=asked.site,
+        after=_after(asked),
+        limit=asked.limit + 1,
+        now=call.now,
+    )
+    return _page(asked, rows, lambda row: row.spot)
+
+
+async def _devices(call: Call, asked: Listing) -> Page[DeviceRow]:
+    rows = await listings.devices(
+        call.connection, after=_after(asked), limit=asked.limit + 1, now=call.now
+    )
+    return _page(asked, rows, lambda row: row.device)
+
+
+async def _counts(call: Call, asked: CountParameters) -> CountAnswer:
+    found = await counts(call.connection, asked.query(), now_s=call.now_s)
+    following = None
+    if found.next is not None:
+        following = write_cursor(asked, (found.next.ref, found.next.start_s))
+    return CountAnswer(found.rows, found.unplaced, following)
+
+
+async def _gaps(call: Call, asked: GapParameters) -> Page[GapRow]:
+    since, until = asked.span
+    rows = await listings.gaps(
+        call.connection,
+        sites=asked.site,
+        spots=asked.spot,
+        # Local times differ by up to 14 h between zones; a gap too many explains itself.
+        span=(instant("UTC", since) - 14 * 3600, instant("UTC", until) + 14 * 3600),
+        after=0 if asked.cursor is None else int(read_cursor(asked)[1]),
+        limit=asked.limit + 1,
+    )
+    more = len(rows) > asked.limit
+    rows = rows[: asked.limit]
+    return Page(rows, write_cursor(asked, ("", rows[-1].id)) if more else None)
+
+
+def _after(asked: Listing) -> str:
+    return "" if asked.cursor is None else str(read_cursor(asked)[0])
+
+
+def _page(asked: Listing, rows: list[Row], ref: Callable[[Row], str]) -> Page[Row]:
+    """Return a page of at most `asked.limit` of `rows`, of which there is one more to know that."""
+    if len(rows) <= asked.limit:
+        return Page(rows)
+    rows = rows[: asked.limit]
+    return Page(rows, write_cursor(asked, (ref(rows[-1]), 0)))
+
+
+ROUTES = (
+    Route("/sites", "Sites, by reference", Listing, Page[SiteRow], SiteRow, _sites),
+    Route("/sites/{ref}", "One site, its hours and spots", Nothing, SiteDetail, None, _site),
+    Route("/spots", "Spots, by reference", SpotListing, Page[SpotRow], SpotRow, _spots),
+    Route(
+        "/devices", "Devices and what they stored", Listing, Page[DeviceRow], DeviceRow, _devices
+    ),
+    Route(
+        "/counts", "Visits and exits in buckets", CountParameters, CountAnswer, CountRow, _counts
+    ),
+    Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
+)

@@ -1,0 +1,197 @@
+"""The statements that derive: hours and days of counts, days of presses, from the quarters.
+
+Each takes its targets as arrays, upserts what differs and deletes what has no quarters any more.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+
+import asyncpg
+
+from server.rollup.places import Spot
+
+_COUNTS = [f"{way}{line}" for line in range(4) for way in ("in", "out")]
+
+SpotDay = tuple[Spot, date]
+
+
+async def derive_days(connection: asyncpg.Connection, days: Sequence[SpotDay]) -> None:
+    """Derive the rollup_day rows of spots' local days."""
+    if days:
+        await connection.execute(_DAYS, *_arrays(days))
+        await connection.execute(_EMPTY_DAYS, *_arrays(days)[:6])
+
+
+async def derive_press_days(connection: asyncpg.Connection, days: Sequence[SpotDay]) -> None:
+    """Derive the presses_day rows of kiosk spots' local days."""
+    if days:
+        await connection.execute(_EMPTY_PRESS_DAYS, *_arrays(days)[:6])
+        await connection.execute(_PRESS_DAYS, *_arrays(days))
+
+
+async def derive_hours(
+    connection: asyncpg.Connection, hours: Sequence[tuple[int, int, int]]
+) -> None:
+    """Derive the rollup_hour rows of (spot, start, end)."""
+    if not hours:
+        return
+    arguments = (
+        [spot for spot, _, _ in hours],
+        [_at(start_s) for _, start_s, _ in hours],
+        [_at(end_s) for _, _, end_s in hours],
+        _at(min(start_s for _, start_s, _ in hours)),
+        _at(max(end_s for _, _, end_s in hours)),
+    )
+    await connection.execute(_HOURS, *arguments)
+    await connection.execute(_EMPTY_HOURS, *arguments)
+
+
+def _arrays(days: Sequence[SpotDay]) -> tuple[object, ...]:
+    """Return spots, days, starts, ends, least start, greatest end; then the open parts."""
+    edges = [spot.site.calendar.day(day) for spot, day in days]
+    parts = [
+        (spot.id, day, part)
+        for (spot, day), edge in zip(days, edges, strict=True)
+        for part in spot.site.calendar.parts(edge.start_s, edge.end_s)
+    ]
+    return (
+        [spot.id for spot, _ in days],
+        [day for _, day in days],
+        [_at(edge.start_s) for edge in edges],
+        [_at(edge.end_s) for edge in edges],
+        _at(min(edge.start_s for edge in edges)),
+        _at(max(edge.end_s for edge in edges)),
+        [spot for spot, _, _ in parts],
+        [day for _, day, _ in parts],
+        [_at(part.guard_s) for _, _, part in parts],
+        [_at(part.from_s) for _, _, part in parts],
+        [_at(part.until_s) for _, _, part in parts],
+    )
+
+
+def _at(instant_s: int) -> datetime:
+    return datetime.fromtimestamp(instant_s, UTC)
+
+
+def _each(template: str, names: Iterable[str] = _COUNTS) -> str:
+    return ", ".join(template.replace("#", name) for name in names)
+
+
+def _fill(sql: str) -> str:
+    """Put the lists of columns into a statement; only constants of this module go into it."""
+    columns = _each("#")
+    opened = _each("open_#")
+    rest = "observed_s, open_observed_s, revision, resolution_s, origin"
+    for name, text in {
+        "columns": columns,
+        "sums": _each("sum(r.#)::int as #"),
+        "open_sums": _each("sum(r.#)::int as open_#"),
+        "open_columns": opened,
+        "day_columns": f"{columns}, {opened}, {rest}",
+        "day_excluded": _each("excluded.#", f"{columns}, {opened}, {rest}".split(", ")),
+        "day_old": _each("rollup_day.#", f"{columns}, {opened}, {rest}".split(", ")),
+        "hour_excluded": _each("excluded.#"),
+        "hour_old": _each("rollup_hour.#"),
+        "observed": "15 * bit_count(r.observed::bit(64))",
+        "target": """target as materialized (
+        select * from unnest($1::int[], $2::date[], $3::timestamptz[], $4::timestamptz[])
+        as target(spot, day, from_at, until_at))""",
+        "part": """part as materialized (
+        select * from unnest($7::int[], $8::date[], $9::timestamptz[], $10::timestamptz[],
+            $11::timestamptz[]) as part(spot, day, guard_at, from_at, until_at))""",
+    }.items():
+        sql = sql.replace("{" + name + "}", text)
+    return sql
+
+
+_DAYS = _fill("""
+    with {target}, {part},
+    whole as (
+        select target.spot, target.day, {sums}, sum({observed})::int as observed_s,
+               sum(r.revision)::int as revision, max(r.resolution_s) as resolution_s,
+               max(r.origin) as origin
+        from target join rollup_15m r on r.spot = target.spot
+          and r.bucket >= target.from_at and r.bucket < target.until_at
+        where r.bucket >= $5 and r.bucket < $6
+        group by 1, 2),
+    opened as (
+        select part.spot, part.day, {open_sums},
+               sum({observed}) filter (where r.bucket >= part.from_at)::int as open_observed_s
+        from part join rollup_15m r on r.spot = part.spot
+          and r.bucket >= part.guard_at and r.bucket < part.until_at
+          and r.bucket + make_interval(secs => greatest(r.resolution_s, 900)) > part.from_at
+        where r.bucket >= $5 and r.bucket < $6
+        group by 1, 2)
+    insert into rollup_day (day, spot, {day_columns})
+    select whole.day, whole.spot, {columns}, {open_columns}, observed_s,
+           coalesce(open_observed_s, 0), revision, resolution_s, origin
+    from whole left join opened on opened.spot = whole.spot and opened.day = whole.day
+    on conflict (spot, day) do update set ({day_columns}) = row({day_excluded})
+    where ({day_old}) is distinct from ({day_excluded})
+""")
+_EMPTY_DAYS = _fill("""
+    with {target}
+    delete from rollup_day d using target
+    where d.spot = target.spot and d.day = target.day and not exists (
+        select from rollup_15m r where r.spot = target.spot
+          and r.bucket >= target.from_at and r.bucket < target.until_at
+          and r.bucket >= $5 and r.bucket < $6)
+""")
+_HOUR_TARGET = """target as materialized (
+        select * from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
+        as target(spot, from_at, until_at))"""
+_HOURS = _fill(
+    """
+    with {hour_target}
+    insert into rollup_hour (bucket, spot, {columns}, observed_s, revision, resolution_s, origin)
+    select target.from_at, target.spot, {sums}, sum({observed})::int, sum(r.revision)::int,
+           max(r.resolution_s), max(r.origin)
+    from target join rollup_15m r on r.spot = target.spot
+      and r.bucket >= target.from_at and r.bucket < target.until_at
+    where r.bucket >= $4 and r.bucket < $5
+    group by 1, 2
+    on conflict (spot, bucket) do update
+    set ({columns}, observed_s, revision, resolution_s, origin) = row({hour_excluded},
+        excluded.observed_s, excluded.revision, excluded.resolution_s, excluded.origin)
+    where ({hour_old}, rollup_hour.observed_s, rollup_hour.revision, rollup_hour.resolution_s,
+           rollup_hour.origin)
+      is distinct from ({hour_excluded}, excluded.observed_s, excluded.revision,
+           excluded.resolution_s, excluded.origin)
+""".replace("{hour_target}", _HOUR_TARGET)
+)
+_EMPTY_HOURS = _fill(
+    """
+    with {hour_target}
+    delete from rollup_hour h using target
+    where h.spot = target.spot and h.bucket = target.from_at and not exists (
+        select from rollup_15m r where r.spot = target.spot
+          and r.bucket >= target.from_at and r.bucket < target.until_at
+          and r.bucket >= $4 and r.bucket < $5)
+""".replace("{hour_target}", _HOUR_TARGET)
+)
+_PRESS_DAYS = _fill("""
+    with {target}, {part},
+    whole as (
+        select target.spot, target.day, r.questionnaire, r.question, r.answer,
+               sum(r.presses)::int as presses, sum(r.revision)::int as revision
+        from target join presses_15m r on r.spot = target.spot
+          and r.bucket >= target.from_at and r.bucket < target.until_at
+        where r.bucket >= $5 and r.bucket < $6
+        group by 1, 2, 3, 4, 5),
+    opened as (
+        select part.spot, part.day, r.questionnaire, r.question, r.answer,
+               sum(r.presses)::int as presses
+        from part join presses_15m r on r.spot = part.spot
+          and r.bucket >= part.from_at and r.bucket < part.until_at
+        where r.bucket >= $5 and r.bucket < $6
+        group by 1, 2, 3, 4, 5)
+    insert into presses_day
+        (day, questionnaire, spot, presses, open_presses, revision, question, answer)
+    select whole.day, whole.questionnaire, whole.spot, whole.presses,
+           coalesce(opened.presses, 0), whole.revision, whole.question, whole.answer
+    from whole left join opened using (spot, day, questionnaire, question, answer)
+""")
+_EMPTY_PRESS_DAYS = _fill("""
+    with {target}, span as (select $5::timestamptz, $6::timestamptz)
+    delete from presses_day d using target where d.spot = target.spot and d.day = target.day
+""")

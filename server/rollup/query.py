@@ -1,0 +1,213 @@
+"""Counts of sites and spots in time buckets, calibrated, with what they are worth.
+
+`counts` answers a `CountQuery` on a connection that sees one organisation. Every bucket of the
+range is a row, also where nothing was measured (visits null). Buckets at the range's edges are
+whole. Freshness: see `sums`; state and coverage are as of `now_s`.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+
+import asyncpg
+
+from server.rollup.answer import (
+    By,
+    CountPage,
+    CountQuery,
+    CountRow,
+    Position,
+    TooFineError,
+    TooLongError,
+    Unplaced,
+)
+from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, local
+from server.rollup.minutes import add_up_minutes
+from server.rollup.patches import Behind, Entity, Key, plan
+from server.rollup.places import Site, Spot, load_histories, load_sites, load_spots
+from server.rollup.quality import Scope
+from server.rollup.rows import Worth, fold, place_gaps
+from server.rollup.sums import (
+    Cell,
+    Found,
+    Patch,
+    Segment,
+    Source,
+    add_up,
+    add_up_patches,
+    merged,
+    segments,
+)
+
+MOST_BUCKETS = {
+    Size.MINUTE: 8 * 1_440,
+    Size.QUARTER: 100 * 96,
+    Size.HOUR: 3 * 366 * 24,
+    Size.DAY: 20 * 366,
+    Size.WEEK: 20 * 53,
+    Size.MONTH: 20 * 12,
+}
+
+
+async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: int) -> CountPage:
+    """Return one page of counts. Raises UnknownPlaceError, TooFineError, TooLongError."""
+    entities, following = await _page(connection, query)
+    entities = [entity for entity in entities if entity.grid]
+    if not entities:
+        return CountPage([], [], following)
+    start_s = min(entity.grid[0].start_s for entity in entities)
+    end_s = max(entity.grid[-1].end_s for entity in entities)
+    spots = [spot for entity in entities for spot in entity.spots]
+    histories = await load_histories(connection, spots, start_s=start_s, end_s=end_s)
+    cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
+    found = await _add_up(connection, query, entities, cut=cut, span=(start_s, end_s))
+    cells = _collect(query.size, entities, found)
+    worth = Worth(scope=query.scope, now_s=now_s)
+    rows: list[CountRow] = []
+    unplaced: list[Unplaced] = []
+    for entity, sums in zip(entities, cells, strict=True):
+        own = [histories[spot.id] for spot in entity.spots]
+        placed, elsewhere = place_gaps(entity, own, cut=cut, size=query.size)
+        unplaced += elsewhere
+        rows += fold(entity, sums, worth.of(entity, own, cut=cut), placed=placed)
+    return CountPage(rows, unplaced, following)
+
+
+async def _page(
+    connection: asyncpg.Connection, query: CountQuery
+) -> tuple[list[Entity], Position | None]:
+    """Return the entities of this page with their buckets, and where the next page begins."""
+    _check_length(query)
+    sites = [] if query.spots else await load_sites(connection, query.sites)
+    if query.by is By.SITE and not query.spots:
+        spots = await load_spots(connection, kind="counter", sites=sites)
+        entities = _by_site(sites, spots)
+    else:
+        spots = await load_spots(connection, kind="counter", sites=sites, refs=query.spots)
+        entities = [(spot.ref, spot.site, spot, (spot,)) for spot in spots]
+        if query.by is By.SITE:
+            entities = _by_site(list({s.site.ref: s.site for s in spots}.values()), spots)
+        entities.sort(key=lambda entity: entity[0])
+    chosen: list[Entity] = []
+    room = query.limit
+    for ref, site, spot, members in entities:
+        if query.after is not None and ref < query.after.ref:
+            continue
+        grid = buckets(site.time_zone, query.size, since=query.since, until=query.until)
+        if query.after is not None and ref == query.after.ref:
+            grid = tuple(b for b in grid if b.start_s >= query.after.start_s)
+        if len(grid) > room and (room == 0 or len(grid) > query.limit or chosen):
+            if not chosen:
+                chosen.append(Entity(ref, site, spot, members, grid[:room]))
+                return chosen, Position(ref, grid[room].start_s)
+            return chosen, Position(ref, grid[0].start_s)
+        chosen.append(Entity(ref, site, spot, members, grid))
+        room -= len(grid)
+    return chosen, None
+
+
+def _by_site(
+    sites: Sequence[Site], spots: Sequence[Spot]
+) -> list[tuple[str, Site, Spot | None, tuple[Spot, ...]]]:
+    members: dict[int, list[Spot]] = {site.id: [] for site in sites}
+    for spot in spots:
+        members[spot.site.id].append(spot)
+    return [(site.ref, site, None, tuple(members[site.id])) for site in sites]
+
+
+def _check_length(query: CountQuery) -> None:
+    span_s = instant("UTC", query.until) - instant("UTC", query.since)
+    if bucket_count(query.size, span_s) > (most := MOST_BUCKETS[query.size]):
+        raise TooLongError(query.size, most)
+
+
+async def _add_up(
+    connection: asyncpg.Connection,
+    query: CountQuery,
+    entities: Sequence[Entity],
+    *,
+    cut: dict[int, tuple[Segment, ...]],
+    span: tuple[int, int],
+) -> list[Found]:
+    """Fetch all sums of the page: rows that can be taken whole, and patches for the rest."""
+    size, (start_s, end_s) = query.size, span
+    sources = [
+        Source(spot.id, number, spot.site.time_zone, entity.grid[0].start_day, cut[spot.id])
+        for number, entity in enumerate(entities)
+        for spot in entity.spots
+    ]
+    if not sources:
+        return []
+    if size is Size.MINUTE:
+        return await add_up_minutes(connection, sources, start_s=start_s, end_s=end_s)
+    left_out: list[tuple[int, Key]] = []
+    patches: list[Patch] = []
+    if size is not Size.QUARTER:
+        behind = await _behind(connection, [s.spot for s in sources], span=span)
+        left_out, patches = plan(entities, size=size, scope=query.scope, cut=cut, behind=behind)
+    days = (
+        min(entity.grid[0].start_day for entity in entities),
+        max(_last_day(entity) for entity in entities) + timedelta(days=1),
+    )
+    whole = await add_up(
+        connection,
+        size,
+        sources,
+        start_s=start_s,
+        end_s=end_s,
+        days=days,
+        left_out=left_out,
+        scope_open=query.scope is Scope.OPEN,
+    )
+    return whole + await add_up_patches(connection, patches)
+
+
+def _last_day(entity: Entity) -> date:
+    return local(entity.site.time_zone, entity.grid[-1].end_s - 1).date()
+
+
+async def _behind(
+    connection: asyncpg.Connection, spots: Sequence[int], *, span: tuple[int, int]
+) -> Behind:
+    """Return what the deriver still has to do for `spots`."""
+    within = (datetime.fromtimestamp(at, UTC) for at in span)
+    quarters: dict[int, list[int]] = {}
+    for spot, at in await connection.fetch(_DIRTY, spots, *within):
+        quarters.setdefault(spot, []).append(at)
+    stale = await connection.fetch("select site_id from my_rollup_stale")
+    return Behind(quarters, frozenset(row[0] for row in stale))
+
+
+def _collect(
+    size: Size, entities: Sequence[Entity], found: Sequence[Found]
+) -> list[list[Cell | None]]:
+    """Sort sums into the entities' buckets. Raises TooFineError."""
+    cells: list[list[Cell | None]] = [[None] * len(entity.grid) for entity in entities]
+    numbers: list[dict[int, int]] = []
+    if not size.is_days:
+        grids = {id(entity.grid): entity.grid for entity in entities}
+        shared = {at: {b.start_s: n for n, b in enumerate(grid)} for at, grid in grids.items()}
+        numbers = [shared[id(entity.grid)] for entity in entities]
+    for entity, key, cell in found:
+        into = cells[entity]
+        number = key if size.is_days else numbers[entity].get(key, -1)
+        if not 0 <= number < len(into):
+            continue
+        before = into[number]
+        if before is not None:
+            cell = merged(before, cell)
+        into[number] = cell
+        if not size.is_days and cell.resolution_s > 60:
+            _check_resolution(size, entities[entity].grid[number], cell.resolution_s)
+    return cells
+
+
+def _check_resolution(size: Size, bucket: Bucket, resolution_s: int) -> None:
+    """Refuse a bucket that a reading may reach out of."""
+    if size is Size.MINUTE or bucket.start_s % resolution_s or bucket.end_s % resolution_s:
+        raise TooFineError(size, resolution_s)
+
+
+_DIRTY = """
+    select distinct spot, extract(epoch from bucket)::bigint from my_rollup_dirty
+    where spot = any($1::int[]) and bucket >= $2 and bucket < $3
+"""

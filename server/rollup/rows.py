@@ -1,0 +1,226 @@
+"""From sums to rows: coverage, state, what is missing, and people who cannot be placed."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from server.rollup.answer import CountRow, Unplaced
+from server.rollup.buckets import Bucket, Size, utc_text
+from server.rollup.opening import Calendar, joined
+from server.rollup.patches import Entity
+from server.rollup.places import Gap, History
+from server.rollup.quality import (
+    FINAL_AFTER_S,
+    SLOT_S,
+    Hours,
+    Scope,
+    State,
+    expected_s,
+    hours_of,
+)
+from server.rollup.sums import UNIT, Cell, Segment, weigh
+
+ORIGINS = ("device", "import")
+Placed = Mapping[int, tuple[int, int]]
+"""Unplaced entered and left (in ten-thousandths) by bucket number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What an entity's buckets should hold, one value a bucket."""
+
+    expected_s: Sequence[int]
+    hours: Sequence[Hours]
+    accounted_s: int
+    now_s: int
+    scope: Scope
+    calibrations: Sequence[tuple[int, ...]] | None = None
+
+
+@dataclass(slots=True)
+class Worth:
+    """Works out expectations; sites that share calendar and buckets share the work."""
+
+    scope: Scope
+    now_s: int
+    _base: dict[tuple[int, int], tuple[list[int], list[Hours]]] = field(default_factory=dict)
+
+    def of(
+        self,
+        entity: Entity,
+        histories: Sequence[History],
+        *,
+        cut: Mapping[int, tuple[Segment, ...]],
+    ) -> Expectation:
+        """Return what `entity`'s buckets should hold, its spots having `histories`."""
+        base, hours = self._of(entity.site.calendar, entity.grid)
+        whole = 0
+        parts: list[list[int]] = []
+        for history in histories:
+            assigned = joined(history.assigned)
+            first, last = entity.grid[0].start_s, min(self._now, entity.grid[-1].end_s)
+            if any(low <= first and last <= high for low, high in assigned):
+                whole += 1
+            elif assigned:
+                parts.append(self._partly(entity, assigned, base=base))
+        expected = base if whole == 1 else [whole * seconds for seconds in base]
+        for part in parts:
+            expected = [a + b for a, b in zip(expected, part, strict=True)]
+        accounted = min((history.accounted_s for history in histories), default=self.now_s)
+        used = _calibrations(entity, cut)
+        return Expectation(expected, hours, accounted, self.now_s, self.scope, used)
+
+    @property
+    def _now(self) -> int:
+        """Now, at the slot before: an answer's coverage moves four times a minute, not always."""
+        return self.now_s // SLOT_S * SLOT_S
+
+    def _of(self, calendar: Calendar, grid: tuple[Bucket, ...]) -> tuple[list[int], list[Hours]]:
+        key = id(calendar), id(grid)
+        if key not in self._base:
+            ever = [(grid[0].start_s, grid[-1].end_s)]
+            self._base[key] = (
+                [self._expected(calendar, bucket, ever) for bucket in grid],
+                [hours_of(calendar, bucket.start_s, bucket.end_s) for bucket in grid],
+            )
+        return self._base[key]
+
+    def _expected(
+        self, calendar: Calendar, bucket: Bucket, assigned: Sequence[tuple[int, int]]
+    ) -> int:
+        end_s = min(bucket.end_s, self._now)
+        if end_s <= bucket.start_s:
+            return 0
+        return expected_s(assigned, calendar, scope=self.scope, start_s=bucket.start_s, end_s=end_s)
+
+    def _partly(
+        self, entity: Entity, assigned: Sequence[tuple[int, int]], *, base: Sequence[int]
+    ) -> list[int]:
+        found: list[int] = []
+        for bucket, whole in zip(entity.grid, base, strict=True):
+            if any(low <= bucket.start_s and bucket.end_s <= high for low, high in assigned):
+                found.append(whole)
+            else:
+                found.append(self._expected(entity.site.calendar, bucket, assigned))
+        return found
+
+
+def fold(
+    entity: Entity,
+    cells: Sequence[Cell | None],
+    expectation: Expectation,
+    *,
+    placed: Placed,
+) -> list[CountRow]:
+    """Return one row a bucket."""
+    site, spot = entity.site.ref, None if entity.spot is None else entity.spot.ref
+    now_s, used = expectation.now_s, expectation.calibrations
+    reached = min(now_s, expectation.accounted_s)
+    only_open = expectation.scope is Scope.OPEN
+    rows: list[CountRow] = []
+    for number, bucket in enumerate(entity.grid):
+        hours, cell = expectation.hours[number], cells[number]
+        if cell is None or (only_open and hours is Hours.CLOSED):
+            cell = _NOTHING
+        known = cell.observed_s > 0 or cell.entered_e4 > 0 or cell.left_e4 > 0
+        expected = expectation.expected_s[number]
+        lost = placed.get(number, _NOBODY)
+        if now_s >= bucket.end_s + FINAL_AFTER_S:
+            state = State.FINAL
+        else:
+            state = State.COMPLETE if bucket.end_s <= reached else State.OPEN
+        rows.append(
+            CountRow(
+                site,
+                spot,
+                bucket.start_utc,
+                bucket.end_utc,
+                bucket.label,
+                bucket.fold,
+                people(cell.entered_e4) if known else None,
+                people(cell.left_e4) if known else None,
+                people(lost[0]),
+                people(lost[1]),
+                min(1.0, round(cell.observed_s / expected, 4)) if expected > 0 else None,
+                hours,
+                state,
+                cell.revision,
+                ORIGINS[cell.origin] if known else None,
+                () if used is None else used[number],
+            )
+        )
+    return rows
+
+
+_NOTHING = Cell(0, 0, 0, 0, 0, 0)
+_NOBODY = (0, 0)
+
+
+def people(e4: int) -> int | float:
+    """Return ten-thousandths of a person as a number: whole unless a factor was applied."""
+    whole, rest = divmod(e4, UNIT)
+    return whole if rest == 0 else e4 / UNIT
+
+
+def place_gaps(
+    entity: Entity,
+    histories: Sequence[History],
+    *,
+    cut: Mapping[int, tuple[Segment, ...]],
+    size: Size,
+) -> tuple[dict[int, tuple[int, int]], list[Unplaced]]:
+    """Return unplaced people by the bucket that wholly contains their gap, and all others."""
+    placed: dict[int, tuple[int, int]] = {}
+    elsewhere: list[Unplaced] = []
+    starts: list[int] | None = None
+    for spot, history in zip(entity.spots, histories, strict=True):
+        for gap in history.gaps:
+            entered, left = _weigh(gap, cut[spot.id])
+            if not entered and not left:
+                continue
+            starts = starts or [bucket.start_s for bucket in entity.grid]
+            at = bisect_right(starts, gap.start_s) - 1
+            if size.is_days and at >= 0 and gap.end_s <= entity.grid[at].end_s:
+                before = placed.get(at, _NOBODY)
+                placed[at] = before[0] + entered, before[1] + left
+            else:
+                elsewhere.append(
+                    Unplaced(
+                        entity.site.ref,
+                        spot.ref,
+                        utc_text(gap.start_s),
+                        utc_text(gap.end_s),
+                        people(entered),
+                        people(left),
+                        gap.reason,
+                    )
+                )
+    return placed, elsewhere
+
+
+def _weigh(gap: Gap, cut: Sequence[Segment]) -> tuple[int, int]:
+    """Weigh a gap's counts by the calibration at its start."""
+    segment = next(s for s in cut if s.start_s <= gap.start_s < s.end_s)
+    return weigh(gap.counts, segment.weights)
+
+
+def _calibrations(
+    entity: Entity, cut: Mapping[int, tuple[Segment, ...]]
+) -> list[tuple[int, ...]] | None:
+    """Return the calibrations used in each bucket; None if there are none at all."""
+    using = [s for spot in entity.spots for s in cut[spot.id] if s.calibrations]
+    if not using:
+        return None
+    return [
+        tuple(
+            sorted(
+                {
+                    key
+                    for segment in using
+                    if segment.start_s < bucket.end_s and bucket.start_s < segment.end_s
+                    for key in segment.calibrations
+                }
+            )
+        )
+        for bucket in entity.grid
+    ]
