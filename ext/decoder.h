@@ -73,6 +73,7 @@ enum { RENDERED = 0, HELD = 1, PLAIN = 2, REFUSED = 3 };
 #define ROW_BYTES 98u     /* a readings row before its array's elements */
 #define CELL_BYTES 12u    /* two array elements: length 2, value */
 #define PRESS_ROW_BYTES 84u
+#define AHEAD 4u          /* frames to prefetch */
 #define SLACK 96u         /* eight cells: what a kernel may store past its last one */
 
 typedef struct { const uint8_t *at; size_t len; } vst_frame;
@@ -514,6 +515,16 @@ static inline int word_too_large(const uint8_t *p, uint32_t n)
     return (any & 0x8000800080008000ull) != 0;
 }
 
+/* Set the first cell's start; true if the span touches as many cells as the frame says. Inlined
+ * where `step` is known, so that the divisions of the usual interval become products. */
+static inline int on_grid(counts_of *c, const span_of *span, uint32_t step)
+{
+    int64_t lead = span->start_ms % step;
+    lead += lead < 0 ? step : 0;
+    c->first_ms = span->start_ms - lead;
+    return ((uint32_t)lead + span->span_ms - 1) / step + 1 == c->cells;
+}
+
 static inline int read_lines(bytes_of payload, const span_of *span, counts_of *c)
 {
     const uint8_t *at = payload.at, *end = at + payload.len;
@@ -526,12 +537,8 @@ static inline int read_lines(bytes_of payload, const span_of *span, counts_of *c
         return LINES;
     if (c->cells < 1 || c->cells > MAX_CELLS || span->span_ms < 1)
         return SPAN;
-    uint32_t step = c->interval_s * 1000;
-    int64_t lead = span->start_ms % step;
-    if (lead < 0)
-        lead += step;
-    c->first_ms = span->start_ms - lead;
-    if (((uint32_t)lead + span->span_ms - 1) / step + 1 != c->cells)
+    int fits = c->interval_s == 60 ? on_grid(c, span, 60000) : on_grid(c, span, c->interval_s * 1000);
+    if (!fits)
         return SPAN;
     at += 8;
     for (uint32_t i = 0; i < c->count; i++) {
@@ -607,16 +614,18 @@ typedef struct { uint32_t head, each, stride, buckets; int64_t low_ms; } grid_of
 
 static inline grid_of grid(const counts_of *c, const span_of *span)
 {
-    uint32_t step = c->interval_s * 1000;
-    uint32_t into = (uint32_t)(c->first_ms % BUCKET_MS);
+    uint32_t step_s = c->interval_s, into = (uint32_t)((uint64_t)c->first_ms % BUCKET_MS);
     grid_of g = {.head = 1, .each = 1, .stride = 1, .low_ms = c->first_ms - into};
-    if (step < BUCKET_MS) {
-        g.each = (uint32_t)BUCKET_MS / step;
-        g.head = ((uint32_t)BUCKET_MS - into) / step;
+    if (step_s == 60) {
+        g.each = 15;
+        g.head = 15 - into / 60000;
+    } else if (step_s < 900) {
+        g.each = 900 / step_s;
+        g.head = g.each - into / (step_s * 1000);
     } else {
-        g.stride = step / (uint32_t)BUCKET_MS;
+        g.stride = step_s / 900;
     }
-    g.buckets = (uint32_t)((span->start_ms + span->span_ms - 1 - g.low_ms) / BUCKET_MS) + 1;
+    g.buckets = (uint32_t)((uint64_t)(span->start_ms + span->span_ms - 1 - g.low_ms) / BUCKET_MS) + 1;
     return g;
 }
 
@@ -1043,6 +1052,10 @@ static int vst_decode(const vst_kernel *k, vst_out *o, const vst_frame *frames,
     for (size_t i = 0; i < n; i++) {
         vst_frame f = frames[i];
         vst_record *r = &records[i];
+        if (i + AHEAD < n) {        /* a small frame is two or three cache lines */
+            __builtin_prefetch(frames[i + AHEAD].at);
+            __builtin_prefetch(frames[i + AHEAD].at + 64);
+        }
         int error = VST_OK, reason = check_header(k, f);
         if (!reason) {
             sections s;
