@@ -345,3 +345,20 @@ def test_what_the_reserve_no_longer_holds_is_said_to_be_forgotten() -> None:
     assert Cause.FORGOTTEN in boot.causes
     assert boot.unplaced > 0
     assert boot.placed + boot.unplaced == world.people
+
+
+def test_a_receipt_of_another_dataset_forgets_nothing_and_asks() -> None:
+    world = World()
+    world.minutes(2)
+    world.heal()
+    world.minutes(1)
+    world.send()
+    boot = world.outbox.boots[-1]
+    digest = world.outbox.read(boot, boot.acked, limit=1)[0].digest
+    receipt = Receipt(boot.boot_id, boot.acked + 1, digest, world.server.dataset + 1, NOON)
+    world.clock.advance(6_000)
+    acked = boot.acked
+    world.session.received(encode_receipt(receipt), world.clock.now_ms)
+    assert boot.acked == acked
+    (question,) = world.session.next(world.clock.now_ms)
+    assert read_header(question).kind == Kind.HELLO
