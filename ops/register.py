@@ -20,6 +20,7 @@ import asyncpg
 
 from ops.deployment import Deployment, deployment
 from server.api.keys import create_api_key
+from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
 from server.fleet import register
 from server.provisioning.claims import make_claim, root_fingerprint, token
@@ -38,6 +39,7 @@ async def _run(options: argparse.Namespace) -> int:
     found = deployment()
     connection = await asyncpg.connect(found.owner_dsn)
     try:
+        await check_schema(connection)
         async with connection.transaction():
             act: Action = options.act
             return await act(connection, options, found)
@@ -117,9 +119,7 @@ def _minutes(text: str | None) -> int:
     return int(hour) * 60 + int(minute)
 
 
-async def _list_sites(
-    connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment
-) -> int:
+async def _list_sites(connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment) -> int:
     for row in await connection.fetch(
         "select o.name as organisation, s.ref, s.name, s.time_zone, p.ref as spot, p.name as at, "
         "p.kind from sites s join organisations o on o.id = s.organisation_id "

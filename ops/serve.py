@@ -7,11 +7,12 @@ import argparse
 import asyncio
 import os
 
+import uvloop
+
 from ops.deployment import deployment
 from server.app import run
 from server.config import Settings
 from server.db.migrate import migrate
-from server.ingest.runtime import new_event_loop
 from server.log import configure
 
 
@@ -29,6 +30,6 @@ def main(argv: list[str]) -> int:
         found = deployment()
         asyncio.run(migrate(found.owner_dsn))
         settings = found.settings
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(settings))
     return 0

@@ -7,7 +7,7 @@ reader cannot keep the writer waiting.
 import asyncio
 import signal
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,9 @@ from server.clock import SystemClock
 from server.config import Settings
 from server.db.engine import open_pool
 from server.db.migrate import check_schema
-from server.ingest.worker import BrokerSettings, Ingest
+from server.ingest.mqtt import BrokerSettings
+from server.ingest.state import State
+from server.ingest.worker import Ingest
 from server.portal.pages import build_portal
 from server.portal.session import identify
 from server.provisioning.web import build_enrolment
@@ -68,11 +70,11 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         workers: list[asyncio.Task[None]] = []
         running = Running(settings, ingest_pool, None)
         if "ingest" in settings.roles:
-            ingest = Ingest(ingest_pool, _broker(settings), clock=clock)
+            ingest = Ingest(ingest_pool, _broker(settings), clock)
             running = Running(settings, ingest_pool, ingest)
             workers.append(group.create_task(ingest.run(), name="ingest"))
         if "rollup" in settings.roles:
-            refreshing = refresh_rollups(maint_pool, clock=clock)
+            refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))
         try:
             if "api" in settings.roles:
@@ -126,7 +128,7 @@ async def _healthy(_: web.Request) -> web.Response:
     return web.Response(text="alive\n")
 
 
-def _readiness(running: Running) -> Callable[[web.Request], web.Response]:
+def _readiness(running: Running) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def ready(_: web.Request) -> web.Response:
         """200 when the database answers and ingest is connected; else 503 with what is missing."""
         wrong: dict[str, str] = {}
@@ -134,11 +136,11 @@ def _readiness(running: Running) -> Callable[[web.Request], web.Response]:
             await running.pool.fetchval("select 1", timeout=2)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             wrong["database"] = str(error) or type(error).__name__
-        if running.ingest is not None and not running.ingest.connected:
-            wrong["ingest"] = "not connected to the broker"
+        if running.ingest is not None and running.ingest.state is not State.RUNNING:
+            wrong["ingest"] = running.ingest.state.value
         return web.json_response({"ready": not wrong, **wrong}, status=503 if wrong else 200)
 
-    return ready  # type: ignore[return-value]
+    return ready
 
 
 async def _metrics(_: web.Request) -> web.Response:
@@ -147,18 +149,23 @@ async def _metrics(_: web.Request) -> web.Response:
 
 async def _open(stack: AsyncExitStack, dsn: str, *, size: int, name: str) -> asyncpg.Pool:
     """Open a pool and check the schema; a database that is away is waited for."""
+    pool = await _open_when_there(stack, dsn, size=size, name=name)
+    async with pool.acquire() as connection:
+        await check_schema(connection)
+    return pool
+
+
+async def _open_when_there(
+    stack: AsyncExitStack, dsn: str, *, size: int, name: str
+) -> asyncpg.Pool:
     wait_s = _WAIT_FIRST_S
     while True:
         try:
-            pool = await stack.enter_async_context(open_pool(dsn, size=size, name=name))
-            break
+            return await stack.enter_async_context(open_pool(dsn, size=size, name=name))
         except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError) as e:
             log.warning("database away", error=str(e), wait_s=wait_s)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, _WAIT_MOST_S)
-    async with pool.acquire() as connection:
-        await check_schema(connection)
-    return pool
 
 
 def _broker(settings: Settings) -> BrokerSettings:

@@ -14,12 +14,16 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from server.errors import VestibuleError
+
 SCHEMA_VERSION = 1
 _HERE = Path(__file__).parent / "migrations"
 
 
-class SchemaMismatch(RuntimeError):
+class SchemaMismatch(VestibuleError):
     """The database's schema and this release do not fit; the message says what to run."""
+
+    code = "schema_mismatch"
 
 
 async def migrate(dsn: str) -> None:
