@@ -114,11 +114,11 @@ create table devices (
     model text not null default '',
     state text not null default 'claimed'
         check (state in ('claimed', 'provisioned', 'in service', 'revoked')),
-    placing int not null default 0,
+    assignment_version int not null default 0,
     enrolled_at timestamptz,
     created_at timestamptz not null default now()
 );
-comment on column devices.placing is
+comment on column devices.assignment_version is
     'raised with each edit of its assignments, here and in its boots: what was placed before fails';
 create index on devices (organisation_id);
 
@@ -187,7 +187,7 @@ create table boots (
     totals bigint[] not null default '{0,0,0,0,0,0,0,0}',
     answers bigint[] not null default '{}',
     totals_open boolean not null default false,
-    placing int not null default 0,
+    assignment_version int not null default 0,
     first_seen timestamptz not null default now(),
     last_stored timestamptz,
     unique (device_id, boot_id)
