@@ -1,0 +1,132 @@
+"""Answers to a device's greeting: where the server stands in each boot that the device holds.
+
+Only this answer may move an agent's mark back, after the database was restored; so it is read
+from the database, never from memory. A boot that we do not know is answered so; nothing is made.
+A hello also brings the offsets of boots that had no clock: what of them is held undated is then
+placed (see `undated`).
+"""
+
+from collections.abc import Sequence
+
+import asyncpg
+
+from protocol.frame import VERSION, FrameError, Quality
+from protocol.identity import DeviceId
+from protocol.session import Answer, BootCursor, Hello, decode_hello, encode_answer
+from protocol.topics import Leg, topic
+from server import log, metrics
+from server.clock import Clock
+from server.ingest import strays
+from server.ingest.cursors import signed
+from server.ingest.mqtt import publish_head
+from server.ingest.places import Device
+from server.ingest.strays import Sampler
+
+WILL = "will"  # the agent's name in the greeting that the broker sends in its stead
+VERSIONS = frozenset({VERSION})
+RUNNING = 4  # boots remembered to tell one device from two
+_log = log.get("ingest")
+
+_LEARN = """
+update boots b set quality = v.quality, offset_ms = v.offset_ms
+from unnest($1::int[], $2::bigint[], $3::int[], $4::bigint[])
+  v (device, boot_id, quality, offset_ms)
+where b.device_id = v.device and b.boot_id = v.boot_id and v.quality >= b.quality
+  and (b.offset_ms is distinct from v.offset_ms or b.quality <> v.quality)
+"""
+
+_STAND = """
+select b.device_id, b.boot_id, b.next_seq, b.digest, b.quality > 0 and exists (
+    select from undated_frames u where u.boot = b.id and u.reason = 'undated') as placeable
+from rows from (unnest($1::int[]), unnest($2::bigint[])) v (device, boot_id)
+join boots b on b.device_id = v.device and b.boot_id = v.boot_id
+"""
+
+
+async def answer(
+    connection: asyncpg.Connection,
+    hellos: Sequence[tuple[Device, bytes]],
+    *,
+    dataset: int,
+    clock: Clock,
+    sampler: Sampler,
+) -> tuple[list[bytes], list[tuple[Device, int]]]:
+    """Return the answers, ready to publish, and the (device, boot id) that can be placed now."""
+    greetings: list[tuple[Device, Hello]] = []
+    for device, frame in hellos:
+        try:
+            hello = decode_hello(frame)
+        except FrameError as error:
+            _log.warning("hello refused", device=device.name, reason=error.reason.name)
+            metrics.FRAMES_DROPPED.labels("hello").inc()
+            continue
+        if hello.agent == WILL:
+            _log.info("device gone", device=device.name)
+            continue
+        greetings.append((device, hello))
+        another = _is_another(device, int.from_bytes(frame[8:16], "little"))
+        if another and sampler.wants(f"duplicate identity {device.name}"):
+            _log.warning("duplicate identity", device=device.name)
+            await strays.add(connection, "duplicate identity", device)
+    if not greetings:
+        return [], []
+    await _learn(connection, greetings)
+    stands = await _stand(connection, greetings)
+    now_ms = clock.now_ms()
+    packets: list[bytes] = []
+    for device, hello in greetings:
+        frame = encode_answer(
+            Answer(
+                hello.nonce,
+                dataset,
+                now_ms,
+                max(VERSIONS & set(hello.versions), default=0),
+                tuple(
+                    BootCursor(
+                        b.boot_id,
+                        *stands.get((device.row, signed(b.boot_id)), (0, 0, False))[:2],
+                        (device.row, signed(b.boot_id)) in stands,
+                    )
+                    for b in hello.boots
+                ),
+            )
+        )
+        packets.append(publish_head(topic(DeviceId(device.name), Leg.RECEIPT), len(frame)) + frame)
+    metrics.HELLOS.inc(len(packets))
+    by_row = {device.row: device for device, _ in greetings}
+    placeable = [(by_row[row], boot) for (row, boot), stand in stands.items() if stand[2]]
+    return packets, placeable
+
+
+def _is_another(device: Device, boot_id: int) -> bool:
+    """True if a boot greets again after a later one did: two machines share the identity."""
+    if device.running and device.running[-1] == boot_id:
+        return False
+    again = boot_id in device.running
+    rest = tuple(b for b in device.running if b != boot_id)
+    device.running = (*rest, boot_id)[-RUNNING:]
+    return again
+
+
+async def _learn(connection: asyncpg.Connection, greetings: Sequence[tuple[Device, Hello]]) -> None:
+    rows = [
+        (device.row, signed(b.boot_id), int(b.quality), b.offset_ms)
+        for device, hello in greetings
+        for b in hello.boots
+        if b.quality is not Quality.NONE
+    ]
+    if rows:
+        await connection.execute(_LEARN, *zip(*rows, strict=True))
+
+
+async def _stand(
+    connection: asyncpg.Connection, greetings: Sequence[tuple[Device, Hello]]
+) -> dict[tuple[int, int], tuple[int, int, bool]]:
+    pairs = {(device.row, signed(b.boot_id)) for device, hello in greetings for b in hello.boots}
+    if not pairs:
+        return {}
+    devices, boots = zip(*pairs, strict=True)
+    rows = await connection.fetch(_STAND, devices, boots)
+    return {
+        (r["device_id"], r["boot_id"]): (r["next_seq"], r["digest"], r["placeable"]) for r in rows
+    }

@@ -1,0 +1,63 @@
+"""Every metric of the server, in one list. Names: vestibule_<part>_<what>_<unit>."""
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+# ingest: what arrived and what became of it
+FRAMES_STORED = Counter("vestibule_ingest_frames_stored", "Frames committed for the first time")
+FRAMES_DROPPED = Counter(
+    "vestibule_ingest_frames_dropped",
+    "Frames not stored: repeat, hole, topic, unknown_device, revoked, rate, header, kind, retained",
+    ["why"],
+)
+FRAMES_QUARANTINED = Counter(
+    "vestibule_ingest_frames_quarantined", "Frames set aside unread", ["reason"]
+)
+FRAMES_HELD = Counter("vestibule_ingest_frames_held", "Frames stored undated", ["why"])
+READING_BYTES = Counter("vestibule_ingest_copy_bytes", "COPY bytes sent to the database")
+RECEIPTS = Counter("vestibule_ingest_receipts", "Receipts sent")
+HELLOS = Counter("vestibule_ingest_hellos", "Hellos answered")
+FINDINGS = Counter("vestibule_ingest_findings", "What should not have been seen", ["finding"])
+BATCH_FRAMES = Histogram(
+    "vestibule_ingest_batch_frames", "Frames in a batch", buckets=(1, 4, 16, 64, 256, 1024, 4096)
+)
+BATCH_SECONDS = Histogram(
+    "vestibule_ingest_batch_seconds", "From a batch's first look to its commit", buckets=_FAST
+)
+BATCH_RETRIES = Counter(
+    "vestibule_ingest_batch_retries", "Batches tried again", ["why"]
+)  # why: system, cursor, data
+INGEST_STATE = Gauge(
+    "vestibule_ingest_state", "1 for the state that ingest is in, else 0", ["state"]
+)
+INGEST_WAITING = Gauge("vestibule_ingest_waiting_frames", "Frames received and not yet committed")
+BROKER_CONNECTIONS = Counter("vestibule_broker_connections", "Connections made to the broker")
+
+# database
+TRANSACTION_SECONDS = Histogram(
+    "vestibule_database_transaction_seconds", "Named transactions", ["name"], buckets=_FAST
+)
+TRANSACTION_FAILURES = Counter(
+    "vestibule_database_transaction_failures", "Transactions rolled back", ["name", "sqlstate"]
+)
+
+# derived rollups
+DIRTY_ROWS = Gauge("vestibule_rollup_dirty_rows", "Changes that days and hours do not show yet")
+DERIVE_SECONDS = Histogram(
+    "vestibule_rollup_derive_seconds", "One pass of deriving hours and days", buckets=_FAST
+)
+
+# HTTP
+HTTP_SECONDS = Histogram(
+    "vestibule_http_request_seconds",
+    "Requests by route and status class",
+    ["route", "status"],
+    buckets=_FAST,
+)
+ENROLMENTS = Counter("vestibule_provisioning_enrolments", "Enrolments by outcome", ["outcome"])
+
+
+def render() -> bytes:
+    """Return all metrics in Prometheus' text format."""
+    return generate_latest(REGISTRY)
