@@ -23,7 +23,7 @@ _TEMPORARY = f"vestibule-test-{os.geteuid()}-"
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """PostgreSQL and the broker, running; shared between the workers of one run.
+    """PostgreSQL and the broker, running; one stack per pytest worker.
 
     VESTIBULE_TEST_STACK names a directory to share with other runs too. Whoever leaves last stops
     what tests have started; a stack that already ran is left running.
@@ -59,13 +59,15 @@ def database(stack: Stack) -> Iterator[str]:
 def _stack_root() -> tuple[Path, bool]:
     """Return where the stack lives, and whether it is only for this run.
 
-    Not pytest's own temporary directory: it is closed to the services' account.
+    Not pytest's own temporary directory: it is closed to the services' account. Each worker has
+    its own, since a broker has one ingest at a time.
     """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "stack")
     configured = os.environ.get("VESTIBULE_TEST_STACK")
     if configured:
-        return Path(configured).absolute(), False
+        return Path(configured).absolute() / worker, False
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    return Path(tempfile.gettempdir()) / f"{_TEMPORARY}{run[:16]}" / "stack", True
+    return Path(tempfile.gettempdir()) / f"{_TEMPORARY}{run[:16]}-{worker}" / "stack", True
 
 
 def _clear_abandoned() -> None:
