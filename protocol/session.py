@@ -98,7 +98,7 @@ class Answer:
 
 def encode_hello(hello: Hello, *, boot_id: int, ordinal: int) -> bytes:
     """Return a hello frame (outside the sequence, its `seq` is 0)."""
-    agent = hello.agent.encode()[:MAX_AGENT]
+    agent = hello.agent.encode("ascii", "replace")[:MAX_AGENT]
     payload = b"".join(
         [
             _HELLO.pack(hello.nonce, len(hello.versions), len(agent)),

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Literal
 
@@ -23,6 +24,7 @@ from protocol.kiosk import Press, Presses, encode_kiosk
 from tests.vectors.cases import CASES, OFFSET, PLACE, REFUSED, content_of, frame_of, refit
 from tests.vectors.strategies import any_frame, frames, places, spans
 
+DAY_MS = 86_400_000
 EVERYWHERE = Place(3, 4, -(1 << 62), 1 << 62)
 KERNELS: tuple[Literal["best", "portable"], ...] = ("best", "portable")
 
@@ -211,7 +213,7 @@ def test_placing_in_one_piece_is_decoding(data: st.DataObject) -> None:
 @settings(max_examples=150, deadline=None)
 @given(spans(), st.integers(-100, 400_000), st.integers(0, 2**32))
 def test_a_swap_in_the_middle_loses_and_doubles_nobody(span: Span, cut: int, seed: int) -> None:
-    span = Span(span.start_ms, span.span_ms % 7_200_000 + 1, OFFSET, Quality.SYNCED)
+    span = Span(span.start_ms % DAY_MS, span.span_ms % 7_200_000 + 1, OFFSET, Quality.SYNCED)
     rng = random.Random(seed)
     values = tuple(rng.randint(0, 20) for _ in range(2 * cells_of(span, 60)))
     counts = Counts(span, 60, (Line(1, 0, 0, values),))
@@ -260,6 +262,16 @@ def test_an_unassigned_frame_has_rows_and_no_deltas() -> None:
     assert decoded.presses
     assert not decoded.count_deltas
     assert not decoded.press_deltas
+
+
+def test_threads_do_not_share_what_they_decode() -> None:
+    names = sorted(CASES)
+    batches = [[frame_of(CASES[names[at]])] * 200 for at in range(len(names))]
+    wanted = [ext.decode(batch, [PLACE] * 200) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = pool.map(lambda batch: ext.decode(batch, [PLACE] * 200), batches)
+            assert list(found) == wanted
 
 
 @pytest.mark.skipif(not ext.COMPILED, reason="the compiled decoder is not in use")

@@ -29,7 +29,7 @@ from protocol.frame import (
 from protocol.gap import Gap
 from protocol.health import Metrics
 from protocol.kiosk import Press, Presses, encode_kiosk, encode_presses
-from protocol.session import Answer, Hello, Receipt
+from protocol.session import Answer, HeldBoot, Hello, Receipt, encode_hello
 from tests.vectors.cases import Content, content_of, encode_content
 from tests.vectors.strategies import (
     answers,
@@ -240,3 +240,31 @@ def test_presses_out_of_order_cannot_be_encoded() -> None:
     wrong = Presses(span, bytes(8), (), (Press(10, 1, 0, 4), Press(9, 1, 0, 4)))
     with pytest.raises(ValueError, match="expected 0 to"):
         encode_presses(wrong)
+
+
+def test_a_hello_names_its_agent_in_ascii_and_briefly() -> None:
+    span = Span(0, 0, 0, Quality.NONE)
+    hello = Hello(1, (1,), "räknare/" + "9" * 40, span, ())
+    found = content_of(encode_hello(hello, boot_id=1, ordinal=1))
+    assert isinstance(found, Hello)
+    assert found.agent == "r?knare/" + "9" * 24
+
+
+@pytest.mark.parametrize("boot", [(5, 4, 0), (0, 1, (1 << 47) + 1), (0, 1, -(1 << 47) - 1)])
+def test_a_hello_with_an_impossible_boot_is_refused(boot: tuple[int, int, int]) -> None:
+    first, after_last, offset = boot
+    held = HeldBoot(1, 1, first, after_last, Quality.SYNCED, offset)
+    hello = Hello(1, (1,), "agent", Span(0, 0, 0, Quality.NONE), (held,))
+    with pytest.raises(FrameError) as caught:
+        content_of(encode_hello(hello, boot_id=1, ordinal=1))
+    assert caught.value.reason is Reason.HELLO
+
+
+def test_a_span_ends_where_an_sql_integer_does() -> None:
+    for span_ms, reads in (((1 << 31) - 1, True), (1 << 31, False)):
+        payload = memoryview(encode_time(Span(0, span_ms, 0, Quality.SYNCED)))[4:]
+        if reads:
+            assert decode_time(payload).span_ms == span_ms
+        else:
+            with pytest.raises(FrameError):
+                decode_time(payload)
