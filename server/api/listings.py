@@ -159,8 +159,8 @@ _SPOTS = """
     order by sp.ref limit $2
 """
 _DEVICES = """
-    select d.device, d.kind, d.model, d.serial, d.state, si.ref as site, sp.ref as spot, d.enrolled_at,
-           b.stored_to, b.last_stored,
+    select d.device, d.kind, d.model, d.serial, d.state, si.ref as site, sp.ref as spot,
+           d.enrolled_at, b.stored_to, b.last_stored,
            (select count(*) from my_undated u where u.device_id = d.id)::int as undated
     from devices d
     left join assignments a on a.device_id = d.id and a.valid @> $3::timestamptz

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import json
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, TypeVar
 
@@ -83,14 +83,11 @@ class Ranged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def span(self) -> tuple[date | datetime, date | datetime]:
         """`from` and `to` as dates or times. Raises ParameterError."""
-        since, until = _when("from", self.since), _when("to", self.until)
-        if _comparable(since) >= _comparable(until):
-            raise ParameterError("to", f"`to` ({self.until}) must be later than `from`")
-        return since, until
+        return _span(self.since, self.until)
 
 
-class CountParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Counts in buckets."""
+class Bucketed(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A range in buckets."""
 
     bucket: Annotated[Size, msgspec.Meta(description="How long a bucket is.")] = Size.DAY
     scope: _Scope = Scope.ALL
@@ -106,14 +103,12 @@ class CountParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=T
         )  # fmt: skip
 
 
-class FeedbackParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Kiosk results in buckets."""
+class CountParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Counts in buckets; `finer_than_readings` where readings are longer than the buckets."""
 
-    bucket: Annotated[Size, msgspec.Meta(description="How long a bucket is: 15m and larger.")] = (
-        Size.DAY
-    )
-    scope: _Scope = Scope.ALL
-    by: Annotated[By, msgspec.Meta(description="A row per site or per spot.")] = By.SITE
+
+class FeedbackParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Kiosk results in buckets of 15m and larger; `limit` counts buckets, not questions."""
 
 
 class ConversionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,6 +118,11 @@ class ConversionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     until: _To = msgspec.field(name="to")
     site: _Sites = ()
     format: _Format = None
+
+    @property
+    def span(self) -> tuple[date | datetime, date | datetime]:
+        """`from` and `to` as dates or times. Raises ParameterError."""
+        return _span(self.since, self.until)
 
 
 class GapParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -190,6 +190,13 @@ def _bound(parameters: msgspec.Struct) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
+def _span(since: str, until: str) -> tuple[date | datetime, date | datetime]:
+    low, high = _when("from", since), _when("to", until)
+    if _comparable(low) >= _comparable(high):
+        raise ParameterError("to", f"`to` ({until}) must be later than `from` ({since})")
+    return low, high
+
+
 def _when(name: str, text: str) -> date | datetime:
     """Return a date, or a time with or without offset. Raises ParameterError."""
     try:
@@ -205,6 +212,8 @@ def _when(name: str, text: str) -> date | datetime:
     return found
 
 
-def _comparable(value: date | datetime) -> str:
-    """Return a text that orders dates and local times; offsets are checked by the grid."""
-    return value.isoformat() if isinstance(value, datetime) else f"{value.isoformat()}T00:00:00"
+def _comparable(value: date | datetime) -> datetime:
+    """Return a time to order by, local times as if UTC: only nonsense is refused by it."""
+    if not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)

@@ -23,7 +23,9 @@ from server.api.answers import respond, wanted_format
 from server.api.keys import Caller, Identify, RateLimit, authenticate, demand_scope
 from server.api.openapi import describe, page
 from server.api.parameters import (
+    ConversionParameters,
     CountParameters,
+    FeedbackParameters,
     GapParameters,
     Listing,
     Nothing,
@@ -44,6 +46,8 @@ from server.api.types import (
     SpotRow,
 )
 from server.clock import Clock, at
+from server.feedback.query import FeedbackRow, feedback
+from server.insight.conversion import ConversionRow, conversion
 from server.metrics import HTTP_SECONDS
 from server.rollup.answer import CountRow
 from server.rollup.buckets import instant
@@ -185,6 +189,22 @@ async def _counts(call: Call, asked: CountParameters) -> CountAnswer:
     return CountAnswer(found.rows, found.unplaced, following)
 
 
+async def _feedback(call: Call, asked: FeedbackParameters) -> Page[FeedbackRow]:
+    found = await feedback(call.connection, asked.query(), now_s=call.now_s)
+    following = None
+    if found.next is not None:
+        following = write_cursor(asked, (found.next.ref, found.next.start_s))
+    return Page(found.rows, following)
+
+
+async def _conversion(call: Call, asked: ConversionParameters) -> Page[ConversionRow]:
+    since, until = asked.span
+    rows = await conversion(
+        call.connection, since=since, until=until, sites=asked.site, now_s=call.now_s
+    )
+    return Page(rows)
+
+
 async def _gaps(call: Call, asked: GapParameters) -> Page[GapRow]:
     since, until = asked.span
     rows = await listings.gaps(
@@ -222,6 +242,22 @@ ROUTES = (
     ),
     Route(
         "/counts", "Visits and exits in buckets", CountParameters, CountAnswer, CountRow, _counts
+    ),
+    Route(
+        "/feedback",
+        "Kiosk results, raw",
+        FeedbackParameters,
+        Page[FeedbackRow],
+        FeedbackRow,
+        _feedback,
+    ),
+    Route(
+        "/conversion",
+        "Sales against visits, by site and day",
+        ConversionParameters,
+        Page[ConversionRow],
+        ConversionRow,
+        _conversion,
     ),
     Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
 )

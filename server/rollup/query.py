@@ -50,7 +50,7 @@ MOST_BUCKETS = {
 
 async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: int) -> CountPage:
     """Return one page of counts. Raises UnknownPlaceError, TooFineError, TooLongError."""
-    entities, following = await _page(connection, query)
+    entities, following = await page_of(connection, query, kind="counter")
     entities = [entity for entity in entities if entity.grid]
     if not entities:
         return CountPage([], [], following)
@@ -59,8 +59,8 @@ async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: in
     spots = [spot for entity in entities for spot in entity.spots]
     histories = await load_histories(connection, spots, start_s=start_s, end_s=end_s)
     cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
-    found = await _add_up(connection, query, entities, cut=cut, span=(start_s, end_s))
-    cells = _collect(query.size, entities, found)
+    found = await sums_of(connection, query, entities, cut=cut, span=(start_s, end_s))
+    cells = collect(query.size, entities, found)
     worth = Worth(scope=query.scope, now_s=now_s)
     rows: list[CountRow] = []
     unplaced: list[Unplaced] = []
@@ -72,17 +72,17 @@ async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: in
     return CountPage(rows, unplaced, following)
 
 
-async def _page(
-    connection: asyncpg.Connection, query: CountQuery
+async def page_of(
+    connection: asyncpg.Connection, query: CountQuery, *, kind: str
 ) -> tuple[list[Entity], Position | None]:
     """Return the entities of this page with their buckets, and where the next page begins."""
     _check_length(query)
     sites = [] if query.spots else await load_sites(connection, query.sites)
     if query.by is By.SITE and not query.spots:
-        spots = await load_spots(connection, kind="counter", sites=sites)
+        spots = await load_spots(connection, kind=kind, sites=sites)
         entities = _by_site(sites, spots)
     else:
-        spots = await load_spots(connection, kind="counter", sites=sites, refs=query.spots)
+        spots = await load_spots(connection, kind=kind, sites=sites, refs=query.spots)
         entities = [(spot.ref, spot.site, spot, (spot,)) for spot in spots]
         if query.by is By.SITE:
             entities = _by_site(list({s.site.ref: s.site for s in spots}.values()), spots)
@@ -120,7 +120,7 @@ def _check_length(query: CountQuery) -> None:
         raise TooLongError(query.size, most)
 
 
-async def _add_up(
+async def sums_of(
     connection: asyncpg.Connection,
     query: CountQuery,
     entities: Sequence[Entity],
@@ -142,11 +142,11 @@ async def _add_up(
     left_out: list[tuple[int, Key]] = []
     patches: list[Patch] = []
     if size is not Size.QUARTER:
-        behind = await _behind(connection, [s.spot for s in sources], span=span)
+        behind = await what_is_behind(connection, [s.spot for s in sources], span=span)
         left_out, patches = plan(entities, size=size, scope=query.scope, cut=cut, behind=behind)
     days = (
         min(entity.grid[0].start_day for entity in entities),
-        max(_last_day(entity) for entity in entities) + timedelta(days=1),
+        max(last_day(entity) for entity in entities) + timedelta(days=1),
     )
     whole = await add_up(
         connection,
@@ -161,11 +161,12 @@ async def _add_up(
     return whole + await add_up_patches(connection, patches)
 
 
-def _last_day(entity: Entity) -> date:
+def last_day(entity: Entity) -> date:
+    """Return the local day that the last bucket of an entity ends in."""
     return local(entity.site.time_zone, entity.grid[-1].end_s - 1).date()
 
 
-async def _behind(
+async def what_is_behind(
     connection: asyncpg.Connection, spots: Sequence[int], *, span: tuple[int, int]
 ) -> Behind:
     """Return what the deriver still has to do for `spots`."""
@@ -177,7 +178,7 @@ async def _behind(
     return Behind(quarters, frozenset(row[0] for row in stale))
 
 
-def _collect(
+def collect(
     size: Size, entities: Sequence[Entity], found: Sequence[Found]
 ) -> list[list[Cell | None]]:
     """Sort sums into the entities' buckets. Raises TooFineError."""

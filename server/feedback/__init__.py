@@ -1,0 +1,1 @@
+"""What kiosks say: indices of answers, with the intervals that make them honest."""

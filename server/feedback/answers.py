@@ -1,0 +1,167 @@
+"""Presses added up: from presses_day, and from presses_15m where days cannot be taken whole.
+
+The same patches as for counts (`server.rollup.patches`): what the deriver has not worked in yet
+is added from the quarters, so an answer is right at once.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import NamedTuple
+
+import asyncpg
+
+from server.rollup.buckets import Size
+from server.rollup.opening import Part
+from server.rollup.patches import Entity, Key
+from server.rollup.quality import Scope
+from server.rollup.sums import Patch
+
+
+class Question(NamedTuple):
+    """A question of a questionnaire, by the questionnaire's hash."""
+
+    questionnaire: int
+    question: int
+
+
+@dataclass(slots=True)
+class Answers:
+    """How often each answer was given in one bucket, and the rows' revisions."""
+
+    presses: dict[int, int] = field(default_factory=dict)
+    revision: int = 0
+
+    def add(self, answer: int, presses: int, revision: int) -> None:
+        self.presses[answer] = self.presses.get(answer, 0) + presses
+        self.revision += revision
+
+
+Sheet = dict[Question, dict[int, Answers]]
+"""Of one entity: answers by question and bucket number."""
+
+
+async def answers_by_day(
+    connection: asyncpg.Connection,
+    size: Size,
+    entities: Sequence[Entity],
+    *,
+    scope: Scope,
+    days: tuple[date, date],
+    left_out: Sequence[tuple[int, Key]],
+    patches: Sequence[Patch],
+) -> list[Sheet]:
+    """Add up days, weeks or months, with `patches` for the spot-days `left_out`."""
+    sheets: list[Sheet] = [{} for _ in entities]
+    column = "open_presses" if scope is Scope.OPEN else "presses"
+    placed = [(s.id, n, e.grid[0].start_day) for n, e in enumerate(entities) for s in e.spots]
+    rows = await connection.fetch(
+        _DAYS.replace("{presses}", column).replace("{key}", _KEYS[size]),
+        [spot for spot, _, _ in placed],
+        [number for _, number, _ in placed],
+        [base for _, _, base in placed],
+        *days,
+        [spot for spot, _ in left_out],
+        [key for _, key in left_out],
+    )
+    _enter(sheets, entities, rows)
+    if patches:
+        rows = await connection.fetch(
+            _PATCHES,
+            [p.spot for p in patches],
+            [p.entity for p in patches],
+            [p.key for p in patches],
+            [p.part.from_s for p in patches],
+            [p.part.until_s for p in patches],
+            _at(min(p.part.from_s for p in patches)),
+            _at(max(p.part.until_s for p in patches)),
+        )
+        _enter(sheets, entities, rows)
+    return sheets
+
+
+async def answers_by_quarter(
+    connection: asyncpg.Connection,
+    entities: Sequence[Entity],
+    *,
+    scope: Scope,
+    span: tuple[int, int],
+) -> list[Sheet]:
+    """Add up quarters and hours, straight from the 15-minute rows."""
+    sheets: list[Sheet] = [{} for _ in entities]
+    placed = [(spot.id, number) for number, e in enumerate(entities) for spot in e.spots]
+    rows = await connection.fetch(
+        _QUARTERS,
+        [spot for spot, _ in placed],
+        [number for _, number in placed],
+        *(_at(instant_s) for instant_s in span),
+    )
+    starts = [[bucket.start_s for bucket in entity.grid] for entity in entities]
+    opened = [_open_parts(entity) if scope is Scope.OPEN else None for entity in entities]
+    kept: list[Sequence[int]] = []
+    for row in rows:
+        entity, at = row[0], row[1]
+        parts = opened[entity]
+        if parts is None or _within(parts, at):
+            kept.append((entity, bisect_right(starts[entity], at) - 1, *row[2:]))
+    _enter(sheets, entities, kept)
+    return sheets
+
+
+def _enter(sheets: list[Sheet], entities: Sequence[Entity], rows: Iterable[Sequence[int]]) -> None:
+    for entity, number, questionnaire, question, answer, presses, revision in rows:
+        if 0 <= number < len(entities[entity].grid):
+            by_bucket = sheets[entity].setdefault(Question(questionnaire, question), {})
+            by_bucket.setdefault(number, Answers()).add(answer, presses, revision)
+
+
+def _open_parts(entity: Entity) -> list[Part]:
+    grid = entity.grid
+    return entity.site.calendar.parts(grid[0].start_s, grid[-1].end_s)
+
+
+def _within(parts: Sequence[Part], instant_s: int) -> bool:
+    at = bisect_right(parts, instant_s, key=lambda part: part.from_s) - 1
+    return at >= 0 and instant_s < parts[at].until_s
+
+
+def _at(instant_s: int) -> datetime:
+    return datetime.fromtimestamp(instant_s, UTC)
+
+
+_KEYS: Mapping[Size, str] = {
+    Size.DAY: "r.day - source.base",
+    Size.WEEK: "(r.day - source.base) / 7",
+    Size.MONTH: "(extract(year from r.day) * 12 + extract(month from r.day) "
+    "- extract(year from source.base) * 12 - extract(month from source.base))::int",
+}
+_DAYS = """
+    with source as materialized (
+        select * from unnest($1::int[], $2::int[], $3::date[]) as source(spot, entity, base)),
+    left_out as materialized (select * from unnest($6::int[], $7::date[]) as l(spot, day))
+    select source.entity, {key}, r.questionnaire, r.question::int, r.answer::int,
+           sum(r.{presses})::bigint, sum(r.revision)::bigint
+    from my_presses_day r join source on source.spot = r.spot
+    where r.spot = any($1::int[]) and r.day >= $4 and r.day < $5
+      and not exists (select from left_out l where l.spot = r.spot and l.day = r.day)
+    group by 1, 2, 3, 4, 5
+"""
+_PATCHES = """
+    with patch as materialized (
+        select * from unnest($1::int[], $2::int[], $3::int[], $4::bigint[], $5::bigint[])
+        as patch(spot, entity, key, from_s, until_s))
+    select patch.entity, patch.key, r.questionnaire, r.question::int, r.answer::int,
+           sum(r.presses)::bigint, sum(r.revision)::bigint
+    from patch join my_presses_15m r on r.spot = patch.spot
+      and r.bucket >= to_timestamp(from_s) and r.bucket < to_timestamp(until_s)
+    where r.bucket >= $6 and r.bucket < $7
+    group by 1, 2, 3, 4, 5
+"""
+_QUARTERS = """
+    select source.entity, extract(epoch from r.bucket)::bigint, r.questionnaire,
+           r.question::int, r.answer::int, r.presses, r.revision
+    from my_presses_15m r
+    join unnest($1::int[], $2::int[]) as source(spot, entity) on source.spot = r.spot
+    where r.spot = any($1::int[]) and r.bucket >= $3 and r.bucket < $4
+"""

@@ -1,0 +1,228 @@
+"""Kiosk results of sites and spots in time buckets: n, distribution, index and interval.
+
+Presses are raw: no misuse filter has been applied, and the rows say so. A bucket in which a kiosk
+was heard and nobody pressed has n 0; one in which no kiosk was heard has n null. A questionnaire
+that the server does not know gives its distribution without an index.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+import asyncpg
+import msgspec
+
+from server.errors import RefusedError
+from server.feedback.answers import (
+    Answers,
+    Question,
+    Sheet,
+    answers_by_day,
+    answers_by_quarter,
+)
+from server.feedback.indices import Index, Kind, index_of
+from server.rollup.answer import CountQuery, CountRow, Position
+from server.rollup.buckets import Size
+from server.rollup.patches import Entity, plan
+from server.rollup.places import load_histories
+from server.rollup.quality import Hours, State
+from server.rollup.query import collect, last_day, page_of, sums_of, what_is_behind
+from server.rollup.rows import Worth, fold
+from server.rollup.sums import segments
+
+BUILT_IN = 0
+"""The questionnaire of a kiosk that was given none: one question, four smileys."""
+
+
+class Basis(StrEnum):
+    """What was counted: raw presses, before any filter of misuse."""
+
+    RAW = "raw"
+
+
+class FeedbackRow(msgspec.Struct, frozen=True, gc=False):
+    """One question's answers in one bucket at one site or spot.
+
+    `answers` are presses by answer number. `index` is of the kind's scale: smileys 0 to 100 (from
+    the best), NPS -100 to 100, CSAT and `agree` in %, CES 1 to 7. Where `small`, show the interval.
+    """
+
+    site: str
+    spot: str | None
+    start: str = msgspec.field(name="from")
+    until: str
+    local: str
+    fold: int
+    questionnaire: str | None
+    question: int | None
+    kind: Kind | None
+    basis: Basis
+    n: int | None
+    answers: tuple[int, ...]
+    index: float | None
+    low: float | None
+    high: float | None
+    agree: float | None
+    small: bool
+    coverage: float | None
+    hours: Hours
+    state: State
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackPage:
+    """Rows by site or spot, question and time; `next` is None on the last page."""
+
+    rows: list[FeedbackRow]
+    next: Position | None
+
+
+async def feedback(
+    connection: asyncpg.Connection, query: CountQuery, *, now_s: int
+) -> FeedbackPage:
+    """Return one page of kiosk results; the page's limit counts buckets, not questions."""
+    if query.size is Size.MINUTE:
+        raise RefusedError("bad_parameter", "feedback has buckets of 15m and larger")
+    entities, following = await page_of(connection, query, kind="kiosk")
+    entities = [entity for entity in entities if entity.grid]
+    if not entities:
+        return FeedbackPage([], following)
+    span = (min(e.grid[0].start_s for e in entities), max(e.grid[-1].end_s for e in entities))
+    spots = [spot for entity in entities for spot in entity.spots]
+    histories = await load_histories(connection, spots, start_s=span[0], end_s=span[1])
+    cut = {spot.id: segments(()) for spot in spots}
+    cells = collect(
+        query.size, entities, await sums_of(connection, query, entities, cut=cut, span=span)
+    )
+    sheets = await _sheets(connection, query, entities, span=span)
+    kinds = await _kinds(connection)
+    worth = Worth(scope=query.scope, now_s=now_s)
+    rows: list[FeedbackRow] = []
+    for entity, sums, sheet in zip(entities, cells, sheets, strict=True):
+        own = [histories[spot.id] for spot in entity.spots]
+        heard = [cell is not None and cell.observed_s > 0 for cell in sums]
+        frame = fold(entity, sums, worth.of(entity, own, cut=cut), placed={})
+        rows += _rows(frame, heard, sheet, kinds)
+    return FeedbackPage(rows, following)
+
+
+async def _sheets(
+    connection: asyncpg.Connection,
+    query: CountQuery,
+    entities: Sequence[Entity],
+    *,
+    span: tuple[int, int],
+) -> list[Sheet]:
+    if not query.size.is_days:
+        return await answers_by_quarter(connection, entities, scope=query.scope, span=span)
+    spots = [spot for entity in entities for spot in entity.spots]
+    behind = await what_is_behind(connection, [spot.id for spot in spots], span=span)
+    left_out, patches = plan(
+        entities,
+        size=query.size,
+        scope=query.scope,
+        cut={spot.id: segments(()) for spot in spots},
+        behind=behind,
+    )
+    days = (
+        min(entity.grid[0].start_day for entity in entities),
+        max(last_day(entity) for entity in entities) + timedelta(days=1),
+    )
+    return await answers_by_day(
+        connection,
+        query.size,
+        entities,
+        scope=query.scope,
+        days=days,
+        left_out=left_out,
+        patches=patches,
+    )
+
+
+async def _kinds(connection: asyncpg.Connection) -> dict[Question, Kind]:
+    """Return what the organisation's questionnaires ask; malformed questions are left out."""
+    found = {Question(BUILT_IN, 0): Kind.SMILEY4}
+    for questionnaire, definition in await connection.fetch(
+        "select hash, definition from questionnaires"
+    ):
+        try:
+            known = msgspec.json.decode(definition, type=_Definition)
+        except msgspec.MsgspecError:
+            continue
+        for number, question in enumerate(known.questions):
+            found[Question(questionnaire, number)] = question.kind
+    return found
+
+
+class _Question(msgspec.Struct):
+    kind: Kind
+
+
+class _Definition(msgspec.Struct):
+    """What is read of a questionnaire's definition: `{"questions": [{"kind": "smiley4"}]}`."""
+
+    questions: list[_Question]
+
+
+def _rows(
+    frame: Sequence[CountRow],
+    heard: Sequence[bool],
+    sheet: Sheet,
+    kinds: Mapping[Question, Kind],
+) -> list[FeedbackRow]:
+    """Return rows by question and bucket; without any press, one row a bucket without question."""
+    rows: list[FeedbackRow] = []
+    questions: list[Question | None] = [*sorted(sheet)]
+    for question in questions or [None]:
+        given = {} if question is None else sheet[question]
+        kind = None if question is None else kinds.get(question)
+        width = max((max(each.presses) + 1 for each in given.values()), default=0)
+        for number, base in enumerate(frame):
+            answers = given.get(number, Answers())
+            counts = tuple(answers.presses.get(at, 0) for at in range(width))
+            known = heard[number] or sum(counts) > 0
+            rows.append(_row(base, question, kind, counts=counts if known else None,
+                             revision=base.revision + answers.revision))  # fmt: skip
+    return rows
+
+
+def _row(
+    base: CountRow,
+    question: Question | None,
+    kind: Kind | None,
+    *,
+    counts: tuple[int, ...] | None,
+    revision: int,
+) -> FeedbackRow:
+    index: Index | None = None
+    if kind is not None and counts is not None:
+        index = index_of(kind, counts)
+    return FeedbackRow(
+        base.site,
+        base.spot,
+        base.start,
+        base.until,
+        base.local,
+        base.fold,
+        None if question is None else f"{question.questionnaire & (1 << 64) - 1:016x}",
+        None if question is None else question.question,
+        kind,
+        Basis.RAW,
+        None if counts is None else sum(counts),
+        counts or (),
+        _rounded(index.value if index else None),
+        _rounded(index.low if index else None),
+        _rounded(index.high if index else None),
+        _rounded(index.agree if index else None),
+        index is not None and index.small,
+        base.coverage,
+        base.hours,
+        base.state,
+        revision,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,1 @@
+"""What counts mean beside sales: the tills' transactions, and conversion."""
