@@ -1,0 +1,1 @@
+"""`vestibule demo`: the main job with everything real, watched, broken on purpose and proved."""

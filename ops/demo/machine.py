@@ -1,0 +1,217 @@
+"""The running demo: services, server, devices and their account, opened and closed in order."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+
+from agent.clock import SystemClock
+from agent.link import Identity, Link, LinkOptions
+from agent.outbox import Outbox
+from ops.demo.inspector import InspectedDevice
+from ops.demo.meter import Meter, Sum
+from ops.demo.proof import Proof, Sources, Spot, verify
+from ops.demo.state import Folder, State
+from ops.demo.supervisor import Supervisor
+from ops.demo.world import busy_shift_ms
+from ops.services.stack import Endpoints
+from protocol.identity import DeviceId
+from simulators.device import Conditions, SimDevice
+from simulators.faults import FaultProxy, true_offset_ms
+from simulators.fleet import Fleet, raise_file_limit
+from simulators.truth import TruthFile, read
+
+LIVE_FRAME_S = 15
+INSPECTED_FRAME_S = 5
+LINK = LinkOptions(retry_min_s=0.5, retry_max_s=4.0)  # a demo's patience
+_UPLOAD_POLL_S = 0.2
+
+
+@dataclass(slots=True)
+class Machine:
+    """What the tour and the command line look at and act on."""
+
+    folder: Folder
+    state: State
+    supervisor: Supervisor
+    endpoints: Endpoints
+    identities: dict[DeviceId, Identity]
+    cable: FaultProxy
+    devices: list[SimDevice]
+    inspected: InspectedDevice
+    fleet: Fleet
+    meter: Meter
+    spots: dict[str, Spot]
+    unplugged: list[DeviceId] = field(default_factory=list)
+
+    @property
+    def cable_in(self) -> bool:
+        return not self.cable.refusing
+
+    def plug_cable(self, plugged: bool) -> None:
+        """Pull the inspected device's network cable, or put it back."""
+        self.cable.refusing = not plugged
+        if not plugged:
+            self.cable.reset_all()
+
+    async def prove(self, *, on_their_way: int = 0, before_minute: int | None = None) -> Proof:
+        """Verify what was generated (before a minute since 1970) against SQL and API."""
+        sources = Sources(
+            truths=self.folder.truths(),
+            dsn=self.endpoints.dsn("maint"),
+            api=self.supervisor.base,
+            spots=self.spots,
+        )
+        return await verify(sources, on_their_way=on_their_way, before_minute=before_minute)
+
+
+def told_before(folder: Folder) -> Sum:
+    """Return what the truth files hold."""
+    total = Sum()
+    for path in folder.truths():
+        truth = read(path)
+        total += Sum(truth.people(), truth.pressed())
+    return total
+
+
+def spots_of(state: State) -> dict[str, Spot]:
+    """Return where each device stands."""
+    return {
+        device: Spot(
+            ref=state.spots[device],
+            label=f"{place.site.name}, {place.device.spot}",
+            kind=place.device.kind,
+            zone=place.site.zone,
+            key=state.keys[place.organisation.name],
+            reversed=place.device.sensor.backwards,
+        )
+        for device, place in state.places().items()
+    }
+
+
+@asynccontextmanager
+async def running(
+    folder: Folder,
+    state: State,
+    supervisor: Supervisor,
+    identities: dict[DeviceId, Identity],
+    endpoints: Endpoints,
+) -> AsyncIterator[Machine]:
+    """Run every device live while the block runs; their outboxes upload what they hold."""
+    raise_file_limit(len(identities), in_memory=False)
+    told = await asyncio.to_thread(told_before, folder)
+    truth = TruthFile(folder.root / "truth-live")
+    cable = FaultProxy(endpoints.broker_host, endpoints.broker_device_port)
+    async with cable.serving(), asyncio.TaskGroup() as group:
+        devices, inspected = _devices(folder, state, identities, truth, cable)
+        fleet = Fleet(devices, truth=truth)
+        meter = Meter(devices, told=told, dsn=endpoints.dsn("maint"))
+        machine = Machine(
+            folder=folder,
+            state=state,
+            supervisor=supervisor,
+            endpoints=endpoints,
+            identities=identities,
+            cable=cable,
+            devices=devices,
+            inspected=inspected,
+            fleet=fleet,
+            meter=meter,
+            spots=spots_of(state),
+            unplugged=[d for d, place in state.places().items() if place.device.unplugged],
+        )
+        watch = group.create_task(supervisor.watch(), name="supervisor")
+        uploads = [
+            group.create_task(upload(identities[device], folder.outbox(device)))
+            for device in machine.unplugged
+        ]
+        try:
+            async with fleet.running():
+                yield machine
+        finally:
+            for task in (watch, *uploads):
+                task.cancel()
+            await meter.close()
+            truth.close()
+
+
+async def upload(identity: Identity, outbox_path: Path) -> None:
+    """Send what an unplugged device had sent before: until all is receipted, then never again."""
+    outbox = Outbox(outbox_path)
+    link = Link(identity, outbox, clock=SystemClock(), rng=random.Random(1), options=LINK)  # noqa: S311
+    task = asyncio.create_task(link.run())
+    try:
+        # an outbox tells nobody of its receipts
+        while any(boot.acked < boot.next_seq for boot in outbox.boots):  # noqa: ASYNC110
+            await asyncio.sleep(_UPLOAD_POLL_S)
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        outbox.close()
+
+
+def _devices(
+    folder: Folder,
+    state: State,
+    identities: dict[DeviceId, Identity],
+    truth: TruthFile,
+    cable: FaultProxy,
+) -> tuple[list[SimDevice], InspectedDevice]:
+    offset = true_offset_ms()
+    devices: list[SimDevice] = []
+    inspected: InspectedDevice | None = None
+    for device, place in state.places().items():
+        if place.device.unplugged:
+            continue
+        identity, spec = identities[device], place.device.live_spec(device)
+        if place.device.blind:
+            through_cable = Identity(
+                identity.device,
+                "127.0.0.1",
+                cable.port,
+                identity.chain,
+                identity.key,
+                identity.bundle,
+            )
+            inspected = InspectedDevice(
+                spec,
+                through_cable,
+                outbox_path=folder.outbox(device),
+                true_offset_ms=offset,
+                truth=truth,
+                conditions=_conditions(INSPECTED_FRAME_S),
+            )
+            devices.append(inspected)
+            continue
+        devices.append(
+            SimDevice(
+                spec,
+                identity,
+                outbox_path=folder.outbox(device),
+                true_offset_ms=offset,
+                truth=truth,
+                conditions=_conditions(LIVE_FRAME_S),
+            )
+        )
+    assert inspected is not None, "the world has one device to look at"
+    return devices, inspected
+
+
+def _conditions(frame_s: int) -> Conditions:
+    return Conditions(
+        shift_ms=busy_shift_ms(time.time_ns() // 1_000_000),
+        options=LINK,
+        interval_s=frame_s,
+        frame_s=frame_s,
+        quiet_frame_s=4 * LIVE_FRAME_S,
+    )
+
+
+async def connect_pool(dsn: str) -> asyncpg.Pool:
+    """Open a small pool for enrolling."""
+    return await asyncpg.create_pool(dsn, min_size=1, max_size=8)
