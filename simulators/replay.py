@@ -11,6 +11,7 @@ the file says nothing, nothing may be served.
 
 import asyncio
 import csv
+import hashlib
 import random
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -136,10 +137,10 @@ class Replayer:
     hours_sent: int = 0
 
     def outbox_path(self, location: str) -> Path:
-        """Return where a place's outbox is; its name is safe for any place's name."""
+        """Return where a place's outbox is, the same for any part of the file."""
         safe = "".join(c if c.isalnum() else "-" for c in location)[:40]
-        number = sorted(self.file.readings).index(location)
-        return self.state / f"{number:03}-{safe}.outbox"
+        digest = hashlib.sha256(location.encode()).hexdigest()[:8]
+        return self.state / f"{safe}-{digest}.outbox"
 
     @property
     def hours(self) -> int:

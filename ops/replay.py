@@ -1,0 +1,246 @@
+"""`vestibule replay FILE`: a file of real counts through real agents, frames, broker and ingest.
+
+The file is CSV (or .gz) with the columns Date,Hour,LocationName,InCount, one row an hour in local
+time. Each location becomes a site with one counter and leave to store old counts. Every oddity of
+the file is listed with what was done about it. It ends with a proof, read from the API: for each
+location and local day, what the file says less what was excluded is what is served.
+
+Interrupted, the same command goes on where it was. Exit code 0: proved; 1: not.
+"""
+
+import argparse
+import asyncio
+import re
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import aiohttp
+import asyncpg
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from agent import identity
+from agent.enrol import enrol
+from agent.link import Identity
+from ops.deployment import Deployment, deployment, home
+from ops.serving import server_running
+from server.api.keys import create_api_key
+from server.db.migrate import check_schema
+from server.errors import RefusedError
+from server.fleet import register
+from server.provisioning.claims import make_claim, root_fingerprint, token
+from simulators.counts_file import HOUR_S, CountsFile, CountsFileError, interpret, read_rows
+from simulators.replay import Mismatch, Replayer, prove
+
+SHOWN = 20  # quirks and mismatches listed on the terminal; the report has them all
+PAGE = 20_000
+Fetch = Callable[[str, date, date], Awaitable[Mapping[date, int | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A location of the file as the server knows it."""
+
+    location: str
+    site_ref: str
+    token: str
+
+
+def main(argv: list[str]) -> int:
+    """Replay a file and prove it."""
+    options = _parser().parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        file = interpret(
+            read_rows(options.file),
+            zone=options.timezone,
+            duplicates=options.duplicates,
+            between=(options.since or date.min, options.until or date.max),
+        )
+    except (CountsFileError, OSError) as error:
+        print(f"vestibule replay: {options.file}: {error}", file=sys.stderr)
+        return 1
+    _list_quirks(console, file)
+    if file.stopped and not options.duplicates:
+        console.print(
+            f"{len(file.stopped)} days wait for --duplicates first, last or sum; "
+            "the others are replayed"
+        )
+    mismatches = asyncio.run(_replay(options, file, console))
+    for mismatch in mismatches[:SHOWN]:
+        print(f"MISMATCH {mismatch}")
+    people = sum(day.expected for day in file.days.values())
+    excluded = sum(day.excluded for day in file.days.values())
+    print(
+        f"{len(file.days):,} location-days, {people:,} people replayed, {excluded:,} excluded, "
+        f"{len(file.quirks):,} quirks, {len(mismatches):,} mismatches"
+    )
+    return 1 if mismatches else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vestibule replay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--timezone", required=True, help="of the file's hours: Europe/London")
+    parser.add_argument(
+        "--duplicates", choices=("first", "last", "sum"), help="what differing duplicates mean"
+    )
+    parser.add_argument("--report", type=Path, help="write the proof as CSV")
+    parser.add_argument("--from", dest="since", type=date.fromisoformat, help="first local day")
+    parser.add_argument("--to", dest="until", type=date.fromisoformat, help="last local day")
+    parser.add_argument("--organisation", default="Replay", help="whose sites they become")
+    return parser
+
+
+def _list_quirks(console: Console, file: CountsFile) -> None:
+    for quirk in file.quirks[:SHOWN]:
+        where = f"{quirk.location} {quirk.date or ''}" + (
+            "" if quirk.hour is None else f" at {quirk.hour:02}"
+        )
+        console.print(f"{quirk.kind.value}: {where}: {quirk.count:,}: {quirk.action}", style="dim")
+    if len(file.quirks) > SHOWN:
+        console.print(f"... and {len(file.quirks) - SHOWN:,} more; --report lists them all")
+
+
+async def _replay(
+    options: argparse.Namespace, file: CountsFile, console: Console
+) -> list[Mismatch]:
+    found = deployment()
+    async with server_running(found) as base:
+        places, key = await _provision(found, file, organisation=options.organisation)
+        slug = re.sub(r"[^a-z0-9]+", "-", options.organisation.lower())
+        state = home() / "replay" / slug
+        identities = await _enrol(places, state)
+        replayer = Replayer(file, state)
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        ) as bars:  # fmt: skip
+            recorded = bars.add_task("hours recorded", total=replayer.hours)
+            stored = bars.add_task("hours stored", total=replayer.hours)
+
+            def show(hours_recorded: int, hours_sent: int) -> None:
+                bars.update(recorded, completed=hours_recorded)
+                bars.update(stored, completed=hours_sent)
+
+            await replayer.run(identities, on_progress=show)
+        refs = {place.location: place.site_ref for place in places}
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+            return await prove(file, _fetcher(session, base, refs), report=options.report)
+
+
+def _fetcher(session: aiohttp.ClientSession, base: str, refs: Mapping[str, str]) -> Fetch:
+    """Return the function that reads a location's days from the API."""
+
+    async def fetch(location: str, first: date, last: date) -> dict[date, int | None]:
+        served: dict[date, int | None] = {}
+        query = {
+            "site": refs[location], "from": str(first), "to": str(last + timedelta(days=1)),
+            "bucket": "day", "limit": str(PAGE),
+        }  # fmt: skip
+        while True:
+            async with session.get(f"{base}/v1/counts", params=query) as response:
+                answer = await response.json()
+                if response.status != 200:
+                    raise RefusedError(answer["code"], answer["detail"])
+            for row in answer["data"]:
+                served[date.fromisoformat(row["local"][:10])] = row["visits"]
+            if not answer.get("next"):
+                return served
+            query["cursor"] = answer["next"]
+
+    return fetch
+
+
+async def _provision(
+    found: Deployment, file: CountsFile, *, organisation: str
+) -> tuple[list[Place], str]:
+    """Make what the file's locations need; return each with its claim, and an API key."""
+    settings = found.settings
+    url = settings.public_url or f"https://{settings.https_host}:{settings.https_port}"
+    fingerprint = root_fingerprint(settings.pki)
+    connection = await asyncpg.connect(found.owner_dsn)
+    try:
+        await check_schema(connection)
+        async with connection.transaction():
+            row = await register.add_organisation(connection, organisation)
+            key = await create_api_key(connection, row, note="replay")
+            places = []
+            for location, readings in file.readings.items():
+                if readings:
+                    first = datetime.fromtimestamp(readings[0].start_s, UTC)
+                    last = datetime.fromtimestamp(readings[-1].start_s + HOUR_S, UTC)
+                    ref, secret = await _place(
+                        connection, row, location, zone=file.zone, first=first, last=last
+                    )
+                    claim = token(url=url, fingerprint=fingerprint, secret=secret)
+                    places.append(Place(location, ref, claim))
+            return places, key
+    finally:
+        await connection.close()
+
+
+async def _place(
+    connection: asyncpg.Connection,
+    organisation: int,
+    location: str,
+    *,
+    zone: str,
+    first: datetime,
+    last: datetime,
+) -> tuple[str, str]:
+    """Return the location's site ref and a claim for its counter, made if they are new."""
+    now = datetime.now(UTC)
+    row = await connection.fetchrow(
+        "select s.ref, p.ref as spot, a.device_id from sites s "
+        "join spots p on p.site_id = s.id join assignments a on a.spot_id = p.id "
+        "where s.organisation_id = $1 and s.name = $2 and s.time_zone = $3",
+        organisation,
+        location,
+        zone,
+    )
+    if row is None:
+        site = await register.add_site(connection, organisation, name=location, time_zone=zone)
+        spot = await register.add_spot(
+            connection, organisation, site=site, name=location, kind="counter", door=location
+        )
+        spot_ref = await connection.fetchval("select ref from spots where id = $1", spot)
+        device_row, device = await register.add_device(
+            connection, organisation, kind="counter", model="replay"
+        )
+        await register.assign(connection, device=device, spot=spot_ref, since=first)
+        site_ref = await connection.fetchval("select ref from sites where id = $1", site)
+    else:
+        site_ref, spot_ref, device_row = row["ref"], row["spot"], row["device_id"]
+        await connection.execute(
+            "update assignments set valid = tstzrange(least(lower(valid), $2), upper(valid)) "
+            "where device_id = $1",
+            device_row,
+            first,
+        )
+    await register.grant_backfill(
+        connection, spot=spot_ref, since=first, until=last,
+        reason="replay of a counts file", granted_by="vestibule replay",
+    )  # fmt: skip
+    return site_ref, await make_claim(connection, device_row, now=now)
+
+
+async def _enrol(places: list[Place], state: Path) -> dict[str, Identity]:
+    """Enrol each place's agent as a device does, or take the identity it has."""
+    identities: dict[str, Identity] = {}
+    for place in places:
+        folder = state / place.site_ref
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            identity.read(folder)
+        except identity.NotEnrolledError:
+            await asyncio.to_thread(enrol, place.token, state=folder)
+        identities[place.location] = identity.for_link(folder)
+    return identities
