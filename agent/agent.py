@@ -1,0 +1,195 @@
+"""The agent: sensor, recorder, outbox and link in one process, opened and closed in order.
+
+Decided here:
+- One task each for the sensor, the clock's tick, the journal, health and the link, all owned by
+  the TaskGroup in `run`; the first that fails ends all, and systemd starts us again.
+- The journal is written `flush_s` (at most 1 s) after the first change; then the sensor hears of
+  it. Only what is younger can be lost, and only by SIGKILL or a power cut.
+- SQLite is called on the loop: an fsync of some ms a second delays nobody here.
+- systemd's watchdog is fed by the tick: a loop that hangs starves it.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from agent import identity
+from agent.clock import Clock, SystemClock
+from agent.config import AgentConfig
+from agent.feed import SocketSensor, StdinSensor
+from agent.gpio import GpioSensor
+from agent.kiosk import Visits
+from agent.link import Link, LinkOptions
+from agent.notify import Notifier
+from agent.outbox import Outbox
+from agent.recorder import Recorder
+from agent.sensor import Crossing, Event, Sensor
+from agent.session import Session
+
+TICK_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Agent:
+    """Everything of one device. Raises NotEnrolledError or OutboxBusyError when made."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        clock: Clock | None = None,
+        sensor: Sensor | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config
+        self.enrolled = identity.read(config.state)
+        config.state.mkdir(parents=True, exist_ok=True)
+        self.outbox = Outbox(config.outbox, max_bytes=round(config.max_mb * (1 << 20)))
+        self.clock = clock or SystemClock(floor_ms=self.outbox.last_utc_ms)
+        rng = rng or random.SystemRandom()
+        self.recorder = Recorder(
+            self.outbox,
+            clock=self.clock,
+            profile=config.profile(self.enrolled.kind),
+            new_boot_id=lambda: rng.getrandbits(64),
+        )
+        self.session = Session(self.outbox, clock=self.clock, rng=rng)
+        self.link = Link(
+            identity.for_link(config.state),
+            self.outbox,
+            clock=self.clock,
+            rng=rng,
+            session=self.session,
+            options=LinkOptions(
+                retry_min_s=config.retry_min_s,
+                retry_max_s=config.retry_max_s,
+                spread_s=config.spread_s,
+            ),
+        )
+        self.sensor = sensor or self._sensor()
+        self._visits = Visits()
+        self._changed = asyncio.Event()
+        self._notifier = Notifier()
+
+    def take(self, event: Event) -> None:
+        """Record an event now; RefusedError if that can't be done."""
+        if isinstance(event, Crossing):
+            self.recorder.count(event.line, entered=event.entered, left=event.left, feed=event.feed)
+        else:
+            visit = event.visit
+            if visit is None:
+                visit = self._visits.ordinal(self.clock.monotonic_ms())
+            self.recorder.press(
+                event.question, event.answer, visit=visit, source=event.source, feed=event.feed
+            )
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Work until cancelled; then seal the open minutes."""
+        log.info(
+            "agent started",
+            device=self.enrolled.device,
+            boot=f"{self.recorder.boot_id:016x}",
+            waiting=self.outbox.pending(),
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.sensor.run(self.take), name="sensor")
+                tasks.create_task(self._tick(), name="tick")
+                tasks.create_task(self._journal(), name="journal")
+                tasks.create_task(self._health(), name="health")
+                tasks.create_task(self.link.run(), name="link")
+                self._notifier.tell("READY=1")
+        finally:
+            self._notifier.tell("STOPPING=1")
+            self.recorder.close()
+            self.sensor.flushed()
+            self.outbox.close()
+            log.info("agent stopped")
+
+    def status(self) -> dict[str, object]:
+        """Return what `vestibule-agent status` shows."""
+        quality, _ = self.clock.offset()
+        return {
+            "device": self.enrolled.device,
+            "kind": self.enrolled.kind,
+            "connected": self.link.connected,
+            "last_error": self.link.last_error,
+            "clock": quality.name.lower(),
+            "boot": f"{self.recorder.boot_id:016x}",
+            "totals": [list(line) for line in self.recorder.totals.lines]
+            or [list(answer) for answer in self.recorder.totals.answers],
+            "frames_waiting": self.outbox.pending(),
+            "outbox_bytes": self.outbox.bytes_held,
+            "trouble": self.outbox.trouble,
+        }
+
+    async def _tick(self) -> None:
+        while True:
+            self.recorder.tick()
+            self._notifier.tell("WATCHDOG=1")
+            await self.clock.sleep(TICK_S)
+
+    async def _journal(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self.clock.sleep(self.config.flush_s)
+            self._changed.clear()
+            if self.recorder.flush():
+                self.sensor.flushed()
+            else:
+                self._changed.set()  # the disk refuses: try again, and tell no feeder
+
+    async def _health(self) -> None:
+        while True:
+            await self.clock.sleep(self.config.health_s)
+            self.recorder.health(self.metrics())
+
+    def metrics(self) -> dict[str, float]:
+        """Return the device's health, by name."""
+        outbox, tally = self.outbox, self.session.tally
+        values = {
+            "outbox.frames": float(outbox.pending()),
+            "outbox.bytes": float(outbox.bytes_held),
+            "outbox.thinned": float(outbox.thinned),
+            "outbox.rotted": float(outbox.rotted),
+            "outbox.moved_aside": float(outbox.moved_aside),
+            "outbox.trouble": float(bool(outbox.trouble)),
+            "link.connects": float(self.link.connects),
+            "link.resent": float(tally.resent),
+            "link.conflicts": float(tally.conflicts),
+            "clock.quality": float(self.clock.offset()[0]),
+            "uptime.s": self.clock.monotonic_ms() / 1000,
+        }
+        with suppress(OSError):
+            values["disk.free"] = float(shutil.disk_usage(self.config.state).free)
+            values["cpu.load"] = os.getloadavg()[0]
+        with suppress(OSError, ValueError):
+            zone = Path("/sys/class/thermal/thermal_zone0/temp")
+            values["cpu.celsius"] = int(zone.read_text()) / 1000
+        return values | self.sensor.health()
+
+    def _sensor(self) -> Sensor:
+        if self.config.sensor == "gpio":
+            return GpioSensor(self.config.gpio)
+        if self.config.sensor == "stdin":
+            return StdinSensor(last_id=self.outbox.last_id, status=self.status)
+        return SocketSensor(self.config.socket, last_id=self.outbox.last_id, status=self.status)
+
+
+async def run(config: AgentConfig) -> None:
+    """Run an agent until SIGTERM or SIGINT."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    agent = Agent(config)
+    if task is not None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await agent.run()

@@ -1,0 +1,202 @@
+"""The `vestibule-agent` command."""
+
+import argparse
+import asyncio
+import json
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from agent import agent, config
+from agent.clock import SystemClock
+from agent.config import AgentConfig, ConfigError
+from agent.doctor import State, examine
+from agent.enrol import EnrolError, TokenError, enrol
+from agent.identity import NotEnrolledError
+from agent.outbox import OutboxBusyError
+from protocol.frame import Quality
+
+OK, FAILED, USAGE, NOT_ENROLLED, REFUSED, BUSY, TEMPORARY = 0, 1, 2, 3, 4, 5, 75
+ANSWER_S = 10.0
+
+_EPILOG = """\
+first count in five commands: see agent/README.md
+
+exit codes: 0 done; 1 a check or a count failed; 2 wrong usage or settings; 3 not enrolled;
+4 the server refused for good; 5 another agent is running; 75 try again later
+
+settings: /etc/vestibule/agent.toml (or --config), over it VESTIBULE_AGENT_<KEY> in the
+environment, such as VESTIBULE_AGENT_STATE=/tmp/state
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = config.load(arguments.config)
+        return int(arguments.act(settings, arguments))
+    except ConfigError as error:
+        return _fail(USAGE, str(error))
+    except NotEnrolledError as error:
+        return _fail(NOT_ENROLLED, str(error))
+    except OutboxBusyError as error:
+        return _fail(BUSY, f"{error}: is the agent running already?")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vestibule-agent",
+        description="Count people, or ask them how it was, and deliver it exactly once.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, help="settings file (TOML)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser(
+        "enrol",
+        help="turn a claim token into this device's certificate",
+        description="Make a key here, and have it certified by the server that made the claim. "
+        "May be repeated with the same token after any interruption.",
+    )
+    one.add_argument("token", help="vst1.… as `vestibule device add` printed it; '-' reads stdin")
+    one.add_argument("--again", action="store_true", help="replace an identity that exists")
+    one.set_defaults(act=_enrol)
+
+    one = commands.add_parser(
+        "run",
+        help="count, keep and deliver until stopped",
+        description="Run the agent. systemd does this; SIGTERM ends it cleanly.",
+    )
+    one.set_defaults(act=_run)
+
+    one = commands.add_parser(
+        "doctor",
+        help="check clock, disk, outbox, certificate and broker",
+        description="Check this device; each finding comes with what to do about it.",
+    )
+    one.set_defaults(act=_doctor)
+
+    one = commands.add_parser("status", help="ask the running agent how it is (JSON)")
+    one.set_defaults(act=_status)
+
+    one = commands.add_parser(
+        "count",
+        help="feed a test count to the running agent",
+        description="Feed one event to the agent's socket as an integrator would, and wait until "
+        "it is on disk. It is counted for real.",
+    )
+    one.add_argument("--line", type=int, default=0, help="counting line (default 0)")
+    one.add_argument("--in", dest="entered", type=int, default=1, help="people in (default 1)")
+    one.add_argument("--out", dest="left", type=int, default=0, help="people out (default 0)")
+    one.add_argument("--answer", type=int, help="press this answer instead (kiosk)")
+    one.add_argument("--question", type=int, default=1, help="of this question (default 1)")
+    one.add_argument("--source", default="command", help="name of the feeder (default 'command')")
+    one.set_defaults(act=_count)
+    return parser
+
+
+def _enrol(settings: AgentConfig, arguments: argparse.Namespace) -> int:
+    text = sys.stdin.readline() if arguments.token in ("-", "") else arguments.token
+    timeless = SystemClock().offset()[0] is Quality.NONE
+    try:
+        done = enrol(text, state=settings.state, timeless=timeless, again=arguments.again)
+    except TokenError as error:
+        return _fail(USAGE, str(error))
+    except EnrolError as error:
+        return _fail(REFUSED if error.permanent else TEMPORARY, str(error))
+    except PermissionError as error:
+        return _fail(FAILED, f"{error}; run as root or as the agent's user")
+    print(f"enrolled as {done.device}, a {done.kind}; broker {done.broker_host}:{done.broker_port}")
+    return OK
+
+
+def _run(settings: AgentConfig, arguments: argparse.Namespace) -> int:
+    del arguments
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(agent.run(settings))
+    return OK
+
+
+def _doctor(settings: AgentConfig, arguments: argparse.Namespace) -> int:
+    del arguments
+    worst = OK
+    for finding in examine(settings):
+        print(f"{finding.state.value:4}  {finding.check:12} {finding.what}")
+        if finding.remedy:
+            print(f"      {'':12} -> {finding.remedy}")
+        if finding.state is State.FAIL:
+            worst = FAILED
+    return worst
+
+
+def _status(settings: AgentConfig, arguments: argparse.Namespace) -> int:
+    del arguments
+    answer = _ask(settings, [{"status": True}], until="status")
+    if answer is None:
+        return _fail(TEMPORARY, f"no agent answers at {settings.socket}")
+    print(json.dumps(answer["status"], indent=1))
+    return OK
+
+
+def _count(settings: AgentConfig, arguments: argparse.Namespace) -> int:
+    greeting = _ask(settings, [{"source": arguments.source}], until="stored")
+    if greeting is None:
+        return _fail(TEMPORARY, f"no agent answers at {settings.socket}")
+    number = int(str(greeting["stored"])) + 1
+    event: dict[str, object] = {"source": arguments.source, "id": number}
+    if arguments.answer is None:
+        event |= {"line": arguments.line, "in": arguments.entered, "out": arguments.left}
+    else:
+        event |= {"question": arguments.question, "answer": arguments.answer}
+    answer = _ask(settings, [event], until="stored", at_least=number)
+    if answer is None:
+        return _fail(FAILED, "the agent did not confirm; ask again with `status`")
+    if "error" in answer:
+        return _fail(FAILED, str(answer["error"]))
+    print(f"on disk: event {number} of {arguments.source!r}")
+    return OK
+
+
+def _ask(
+    settings: AgentConfig, messages: list[dict[str, object]], *, until: str, at_least: int = 0
+) -> dict[str, object] | None:
+    """Say `messages` at the agent's socket; return its first answer that says `until`, or error."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(ANSWER_S)
+            sock.connect(str(settings.socket))
+            sock.sendall(b"".join(json.dumps(m).encode() + b"\n" for m in messages))
+            for line in sock.makefile("rb"):
+                answer = json.loads(line)
+                if not isinstance(answer, dict):
+                    return None
+                if "error" in answer:
+                    return answer
+                if until in answer and (until != "stored" or answer["stored"] >= at_least):
+                    return answer
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"vestibule-agent: {message}", file=sys.stderr)
+    return code

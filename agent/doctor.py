@@ -1,0 +1,201 @@
+"""What may be wrong with this device, and what to do about it, before anyone drives there."""
+
+import shutil
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+
+from cryptography import x509
+
+from agent import identity
+from agent.clock import SystemClock
+from agent.config import AgentConfig
+from agent.identity import NotEnrolledError
+from agent.link import tls_context
+from agent.outbox import Outbox, OutboxBusyError
+from protocol.frame import Quality
+
+SPARE_BYTES = 256 << 20
+EXPIRY_WARNING = timedelta(days=14)
+TIMEOUT_S = 10.0
+REFUSAL_S = 0.5
+
+
+class State(Enum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result; `remedy` says what to do, and is empty if nothing need be done."""
+
+    check: str
+    state: State
+    what: str
+    remedy: str = ""
+
+
+def examine(config: AgentConfig) -> Iterator[Finding]:
+    """Run all checks, in the order in which their remedies should be tried."""
+    checks: tuple[tuple[str, Callable[[AgentConfig], Finding]], ...] = (
+        ("identity", _identity),
+        ("clock", _clock),
+        ("disk", _disk),
+        ("outbox", _outbox),
+        ("certificate", _certificate),
+        ("broker", _broker),
+    )
+    for name, check in checks:
+        try:
+            yield check(config)
+        except NotEnrolledError:
+            if name == "identity":
+                yield Finding(
+                    name,
+                    State.FAIL,
+                    "this device is not enrolled",
+                    "Make a claim on the server and run `vestibule-agent enrol TOKEN` here.",
+                )
+        except (OSError, ValueError) as error:
+            yield Finding(name, State.FAIL, f"could not be checked: {error}", _ACCESS)
+
+
+_ACCESS = "Run the doctor as the agent's user or as root, and check the paths in agent.toml."
+
+
+def _identity(config: AgentConfig) -> Finding:
+    enrolled = identity.read(config.state)
+    key = identity.files(config.state).key
+    if stat.S_IMODE(key.stat().st_mode) & 0o077:
+        return Finding(
+            "identity",
+            State.FAIL,
+            f"{key} can be read by others",
+            f"Run `chmod 600 {key}`; if somebody may have read it, enrol again with a new claim.",
+        )
+    return Finding("identity", State.OK, f"{enrolled.device}, a {enrolled.kind}")
+
+
+def _clock(config: AgentConfig) -> Finding:
+    quality, offset_ms = SystemClock().offset()
+    if quality is Quality.SYNCED:
+        return Finding("clock", State.OK, "disciplined by a time service")
+    remedy = "Run `timedatectl set-ntp true`, and let UDP port 123 out of this network."
+    if quality is Quality.ESTIMATED:
+        now = datetime.fromtimestamp((SystemClock().monotonic_ms() + offset_ms) / 1000, UTC)
+        return Finding("clock", State.WARN, f"plausible ({now:%F %R} UTC), not disciplined", remedy)
+    what = (
+        "implausible; counts are kept, and dated once the server or a time service tells the time"
+    )
+    return Finding("clock", State.WARN, what, remedy)
+
+
+def _disk(config: AgentConfig) -> Finding:
+    folder = config.state if config.state.exists() else config.state.parent
+    free = shutil.disk_usage(folder).free
+    what = f"{free >> 20:,} MB free at {folder}"
+    if free < round(config.max_mb * (1 << 20)):
+        return Finding(
+            "disk", State.FAIL, what, "Free some space: a full outbox would not fit any more."
+        )
+    if free < SPARE_BYTES:
+        return Finding("disk", State.WARN, what, "Free some space before the disk runs full.")
+    return Finding("disk", State.OK, what)
+
+
+def _outbox(config: AgentConfig) -> Finding:
+    if not config.outbox.exists():
+        return Finding("outbox", State.OK, "none yet; the agent makes it when it starts")
+    broken = sorted(config.outbox.parent.glob(f"{config.outbox.name}.broken-*"))
+    try:
+        outbox = Outbox(config.outbox)
+    except OutboxBusyError:
+        return Finding("outbox", State.OK, "in use by the running agent (see `status`)")
+    waiting, held = outbox.pending(), outbox.bytes_held
+    outbox.close()
+    what = f"{waiting} frames waiting, {held >> 10} kB"
+    if broken:
+        return Finding(
+            "outbox",
+            State.WARN,
+            f"{what}; {broken[-1].name} was found malformed and moved aside",
+            "Replace the SD card if this happens again; send the file to support, then delete it.",
+        )
+    if held > 0.8 * config.max_mb * (1 << 20):
+        return Finding(
+            "outbox",
+            State.WARN,
+            f"{what}: nearly full",
+            "Get this device online; else its oldest minutes are merged into totals.",
+        )
+    return Finding("outbox", State.OK, what)
+
+
+def _certificate(config: AgentConfig) -> Finding:
+    identity.read(config.state)
+    chain = identity.files(config.state).chain.read_bytes()
+    ends = x509.load_pem_x509_certificates(chain)[0].not_valid_after_utc
+    left = ends - datetime.now(UTC)
+    what = f"valid until {ends:%F}"
+    if left <= timedelta(0):
+        return Finding(
+            "certificate",
+            State.FAIL,
+            f"ended on {ends:%F}",
+            "Check the clock first; if it is right, make a new claim and run"
+            " `vestibule-agent enrol --again TOKEN`.",
+        )
+    if left < EXPIRY_WARNING:
+        return Finding(
+            "certificate",
+            State.WARN,
+            what,
+            "Bring the device online so that it can renew, or enrol it again.",
+        )
+    return Finding("certificate", State.OK, what)
+
+
+def _broker(config: AgentConfig) -> Finding:
+    link = identity.for_link(config.state)
+    where = f"{link.broker_host}:{link.broker_port}"
+    context = tls_context(link, timeless=SystemClock().offset()[0] is Quality.NONE)
+    try:
+        with (
+            socket.create_connection((link.broker_host, link.broker_port), TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=link.broker_host) as secure,
+        ):
+            secure.settimeout(REFUSAL_S)
+            with suppress(TimeoutError):  # under TLS 1.3 a refusal of us comes after the handshake
+                secure.recv(1)
+            return Finding("broker", State.OK, f"{where} answers with {secure.version()}")
+    except ssl.SSLCertVerificationError as error:
+        return Finding(
+            "broker",
+            State.FAIL,
+            f"{where} shows a certificate that we do not trust: {error.verify_message}",
+            "Check the clock, and whether something in this network intercepts TLS.",
+        )
+    except ssl.SSLError as error:
+        return Finding(
+            "broker",
+            State.FAIL,
+            f"{where} refuses our certificate: {error.reason}",
+            "Ask the operator whether this device was revoked; else enrol it again.",
+        )
+    except OSError as error:
+        return Finding(
+            "broker",
+            State.FAIL,
+            f"{where} can't be reached: {error}",
+            f"Let TCP port {link.broker_port} out of this network to {link.broker_host}, and check"
+            " its name resolution.",
+        )

@@ -1,0 +1,69 @@
+"""Where events come from: GPIO lines, a feeder at a socket or standard input, or a script.
+
+A sensor hands each event to `take`, which records it at once (or raises RefusedError), and is told
+by `flushed` whenever the journal has been written, so that a feeder hears `stored` only then.
+The drivers are `agent.gpio` (GpioSensor) and `agent.feed` (SocketSensor, StdinSensor).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.clock import Clock
+from agent.recorder import Feed
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """People who crossed a line just now."""
+
+    line: int
+    entered: int = 0
+    left: int = 0
+    feed: Feed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """One press just now; without `visit`, presses within 30 s of each other make one."""
+
+    question: int
+    answer: int
+    visit: int | None = None
+    source: int = 0
+    feed: Feed | None = None
+
+
+Event = Crossing | Touch
+Take = Callable[[Event], None]
+
+
+class Sensor(Protocol):
+    """A source of events."""
+
+    async def run(self, take: Take) -> None:
+        """Deliver events until cancelled, or return when there can be no more."""
+        ...
+
+    def flushed(self) -> None:
+        """Hear that all taken so far is journalled."""
+        return
+
+    def health(self) -> dict[str, float]:
+        """Return metrics of the hardware, by name."""
+        return {}
+
+
+class ScriptedSensor(Sensor):
+    """Deliver `script`, pairs of (seconds since the last event, event), on any clock."""
+
+    def __init__(self, script: Iterable[tuple[float, Event]], *, clock: Clock) -> None:
+        self._script = script
+        self._clock = clock
+
+    async def run(self, take: Take) -> None:
+        """Deliver the script, then return."""
+        for wait_s, event in self._script:
+            if wait_s > 0:
+                await self._clock.sleep(wait_s)
+            take(event)
