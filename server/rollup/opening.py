@@ -156,14 +156,3 @@ def joined(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
 def overlap(intervals: Iterable[Interval], start_s: int, end_s: int) -> int:
     """Return how much of [start_s, end_s) the (disjoint) intervals cover."""
     return sum(max(0, min(high, end_s) - max(low, start_s)) for low, high in intervals)
-
-
-def clipped(intervals: Iterable[Interval], within: Iterable[Interval]) -> list[Interval]:
-    """Return the parts of disjoint `intervals` that lie in `within`."""
-    others = list(within)
-    return [
-        (max(low, left), min(high, right))
-        for low, high in intervals
-        for left, right in others
-        if max(low, left) < min(high, right)
-    ]

@@ -10,13 +10,14 @@ from server.rollup.opening import Calendar, joined
 from server.rollup.patches import Entity
 from server.rollup.places import Gap, History
 from server.rollup.quality import (
-    FINAL_AFTER_S,
     SLOT_S,
     Hours,
     Scope,
-    State,
+    coverage,
     expected_s,
     hours_of,
+    known,
+    state,
 )
 from server.rollup.sums import UNIT, Cell, Segment, weigh
 
@@ -115,20 +116,15 @@ def fold(
     """Return one row a bucket."""
     site, spot = entity.site.ref, None if entity.spot is None else entity.spot.ref
     now_s, used = expectation.now_s, expectation.calibrations
-    reached = min(now_s, expectation.accounted_s)
+    accounted_s = expectation.accounted_s
     only_open = expectation.scope is Scope.OPEN
     rows: list[CountRow] = []
     for number, bucket in enumerate(entity.grid):
         hours, cell = expectation.hours[number], cells[number]
         if cell is None or (only_open and hours is Hours.CLOSED):
             cell = _NOTHING
-        known = cell.observed_s > 0 or cell.entered_e4 > 0 or cell.left_e4 > 0
-        expected = expectation.expected_s[number]
+        counted = known(cell.entered_e4 + cell.left_e4, cell.observed_s)
         lost = placed.get(number, _NOBODY)
-        if now_s >= bucket.end_s + FINAL_AFTER_S:
-            state = State.FINAL
-        else:
-            state = State.COMPLETE if bucket.end_s <= reached else State.OPEN
         rows.append(
             CountRow(
                 site,
@@ -137,15 +133,15 @@ def fold(
                 bucket.end_utc,
                 bucket.label,
                 bucket.fold,
-                people(cell.entered_e4) if known else None,
-                people(cell.left_e4) if known else None,
+                people(cell.entered_e4) if counted else None,
+                people(cell.left_e4) if counted else None,
                 people(lost[0]),
                 people(lost[1]),
-                min(1.0, round(cell.observed_s / expected, 4)) if expected > 0 else None,
+                coverage(cell.observed_s, expectation.expected_s[number]),
                 hours,
-                state,
+                state(bucket.end_s, now_s=now_s, accounted_s=accounted_s),
                 cell.revision,
-                ORIGINS[cell.origin] if known else None,
+                ORIGINS[cell.origin] if counted else None,
                 () if used is None else used[number],
             )
         )
