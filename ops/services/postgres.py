@@ -62,6 +62,8 @@ _SETTINGS = {
     "log_line_prefix": "%m [%p] %u@%d ",
     "log_lock_waits": "on",
     "log_min_duration_statement": "2s",
+    "log_parameter_max_length": "200",
+    "log_parameter_max_length_on_error": "0",
 }
 
 
