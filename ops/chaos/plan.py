@@ -55,13 +55,14 @@ class Kind:
 
 
 KINDS = (
-    Kind(Part.BROKER, Action.KILL, 11, (0.1, 2.0)),
-    Kind(Part.SERVER, Action.KILL, 12, (0.1, 1.5)),
-    Kind(Part.SERVER, Action.FREEZE, 25, (0.5, 4.0)),
-    Kind(Part.DATABASE, Action.KILL, 17, (0.1, 2.0)),
-    Kind(Part.LINK, Action.CUT, 19, (0.5, 4.0)),
-    Kind(Part.LINK, Action.BLOCK, 23, (0.5, 3.0)),
+    Kind(Part.BROKER, Action.KILL, 20, (0.1, 1.0)),
+    Kind(Part.SERVER, Action.KILL, 15, (0.0, 1.0)),
+    Kind(Part.SERVER, Action.FREEZE, 40, (0.5, 3.0)),
+    Kind(Part.DATABASE, Action.KILL, 30, (0.0, 1.0)),
+    Kind(Part.LINK, Action.CUT, 40, (0.5, 3.0)),
+    Kind(Part.LINK, Action.BLOCK, 40, (0.5, 3.0)),
 )
+"""Seldom enough that frames are on their way, and commits under way, when the next one strikes."""
 AGENT_EVERY_S = 1.5
 AGENT_DOWN_S = (0.0, 2.0)
 QUIET_END_S = 0.5
