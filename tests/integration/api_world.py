@@ -3,7 +3,9 @@
 Rows are written as the ingest writer would write them; readings and their 15-minute sums agree.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -256,22 +258,38 @@ def days(first: date, count: int) -> list[date]:
     return [first + timedelta(days=offset) for offset in range(count)]
 
 
+@pytest.fixture(scope="session")
+def world_database(stack: Stack) -> Iterator[str]:
+    """A migrated database for the run: making one takes longer than most tests that use it."""
+    name = f"test_world_{secrets.token_hex(6)}"
+    stack.postgres.create_database(name)
+    try:
+        asyncio.run(migrate(stack.endpoints.dsn("owner", name)))
+        yield name
+    finally:
+        stack.postgres.drop_database(name)
+
+
 @pytest.fixture
-async def world(stack: Stack, database: str) -> AsyncIterator[World]:
-    """An empty migrated database and its API at 2026-04-02 12:00 UTC."""
-    dsn = stack.endpoints.dsn("owner", database)
-    await migrate(dsn)
+async def world(stack: Stack, world_database: str) -> AsyncIterator[World]:
+    """An emptied database and its API at 2026-04-02 12:00 UTC."""
+    dsn = stack.endpoints.dsn("owner", world_database)
     clock = ManualClock(int(NOW.timestamp() * 1000))
     async with AsyncExitStack() as exits:
+        owner = await asyncpg.connect(dsn)
+        exits.push_async_callback(owner.close)
+        tables = await owner.fetchval(
+            "select string_agg(tablename, ', ') from pg_tables where schemaname = 'public' "
+            "and tablename not in ('dataset', 'schema_compatibility', 'alembic_version')"
+        )
+        await owner.execute(f"truncate {tables} restart identity")
         api = await exits.enter_async_context(
-            open_pool(stack.endpoints.dsn("api", database), size=4, name="api")
+            open_pool(stack.endpoints.dsn("api", world_database), size=4, name="api")
         )
         maint = await exits.enter_async_context(
-            open_pool(stack.endpoints.dsn("maint", database), size=2, name="maint")
+            open_pool(stack.endpoints.dsn("maint", world_database), size=2, name="maint")
         )
         app = web.Application()
         app.add_subapp("/v1/", build_api(pool=api, clock=clock, burst=10_000))
         client = await exits.enter_async_context(TestClient(TestServer(app)))
-        owner = await asyncpg.connect(dsn)
-        exits.push_async_callback(owner.close)
         yield World(owner, api, maint, client, clock, dsn)
