@@ -134,10 +134,13 @@ def _drop(why: str) -> None:
 
 def _within_rate(device: Device, now_s: float) -> bool:
     """Take a token of the device's bucket; False if it is empty."""
-    tokens = min(BURST, device.tokens + (now_s - device.tokens_at) * RATE) - 1
-    device.tokens_at = now_s
-    device.tokens = max(tokens, 0.0)
-    return tokens >= 0
+    if device.tokens < 1:
+        device.tokens = min(BURST, device.tokens + (now_s - device.tokens_at) * RATE)
+        device.tokens_at = now_s
+        if device.tokens < 1:
+            return False
+    device.tokens -= 1
+    return True
 
 
 def remember(device: Device, boot_id: int, ordinal: int) -> Boot:

@@ -16,8 +16,9 @@ join boots b on b.device_id = v.device and b.boot_id = v.boot_id
 
 _MAKE = """
 insert into boots (device_id, boot_id, ordinal, assignment_version)
-select v.device, v.boot_id, v.ordinal, d.assignment_version from unnest($1::int[], $2::bigint[], $3::bigint[])
-  v (device, boot_id, ordinal) join devices d on d.id = v.device order by 1, 2
+select v.device, v.boot_id, v.ordinal, d.assignment_version
+from unnest($1::int[], $2::bigint[], $3::bigint[]) v (device, boot_id, ordinal)
+  join devices d on d.id = v.device order by 1, 2
 on conflict (device_id, boot_id) do nothing
 returning device_id, ordinal, exists (select from boots o where o.device_id = boots.device_id
   and o.ordinal >= boots.ordinal) as seen_before

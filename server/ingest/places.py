@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the fleet's register says of a device; `assignment_version` rises with each edit of assignments."""
+    """What the fleet's register says of a device; each edit of assignments raises the version."""
 
     organisation: int
     revoked: bool
@@ -64,8 +64,8 @@ class Device:
     loaded_at: float
     stored_to_ms: int = -EVER_MS
     usual: Piece | None = None
-    tokens: float = 4096.0
-    tokens_at: float = 0.0
+    tokens: float = 0.0  # filled when it is looked at
+    tokens_at: float = -1e9
     boots: dict[int, "Boot"] = field(default_factory=dict)
     running: tuple[int, ...] = ()  # the boots that said hello last, the latest at the end
 

@@ -5,11 +5,13 @@ A frame that cannot be read moves the cursor too: its bytes go to quarantine and
 a gap, whose people the next totals tell. What has no time, or an unbelievable one, is held.
 """
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from operator import sub
+from typing import Literal, NamedTuple
 
-from ext import COUNT_DELTA, PRESS_DELTA, Decoded, Status
+from ext import PRESS_DELTA, Decoded, Status
 from ext.layout import BUCKET_MS
 from ext.reference import observed_slots
 from protocol.frame import EXPLAIN, Kind, Quality, Reason, Span
@@ -46,14 +48,17 @@ MAX_FINDINGS = 100  # a batch; the counter has them all
 NO_COUNTS = (0,) * 8
 
 GapReason = Literal["thinned", "rotted", "forgotten", "quarantined", "totals"]
+COUNT_DELTA = struct.Struct("<qqqi4q")
+"""ext.layout.COUNT_DELTA read in pairs: what the driver need not encode twice costs half.
+
+spot | boot << 32, bucket_ms, observed, resolution_s | lines << 16, and in | out << 32 by line.
+"""
 CountDelta = tuple[int, ...]
-"""ext.layout.CountDelta, flat: spot, boot, bucket_ms, observed, resolution_s, lines, 8 counts."""
 PressDelta = tuple[int, ...]
 """ext.layout.PressDelta, flat; its seventh field is a reserved zero, its eighth the presses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """A cursor's step."""
 
     boot: Boot
@@ -220,7 +225,7 @@ def _counter(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
     """Take a counter frame whose rows are rendered: the hot path."""
     record = batch.records[at]
     totals = record[TOTALS]
-    if tuple(map(int.__sub__, totals, record[SUMS])) != cursor.totals:
+    if tuple(map(sub, totals, record[SUMS])) != cursor.totals:
         totals = _check_lines(result, batch, at, cursor)
     elif cursor.open:
         _attribute(result, batch.boots[at], NO_COUNTS, ())
@@ -509,10 +514,10 @@ def _note_imports(result: Plan, batch: Batch) -> None:
     by_boot: dict[int, list[tuple[int, int]]] = {}
     for row, low, high in windows:
         by_boot.setdefault(row, []).append((low, high))
-    for delta in result.counts:
-        if any(low <= delta[2] + BUCKET_MS - 1 and delta[2] < high
-               for low, high in by_boot.get(delta[1], ())):  # fmt: skip
-            result.imported.add((delta[0], delta[2]))
+    for key, bucket, *_ in result.counts:
+        if any(low <= bucket + BUCKET_MS - 1 and bucket < high
+               for low, high in by_boot.get(key >> 32, ())):  # fmt: skip
+            result.imported.add((key & 0xFFFF_FFFF, bucket))
 
 
 def _observe(result: Plan, batch: Batch, at: int) -> None:
@@ -538,4 +543,4 @@ def observe(
             continue
         for bucket in range(low // BUCKET_MS * BUCKET_MS, high, BUCKET_MS):
             mask = observed_slots(bucket, low, high)
-            into.append((piece.spot, boot_row, bucket, mask, 1, 0, *NO_COUNTS))
+            into.append((piece.spot | boot_row << 32, bucket, mask, 1, 0, 0, 0, 0))

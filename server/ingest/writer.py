@@ -30,35 +30,39 @@ MAX_METRIC_NAMES = 1000  # of the whole fleet; values of further names are not k
 
 _MOVE = """
 update boots b set next_seq = v.next_seq, digest = v.digest,
-  totals = ($4::bigint[])[v.i * 8 - 7 : v.i * 8],
-  answers = coalesce(v.answers::bigint[], b.answers), totals_open = v.open,
-  stored_to = case when v.stored_to is null then b.stored_to
-    else greatest(b.stored_to, timestamptz 'epoch' + v.stored_to * interval '1 ms') end,
-  last_stored = now()
-from rows from (unnest($1::int[]), unnest($2::bigint[]), unnest($3::bigint[]),
-    unnest($5::bigint[]), unnest($6::text[]), unnest($7::bool[]), unnest($8::bigint[]),
-    unnest($9::bigint[]), unnest($10::int[]))
-  with ordinality v (id, expected, next_seq, digest, answers, open, stored_to, boot_id, assignment_version, i)
-where b.id = v.id and b.next_seq = v.expected and b.boot_id = v.boot_id and b.assignment_version = v.assignment_version
+  totals = ($8::bigint[])[v.i * $9 - $9 + 1 : v.i * $9] || b.totals[$9 + 1 :],
+  stored_to = greatest(b.stored_to, timestamptz 'epoch' + v.stored_to * interval '1 ms'),
+  totals_open = false, last_stored = now()
+from rows from (unnest($1::int[]), unnest($2::bigint[]), unnest($3::int[]), unnest($4::bigint[]),
+    unnest($5::bigint[]), unnest($6::bigint[]), unnest($7::bigint[])) with ordinality
+  v (id, boot_id, version, expected, next_seq, digest, stored_to, i)
+where b.id = v.id and b.boot_id = v.boot_id and b.assignment_version = v.version
+  and b.next_seq = v.expected
+"""
+
+_MOVE_REST = """
+update boots b set answers = v.answers::bigint[], totals_open = v.open
+from unnest($1::int[], $2::text[], $3::bool[]) v (id, answers, open) where b.id = v.id
 """
 
 _COUNTS = """
 with changed as (
   insert into rollup_15m as r (bucket, observed, spot, in0, out0, in1, out1, in2, out2, in3, out3,
     revision, resolution_s, origin)
-  select timestamptz 'epoch' + bucket * interval '1 ms', bit_or(observed), spot,
-    case when bit_or(lines) & 1 > 0 then sum(a)::int end,
-    case when bit_or(lines) & 1 > 0 then sum(b)::int end,
-    case when bit_or(lines) & 2 > 0 then sum(c)::int end,
-    case when bit_or(lines) & 2 > 0 then sum(d)::int end,
-    case when bit_or(lines) & 4 > 0 then sum(e)::int end,
-    case when bit_or(lines) & 4 > 0 then sum(f)::int end,
-    case when bit_or(lines) & 8 > 0 then sum(g)::int end,
-    case when bit_or(lines) & 8 > 0 then sum(h)::int end,
-    max(flags & 1), max(resolution), max(flags >> 1)
-  from unnest($1::int[], $2::bigint[], $3::bigint[], $4::int[], $5::int[], $6::int[], $7::int[],
-    $8::int[], $9::int[], $10::int[], $11::int[], $12::int[], $13::int[], $14::int[])
-    v (spot, bucket, observed, resolution, lines, flags, a, b, c, d, e, f, g, h)
+  select timestamptz 'epoch' + bucket * interval '1 ms', bit_or(observed),
+    (key & 4294967295)::int as spot,
+    case when bit_or(shape) & 65536 > 0 then sum((a & 4294967295)::int)::int end,
+    case when bit_or(shape) & 65536 > 0 then sum((a >> 32)::int)::int end,
+    case when bit_or(shape) & 131072 > 0 then sum((b & 4294967295)::int)::int end,
+    case when bit_or(shape) & 131072 > 0 then sum((b >> 32)::int)::int end,
+    case when bit_or(shape) & 262144 > 0 then coalesce(sum((c & 4294967295)::int), 0)::int end,
+    case when bit_or(shape) & 262144 > 0 then coalesce(sum((c >> 32)::int), 0)::int end,
+    case when bit_or(shape) & 524288 > 0 then coalesce(sum((d & 4294967295)::int), 0)::int end,
+    case when bit_or(shape) & 524288 > 0 then coalesce(sum((d >> 32)::int), 0)::int end,
+    coalesce(max(flags & 1), 0), max(shape & 65535), coalesce(max(flags >> 1), 0)
+  from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::bigint[], $6::bigint[],
+    $7::bigint[], $8::bigint[], $9::int[])
+    v (key, bucket, observed, shape, a, b, c, d, flags)
   group by spot, bucket order by spot, bucket
   on conflict (spot, bucket) do update set
     observed = r.observed | excluded.observed,
@@ -184,28 +188,35 @@ async def _exceptions(connection: asyncpg.Connection, plan: Plan) -> None:
 async def move_cursors(connection: asyncpg.Connection, moves: Sequence[Move]) -> None:
     """Move each cursor from where it was to where it is now, all or none."""
     after: list[Cursor] = [move.after for move in moves]
+    totals = [cursor.totals for cursor in after]
+    width = 8 if any(any(of_boot[4:]) for of_boot in totals) else 4  # most have two lines
     done = await connection.execute(
         _MOVE,
         [move.boot.row for move in moves],
-        [move.before.next_seq for move in moves],
-        [cursor.next_seq for cursor in after],
-        [total for cursor in after for total in cursor.totals],
-        [cursor.digest for cursor in after],
-        [_array(move) for move in moves],
-        [cursor.open for cursor in after],
-        [None if c.stored_to_ms == -EVER_MS else c.stored_to_ms for c in after],
         [signed(move.boot.boot_id) for move in moves],
         [move.boot.device.standing.assignment_version for move in moves],
+        [move.before.next_seq for move in moves],
+        [cursor.next_seq for cursor in after],
+        [cursor.digest for cursor in after],
+        [None if c.stored_to_ms == -EVER_MS else c.stored_to_ms for c in after],
+        [total for of_boot in totals for total in of_boot[:width]],
+        width,
     )
     if done != f"UPDATE {len(moves)}":
         raise CursorMovedError(f"{done}, expected {len(moves)} cursors")
+    rest = [m for m in moves if m.after.open or m.after.answers != m.before.answers]
+    if rest:
+        await connection.execute(
+            _MOVE_REST,
+            [move.boot.row for move in rest],
+            [_literal(move.after.answers) for move in rest],
+            [move.after.open for move in rest],
+        )
 
 
-def _array(move: Move) -> str | None:
-    """Return the answers' totals as an array literal, None if they are what they were."""
-    if move.after.answers == move.before.answers:
-        return None
-    return "{" + ",".join(str(n) for entry in move.after.answers for n in entry) + "}"
+def _literal(answers: Iterable[tuple[int, int, int]]) -> str:
+    """Return the answers' totals as an array literal: an array of arrays must be rectangular."""
+    return "{" + ",".join(str(number) for entry in answers for number in entry) + "}"
 
 
 async def copy(
@@ -234,15 +245,18 @@ async def add_counts(
 
     `late` is by boot: up to when its device had stored before; `revise` revises all.
     """
-    spots, boots, buckets, observed, resolution, lines, *counts = zip(*deltas, strict=True)
+    keys, buckets, observed, shapes, *counts = zip(*deltas, strict=True)
+    flags: list[int] = []
     if revise:
-        flags = [1] * len(spots)
-    else:
-        flags = [int(b + BUCKET_MS <= late[r]) for b, r in zip(buckets, boots, strict=True)]
+        flags = [1] * len(keys)
+    elif imported or min(buckets) + BUCKET_MS <= max(late.values()):
+        flags = [int(b + BUCKET_MS <= late[k >> 32]) for b, k in zip(buckets, keys, strict=True)]
     if imported:
-        for i, key in enumerate(zip(spots, buckets, strict=True)):
-            flags[i] |= (key in imported) << 1
-    await connection.execute(_COUNTS, spots, buckets, observed, resolution, lines, flags, *counts)
+        for i, (key, bucket) in enumerate(zip(keys, buckets, strict=True)):
+            flags[i] |= ((key & 0xFFFF_FFFF, bucket) in imported) << 1
+    if not any(counts[3]):  # nobody has four lines: what is left out is as good as zero
+        counts = [*counts[:2], (), ()] if not any(counts[2]) else counts
+    await connection.execute(_COUNTS, keys, buckets, observed, shapes, *counts, flags)
 
 
 async def add_answers(

@@ -1,0 +1,202 @@
+"""After an edit of assignments: counts go to the spot that held their device when they were made.
+
+A swap is often recorded late. `settle` belongs in the transaction that edits `assignments`, after
+the edit: it makes what ingest has placed by the old ones fail (see `Standing.assignment_version`),
+moves the rows, and rebuilds the buckets of both spots, as revisions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+
+from ext.layout import BUCKET_MS
+from ext.reference import observed_slots
+from server.ingest.rebuild import BUCKET, LONGEST_ROW, floor, mark, rebuild
+
+ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
+_READINGS = "time, spot, boot, seq, digest, lead_ms, span_ms, line, interval_s, counts"
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """A device's stay at a spot (0: nowhere) in a stretch of time."""
+
+    spot: int
+    from_at: datetime
+    until_at: datetime
+
+
+async def settle(
+    connection: asyncpg.Connection,
+    device: int,
+    *,
+    from_at: datetime | None = None,
+    until_at: datetime | None = None,
+) -> int:
+    """Move what the device counted in a stretch of time to where it stood; return rows moved.
+
+    Without a stretch all its time is looked at, which may take long.
+    """
+    low = from_at or ALWAYS
+    high = until_at or datetime(2100, 1, 1, tzinfo=UTC)
+    boots = await _lock(connection, device)
+    moved: dict[int, list[tuple[datetime, datetime]]] = {}
+    count = 0
+    for stay in await _stays(connection, device, low, high):
+        count += await _split_rows(connection, device, boots, stay)
+        for table, length in (("readings", "make_interval(secs => cardinality(counts) / 2 * "
+                               "interval_s::float8)"), ("presses", "interval '0.1 s'")):  # fmt: skip
+            rows = await connection.fetch(
+                f"with old as (select distinct spot from {table} where boot = any($1::int[]) "  # noqa: S608
+                f"and time >= $3 and time < $4 and spot <> $2) "
+                f"select spot, min(time) as low, max(time + {length}) as high, count(*) as n "
+                f"from {table} where boot = any($1::int[]) and time >= $3 and time < $4 "
+                "and spot in (select spot from old) group by spot",
+                *(boots, stay.spot, stay.from_at, stay.until_at),
+            )
+            for row in rows:
+                count += row["n"]
+                for spot in (row["spot"], stay.spot):
+                    moved.setdefault(spot, []).append((row["low"], row["high"]))
+                await _move_observed(connection, row["spot"], stay, row["low"], row["high"])
+            await connection.execute(
+                f"update {table} set spot = $2 where boot = any($1::int[]) "  # noqa: S608
+                "and time >= $3 and time < $4 and spot <> $2",
+                *(boots, stay.spot, stay.from_at, stay.until_at),
+            )
+        await connection.execute(
+            "update gaps set spot_id = nullif($2::int, 0) where device_id = $1 "
+            "and from_at >= $3 and from_at < $4",
+            *(device, stay.spot, stay.from_at, stay.until_at),
+        )
+    for spot, stretches in sorted(moved.items()):
+        if spot:
+            await rebuild(
+                connection, spot, min(s[0] for s in stretches), max(s[1] for s in stretches)
+            )
+    return count
+
+
+async def _lock(connection: asyncpg.Connection, device: int) -> list[int]:
+    """Lock the device's cursors and outdate what was placed by its old assignments."""
+    version = await connection.fetchval(
+        "update devices set assignment_version = assignment_version + 1 where id = $1 "
+        "returning assignment_version",
+        device,
+    )
+    rows = await connection.fetch(
+        "select id from boots where device_id = $1 order by id for update", device
+    )
+    await connection.execute(
+        "update boots set assignment_version = $2 where device_id = $1", device, version
+    )
+    return [row["id"] for row in rows]
+
+
+async def _stays(
+    connection: asyncpg.Connection, device: int, low: datetime, high: datetime
+) -> list[Stay]:
+    """Return where the device was in all of [low, high), without holes."""
+    rows = await connection.fetch(
+        "select spot_id, greatest(coalesce(lower(valid), $2), $2) as low, "
+        "least(coalesce(upper(valid), $3), $3) as high from assignments "
+        "where device_id = $1 and valid && tstzrange($2, $3) order by 2",
+        *(device, low, high),
+    )
+    stays: list[Stay] = []
+    at = low
+    for row in rows:
+        if row["low"] > at:
+            stays.append(Stay(0, at, row["low"]))
+        stays.append(Stay(row["spot_id"], row["low"], row["high"]))
+        at = row["high"]
+    if at < high:
+        stays.append(Stay(0, at, high))
+    return stays
+
+
+async def _split_rows(
+    connection: asyncpg.Connection, device: int, boots: Sequence[int], stay: Stay
+) -> int:
+    """Cut the rows in which this stay begins in two, so that each part may go its own way."""
+    rows = await connection.fetch(
+        f"select {_READINGS} from readings where boot = any($1::int[]) "  # noqa: S608
+        "and time < $2 and time >= $3 "
+        "and time + make_interval(secs => (cardinality(counts) / 2 - 1) * interval_s::float8) "
+        ">= $2",
+        *(boots, stay.from_at, stay.from_at - LONGEST_ROW),
+    )
+    for row in rows:
+        await connection.execute(
+            "delete from readings where spot = $1 and time = $2 and boot = $3 and seq = $4 "
+            "and line = $5",
+            *(row["spot"], row["time"], row["boot"], row["seq"], row["line"]),
+        )
+        await connection.copy_records_to_table(
+            "readings", records=_cut(row, stay.from_at), columns=_READINGS.split(", ")
+        )
+    return len(rows)
+
+
+def _cut(row: asyncpg.Record, at: datetime) -> list[tuple[object, ...]]:
+    """Return a row's two parts: intervals that begin before `at`, and the rest."""
+    step = timedelta(seconds=row["interval_s"])
+    cells = -((row["time"] - at) // step)  # the intervals that begin before `at`
+    begin = row["time"] + timedelta(milliseconds=row["lead_ms"])
+    end = begin + timedelta(milliseconds=row["span_ms"])
+    edge = row["time"] + cells * step
+
+    def part(
+        start: datetime, low: datetime, high: datetime, counts: list[int]
+    ) -> tuple[object, ...]:
+        millisecond = timedelta(milliseconds=1)
+        return (
+            *(start, row["spot"], row["boot"], row["seq"], row["digest"]),
+            *((low - start) // millisecond, (high - low) // millisecond),
+            *(row["line"], row["interval_s"], counts),
+        )
+
+    counts = list(row["counts"])
+    return [
+        part(row["time"], begin, min(end, edge), counts[: 2 * cells]),
+        part(edge, max(begin, edge), max(end, edge), counts[2 * cells :]),
+    ]
+
+
+async def _move_observed(
+    connection: asyncpg.Connection, old: int, stay: Stay, low: datetime, high: datetime
+) -> None:
+    """Move a kiosk's observed slots along; a counter's are rebuilt from its rows."""
+    if not old or await connection.fetchval("select kind <> 'kiosk' from spots where id = $1", old):
+        return
+    first, last = max(floor(low), stay.from_at), min(floor(high) + BUCKET, stay.until_at)
+    rows = await connection.fetch(
+        "select bucket, observed from rollup_15m where spot = $1 and bucket >= $2 "
+        "and bucket < $3 for update",
+        *(old, floor(first), last),
+    )
+    for row in rows:
+        bucket_ms = round(row["bucket"].timestamp() * 1000)
+        slots = row["observed"] & observed_slots(
+            bucket_ms, _ms(max(first, row["bucket"])), min(_ms(last), bucket_ms + BUCKET_MS)
+        )
+        await connection.execute(
+            "update rollup_15m set observed = observed & ~$3::bigint, revision = revision + 1 "
+            "where spot = $1 and bucket = $2",
+            *(old, row["bucket"], slots),
+        )
+        if stay.spot:
+            await connection.execute(
+                "insert into rollup_15m as r (bucket, observed, spot, revision, resolution_s) "
+                "values ($2, $3, $1, 1, 1) on conflict (spot, bucket) do update "
+                "set observed = r.observed | excluded.observed, revision = r.revision + 1",
+                *(stay.spot, row["bucket"], slots),
+            )
+    spots = [old, *([stay.spot] if stay.spot else [])]
+    await mark(connection, [(spot, row["bucket"]) for spot in spots for row in rows])
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
