@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
+# distutils: depends = ext/layout.h ext/kernels.h ext/framing.h ext/decoder.h
 """The compiled decoder: `ext.reference.decode` and its kin, equal bit for bit; core in decoder.h.
 
 Python objects are touched a frame, never a reading: a tuple holds the frames alive while the core

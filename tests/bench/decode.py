@@ -59,7 +59,7 @@ def run() -> list[Row]:
         rows.append(_ours(f"decode.{name}.ours", jobs, readings=_readings(frames)))
         if name == "mix":
             rows.append(_reference(jobs[:2], of=rows[-1]["value"]))
-            rows.append(_bare_checksums(jobs, of=rows[-2]["value"], readings=_readings(frames)))
+            rows.append(_scan(jobs, of=rows[-2]["value"], readings=_readings(frames)))
     ours = next(row["value"] for row in rows if row["name"] == "decode.60min.ours")
     rows += [_row(f"decode.{name}", value, ours, "decode.60min.ours") for name, value in _peers()]
     return rows
@@ -159,7 +159,7 @@ def _copy(jobs: list[Job], outputs: list[Decoded]) -> None:
             bytes(view)
 
 
-def _bare_checksums(jobs: list[Job], *, of: float, readings: int) -> Row:
+def _scan(jobs: list[Job], *, of: float, readings: int) -> Row:
     """The same frames' headers checked one by one: what `scan` costs the ingest beside it."""
     value = readings / _best(lambda: [ext.scan(frames) for frames, _ in jobs])
     return _row("decode.mix.scan", value, of, "decode.mix.ours")
