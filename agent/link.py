@@ -132,6 +132,7 @@ class Link:
                 self._report(str(error), refused=refused)
             finally:
                 self._set_connected(False)
+            _heed_cancellation()
             lasted_s = (self._clock.monotonic_ms() - began) / 1000
             await self._clock.sleep(self._pause_s(lasted_s, refused=self._refused))
 
@@ -146,6 +147,7 @@ class Link:
             await wire.open()
             self._check_dates(wire)
             await wire.subscribe([self._down, self._receipts])
+            _heed_cancellation()
             self.connects += 1
             self._set_connected(True)
             self.session.connected(epoch)
@@ -231,6 +233,17 @@ def tls_context(identity: Identity, *, timeless: bool = False) -> ssl.SSLContext
     if timeless:
         context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
     return context
+
+
+def _heed_cancellation() -> None:
+    """Raise CancelledError if we were cancelled and nobody noticed.
+
+    aiomqtt waits with `wait_for`, which in Python 3.11 forgets a cancellation that comes in the
+    moment of the answer.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _code(reason: int | ReasonCode | None) -> int:

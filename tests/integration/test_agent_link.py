@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,11 +22,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from agent.clock import SystemClock
+from agent.identity import Enrolled, write
 from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Outbox
 from agent.recorder import Profile, Recorder
 from ops.services.stack import Stack
-from protocol.frame import Kind, read_header
+from protocol.counter import decode_lines
+from protocol.frame import Kind, Section, decode_time, need, read_body, read_header
 from protocol.identity import DeviceId, device_id
 from protocol.session import (
     Answer,
@@ -52,6 +57,7 @@ class Fake:
     cursors: dict[int, tuple[int, int]] = field(default_factory=dict)
     hellos: list[Hello] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
+    people: int = 0
 
     async def run(self, ready: asyncio.Event) -> None:
         async with aiomqtt.Client(
@@ -83,6 +89,11 @@ class Fake:
             next_seq, digest = header.seq + 1, header.digest
             self.cursors[header.boot_id] = (next_seq, digest)
             self.stored.append(header.seq)
+            if header.kind == Kind.COUNTER:
+                sections = read_body(data, header)
+                span = decode_time(need(sections, Section.TIME))
+                counts = decode_lines(need(sections, Section.LINES), span)
+                self.people += sum(sum(line.counts) for line in counts.lines)
         return encode_receipt(Receipt(header.boot_id, next_seq, digest, DATASET, now_ms))
 
 
@@ -213,6 +224,114 @@ async def test_a_foreign_certificate_is_refused_and_not_tried_again_soon(
     async with linked(link):
         await until(lambda: link.last_error)
         assert link.connects == 0
+
+
+async def test_a_link_ends_whenever_it_is_cancelled(stack: Stack, tmp_path: Path) -> None:
+    me = identity(stack, tmp_path, device_id("door-stop01"))
+    for ms in range(0, 60, 3):
+        link = Link(
+            me, Outbox(":memory:"), clock=SystemClock(), rng=random.Random(ms), options=QUICK
+        )
+        async with asyncio.timeout(20), linked(link):
+            await asyncio.sleep(ms / 1000)
+
+
+class Process:
+    """The agent as systemd runs it, to be fed at its socket and killed."""
+
+    def __init__(self, me: Identity, folder: Path) -> None:
+        self.socket = folder / "agent.sock"
+        state = folder / "state"
+        key = folder / "pending.pem"
+        key.write_bytes(me.key.read_bytes())
+        enrolled = Enrolled(me.device, "counter", me.broker_host, me.broker_port, "claim")
+        write(state, enrolled, key=key, chain=me.chain.read_text(), bundle=me.bundle.read_text())
+        self._environ = {
+            **os.environ,
+            "VESTIBULE_AGENT_STATE": str(state),
+            "VESTIBULE_AGENT_SOCKET": str(self.socket),
+            "VESTIBULE_AGENT_INTERVAL_S": "1",
+            "VESTIBULE_AGENT_FRAME_S": "1",
+            "VESTIBULE_AGENT_QUIET_FRAME_S": "2",
+            "VESTIBULE_AGENT_FLUSH_S": "0.05",
+            "VESTIBULE_AGENT_SPREAD_S": "0",
+            "VESTIBULE_AGENT_RETRY_MIN_S": "0.1",
+            "VESTIBULE_AGENT_RETRY_MAX_S": "0.5",
+        }
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agent", "run", env=self._environ, cwd=Path(__file__).parents[2]
+        )
+
+    async def kill(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+
+    async def stop(self) -> int:
+        self._process.terminate()
+        return await self._process.wait()
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "agent",
+            *arguments,
+            env=self._environ,
+            cwd=Path(__file__).parents[2],
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, out.decode()
+
+    async def feed(self, number: int) -> int:
+        """Feed `number` people, resuming as a feeder should; return the last id confirmed."""
+        async with asyncio.timeout(30):
+            reader, writer = await self._connect()
+            writer.write(b'{"source":"test"}\n')
+            last = int(json.loads(await reader.readline())["stored"])
+            for event in range(last + 1, last + number + 1):
+                writer.write(b'{"source":"test","id":%d,"line":0,"in":1,"out":0}\n' % event)
+            stored = last
+            while stored < last + number:
+                stored = int(json.loads(await reader.readline())["stored"])
+            writer.close()
+            return stored
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while True:
+            with suppress(OSError):
+                return await asyncio.open_unix_connection(self.socket)
+            await asyncio.sleep(0.02)
+
+
+async def test_a_killed_agent_delivers_each_confirmed_person_once(
+    stack: Stack, tmp_path: Path
+) -> None:
+    fake = Fake(stack)
+    process = Process(identity(stack, tmp_path, device_id("door-proc01")), tmp_path)
+    rng, confirmed = random.Random(3), 0
+    async with running(fake):
+        for _ in range(6):
+            await process.start()
+            confirmed = await process.feed(rng.randrange(1, 60))
+            await asyncio.sleep(rng.uniform(0, 1.5))  # the moment of the kill is what varies
+            await process.kill()
+        await process.start()
+        assert await process.feed(5) == confirmed + 5
+        await until(lambda: fake.people == confirmed + 5)
+        code, out = await process.command("count", "--in", "2", "--source", "hand")
+        assert (code, out) == (0, "on disk: event 1 of 'hand'\n")
+        await until(lambda: fake.people == confirmed + 7)
+        status = json.loads((await process.command("status"))[1])
+        assert status["connected"]
+        assert (await process.command("run"))[0] == 5
+        code, out = await process.command("doctor")
+        assert code == 0, out
+        assert await process.stop() == 0
+        assert (await process.command("status"))[0] == 75
 
 
 def _service_tls(pki: Path) -> ssl.SSLContext:
