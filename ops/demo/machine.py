@@ -2,11 +2,14 @@
 
 import asyncio
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import asyncpg
 
@@ -14,7 +17,7 @@ from agent.clock import SystemClock
 from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Outbox
 from ops.demo.inspector import InspectedDevice
-from ops.demo.meter import Meter, Sum
+from ops.demo.meter import Door, Meter, Sum
 from ops.demo.proof import Proof, Sources, Spot, verify
 from ops.demo.state import Folder, State
 from ops.demo.supervisor import Supervisor
@@ -70,13 +73,30 @@ class Machine:
         return await verify(sources, on_their_way=on_their_way, before_minute=before_minute)
 
 
-def told_before(folder: Folder) -> Sum:
-    """Return what the truth files hold."""
-    total = Sum()
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the truth files held when the devices went live; `door` since local midnight."""
+
+    total: Sum
+    door: int
+    since: datetime
+
+
+def told_before(folder: Folder, device: str, zone: str) -> Told:
+    """Read the truth files; `device` is the one whose day is shown."""
+    today = datetime.now(ZoneInfo(zone)).date()
+    since = datetime.combine(today, datetime.min.time(), ZoneInfo(zone))
+    first = int(since.timestamp()) // 60
+    total, door = Sum(), 0
     for path in folder.truths():
         truth = read(path)
         total += Sum(truth.people(), truth.pressed())
-    return total
+        door += sum(
+            entered + left
+            for (name, _, minute), (entered, left) in truth.counts.items()
+            if name == device and minute >= first
+        )
+    return Told(total, door, since)
 
 
 def spots_of(state: State) -> dict[str, Spot]:
@@ -104,13 +124,15 @@ async def running(
 ) -> AsyncIterator[Machine]:
     """Run every device live while the block runs; their outboxes upload what they hold."""
     raise_file_limit(len(identities), in_memory=False)
-    told = await asyncio.to_thread(told_before, folder)
+    shown, place = next((d, p) for d, p in state.places().items() if p.device.blind)
+    told = await asyncio.to_thread(told_before, folder, shown, place.site.zone)
     truth = TruthFile(folder.root / "truth-live")
     cable = FaultProxy(endpoints.broker_host, endpoints.broker_device_port)
     async with cable.serving(), asyncio.TaskGroup() as group:
         devices, inspected = _devices(folder, state, identities, truth, cable)
         fleet = Fleet(devices, truth=truth)
-        meter = Meter(devices, told=told, dsn=endpoints.dsn("maint"))
+        door = Door(inspected, state.spots[shown], told.since, told.door)
+        meter = Meter(devices, told=told.total, dsn=endpoints.dsn("maint"), door=door)
         machine = Machine(
             folder=folder,
             state=state,
@@ -162,13 +184,13 @@ def _devices(
     truth: TruthFile,
     cable: FaultProxy,
 ) -> tuple[list[SimDevice], InspectedDevice]:
-    offset = true_offset_ms()
+    offset, seed = true_offset_ms(), secrets.randbits(31)
     devices: list[SimDevice] = []
     inspected: InspectedDevice | None = None
     for device, place in state.places().items():
         if place.device.unplugged:
             continue
-        identity, spec = identities[device], place.device.live_spec(device)
+        identity, spec = identities[device], place.device.live_spec(device, seed=seed)
         if place.device.blind:
             through_cable = Identity(
                 identity.device,

@@ -9,6 +9,7 @@ person at any moment; what is missing then is lost.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import asyncpg
 
@@ -34,6 +35,26 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """One counter whose day is shown: what its truth said since `since`, before it went live."""
+
+    device: SimDevice
+    spot: str
+    since: datetime
+    told: int
+
+
+@dataclass(frozen=True, slots=True)
+class DoorBalance:
+    """That door's account since `since`; `stored` None while the database is away."""
+
+    generated: int
+    stored: int | None
+    waiting: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class Balance:
     """One moment's account; `stored` is None while the database is away."""
 
@@ -42,6 +63,7 @@ class Balance:
     on_their_way: Sum
     online: int
     devices: int
+    door: DoorBalance
 
     @property
     def lost(self) -> Sum | None:
@@ -63,26 +85,27 @@ class Balance:
 class Meter:
     """Reads the account; `told` is what the truth files held before the devices went live."""
 
-    def __init__(self, devices: Sequence[SimDevice], *, told: Sum, dsn: str) -> None:
+    def __init__(self, devices: Sequence[SimDevice], *, told: Sum, dsn: str, door: Door) -> None:
         self._devices = devices
+        self._door = door
         self._told = told
         self._before = {id(device): device.confirmed for device in devices}
         self._dsn = dsn
         self._connection: asyncpg.Connection | None = None
         self._final: dict[int, int] = {}  # totals of boots that have ended, by boot
         self._cursors: Mapping[tuple[str, int], int] = {}
-        self.last = self._balance(None)
+        self.last = self._balance(None, None)
 
     async def read(self) -> Balance:
         """Return the account now."""
         try:
-            stored, cursors = await self._ask()
+            stored, at_door, cursors = await self._ask()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             await self.close()
-            self.last = self._balance(None)
+            self.last = self._balance(None, None)
             return self.last
         self._cursors = cursors
-        self.last = self._balance(stored)
+        self.last = self._balance(stored, at_door)
         return self.last
 
     async def close(self) -> None:
@@ -98,27 +121,36 @@ class Meter:
             for boot in device.outbox.boots
         )
 
-    async def _ask(self) -> tuple[Sum, dict[tuple[str, int], int]]:
+    async def _ask(self) -> tuple[Sum, int, dict[tuple[str, int], int]]:
         if self._connection is None:
             self._connection = await asyncpg.connect(self._dsn, timeout=2, command_timeout=10)
         async with (
             asyncio.timeout(10),
             self._connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            people = await self._connection.fetchval(_PEOPLE)
+            people = await self._connection.fetchval(_PEOPLE, None, None)
             presses = await self._connection.fetchval(_PRESSES)
+            at_door = await self._connection.fetchval(_PEOPLE, self._door.spot, self._door.since)
             rows = await self._connection.fetch(_CURSORS)
         cursors = {(device, boot % (2 * _SIGNED)): total for device, boot, total in rows}
-        return Sum(people, presses), cursors
+        return Sum(people, presses), at_door, cursors
 
-    def _balance(self, stored: Sum | None) -> Balance:
+    def _balance(self, stored: Sum | None, at_door: int | None) -> Balance:
         generated, waiting = self._told, Sum()
         for device in self._devices:
             live = device.confirmed - self._before[id(device)]
             generated += _of(device, live)
             waiting += _of(device, self.waiting(device))
         online = sum(device.connected for device in self._devices)
-        return Balance(generated, stored, waiting, online, len(self._devices))
+        door = self._door
+        live = door.device.confirmed - self._before[id(door.device)]
+        at = DoorBalance(
+            generated=door.told + live,
+            stored=at_door,
+            waiting=self.waiting(door.device),
+            frames=door.device.frames_waiting,
+        )
+        return Balance(generated, stored, waiting, online, len(self._devices), at)
 
     def _total(self, device: SimDevice, boot: Boot) -> int:
         """Return all that a boot has recorded; of one that has ended, from its last record."""
@@ -141,6 +173,8 @@ _PEOPLE = """
     select coalesce(sum(coalesce(in0, 0) + coalesce(out0, 0) + coalesce(in1, 0) + coalesce(out1, 0)
         + coalesce(in2, 0) + coalesce(out2, 0) + coalesce(in3, 0) + coalesce(out3, 0)), 0)::bigint
     from rollup_15m
+    where $1::text is null
+       or (bucket >= $2 and spot = (select id from spots where ref = $1))
 """
 _PRESSES = "select coalesce(sum(presses), 0)::bigint from presses_15m"
 _CURSORS = """

@@ -94,6 +94,7 @@ class Sources:
     dsn: str
     api: str
     spots: Mapping[str, Spot]  # by device
+    only: bool = False  # look at these devices alone: others share the database
 
 
 async def verify(
@@ -106,17 +107,20 @@ async def verify(
     """
     until = LAST_MINUTE if before_minute is None else before_minute
     truth = await asyncio.to_thread(_truth, sources.truths, until)
+    among = list(sources.spots) if sources.only else None
     connection = await asyncpg.connect(sources.dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             stored = {
                 (device, line, minute): (entered, left)
-                for device, line, minute, entered, left in await connection.fetch(_READINGS, until)
+                for device, line, minute, entered, left in await connection.fetch(
+                    _READINGS, until, among
+                )
             }
             pressed = {
                 (device, minute, question, answer): presses
                 for device, minute, question, answer, presses in await connection.fetch(
-                    _PRESSES, until
+                    _PRESSES, until, among
                 )
             }
     finally:
@@ -326,6 +330,7 @@ _READINGS = """
          unnest(r.counts) with ordinality u (c, n)
     where c <> 0
       and (extract(epoch from r.time)::bigint + r.interval_s * ((n - 1) / 2)) / 60 < $1::bigint
+      and ($2::text[] is null or d.device = any($2::text[]))
     group by 1, 2, 3
 """
 _PRESSES = """
@@ -333,5 +338,6 @@ _PRESSES = """
            count(*)::int
     from presses p join boots b on b.id = p.boot join devices d on d.id = b.device_id
     where extract(epoch from p.time) < $1::bigint * 60
+      and ($2::text[] is null or d.device = any($2::text[]))
     group by 1, 2, 3, 4
 """

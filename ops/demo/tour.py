@@ -1,17 +1,233 @@
-"""stub"""
+"""The tour: a page of the demo's own that shows the account, and breaks things on request.
 
+It listens on this machine alone, and only for who holds the key in the printed address; what
+changes anything must come from the page itself.
+"""
+
+import asyncio
+import secrets
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from markupsafe import Markup
+
+from ops.demo.impostor import speak_as
 from ops.demo.machine import Machine
+from ops.demo.supervisor import PARTS
+from protocol.identity import DeviceId, device_id
+from server.portal.session import sign_in_link
+from server.web.catalogue import Catalogue
+from server.web.shell import Shell, protect
+from server.web.static_files import OWN, PACKAGES, StaticFiles
+
+HERE = Path(__file__).parent
+COOKIE = "vestibule_tour"
+REFRESH_S = 1.0
+PROVED_AGO_MIN = 3  # devices are live: what is younger may still be on its way
+_HOSTS = ("127.0.0.1", "localhost")
 
 
 class Tour:
-    address = "x"
+    """See the module."""
 
     def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+        self.address = ""
+        self._machine = machine
+        self._key = secrets.token_urlsafe(16)
+        self._static = StaticFiles([PACKAGES, OWN, HERE / "static"])
+        self._shell = Shell(
+            templates=HERE / "templates", catalogues=[], static=self._static, language="en"
+        )
+        self._closing = asyncio.Event()
+        self._acting = asyncio.Lock()
 
     @asynccontextmanager
     async def serving(self, *, port: int) -> AsyncIterator[None]:
-        yield
+        """Listen while the block runs; `port` 0: any."""
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=2)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        bound = runner.addresses[0][1]
+        self.address = f"http://127.0.0.1:{bound}/?key={self._key}"
+        try:
+            yield
+        finally:
+            self._closing.set()
+            await runner.cleanup()
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard])
+        app.on_response_prepare.append(protect)
+        app.router.add_get("/static/{name}", self._static.serve)
+        app.router.add_get("/", self._page)
+        app.router.add_get("/events", self._events)
+        app.router.add_get("/go/{number}", self._go)
+        app.router.add_post("/cable", self._cable)
+        app.router.add_post("/kill/{part}", self._kill)
+        app.router.add_post("/impostor", self._impostor)
+        app.router.add_post("/proof", self._proof)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let nobody in but the holder of the key, and no other site's page act."""
+        if request.url.host not in _HOSTS:
+            raise web.HTTPForbidden(text="ask by this machine's own name")
+        given = request.query.get("key", "")
+        if secrets.compare_digest(given.encode(), self._key.encode()):
+            entered = web.HTTPSeeOther("/")
+            entered.set_cookie(COOKIE, self._key, httponly=True, samesite="Strict")
+            raise entered
+        if not request.path.startswith("/static/"):
+            held = request.cookies.get(COOKIE, "")
+            if not secrets.compare_digest(held.encode(), self._key.encode()):
+                raise web.HTTPForbidden(text="open the address that `vestibule demo` printed")
+        if request.method == "POST" and request.headers.get("Origin") != f"http://{request.host}":
+            raise web.HTTPForbidden(text="only the tour's own page may do this")
+        return await handler(request)
+
+    # -- looking -----------------------------------------------------------------------------
+
+    async def _page(self, request: web.Request) -> web.Response:
+        html = self._fragment(
+            "tour",
+            path=request.path,
+            organisations=list(self._machine.state.organisations),
+            curl=self._curl(),
+            victim=self._victim(),
+        )
+        return _html(html)
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """Send what changes, once a second."""
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
+        await response.prepare(request)
+        last: dict[str, str] = {}
+        with suppress(ConnectionError):
+            while not self._closing.is_set():
+                for name in ("strip", "parts", "door", "frames"):
+                    html = self._fragment(name)
+                    if last.get(name) != html:
+                        last[name] = html
+                        await response.write(_event(name, html))
+                await response.write(b": alive\n\n")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), REFRESH_S)
+        return response
+
+    async def _go(self, request: web.Request) -> web.Response:
+        """Lead to the portal, signed in for one of the organisations."""
+        machine = self._machine
+        rows = list(machine.state.organisations.values())
+        number = request.match_info["number"]
+        if not number.isdigit() or int(number) >= len(rows):
+            raise web.HTTPNotFound(text="no such organisation")
+        settings = machine.supervisor.settings
+        assert settings is not None
+        raise web.HTTPSeeOther(
+            sign_in_link(
+                settings,
+                rows[int(number)],
+                base=machine.supervisor.base,
+                now_s=time.time(),
+                to=request.query.get("to", "/"),
+            )
+        )
+
+    # -- acting ------------------------------------------------------------------------------
+
+    async def _cable(self, _: web.Request) -> web.Response:
+        """Pull the inspected device's cable, or plug it back."""
+        self._machine.plug_cable(not self._machine.cable_in)
+        return _html(self._fragment("cable"))
+
+    async def _kill(self, request: web.Request) -> web.Response:
+        """SIGKILL a part."""
+        part = request.match_info["part"]
+        if part not in PARTS:
+            raise web.HTTPNotFound(text="no such part")
+        supervisor = self._machine.supervisor
+        async with self._acting:
+            if supervisor.alive(part):
+                await asyncio.to_thread(supervisor.kill, part)
+        return _html(self._fragment("parts"))
+
+    async def _impostor(self, _: web.Request) -> web.Response:
+        """Try to speak as another device, with the inspected one's certificate."""
+        machine = self._machine
+        identity = machine.identities[device_id(machine.inspected.spec.device)]
+        dsn = machine.endpoints.dsn("maint")
+        try:
+            async with self._acting, asyncio.timeout(20):
+                attempt = await speak_as(identity, self._victim(), dsn=dsn)
+        except (OSError, TimeoutError) as error:
+            return _html(self._fragment("away", error=str(error) or "no answer"))
+        return _html(self._fragment("attempt", attempt=attempt))
+
+    async def _proof(self, _: web.Request) -> web.Response:
+        """Verify every minute that is old enough, now."""
+        before = int(time.time()) // 60 - PROVED_AGO_MIN
+        started = time.monotonic()
+        try:
+            async with self._acting:
+                proof = await self._machine.prove(before_minute=before)
+        except Exception as error:  # whatever is away: the page says so
+            return _html(self._fragment("away", error=str(error) or type(error).__name__))
+        seconds = time.monotonic() - started
+        until = datetime.fromtimestamp(before * 60, UTC)
+        return _html(self._fragment("proof", proof=proof, seconds=seconds, until=until))
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _values(self) -> dict[str, object]:
+        machine = self._machine
+        supervisor = machine.supervisor
+        return {
+            "balance": machine.meter.last,
+            "parts": [(part, supervisor.alive(part)) for part in PARTS],
+            "outages": list(reversed(supervisor.outages))[:5],
+            "clock": lambda at: datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S"),
+            "cable_in": machine.cable_in,
+            "door": machine.spots[machine.inspected.spec.device],
+            "device": machine.inspected.spec.device,
+            "connected": machine.inspected.connected,
+            "frames": list(machine.inspected.shoulder.frames)[:6],
+        }
+
+    def _fragment(self, name: str, **values: object) -> Markup:
+        words: Catalogue = self._shell.catalogues["en"]
+        return self._shell.fragment(f"{name}.html", words, **self._values(), **values)
+
+    def _victim(self) -> DeviceId:
+        """Return the device as which the inspected one tries to speak: a counter elsewhere."""
+        return next(
+            device
+            for device, place in self._machine.state.places().items()
+            if place.device.sensor.backwards
+        )
+
+    def _curl(self) -> str:
+        """Return the command that asks for the first organisation's last seven days."""
+        machine = self._machine
+        key = next(iter(machine.state.keys.values()))
+        today = datetime.now().astimezone().date()
+        since, until = today - timedelta(days=6), today + timedelta(days=1)
+        address = f"{machine.supervisor.base}/v1/counts?bucket=day&from={since}&to={until}"
+        return f"curl -s -H 'Authorization: Bearer {key}' '{address}&format=csv'"
+
+
+def _event(name: str, html: str) -> bytes:
+    lines = "".join(f"data: {line}\n" for line in html.splitlines())
+    return f"event: {name}\n{lines}\n".encode()
+
+
+def _html(text: str) -> web.Response:
+    return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})

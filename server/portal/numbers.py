@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
 
+from server.feedback.indices import smiley_index
 from server.portal.view import (
     Silent,
     SiteDay,
@@ -15,7 +16,7 @@ from server.portal.view import (
     Turned,
     bars_of,
     compare,
-    index_of,
+    day_to_show,
     opening_of,
 )
 from server.rollup.answer import By, CountQuery, CountRow
@@ -62,11 +63,15 @@ async def last_stored(connection: asyncpg.Connection) -> datetime | None:
 
 
 async def overview(connection: asyncpg.Connection, *, now: datetime) -> list[SiteDay]:
-    """Return every site's today, by name."""
+    """Return every site's today (the day before, until it opens), by name."""
     sites = await load_sites(connection)
     if not sites:
         return []
-    found = await _site_days(connection, sites, day=None, now=now)
+    shown = {
+        site.ref: day_to_show(site.calendar, now=now.astimezone(zone(site.time_zone)))
+        for site in sites
+    }
+    found = await _site_days(connection, sites, shown, now=now)
     return sorted((day for day, _, _ in found), key=lambda day: day.name)
 
 
@@ -75,7 +80,10 @@ async def site_page(
 ) -> SitePage:
     """Return one site's day (None: its today). Raises UnknownPlaceError."""
     sites = await load_sites(connection, [ref])
-    [(site_day, quarters, before)] = await _site_days(connection, sites, day=day, now=now)
+    today = now.astimezone(zone(sites[0].time_zone)).date()
+    [(site_day, quarters, before)] = await _site_days(
+        connection, sites, {ref: day or today}, now=now
+    )
     spots = await _spot_days(connection, sites[0], site_day)
     return SitePage(site_day, spots, quarters, before, sites[0].time_zone)
 
@@ -84,11 +92,15 @@ _Day = tuple[SiteDay, tuple[CountRow, ...], tuple[CountRow, ...]]
 
 
 async def _site_days(
-    connection: asyncpg.Connection, sites: Sequence[Site], *, day: date | None, now: datetime
+    connection: asyncpg.Connection,
+    sites: Sequence[Site],
+    days: Mapping[str, date],
+    *,
+    now: datetime,
 ) -> list[_Day]:
     groups: dict[date, list[Site]] = defaultdict(list)
     for site in sites:
-        groups[day or now.astimezone(zone(site.time_zone)).date()].append(site)
+        groups[days[site.ref]].append(site)
     spots = await load_spots(connection, sites=sites)
     notes = await _notes(connection, spots, now=now)
     found: list[_Day] = []
@@ -167,6 +179,7 @@ async def _spot_days(
             SpotDay(
                 ref=spot.ref,
                 name=spot.name,
+                kiosk=spot.kind == "kiosk",
                 visits=None if row is None or row.visits is None else round(row.visits),
                 exits=None if row is None or row.exits is None else round(row.exits),
                 coverage=None if row is None else row.coverage,
@@ -197,7 +210,11 @@ async def _smileys(
     for site, answer, presses in rows:
         if answer < _SMILEYS:
             answers[site][answer] += presses
-    return {site: Smileys(index_of(n), sum(n), tuple(n)) for site, n in answers.items()}
+    found: dict[int, Smileys] = {}
+    for site, n in answers.items():
+        index = smiley_index(n)
+        found[site] = Smileys(None if index is None else index.value, sum(n), tuple(n))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

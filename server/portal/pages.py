@@ -208,5 +208,5 @@ class Pages:
         base = self._settings.public_url or f"http://{request.host}"
         where = f"&site={site}" if site else ""
         until = day + timedelta(days=1)
-        address = f"{base}/v1/counts?bucket=day&scope=open&from={day}&until={until}{where}"
+        address = f"{base}/v1/counts?bucket=day&scope=open&from={day}&to={until}{where}"
         return f"curl -s -H 'Authorization: Bearer {key}' '{address}'"

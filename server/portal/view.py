@@ -9,7 +9,7 @@ Decided here:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 from server.rollup.answer import CountRow
@@ -48,6 +48,7 @@ class Opening:
     open: bool
     changes: datetime | None
     always: bool = False
+    today: bool = True  # whether it changes today
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,10 @@ class SiteDay:
     silent: tuple[Silent, ...]
 
     @property
+    def is_today(self) -> bool:
+        return self.day == self.now.date()
+
+    @property
     def covered_badly(self) -> bool:
         return self.coverage is not None and self.coverage < LOW_COVERAGE
 
@@ -124,6 +129,7 @@ class SpotDay:
 
     ref: str
     name: str
+    kiosk: bool
     visits: int | None
     exits: int | None
     coverage: float | None
@@ -141,8 +147,19 @@ def opening_of(calendar: Calendar, *, now: datetime) -> Opening:
         if low <= at < high:
             return Opening(open=True, changes=_local(high, now))
         if low > at:
-            return Opening(open=False, changes=_local(low, now))
+            opens = _local(low, now)
+            return Opening(open=False, changes=opens, today=opens.date() == now.date())
     return Opening(open=False, changes=None)
+
+
+def day_to_show(calendar: Calendar, *, now: datetime) -> date:
+    """Return the last local day that has begun to be open: today, or yesterday before opening."""
+    at = int(now.timestamp())
+    for back in range(_DAYS_AHEAD):
+        day = now.date() - timedelta(days=back)
+        if any(low <= at for low, _ in calendar.day(day).open):
+            return day
+    return now.date()
 
 
 def compare(
@@ -198,19 +215,10 @@ def _cell(rows: Sequence[CountRow], *, now: datetime) -> Cell:
 
 
 def total(days: Iterable[SiteDay]) -> Comparison:
-    """Return all comparable sites' visits together, against the week before."""
-    fair = [day.comparison for day in days if day.comparison.change is not None]
+    """Return all comparable sites' visits of today together, against the week before."""
+    fair = [day.comparison for day in days if day.is_today and day.comparison.change is not None]
     now, before = sum(c.now for c in fair), sum(c.before for c in fair)
     return Comparison(now, before, (now - before) / before if before else None)
-
-
-def index_of(answers: Sequence[int]) -> float | None:
-    """Return the smiley index of presses by answer, best first: 100 all best, 0 all worst."""
-    count = sum(answers)
-    if count == 0 or len(answers) < 2:
-        return None
-    steps = len(answers) - 1
-    return sum(100 * (steps - at) / steps * n for at, n in enumerate(answers)) / count
 
 
 def _sum(rows: Iterable[CountRow]) -> int:

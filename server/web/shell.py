@@ -30,7 +30,10 @@ HEADERS: Mapping[str, str] = {
 
 
 class Shell:
-    """Templates and catalogues of one part of the site, on top of the shared ones."""
+    """Templates and catalogues of one part of the site, on top of the shared ones.
+
+    `language`: the only one of pages that speak no other.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class Shell:
         templates: Path,
         catalogues: Sequence[Path],
         static: StaticFiles,
+        language: str = "",
     ) -> None:
         self._environment = Environment(
             loader=FileSystemLoader([templates, TEMPLATES]),
@@ -47,11 +51,14 @@ class Shell:
             lstrip_blocks=True,
         )
         self._environment.globals["static"] = static.url
-        self._environment.globals["languages"] = catalogue.LANGUAGES
+        self._environment.globals["languages"] = {} if language else catalogue.LANGUAGES
+        self._language = language
         self.catalogues = catalogue.load([catalogue.SHARED, *catalogues])
 
     def words(self, request: web.Request) -> Catalogue:
-        """Return the catalogue of the reader's language."""
+        """Return the catalogue of the reader's language, or of the only one there is."""
+        if self._language:
+            return self.catalogues[self._language]
         wished = request.cookies.get(LANGUAGE_COOKIE, "")
         accepted = request.headers.get("Accept-Language", "")
         return self.catalogues[catalogue.choose(accepted, wished=wished)]

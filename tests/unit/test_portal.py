@@ -9,7 +9,7 @@ import pytest
 from server.config import Secret, Settings
 from server.portal import pages, session
 from server.portal.session import Purpose
-from server.portal.view import Cell, bars_of, cell_of, compare, index_of
+from server.portal.view import Cell, bars_of, cell_of, compare
 from server.rollup.answer import CountRow
 from server.rollup.quality import Hours, State
 from server.web import catalogue
@@ -134,8 +134,3 @@ def test_a_gap_is_a_gap_and_an_observed_zero_is_none() -> None:
     assert cell_of(row(NOON, None, coverage=None), now=NOON) is Cell.REST
     bars = bars_of(quarters(NOON, None, coverage=0.0), now=NOON)
     assert [(bar.cell, bar.visits) for bar in bars] == [(Cell.GAP, None)] * 2
-
-
-def test_the_smiley_index_is_the_published_example() -> None:
-    assert index_of((126, 60, 16, 17)) == pytest.approx(78.23, abs=0.01)
-    assert index_of((0, 0, 0, 0)) is None

@@ -51,7 +51,8 @@ function bands(chart) {
 
 function options(chart, width) {
   const ink = colour("--muted"), grid = { stroke: colour("--line"), width: 1 };
-  const hour = (u, values) => values.map((v) => chart.labels[v] ?? "");
+  const clock = new Intl.DateTimeFormat("sv", { timeZone: chart.zone, hour: "2-digit", minute: "2-digit" });
+  const time = (seconds) => clock.format(new Date(seconds * 1000));
   return {
     width, height: 260,
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), chart.zone),
@@ -60,12 +61,12 @@ function options(chart, width) {
     plugins: [bands(chart)],
     scales: { x: { time: true, range: () => [chart.from, chart.until] }, y: { range: (u, low, high) => [0, Math.max(5, (high ?? 0) * 1.1)] } },
     axes: [
-      { stroke: ink, grid, ticks: grid, values: chart.labels ? hour : undefined, space: 46,
+      { stroke: ink, grid, ticks: grid, values: (u, splits) => splits.map(time), space: 52,
         font: "12px system-ui, sans-serif" },
       { stroke: ink, grid, ticks: grid, size: 42, font: "12px system-ui, sans-serif" },
     ],
     series: [
-      { label: chart.names.time, value: (u, v) => v == null ? "–" : uPlot.fmtDate("{HH}:{mm}")(uPlot.tzDate(new Date(v * 1000), chart.zone)) },
+      { label: chart.names.time, value: (u, v) => v == null ? "–" : time(v) },
       { label: chart.names.before, stroke: colour("--before"), width: 1.5, dash: [5, 4], spanGaps: false, points: { show: false },
         value: (u, v) => v == null ? "–" : String(v) },
       { label: chart.names.now, stroke: colour("--accent"), fill: colour("--accent-soft"), width: 2.25, spanGaps: false, points: { show: false },
@@ -80,7 +81,6 @@ async function draw(place) {
   const response = await fetch(place.dataset.chart, { headers: { Accept: "application/json" } });
   if (!response.ok) return;
   const chart = await response.json();
-  chart.labels = null;
   const old = drawn.get(place);
   if (old) old.destroy();
   const width = Math.floor(place.getBoundingClientRect().width);
