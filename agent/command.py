@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from protocol.frame import Quality
 
 OK, FAILED, USAGE, NOT_ENROLLED, REFUSED, BUSY, TEMPORARY = 0, 1, 2, 3, 4, 5, 75
 ANSWER_S = 10.0
+START_S = 5.0
 
 _EPILOG = """\
 first count in five commands: see agent/README.md
@@ -157,8 +159,11 @@ def _status(settings: AgentConfig, arguments: argparse.Namespace) -> int:
 
 
 def _count(settings: AgentConfig, arguments: argparse.Namespace) -> int:
-    greeting = _ask(settings, [{"source": arguments.source}], until="stored")
-    if greeting is None:
+    deadline = time.monotonic() + START_S  # the agent may just be starting
+    while (greeting := _ask(settings, [{"source": arguments.source}], until="stored")) is None:
+        if time.monotonic() < deadline:
+            time.sleep(0.1)
+            continue
         return _fail(TEMPORARY, f"no agent answers at {settings.socket}")
     number = int(str(greeting["stored"])) + 1
     event: dict[str, object] = {"source": arguments.source, "id": number}
