@@ -1,0 +1,34 @@
+"""Ask axe whether a page can be used by everyone."""
+
+import json
+from typing import cast
+
+from playwright.sync_api import Page
+
+from ops.assets.fetch import DEFAULT_FOLDER
+
+TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
+
+
+def violations(page: Page) -> list[str]:
+    """Return each violation with the elements concerned."""
+    page.evaluate((DEFAULT_FOLDER / "axe.js").read_text())
+    options = json.dumps({"runOnly": {"type": "tag", "values": list(TAGS)}})
+    found = cast(
+        list[dict[str, object]],
+        page.evaluate(f"axe.run(document, {options}).then((result) => result.violations)"),
+    )
+    return [
+        f"{violation['id']}: {violation['help']}: "
+        + "; ".join(
+            str(node["html"])[:160] for node in cast(list[dict[str, str]], violation["nodes"])
+        )
+        for violation in found
+    ]
+
+
+def overflow(page: Page) -> int:
+    """Return by how many pixels the page is wider than its window."""
+    return int(
+        page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    )

@@ -1,0 +1,137 @@
+"""One demo and one Chromium for all browser tests of a run."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+from ops.assets.fetch import DEFAULT_FOLDER, fetch
+from ops.services.browser import chromium
+from ops.services.errors import ServicesError
+from ops.services.stack import Stack
+
+LIVE_S = 300
+_RUN = "import sys; from ops.command import main; sys.exit(main(['demo', '--days', '3']))"
+_QUIET = (
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-pings",
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A running demo."""
+
+    address: str
+    root: Path
+
+    @property
+    def base(self) -> str:
+        return self.address.split("?")[0].rstrip("/")
+
+
+@pytest.fixture(scope="session")
+def chrome() -> Iterator[Browser]:
+    """Chromium, started; NOT RUN where it cannot be had."""
+    try:
+        found = chromium()
+        fetch(DEFAULT_FOLDER)
+    except ServicesError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no Chromium: {error}")
+        pytest.skip(f"NOT RUN: {error}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(found.executable), env={**found.env}, args=list(_QUIET)
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def demo(chrome: Browser) -> Iterator[Demo]:
+    """A demo with three days of history, live."""
+    home = Path(tempfile.mkdtemp(prefix="vestibule-browser-"))
+    log = home / "out.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", _RUN],
+            env={**os.environ, "VESTIBULE_HOME": str(home), "DEMO_SECONDS": ""},
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        yield Demo(_address(process, log), home / "demo")
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(60) == 0, log.read_text()[-2000:]
+        finally:
+            process.kill()
+            Stack(home / "demo").remove()
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    until = time.monotonic() + LIVE_S
+    while time.monotonic() < until and process.poll() is None:
+        found = re.search(r"the tour:\s+(http://\S+)", log.read_text())
+        if found:
+            return found[1]
+        time.sleep(0.2)
+    raise AssertionError(f"the demo did not become live:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def new_page(chrome: Browser) -> Iterator[Callable[..., Page]]:
+    """Make pages; what any of them complains of on its console fails the test."""
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def heard(said: ConsoleMessage) -> None:
+        if said.type in ("error", "warning"):
+            complaints.append(said.text)
+
+    def make(*, width: int = 1280, scheme: str = "light", language: str = "en-GB") -> Page:
+        context = chrome.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if scheme == "dark" else "light",
+            locale=language,
+        )
+        context.set_default_timeout(30_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", heard)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert not [said for said in complaints if "ERR_" not in said and "status of" not in said]
+
+
+@pytest.fixture
+def tour(demo: Demo, new_page: Callable[..., Page]) -> Page:
+    """The tour, opened by its printed address, with everything up and nobody waiting for long."""
+    page = new_page()
+    page.goto(demo.address)
+    for part in ("broker", "server", "database"):
+        page.locator(f"#part-{part}", has_text="up").wait_for()
+    return page

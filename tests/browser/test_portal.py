@@ -1,0 +1,153 @@
+"""The retailer's card: what the steps say one should see, is seen."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.axe import overflow, violations
+from tests.browser.conftest import Demo
+
+pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600)]
+NewPage = Callable[..., Page]
+
+
+def open_portal(page: Page, demo: Demo, number: int = 0) -> Page:
+    """Follow a card's link, which signs in."""
+    page.goto(demo.address)
+    with page.context.expect_page() as opened:
+        page.locator(f"#portal-{number}").click()
+    portal = opened.value
+    portal.wait_for_load_state()
+    return portal
+
+
+def card(portal: Page, site: str) -> str:
+    """Return the text of a site's card."""
+    return portal.locator(".site", has=portal.get_by_role("link", name=site)).inner_text()
+
+
+@pytest.mark.parametrize(("number", "sites"), [(0, 13), (1, 6), (2, 1)])
+def test_each_organisation_sees_its_own_sites(
+    demo: Demo, new_page: NewPage, number: int, sites: int
+) -> None:
+    portal = open_portal(new_page(), demo, number)
+    expect(portal.locator("h1")).to_have_text("Today")
+    assert portal.locator(".site").count() == sites
+    for text in portal.locator(".site").all_inner_texts():
+        assert re.search(r"visits", text)
+        assert "Coverage" in text
+        assert "Smileys" in text
+        assert re.search(r"Open until|Closed|Never closes", text)
+
+
+def test_the_gap_is_drawn_as_a_gap(demo: Demo, new_page: NewPage) -> None:
+    portal = open_portal(new_page(), demo)
+    text = card(portal, "Centralstationen")
+    covered = re.search(r"Coverage:?\s*(\d+)\s*%", text)
+    assert covered is not None
+    assert int(covered[1]) < 100
+    portal.get_by_role("link", name="Centralstationen").click()
+    chart = portal.locator("[data-chart]")
+    expect(chart).to_have_attribute("data-drawn", re.compile(r"\d+"))
+    expect(chart.locator("canvas")).to_be_visible()
+    drawn = portal.request.get(f"{portal.url}/chart.json").json()
+    gaps = [band for band in drawn["bands"] if band[2] == "gap"]
+    assert gaps, "a blind sensor leaves a band"
+    inside = [
+        now
+        for at, now in zip(drawn["at"], drawn["now"], strict=True)
+        if any(low + 900 <= at < high - 900 for low, high, _ in gaps)
+    ]
+    assert inside
+    assert set(inside) == {None}
+    expect(portal.get_by_text("not observed", exact=True)).to_be_visible()
+
+
+def test_the_counter_mounted_backwards_is_explained(demo: Demo, new_page: NewPage) -> None:
+    portal = open_portal(new_page(), demo)
+    assert "reversed, corrected since" in card(portal, "Malmö Stortorget")
+    portal.get_by_role("link", name="Malmö Stortorget").click()
+    expect(portal.get_by_text("reversed, corrected since")).to_be_visible()
+
+
+def test_the_silent_terminal_is_named(demo: Demo, new_page: NewPage) -> None:
+    portal = open_portal(new_page(), demo)
+    assert re.search(r"Feedback by the exit:\s*nothing heard since", card(portal, "Uppsala"))
+
+
+def test_the_command_answers_with_the_pages_numbers(demo: Demo, new_page: NewPage) -> None:
+    portal = open_portal(new_page(), demo)
+    portal.get_by_role("link", name="Göteborg").click()
+    portal.locator(".days a").first.click()  # the day before: it changes no more
+    expect(portal.locator("#visits")).to_be_visible()
+    shown = portal.locator("#visits").evaluate("e => e.firstChild.textContent")
+    done = subprocess.run(
+        portal.locator("#curl").inner_text(), shell=True, capture_output=True, text=True, check=True
+    )
+    [row] = json.loads(done.stdout)["data"]
+    assert round(row["visits"]) == int(re.sub(r"\D", "", shown)) > 0
+
+
+def test_the_page_follows_what_is_stored(demo: Demo, new_page: NewPage) -> None:
+    portal = open_portal(new_page(), demo)
+    portal.get_by_role("link", name="Centralstationen").click()
+    visits = portal.locator("#visits")
+    before = visits.evaluate("e => e.firstChild.textContent")
+    portal.wait_for_function(
+        "before => document.querySelector('#visits').firstChild.textContent !== before", arg=before
+    )
+
+
+@pytest.mark.parametrize(
+    ("language", "today", "coverage"),
+    [("sv-SE", "I dag", "Täckning"), ("da-DK", "I dag", "Dækning"), ("en-GB", "Today", "Coverage")],
+)
+def test_the_reader_is_spoken_to_in_their_language(
+    demo: Demo, new_page: NewPage, language: str, today: str, coverage: str
+) -> None:
+    portal = open_portal(new_page(language=language), demo)
+    expect(portal.locator("h1")).to_have_text(today)
+    expect(portal.locator(".site").first).to_contain_text(coverage)
+    assert portal.locator("html").get_attribute("lang") == language[:2]
+    portal.get_by_role("link", name="Svenska").click()
+    expect(portal.locator("h1")).to_have_text("I dag")
+
+
+def test_a_stranger_is_told_how_to_get_in(demo: Demo, new_page: NewPage) -> None:
+    signed_in = open_portal(new_page(), demo)
+    stranger = new_page()
+    response = stranger.goto(signed_in.url)
+    assert response is not None
+    assert response.status == 401
+    expect(stranger.locator("h1")).to_have_text("Sign in")
+    assert violations(stranger) == []
+    signed_in.get_by_role("button", name="Sign out").click()
+    expect(signed_in.locator("h1")).to_have_text("Sign in")
+
+
+def test_another_organisations_site_does_not_exist(demo: Demo, new_page: NewPage) -> None:
+    page = new_page()
+    theirs = open_portal(page, demo, 1).locator(".site").first.get_attribute("data-site")
+    portal = open_portal(page, demo, 0)
+    response = portal.goto(f"{portal.url.rstrip('/')}/sites/{theirs}")
+    assert response is not None
+    assert response.status == 404
+    expect(portal.locator("h1")).to_have_text("Not found")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_portal_is_for_everyone(demo: Demo, new_page: NewPage, width: int, scheme: str) -> None:
+    portal = open_portal(new_page(width=width, scheme=scheme), demo)
+    assert violations(portal) == []
+    assert overflow(portal) == 0
+    for site in ("Centralstationen", "Malmö Stortorget", "Uppsala"):
+        portal.goto(portal.url.split("/sites")[0])
+        portal.get_by_role("link", name=site).click()
+        portal.locator("[data-drawn]").wait_for()
+        assert violations(portal) == []
+        assert overflow(portal) == 0
