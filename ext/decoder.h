@@ -252,7 +252,7 @@ static inline int decode_counter(const vst_kernel *k, vst_out *o, bytes_of paylo
     }
     r->rows_at = (uint32_t)o->readings.len;
     r->deltas_at = (uint32_t)(o->count_deltas.len / sizeof(vst_count_delta));
-    if (dated_within(span, place) && place->from_ms <= c.first_ms) {
+    if (dated_within(span, place) && place->from_ms <= span->start_ms) {
         r->status = RENDERED;
         *error = render_counts(k, o, &c, span, place, r);
     } else {

@@ -28,8 +28,8 @@ class Status(IntEnum):
 class Place(NamedTuple):
     """Where frames of one boot go: rows of `boot` at `spot` (0: unassigned).
 
-    Every reading interval must start in `from_ms` <= UTC milliseconds < `until_ms`, and the
-    observed end must not pass `until_ms`; else the frame is HELD.
+    What the frame observed must lie in `from_ms` <= UTC milliseconds <= `until_ms`; else it is
+    HELD. Its first interval may begin before: it was not observed then.
     """
 
     boot: int

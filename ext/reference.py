@@ -172,8 +172,8 @@ def scan(frames: Sequence[bytes]) -> list[tuple[int, int, int, int, int]]:
 def place(data: bytes, pieces: Sequence[Place], *, offset_ms: int | None = None) -> Decoded:
     """Render one good frame over several places, with `offset_ms` if it carries none.
 
-    A reading goes to the piece that holds its interval's start; intervals in no piece are left
-    out. The writer gives pieces that cover all time, unassigned ones with spot 0.
+    A reading goes to the piece in which its interval begins to be observed; those in no piece are
+    left out. The writer gives pieces that cover all time, unassigned ones with spot 0.
     """
     batch = _Batch()
     found = read(data, read_header(data))
@@ -227,7 +227,7 @@ def _append(
         dated = quality != Quality.NONE or offset_ms is not None
         fits = dated and start_ms >= EARLIEST_MS and end_ms <= LATEST_MS
         if fits and not split:
-            fits = _fits(content, pieces[0], start_ms=start_ms, end_ms=end_ms)
+            fits = pieces[0].from_ms <= start_ms and end_ms <= pieces[0].until_ms
         status = Status.RENDERED if fits else Status.HELD
         for piece in pieces if fits else ():
             if isinstance(content, Counts):
@@ -258,11 +258,6 @@ def _append(
     )
 
 
-def _fits(content: Counts | Presses, piece: Place, *, start_ms: int, end_ms: int) -> bool:
-    first = content.first_cell_ms() if isinstance(content, Counts) else start_ms
-    return piece.from_ms <= first and end_ms <= piece.until_ms
-
-
 def _line_totals(content: Counts | Presses | None) -> tuple[int, list[int], list[int]]:
     lines, totals, sums = 0, list(_NO_COUNTS), list(_NO_COUNTS)
     if isinstance(content, Counts):
@@ -279,10 +274,15 @@ def _render_counts(
 ) -> None:
     """Append the COPY rows and deltas of the cells that start within `piece`."""
     step = counts.interval_s * 1000
-    cells = range(
-        min(max(0, -(-(piece.from_ms - first_ms) // step)), counts.cells),
-        min(max(0, -(-(piece.until_ms - first_ms) // step)), counts.cells),
-    )
+    observed_from = max(first_ms, start_ms)  # the first cell may be observed in part
+
+    def beginning_before(bound_ms: int) -> int:
+        """Return how many cells begin to be observed before `bound_ms`."""
+        if bound_ms <= observed_from:
+            return 0
+        return min(-(-(bound_ms - first_ms) // step), counts.cells)
+
+    cells = range(beginning_before(piece.from_ms), beginning_before(piece.until_ms))
     if not cells:
         return
     cell_ms = first_ms + cells.start * step

@@ -313,3 +313,17 @@ def test_forcing_both_decoders_is_an_error() -> None:
     found = _imported(VESTIBULE_NO_EXT="1", VESTIBULE_REQUIRE_EXT="1")
     assert found.returncode != 0
     assert "contradict" in found.stderr
+
+
+def test_a_minute_belongs_to_the_place_where_it_began_to_be_observed() -> None:
+    minute = 1_700_000_040_000 // 60_000 * 60_000
+    span = Span(0, 50_000, minute + 40_000, Quality.SYNCED)  # 40 s into its first minute
+    line = Line(0, 3, 1, (2, 1, 1, 0))
+    frame = encode_counter(Counts(span, 60, (line,)), boot_id=1, seq=0, ordinal=1)
+    mounted = Place(3, 4, minute + 30_000, 1 << 62)
+    (record,) = decode_everywhere([frame], [mounted]).frames()
+    assert record.status == Status.RENDERED
+    before = Place(3, 9, -(1 << 62), minute + 30_000)
+    assert reference.place(frame, [before, mounted]).readings == (
+        decode_everywhere([frame], [mounted]).readings
+    )
