@@ -154,7 +154,15 @@ class Outbox:
 
     def read(self, boot: Boot, seq: int, *, limit: int) -> list[Held]:
         """Return up to `limit` records of `boot` from the one that covers `seq` on, checked."""
-        rows = self._rows(boot, seq, limit)
+        try:
+            rows = self._rows(boot, seq, limit)
+        except sqlite3.DatabaseError as error:
+            if malformed(error):
+                self._start_over(error)
+                self._save()
+            else:
+                self._refused(error)
+            return []
         if boot is self.current and len(rows) < limit:
             rows += [row for row in self._unsaved if row.to_seq >= seq][: limit - len(rows)]
         return [
@@ -269,21 +277,25 @@ class Outbox:
 
     def rewind(self, boot: Boot, next_seq: int) -> None:
         """Go back: the server has only what is below `next_seq`; what is gone becomes a gap."""
-        with self._transaction():
-            self._db.execute(
-                "DELETE FROM stored WHERE ordinal = ? AND next_seq > ?", (boot.ordinal, next_seq)
-            )
-        boot.checkpoint = (0, 0, 0)
         covering = [row for row in self.read(boot, next_seq, limit=1) if row.seq < next_seq]
         next_seq = covering[0].seq if covering else next_seq
-        boot.acked = next_seq
-        self._dirty.add(boot.ordinal)
         first = self.read(boot, 0, limit=1)
         held_from = first[0].seq if first else boot.next_seq
-        if next_seq < held_from:
-            meta = boot.floor or Meta(boot.start_ms, boot.start_ms, boot.quality, boot.offset_ms)
-            self._insert_gap(boot, meta, seq=next_seq, to_seq=held_from - 1)
-            boot.first_seq = next_seq
+        try:
+            with self._transaction():
+                self._db.execute(
+                    "DELETE FROM stored WHERE ordinal = ? AND next_seq > ?",
+                    (boot.ordinal, next_seq),
+                )
+                if next_seq < held_from:
+                    self._insert_gap(boot, seq=next_seq, to_seq=held_from - 1)
+        except sqlite3.DatabaseError as error:
+            self._refused(error)  # the mark stays: the next answer brings us here again
+            return
+        boot.checkpoint = (0, 0, 0)
+        boot.acked = next_seq
+        boot.first_seq = min(boot.first_seq, next_seq)
+        self._dirty.add(boot.ordinal)
         self._save()
 
     def set_dataset(self, dataset: int) -> None:
@@ -639,20 +651,24 @@ class Outbox:
             boot=(boot.boot_id, boot.ordinal),
         )
         self.rotted += row.to_seq - row.seq + 1
-        with self._transaction():
-            self._swap(boot, [row], gap)
+        try:
+            with self._transaction():
+                self._swap(boot, [row], gap)
+        except sqlite3.DatabaseError as error:
+            self._refused(error)  # the same gap is made again when it is read again
         return gap
 
-    def _insert_gap(self, boot: Boot, meta: Meta, *, seq: int, to_seq: int) -> None:
+    def _insert_gap(self, boot: Boot, *, seq: int, to_seq: int) -> None:
+        """Say that we no longer hold what the server lost, inside a transaction."""
         log.warning("the server lost what is no longer held here", boot=boot.ordinal, seq=seq)
+        meta = boot.floor or Meta(boot.start_ms, boot.start_ms, boot.quality, boot.offset_ms)
         gap = gap_record(
             meta, Cause.FORGOTTEN, seq=seq, to_seq=to_seq, boot=(boot.boot_id, boot.ordinal)
         )
-        with self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)",
-                (boot.ordinal, gap.seq, gap.to_seq, gap.frame, pack_meta(gap.meta)),
-            )
+        self._db.execute(
+            "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)",
+            (boot.ordinal, gap.seq, gap.to_seq, gap.frame, pack_meta(gap.meta)),
+        )
         self._bytes += len(gap.frame)
 
     def _heard(self, meta: Meta) -> None:

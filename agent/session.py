@@ -289,7 +289,7 @@ class Session:
             at = min(at, boot.next_seq)
         if (at > boot.acked and digests is not None) or (at > boot.acked and at == boot.next_seq):
             self._outbox.stored(boot, at, server_ms=server_ms)
-        elif at != boot.acked:
+        elif at != boot.acked or at < boot.first_seq:
             self.tally.rewinds += 1
             log.warning("the server has less than it said", boot=boot.ordinal, next_seq=at)
             self._outbox.rewind(boot, at)

@@ -162,10 +162,11 @@ def test_records_older_than_the_limit_are_thinned() -> None:
 def test_a_silence_longer_than_a_span_becomes_several_gaps() -> None:
     clock = ManualClock(utc_ms=NOON)
     outbox = Outbox(":memory:", max_bytes=4_000)
-    recorder = start(outbox, clock)
+    recorder = start(outbox, clock, Profile("counter", frame_s=3_600, quiet_frame_s=3_600))
     for _ in range(40):
         minutes(recorder, clock, 5)
         clock.advance(2 * 86_400_000)
+    recorder.close()
     assert len(gaps(outbox)) > 1
     assert whole(outbox)
     assert records(outbox)[-1].meta.totals.lines == ((0, 200, 0),)
@@ -333,6 +334,15 @@ def test_what_is_known_of_a_record_survives_packing_and_tells_of_rot() -> None:
     assert unpack_meta(b"") is None
 
 
+class _Full:
+    """A database on a disk without space."""
+
+    def execute(self, *_: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+
 class _Broken:
     """A database whose file was overwritten."""
 
@@ -343,3 +353,38 @@ class _Broken:
 
     def close(self) -> None:
         pass
+
+
+def test_a_file_found_malformed_while_reading_is_left_too(tmp_path: Path) -> None:
+    clock = ManualClock(utc_ms=NOON)
+    outbox = Outbox(tmp_path / "outbox")
+    recorder = start(outbox, clock)
+    minutes(recorder, clock, 5)
+    real, outbox._db = outbox._db, _Broken()  # type: ignore[assignment]
+    real.close()
+    assert outbox.read(outbox.boots[0], 0, limit=9) == []
+    (gap,) = gaps(outbox)
+    assert (gap.cause, gap.to_seq) == (Cause.ROTTED, 4)
+    assert gap.lines == ((0, 5, 0),)
+    assert whole(outbox)
+
+
+def test_a_mark_goes_back_only_if_the_disk_takes_the_gap() -> None:
+    clock = ManualClock(utc_ms=NOON)
+    outbox = Outbox(":memory:", reserve_ms=1)
+    recorder = start(outbox, clock)
+    minutes(recorder, clock, 5)
+    boot = outbox.boots[0]
+    outbox.stored(boot, 5, server_ms=NOON)
+    outbox.save()
+    outbox._reserve_due_ms = 0
+    outbox.stored(boot, 5, server_ms=NOON + 1_000_000)
+    assert records(outbox) == []
+    real, outbox._db = outbox._db, _Full()  # type: ignore[assignment]
+    outbox.rewind(boot, 2)
+    assert boot.acked == 5
+    outbox._db = real
+    outbox.rewind(boot, 2)
+    (gap,) = gaps(outbox)
+    assert (gap.cause, boot.acked, gap.to_seq) == (Cause.FORGOTTEN, 2, 4)
+    assert gap.lines == ((0, 5, 0),)
