@@ -31,6 +31,7 @@ BLOCK = struct.Struct("<II")
 HEAD = struct.Struct("<BBHI")
 COUNT = struct.Struct("<IHH")
 PRESS = struct.Struct("<IBBH")
+_MINUTE = struct.Struct("<I")
 MAX_BLOCK = 16 << 20  # a commit of 2 million minutes; longer lengths are a torn tail
 _MAX_ENTRIES = 0xFFFF
 _MAX_COUNT = 0xFFFF
@@ -92,6 +93,7 @@ class TruthFile:
         fresh = not path.exists() or path.stat().st_size < len(MAGIC)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._indices: dict[str, int] = {}
+        self._last: dict[str, int] = {}
         self._pairs: dict[tuple[Kind, str, int], dict[int, list[int]]] = defaultdict(dict)
         self._answers: dict[tuple[Kind, str], dict[tuple[int, int, int], int]] = defaultdict(dict)
         if fresh:
@@ -100,10 +102,15 @@ class TruthFile:
             os.fsync(self._file)
             return
         end, _ = _whole(path)
+        names: list[str] = []
         for payload in _blocks(path):
             for kind, _, index, data in _records(payload):
                 if kind is Kind.NAME:
-                    self._indices[data.decode()] = index
+                    names.append(data.decode())
+                else:  # entries ascend, and begin with the minute
+                    (minute,) = _MINUTE.unpack_from(data, len(data) - COUNT.size)
+                    self._last[names[index]] = max(minute, self._last.get(names[index], -1))
+        self._indices = {name: index for index, name in enumerate(names)}
         os.ftruncate(self._file, end)
         os.lseek(self._file, end, os.SEEK_SET)
         os.fsync(self._file)
@@ -126,9 +133,23 @@ class TruthFile:
         key = (at_ms // 60_000, question, answer)
         answers[key] = answers.get(key, 0) + 1
 
+    def last_minute(self, device: str) -> int:
+        """Return the latest minute that the file held of `device` when it was opened, or -1."""
+        return self._last.get(device, -1)
+
     def commit(self) -> None:
         """Append all that was added since, and return once it is on disk."""
-        payload = b"".join(self._take())
+        self.write(self.take())
+
+    def take(self) -> bytes:
+        """Return all that was added since as a payload for `write`, in the order of taking."""
+        payload = b"".join(self._records())
+        self._pairs.clear()
+        self._answers.clear()
+        return payload
+
+    def write(self, payload: bytes) -> None:
+        """Append what `take` gave, and return once it is on disk; a thread may do this."""
         if payload:
             _write(self._file, BLOCK.pack(len(payload), zlib.crc32(payload)) + payload)
             os.fdatasync(self._file)
@@ -151,7 +172,7 @@ class TruthFile:
         """Commit and close."""
         self.close()
 
-    def _take(self) -> Iterator[bytes]:
+    def _records(self) -> Iterator[bytes]:
         for (kind, device, line), minutes in self._pairs.items():
             index = yield from self._name(device)
             entries = [
@@ -164,8 +185,6 @@ class TruthFile:
             index = yield from self._name(device)
             entries = [PRESS.pack(*key, presses) for key, presses in sorted(answers.items())]
             yield from _split(kind, 0, index, entries)
-        self._pairs.clear()
-        self._answers.clear()
 
     def _name(self, device: str) -> Generator[bytes, None, int]:
         """Yield the device's NAME record where the file has none yet; return its index."""
