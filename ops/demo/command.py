@@ -95,7 +95,7 @@ def _options(argv: list[str]) -> Options:
 async def _run(options: Options) -> int:
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     began = time.monotonic()
     try:

@@ -1,0 +1,221 @@
+"""The demo's closing line, and that its proof fails, naming the place, when anything is wrong."""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ops.demo.machine import spots_of
+from ops.demo.proof import Proof, Sources, Spot, compare_minutes, compare_presses, verify
+from ops.demo.state import Folder, State
+from ops.demo.supervisor import Supervisor
+from ops.deployment import embedded
+from ops.services.stack import Stack
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+_RUN = "import sys; from ops.command import main; sys.exit(main(['demo', '--days', '1']))"
+Tamper = Callable[[asyncpg.Connection], Awaitable[object]]
+SPOT = Spot(ref="spot-1", label="Lund, Main entrance", kind="counter", zone="UTC", key="k")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A demo that has run to its end."""
+
+    root: Path
+    code: int
+    out: str
+    err: str
+    state: State
+
+
+@pytest.fixture(scope="module")
+def finished() -> Iterator[Finished]:
+    """A short demo: one day of history, the broker killed once, one agent rebooted."""
+    home = Path(tempfile.mkdtemp(prefix="vestibule-demo-"))
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", _RUN],
+        env={**os.environ, "VESTIBULE_HOME": str(home), "DEMO_SECONDS": "15"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    root = home / "demo-short"
+    try:
+        state = Folder(root).open(now_ms=0, days=1)
+        yield Finished(root, done.returncode, done.stdout, done.stderr, state)
+    finally:
+        Stack(root).remove()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Again:
+    """The finished demo's database and API, up again."""
+
+    dsn: str
+    sources: Sources
+
+    async def proof(self) -> Proof:
+        return await verify(self.sources)
+
+    async def tampered(self, tamper: Tamper) -> Proof:
+        """Return the proof after `tamper`, and put everything back."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            before = await connection.fetch("select * from readings")
+            rollup = await connection.fetch("select * from rollup_15m")
+            await tamper(connection)
+            try:
+                return await self.proof()
+            finally:
+                for table, rows in (("readings", before), ("rollup_15m", rollup)):
+                    async with connection.transaction():
+                        await connection.execute(f"delete from {table}")
+                        await connection.copy_records_to_table(table, records=rows)
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="module")
+def again(finished: Finished) -> Iterator[tuple[Again, asyncio.Runner]]:
+    """Bring database and server up once more, without any device."""
+    with asyncio.Runner() as runner:
+        stack = Stack(finished.root)
+        found = embedded(stack)
+        supervisor = Supervisor(
+            stack, log=finished.root / "logs/server.log", pid_path=finished.root / "server.pid"
+        )
+        runner.run(supervisor.start_server(found.settings))
+        sources = Sources(
+            truths=Folder(finished.root).truths(),
+            dsn=stack.endpoints.dsn("maint"),
+            api=supervisor.base,
+            spots=spots_of(finished.state),
+        )
+        yield Again(stack.endpoints.dsn("admin"), sources), runner
+        runner.run(supervisor.stop())
+
+
+def test_the_demo_ends_with_one_line_that_adds_up(finished: Finished) -> None:
+    assert finished.code == 0, finished.out + finished.err
+    lines = re.findall(r"^generated \d+ stored \d+ served .*$", finished.out, re.MULTILINE)
+    assert len(lines) == 1
+    assert finished.out.rstrip().endswith(lines[0])
+    figures = [int(text) for text in re.findall(r"\d+", lines[0])]
+    generated, stored, served, waiting, lost = figures
+    assert generated == stored == served > 5_000
+    assert (waiting, lost) == (0, 0)
+    assert "decoder: compiled" in finished.out
+
+
+def test_the_proof_can_be_repeated(again: tuple[Again, asyncio.Runner]) -> None:
+    world, runner = again
+    proof = runner.run(world.proof())
+    assert proof.holds
+    assert proof.presses[0] == proof.presses[1] > 0
+
+
+async def _busiest(connection: asyncpg.Connection) -> asyncpg.Record:
+    """Return a reading with people in its first minute."""
+    return await connection.fetchrow(
+        "select d.device, r.* from readings r join boots b on b.id = r.boot "
+        "join devices d on d.id = b.device_id where r.counts[1] > 0 order by r.time, r.spot limit 1"
+    )
+
+
+_ROW = "where spot = $1 and boot = $2 and seq = $3 and line = $4"
+
+
+def _key(row: asyncpg.Record) -> tuple[int, int, int, int]:
+    return row["spot"], row["boot"], row["seq"], row["line"]
+
+
+@pytest.mark.parametrize("wrong", ["deleted", "doubled", "altered"])
+def test_one_wrong_reading_fails_the_proof_and_is_named(
+    again: tuple[Again, asyncio.Runner], wrong: str
+) -> None:
+    world, runner = again
+    touched: list[asyncpg.Record] = []
+
+    async def tamper(connection: asyncpg.Connection) -> None:
+        row = await _busiest(connection)
+        touched.append(row)
+        if wrong == "deleted":
+            await connection.execute(f"delete from readings {_ROW}", *_key(row))
+        elif wrong == "doubled":
+            await connection.execute(
+                f"insert into readings select * from readings {_ROW}",
+                *_key(row),
+            )
+        else:
+            await connection.execute(
+                f"update readings set counts[1] = counts[1] + 1 {_ROW}",
+                *_key(row),
+            )
+
+    proof = runner.run(world.tampered(tamper))
+    [row] = touched
+    assert not proof.holds
+    first = str(proof.differences[0])
+    assert row["device"] in first
+    assert world.sources.spots[row["device"]].label in first
+    assert row["time"].astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") in first
+    assert "stored" in first
+    if wrong == "altered":
+        assert (len(proof.differences), proof.lost) == (1, -1)
+
+
+def test_one_wrong_sum_that_is_served_fails_the_proof_and_is_named(
+    again: tuple[Again, asyncio.Runner],
+) -> None:
+    world, runner = again
+    touched: list[asyncpg.Record] = []
+
+    async def tamper(connection: asyncpg.Connection) -> None:
+        row = await connection.fetchrow(
+            "update rollup_15m r set in0 = in0 + 1 where (spot, bucket) = "
+            "(select spot, bucket from rollup_15m where in0 > 0 order by bucket desc limit 1) "
+            "returning (select ref from spots where id = r.spot) as ref, bucket, spot"
+        )
+        await connection.execute(
+            "insert into rollup_dirty (spots, buckets) "
+            "values (array[$1::int], array[$2::timestamptz])",
+            row["spot"],
+            row["bucket"],
+        )
+        touched.append(row)
+
+    proof = runner.run(world.tampered(tamper))
+    assert not proof.holds
+    assert proof.generated == proof.stored == proof.served - 1
+    [difference] = proof.differences
+    assert touched[0]["ref"] in str(difference)
+    assert "served" in str(difference)
+
+
+def test_a_lost_press_is_named() -> None:
+    key = ("fk-abcdefgh", 29_000_000, 0, 3)
+    [found] = compare_presses({key: 2}, {key: 1}, spots={"fk-abcdefgh": SPOT})
+    assert str(found) == (
+        "Lund, Main entrance (fk-abcdefgh) question 0 answer 3, 2025-02-19 21:20 UTC: "
+        "generated 2 presses, stored 1 presses"
+    )
+
+
+def test_a_minute_nobody_generated_is_named() -> None:
+    [found] = compare_minutes({}, {("dc-abcdefgh", 0, 29_000_000): (1, 0)}, spots={})
+    assert "a device that nobody knows" in str(found)
+    assert "generated 0 in 0 out, stored 1 in 0 out" in str(found)
