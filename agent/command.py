@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("status", help="ask the running agent how it is (JSON)")
     one.set_defaults(act=_status)
 
+    _add_count(commands)
+    return parser
+
+
+def _add_count(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     one = commands.add_parser(
         "count",
         help="feed a test count to the running agent",
@@ -102,7 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--question", type=int, default=1, help="of this question (default 1)")
     one.add_argument("--source", default="command", help="name of the feeder (default 'command')")
     one.set_defaults(act=_count)
-    return parser
 
 
 def _enrol(settings: AgentConfig, arguments: argparse.Namespace) -> int:
