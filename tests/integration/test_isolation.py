@@ -1,0 +1,251 @@
+"""An organisation sees itself alone: through every route, parameter and cursor, and in SQL."""
+
+import base64
+import json
+from typing import Any
+
+import asyncpg
+import pytest
+
+from server.api.routes import ROUTES
+from server.api.session import reading
+from tests.integration.api_world import World, utc
+
+pytestmark = pytest.mark.services
+
+RANGE = "from=2026-03-03&to=2026-03-05"
+HYPERTABLES = (
+    "readings",
+    "presses",
+    "device_metrics",
+    "quarantine",
+    "rollup_15m",
+    "presses_15m",
+    "rollup_hour",
+    "rollup_day",
+    "presses_day",
+)
+SIZES = ("1m", "15m", "hour", "day", "week", "month")
+
+
+async def populate(world: World, name: str, *, visits: int) -> int:
+    """Add an organisation with one of everything; all its names begin with its own."""
+    organisation = await world.organisation(name)
+    site = await world.site(organisation, f"{name}-site", hours=(600, 1200))
+    counter = await world.spot(organisation, site, f"{name}-door")
+    kiosk = await world.spot(organisation, site, f"{name}-kiosk", kind="kiosk")
+    await world.minutes(counter, utc("2026-03-03T10:00"), [(visits, visits)] * 30)
+    await world.presses(kiosk, utc("2026-03-03T10:00"), {0: visits}, questionnaire=0)
+    owner = world.owner
+    await owner.execute(
+        "insert into presses values ($1, 0, $2, $2, 1, 1, 1, 0, 0, 0)",
+        utc("2026-03-03T10:00"),
+        kiosk,
+    )
+    await owner.execute("insert into metric_names (name) values ('m') on conflict do nothing")
+    await owner.execute(
+        "insert into device_metrics select $1, device_id, id, 1, 1, 1, 1 from boots where id = $2",
+        utc("2026-03-03T10:00"),
+        counter,
+    )
+    await owner.execute(
+        "insert into gaps (organisation_id, device_id, boot, spot_id, from_seq, to_seq, from_at, "
+        "until_at, reason, counts) select organisation_id, device_id, $1, $1, 1, 2, $2, $2, "
+        "'rotted', '{9,9,0,0,0,0,0,0}' from assignments where spot_id = $1",
+        counter,
+        utc("2026-03-03T11:00"),
+    )
+    await owner.execute(
+        "insert into undated_frames (boot, seq, reason, frame) values ($1, 1, 'undated', '')",
+        counter,
+    )
+    await owner.execute(
+        "insert into transactions (organisation_id, site_id, transaction_ref, at, amount) "
+        "values ($1, $2, $3, $4, 10)",
+        organisation,
+        site,
+        f"{name}-1",
+        utc("2026-03-03T11:00"),
+    )
+    await owner.execute(
+        "insert into calibrations (organisation_id, spot_id, line, factor) values ($1, $2, 3, 1)",
+        organisation,
+        counter,
+    )
+    await owner.execute(
+        "insert into questionnaires (organisation_id, hash, name, definition) "
+        "values ($1, 5, $2, '{}')",
+        organisation,
+        f"{name}-questions",
+    )
+    return organisation
+
+
+async def two(world: World) -> tuple[int, int]:
+    own = await populate(world, "own", visits=1)
+    other = await populate(world, "other", visits=100)
+    await world.derive()
+    await world.dirty(4, utc("2026-03-03T10:00"))  # the other's kiosk
+    return own, other
+
+
+def paths() -> list[str]:
+    found: list[str] = []
+    for route in ROUTES:
+        fields = set(route.parameters.__struct_fields__)
+        if "since" not in fields:
+            found.append(route.path.replace("{ref}", "own-site"))
+        elif "bucket" in fields:
+            found += [
+                f"{route.path}?{RANGE}&bucket={size}&by={by}&scope={scope}"
+                for size in (SIZES if route.path == "/counts" else SIZES[1:])
+                for by in ("site", "spot")
+                for scope in ("all", "open")
+            ]
+        else:
+            found.append(f"{route.path}?{RANGE}")
+    return found
+
+
+async def test_no_route_shows_another_organisation(world: World) -> None:
+    await two(world)
+    for path in paths():
+        text = json.dumps(await world.get(path))
+        assert "other" not in text, path
+        assert "own" in text, path
+        assert "100" not in text.replace("100.0", ""), path
+        assert "own" not in json.dumps(
+            await world.get(path.replace("own-site", "other-site"), organisation="other")
+        )
+
+
+async def test_anothers_references_are_as_unknown_as_those_that_do_not_exist(
+    world: World,
+) -> None:
+    await two(world)
+    assert (await world.ask("/sites/other-site"))[0] == 404
+    for route in ROUTES:
+        fields = set(route.parameters.__struct_fields__)
+        range_ = f"{RANGE}&" if "since" in fields else ""
+        for field in {"site", "spot"} & fields:
+            ref = {"site": "other-site", "spot": "other-door"}[field]
+            answers = []
+            for value in (ref, ref.replace("other", "nobody")):
+                status, problem = await world.ask(f"{route.path}?{range_}{field}={value}")
+                assert (status, problem["code"]) == (404, "unknown_place"), (route.path, field)
+                answers.append(problem["detail"].replace(value, "?"))
+            assert answers[0] == answers[1]
+            status, _ = await world.ask(f"{route.path}?{range_}{field}=own-{ref[6:]},{ref}")
+            assert status == 404
+
+
+async def test_anothers_cursor_leads_nowhere(world: World) -> None:
+    await two(world)
+    for route in ROUTES:
+        fields = set(route.parameters.__struct_fields__)
+        if "cursor" not in fields:
+            continue
+        path = f"{route.path}?{RANGE}" if "since" in fields else f"{route.path}?limit=1"
+        page = await world.get(f"{path}&limit=1".replace("limit=1&limit=1", "limit=1"),
+                               organisation="other")  # fmt: skip
+        cursors = [page["next"]] if page["next"] else []
+        for position in (["", 0], ["other-site", 0], ["other-door", 0], ["", -1], ["~", 1 << 60]):
+            bound = _bound_of(page["next"]) if page["next"] else "000000000000"
+            text = json.dumps([bound, *position])
+            cursors.append(base64.urlsafe_b64encode(text.encode()).decode().rstrip("="))
+        for cursor in cursors:
+            status, body = await world.ask(f"{path}&cursor={cursor}")
+            assert (status, body.get("code")) in ((200, None), (400, "bad_cursor")), path
+            assert "other" not in json.dumps(body.get("data", "")), path
+
+
+def _bound_of(cursor: str) -> str:
+    raw: list[Any] = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    return str(raw[0])
+
+
+async def test_the_apis_role_reads_no_hypertable_and_no_chunk(world: World) -> None:
+    await two(world)
+    chunks = [
+        row[0]
+        for row in await world.owner.fetch(
+            "select format('%I.%I', chunk_schema, chunk_name) from timescaledb_information.chunks"
+        )
+    ]
+    assert len(chunks) >= len(HYPERTABLES) - 1  # nothing is in quarantine
+    async with world.api.acquire() as connection:
+        for table in (*HYPERTABLES, *chunks, "boots", "undated_frames", "rollup_dirty", "api_keys"):
+            for statement in (f"select * from {table}", f"delete from {table}"):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await connection.execute(statement)
+
+
+async def test_every_view_and_table_shows_one_organisation_and_without_one_nothing(
+    world: World,
+) -> None:
+    own, other = await two(world)
+    readable = [
+        row[0]
+        for row in await world.owner.fetch(
+            "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+            "where n.nspname = 'public' and c.relkind in ('r', 'v') "
+            "and has_table_privilege('vestibule_api', c.oid, 'select')"
+        )
+    ]
+    common = {"dataset", "schema_compatibility", "metric_names"}
+    empty = {"opening_exceptions", "doors", "backfill_grants", "my_rollup_stale"}
+    assert {"my_readings", "my_rollup_dirty", "sites", "gaps"} <= set(readable)
+    for name in set(readable) - common:
+        seen: dict[int, list[str]] = {}
+        for organisation in (own, other):
+            async with reading(world.api, "test", organisation=organisation) as connection:
+                rows = await connection.fetch(f"select * from {name}")
+                seen[organisation] = sorted(map(str, rows))
+        assert not set(seen[own]) & set(seen[other]), name
+        if name not in empty | {"my_rollup_dirty"}:
+            assert seen[own], name
+            assert seen[other], name
+        async with world.api.acquire() as connection:
+            assert await connection.fetch(f"select * from {name}") == [], name
+
+
+async def test_a_function_that_tells_what_it_is_given_is_given_own_rows_alone(
+    world: World,
+) -> None:
+    own, _ = await two(world)
+    noticed: list[str] = []
+    async with world.api.acquire() as connection:
+
+        def note(_: object, message: object) -> None:
+            noticed.append(str(message))
+
+        connection.add_log_listener(note)
+        async with connection.transaction():
+            await connection.execute("select set_config('app.organisation', $1, true)", str(own))
+            await connection.execute(
+                "create function pg_temp.leak(int) returns bool language plpgsql cost 0.0000001 "
+                "as $$ begin raise notice 'saw %', $1; return true; end $$"
+            )
+            await connection.execute("select * from my_rollup_15m where pg_temp.leak(spot)")
+            await connection.execute("select * from spots where pg_temp.leak(id)")
+        connection.remove_log_listener(note)
+    spots = {
+        str(row[0]) for row in await world.owner.fetch("select id from spots where ref like 'own%'")
+    }
+    assert {text.split()[-1] for text in noticed if "saw" in text} == spots
+
+
+async def test_what_one_answer_set_is_gone_for_the_next(world: World) -> None:
+    own, _ = await two(world)
+    async with reading(world.api, "test", organisation=own):
+        pass
+    for _ in range(8):
+        async with world.api.acquire() as connection:
+            assert await connection.fetchval("select current_organisation()") is None
+
+
+async def test_an_answer_cannot_write(world: World) -> None:
+    own, _ = await two(world)
+    async with reading(world.api, "test", organisation=own) as connection:
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await connection.execute("update transactions set amount = 0")
