@@ -174,12 +174,15 @@ def spec_of(member: Member, scenario: Scenario, *, seed: int) -> DeviceSpec:
         shape=scenario.shape or door.shape,
         hours=scenario.hours or door.hours,
     )
+    kiosk = random_kiosk(rng) if member.kind == "kiosk" else None
+    if kiosk is not None and not any(member.questionnaire):
+        kiosk = replace(kiosk, follow_up=0.0)  # a kiosk that was given none asks one question
     return DeviceSpec(
         member.identity.device,
         door,
         seed,
         sensor=random_sensor(rng),
-        kiosk=random_kiosk(rng) if member.kind == "kiosk" else None,
+        kiosk=kiosk,
         questionnaire=member.questionnaire,
     )
 
