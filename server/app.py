@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import asyncpg
 import structlog
@@ -33,6 +34,7 @@ from server.rollup.refresh import run as refresh_rollups
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 SHUTDOWN_S = 10.0
 _WAIT_FIRST_S = 0.5
 _WAIT_MOST_S = 10.0
@@ -148,21 +150,33 @@ async def _metrics(_: web.Request) -> web.Response:
 
 
 async def _open(stack: AsyncExitStack, dsn: str, *, size: int, name: str) -> asyncpg.Pool:
-    """Open a pool and check the schema; a database that is away is waited for."""
-    pool = await _open_when_there(stack, dsn, size=size, name=name)
-    async with pool.acquire() as connection:
-        await check_schema(connection)
+    """Open a pool and check the schema; a database that is away, or goes away, is waited for."""
+    pool = await _when_there(
+        lambda: stack.enter_async_context(open_pool(dsn, size=size, name=name))
+    )
+
+    async def check() -> None:
+        async with pool.acquire() as connection:
+            await check_schema(connection)
+
+    await _when_there(check)
     return pool
 
 
-async def _open_when_there(
-    stack: AsyncExitStack, dsn: str, *, size: int, name: str
-) -> asyncpg.Pool:
+async def _when_there(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try until the database is there; any other failure is raised."""
     wait_s = _WAIT_FIRST_S
     while True:
         try:
-            return await stack.enter_async_context(open_pool(dsn, size=size, name=name))
-        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError) as e:
+            return await attempt()
+        except asyncpg.ClientConfigurationError:
+            raise  # an InterfaceError that no waiting mends
+        except (
+            OSError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.OperatorInterventionError,
+            asyncpg.InterfaceError,
+        ) as e:
             log.warning("database away", error=str(e), wait_s=wait_s)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, _WAIT_MOST_S)
