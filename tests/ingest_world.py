@@ -1,13 +1,15 @@
-"""A fleet for the tests and benchmarks of ingest: registered devices and agents that make frames."""
+"""A fleet for ingest's tests and benchmarks: registered devices, and agents that make frames."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
 
+from ops.services.stack import Stack
 from protocol.counter import Counts, Line, encode_counter
 from protocol.frame import Quality, Span
 from protocol.gap import Cause, Gap, encode_gap
@@ -17,10 +19,12 @@ from protocol.kiosk import Press, Presses, encode_kiosk
 from protocol.session import Answer, HeldBoot, Hello, Receipt, decode_downlink, encode_hello
 from protocol.topics import Leg, topic
 from server.clock import ManualClock, at
+from server.db.migrate import migrate
 from server.ingest.batch import Batch
 from server.ingest.mqtt import Inbound
 from server.ingest.pipeline import Done, Pipeline
 from server.ingest.places import Places
+from server.ingest.rebuild import Change, rebuild
 
 NOON = 1_767_268_800_000  # 2026-01-01T12:00:00Z
 MINUTE = 60_000
@@ -235,10 +239,13 @@ class Ingesting:
 
 def said(done: Done) -> list[Receipt | Answer]:
     """Return what a stored batch is answered with, in order."""
-    answers: list[Receipt | Answer] = []
-    for packet in done.packets:
-        answers.append(decode_downlink(packet[packet.index(b"receipt\0") + 8 :]))
-    return answers
+    return [decode_downlink(packet[packet.index(b"receipt\0") + 8 :]) for packet in done.packets]
+
+
+def receipt_of(done: Done, agent: Agent) -> Receipt:
+    """Return the receipt for an agent's boot."""
+    (found,) = [r for r in said(done) if isinstance(r, Receipt) and r.boot_id == agent.boot_id]
+    return found
 
 
 _DIFFERENT = """
@@ -264,16 +271,54 @@ with pressed as (
   select spot, time_bucket('15 minutes', time) as bucket, questionnaire, question, answer,
     count(*) as n
   from presses where spot <> 0 group by 1, 2, 3, 4, 5)
-select * from pressed p full join presses_15m r using (spot, bucket, questionnaire, question, answer)
+select * from pressed p
+  full join presses_15m r using (spot, bucket, questionnaire, question, answer)
 where p.n is distinct from r.presses::bigint and coalesce(p.n, 0) <> coalesce(r.presses, 0)
 """
 
 
 async def differences(connection: asyncpg.Connection) -> list[asyncpg.Record]:
-    """Return where rollups and rows disagree: nowhere, if all is well."""
+    """Return where rollups and rows disagree: nowhere, if all is well. In SQL of its own."""
     rows: list[asyncpg.Record] = await connection.fetch(_DIFFERENT)
     rows += await connection.fetch(_DIFFERENT_PRESSES)
     return rows
+
+
+async def rebuilt(connection: asyncpg.Connection) -> list[Change]:
+    """Return the buckets that a rebuild from the rows would change, coverage included."""
+    spots = await connection.fetch("select distinct spot from rollup_15m")
+    changes: list[Change] = []
+    for row in spots:
+        low, high = await connection.fetchrow(
+            "select min(bucket), max(bucket) + interval '15 minutes' from rollup_15m "
+            "where spot = $1",
+            row["spot"],
+        )
+        changes += await rebuild(connection, row["spot"], low, high, write=False)
+    return changes
+
+
+@asynccontextmanager
+async def owning(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
+    """Migrate a fresh database; the owner's connection to it."""
+    dsn = stack.endpoints.dsn("owner", database)
+    await migrate(dsn)
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def ingesting(stack: Stack, database: str) -> AsyncIterator[Ingesting]:
+    """A pipeline on the database, its clock an hour past NOON."""
+    async with asyncpg.create_pool(
+        stack.endpoints.dsn("ingest", database), min_size=1, max_size=3
+    ) as pool:
+        clock = ManualClock(NOON + 60 * MINUTE)
+        places = Places(clock)
+        yield Ingesting(Pipeline(pool, places, clock), places, clock)
 
 
 async def people(connection: asyncpg.Connection, spot: int) -> tuple[int, int]:

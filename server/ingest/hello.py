@@ -109,14 +109,23 @@ def _is_another(device: Device, boot_id: int) -> bool:
 
 
 async def _learn(connection: asyncpg.Connection, greetings: Sequence[tuple[Device, Hello]]) -> None:
-    rows = [
-        (device.row, signed(b.boot_id), int(b.quality), b.offset_ms)
-        for device, hello in greetings
-        for b in hello.boots
-        if b.quality is not Quality.NONE
-    ]
-    if rows:
-        await connection.execute(_LEARN, *zip(*rows, strict=True))
+    await learn(
+        connection,
+        [
+            (device.row, signed(b.boot_id), int(b.quality), b.offset_ms)
+            for device, hello in greetings
+            for b in hello.boots
+            if b.quality is not Quality.NONE
+        ],
+    )
+
+
+async def learn(
+    connection: asyncpg.Connection, offsets: Sequence[tuple[int, int, int, int]]
+) -> None:
+    """Record boots' offsets: (device row, signed boot id, quality, offset_ms); the better stays."""
+    if offsets:
+        await connection.execute(_LEARN, *zip(*offsets, strict=True))
 
 
 async def _stand(

@@ -11,18 +11,20 @@ What may go wrong, and what is done:
 
 import asyncio
 import random
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
 
 import asyncpg
 
+from protocol.frame import Section, decode_time, need, read_body, read_header
 from server import log, metrics
 from server.clock import Clock
 from server.ingest import cursors, hello, strays, undated
-from server.ingest.batch import Batch, decode, forget_old, sort_out, unseen
+from server.ingest.batch import DIGEST, QUALITY, SEQ, Batch, decode, forget_old, sort_out, unseen
 from server.ingest.mqtt import Inbound
 from server.ingest.places import Boot, Places
 from server.ingest.plan import Plan, plan
@@ -35,6 +37,13 @@ _Result = TypeVar("_Result")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 ACQUIRE_S = 10.0
 DATA_CLASSES = frozenset({"22", "23", "P0"})
+SYSTEM_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection ended at an odd moment
+    OSError,
+    TimeoutError,
+)
 DATASET_S = 30.0  # a restored database shows itself by another number, at the latest by then
 
 
@@ -89,7 +98,7 @@ class Pipeline:
         while True:
             try:
                 result = await attempt()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except SYSTEM_ERRORS as error:
                 self._on_system(True)
                 metrics.BATCH_RETRIES.labels("system").inc()
                 _log.warning("batch not stored yet", error=f"{type(error).__name__}: {error}")
@@ -109,7 +118,8 @@ class Pipeline:
             yield connection
         except BaseException as error:
             if not _at_fault(error) and not isinstance(error, CursorMovedError):
-                connection.terminate()
+                with suppress(asyncpg.InterfaceError):  # it may be gone from the pool already
+                    connection.terminate()
             raise
         finally:
             await self._pool.release(connection)
@@ -220,6 +230,8 @@ class Pipeline:
                         await undated.place_boot(
                             connection, device, boot_id, now_ms=self._clock.now_ms()
                         )
+        if any(move.boot.undated for move in result.moves):
+            await self._date(batch, result)
         if batch.refused or batch.strays or result.unverified:
             async with self._connection() as connection:
                 await strays.keep(connection, batch, self._sampler)
@@ -230,6 +242,26 @@ class Pipeline:
         _count(result)
         return Done(batch, packets)
 
+    async def _date(self, batch: Batch, result: Plan) -> None:
+        """Place what boots hold undated, where a frame of this batch brought their offset."""
+        dated = {
+            batch.boots[at]: batch.frames[at]
+            for at in result.taken
+            if batch.boots[at].undated and batch.records[at][QUALITY]
+        }
+        if not dated:
+            return
+        async with self._connection() as connection:
+            for boot, frame in dated.items():
+                sections = read_body(frame, read_header(frame))
+                span = decode_time(need(sections, Section.TIME))
+                key = (boot.device.row, cursors.signed(boot.boot_id))
+                await hello.learn(connection, [(*key, int(span.quality), span.offset_ms)])
+                await undated.place_boot(
+                    connection, boot.device, key[1], now_ms=self._clock.now_ms()
+                )
+                boot.undated = False
+
     def _dataset_u64(self) -> int:
         assert self._dataset is not None
         return self._dataset % (1 << 64)
@@ -239,7 +271,7 @@ def _at_fault(error: BaseException) -> bool:
     """True if what a frame says is to blame: refused by the database, or breaking our code."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "")[:2] in DATA_CLASSES
-    return isinstance(error, ValueError | LookupError | ArithmeticError | TypeError)
+    return isinstance(error, ValueError | LookupError | ArithmeticError | TypeError | struct.error)
 
 
 def _take_over(batch: Batch, again: Batch) -> None:
@@ -261,10 +293,13 @@ def _adopt(batch: Batch, result: Plan) -> None:
         boot.cursor = move.after
         if move.after.stored_to_ms > boot.device.stored_to_ms:
             boot.device.stored_to_ms = move.after.stored_to_ms
+    for held in result.held:
+        if held.why == "undated":
+            held.boot.undated = True
     records, boots = batch.records, batch.boots
     for at in result.taken:
         record = records[at]
-        boots[at].digests.add(record[5], record[8])
+        boots[at].digests.add(record[SEQ], record[DIGEST])
 
 
 def _count(result: Plan) -> None:

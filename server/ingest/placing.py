@@ -83,7 +83,17 @@ def place_frame(
     else:
         _render(turn, boot, frame, pieces, offset_ms=learnt, now_ms=now_ms)
         if header.kind == Kind.KIOSK:
-            observe(turn.counts, boot.row, pieces, start_ms=start_ms, end_ms=end_ms)
+            turn.readings.append(
+                observe(
+                    turn.counts,
+                    boot.row,
+                    pieces,
+                    seq=header.seq,
+                    digest=header.digest,
+                    start_ms=start_ms,
+                    end_ms=end_ms,
+                )
+            )
 
 
 def _render(

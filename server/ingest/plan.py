@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from ext import PRESS_DELTA, Decoded, Status
 from ext.layout import BUCKET_MS
-from ext.reference import observed_slots
+from ext.reference import PG_EPOCH_MS, observed_slots
 from protocol.frame import EXPLAIN, Kind, Quality, Reason, Span
 from protocol.gap import HEAD as GAP_HEAD
 from protocol.gap import Cause, decode_gap
@@ -81,6 +81,15 @@ class GapRow:
     answers: tuple[int, ...] = ()
 
 
+class Attribution(NamedTuple):
+    """People whom the totals of frame `seq` tell to be in the unread frame before it."""
+
+    boot: Boot
+    seq: int
+    counts: tuple[int, ...]
+    answers: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Quarantined:
     """A frame that could not be read, and the gap it leaves."""
@@ -136,7 +145,7 @@ class Plan:
     imported: set[tuple[int, int]] = field(default_factory=set)  # (spot, bucket_ms)
     late: dict[int, int] = field(default_factory=dict)  # boot row -> stored to, before this
     gaps: list[GapRow] = field(default_factory=list)
-    attributions: list[tuple[Boot, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    attributions: list[Attribution] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
@@ -227,8 +236,6 @@ def _counter(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
     totals = record[TOTALS]
     if tuple(map(sub, totals, record[SUMS])) != cursor.totals:
         totals = _check_lines(result, batch, at, cursor)
-    elif cursor.open:
-        _attribute(result, batch.boots[at], NO_COUNTS, ())
     result.taken.append(at)
     end_ms = record[END_MS]
     stored_to_ms = end_ms if end_ms > cursor.stored_to_ms else cursor.stored_to_ms
@@ -302,7 +309,8 @@ def _unaccounted(
     """Record people whom the totals hold and no frame does."""
     boot, record = batch.boots[at], batch.records[at]
     if cursor.open:  # they stand in the frame that could not be read
-        _attribute(result, boot, missing, answers)
+        if any(missing) or answers:
+            result.attributions.append(Attribution(boot, record[SEQ], missing, answers))
         return
     dated = bool(record[QUALITY])
     result.gaps.append(
@@ -319,12 +327,6 @@ def _unaccounted(
         )
     )
     note(result, "totals do not add up", boot, record[SEQ], missing=[*missing, *answers])
-
-
-def _attribute(
-    result: Plan, boot: Boot, missing: tuple[int, ...], answers: tuple[int, ...]
-) -> None:
-    result.attributions.append((boot, missing, answers))
 
 
 def _spot_at(batch: Batch, at: int) -> int:
@@ -462,10 +464,13 @@ def _collect(result: Plan, batch: Batch, *, whole: bool) -> None:
         _collect_some(result, batch, decoded)
     if any(piece.imported for piece in {id(p): p for p in batch.pieces}.values()):
         _note_imports(result, batch)
-    for at in taken:
-        record = records[at]
-        if record[KIND] == Kind.KIOSK and record[STATUS] != Status.REFUSED:
-            _observe(result, batch, at)
+    observed = [
+        _observe(result, batch, at)
+        for at in taken
+        if records[at][KIND] == Kind.KIOSK and at not in batch.condemned
+    ]
+    if observed:
+        result.readings = b"".join((result.readings, *observed))
 
 
 def _collect_some(result: Plan, batch: Batch, decoded: Decoded) -> None:
@@ -520,7 +525,7 @@ def _note_imports(result: Plan, batch: Batch) -> None:
             result.imported.add((key & 0xFFFF_FFFF, bucket))
 
 
-def _observe(result: Plan, batch: Batch, at: int) -> None:
+def _observe(result: Plan, batch: Batch, at: int) -> bytes:
     """Add what a kiosk frame observed: no counts, but the stretch in which presses were heard."""
     record, boot = batch.records[at], batch.boots[at]
     pieces: Sequence[Piece]
@@ -529,18 +534,46 @@ def _observe(result: Plan, batch: Batch, at: int) -> None:
     elif record[STATUS] == Status.RENDERED:
         pieces = [batch.pieces[at]]
     else:
-        return
-    observe(result.counts, boot.row, pieces, start_ms=record[START_MS], end_ms=record[END_MS])
+        return b""
+    return observe(
+        result.counts,
+        boot.row,
+        pieces,
+        seq=record[SEQ],
+        digest=record[DIGEST],
+        start_ms=record[START_MS],
+        end_ms=record[END_MS],
+    )
+
+
+OBSERVED_LINE = -1
+"""The line of a row of `readings` that says only that a kiosk was there to be pressed."""
+_ROW = struct.Struct(">hiqiiiiiIiIiiiiihihiiii")
 
 
 def observe(
-    into: list[CountDelta], boot_row: int, pieces: Sequence[Piece], *, start_ms: int, end_ms: int
-) -> None:
-    """Append the deltas of a stretch that was observed without counts."""
+    into: list[CountDelta],
+    boot_row: int,
+    pieces: Sequence[Piece],
+    *,
+    seq: int,
+    digest: int,
+    start_ms: int,
+    end_ms: int,
+) -> bytes:
+    """Append the deltas of a stretch that was observed without counts; return its COPY rows."""
+    rows: list[bytes] = []
     for piece in pieces:
         low, high = max(start_ms, piece.from_ms), min(end_ms, piece.until_ms)
-        if not piece.spot or low >= high:
+        if low >= high:
             continue
-        for bucket in range(low // BUCKET_MS * BUCKET_MS, high, BUCKET_MS):
+        rows.append(
+            _ROW.pack(
+                10, 8, (low - PG_EPOCH_MS) * 1000, 4, piece.spot, 4, boot_row, 4, seq, 4, digest,
+                4, 0, 4, high - low, 2, OBSERVED_LINE, 2, 1, 12, 0, 0, 21,
+            )
+        )  # fmt: skip
+        for bucket in range(low // BUCKET_MS * BUCKET_MS, high, BUCKET_MS) if piece.spot else ():
             mask = observed_slots(bucket, low, high)
             into.append((piece.spot | boot_row << 32, bucket, mask, 1, 0, 0, 0, 0))
+    return b"".join(rows)

@@ -11,11 +11,14 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from ext.layout import BUCKET_MS
-from ext.reference import observed_slots
-from server.ingest.rebuild import BUCKET, LONGEST_ROW, floor, mark, rebuild
+from server.ingest.rebuild import LONGEST_ROW, rebuild
 
 ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
+_LENGTH = {
+    "readings": "greatest(cardinality(counts) / 2 * interval_s * interval '1 s', "
+    "(lead_ms + span_ms) * interval '1 ms')",
+    "presses": "interval '1 ms'",
+}
 _READINGS = "time, spot, boot, seq, digest, lead_ms, span_ms, line, interval_s, counts"
 
 
@@ -45,25 +48,21 @@ async def settle(
     moved: dict[int, list[tuple[datetime, datetime]]] = {}
     count = 0
     for stay in await _stays(connection, device, low, high):
-        count += await _split_rows(connection, device, boots, stay)
-        for table, length in (("readings", "make_interval(secs => cardinality(counts) / 2 * "
-                               "interval_s::float8)"), ("presses", "interval '0.1 s'")):  # fmt: skip
+        count += await _split_rows(connection, boots, stay)
+        for table, length in _LENGTH.items():
             rows = await connection.fetch(
-                f"with old as (select distinct spot from {table} where boot = any($1::int[]) "  # noqa: S608
-                f"and time >= $3 and time < $4 and spot <> $2) "
-                f"select spot, min(time) as low, max(time + {length}) as high, count(*) as n "
-                f"from {table} where boot = any($1::int[]) and time >= $3 and time < $4 "
-                "and spot in (select spot from old) group by spot",
+                f"select spot, min(time) as low, max(time + {length}) as high, count(*) as n "  # noqa: S608
+                f"from {table} where boot = any($1::int[]) and spot <> $2 "
+                "and time >= $3 and time < $4 group by spot",
                 *(boots, stay.spot, stay.from_at, stay.until_at),
             )
             for row in rows:
                 count += row["n"]
                 for spot in (row["spot"], stay.spot):
                     moved.setdefault(spot, []).append((row["low"], row["high"]))
-                await _move_observed(connection, row["spot"], stay, row["low"], row["high"])
             await connection.execute(
                 f"update {table} set spot = $2 where boot = any($1::int[]) "  # noqa: S608
-                "and time >= $3 and time < $4 and spot <> $2",
+                "and spot <> $2 and time >= $3 and time < $4",
                 *(boots, stay.spot, stay.from_at, stay.until_at),
             )
         await connection.execute(
@@ -117,15 +116,13 @@ async def _stays(
     return stays
 
 
-async def _split_rows(
-    connection: asyncpg.Connection, device: int, boots: Sequence[int], stay: Stay
-) -> int:
+async def _split_rows(connection: asyncpg.Connection, boots: Sequence[int], stay: Stay) -> int:
     """Cut the rows in which this stay begins in two, so that each part may go its own way."""
     rows = await connection.fetch(
         f"select {_READINGS} from readings where boot = any($1::int[]) "  # noqa: S608
-        "and time < $2 and time >= $3 "
-        "and time + make_interval(secs => (cardinality(counts) / 2 - 1) * interval_s::float8) "
-        ">= $2",
+        "and time < $2 and time >= $3 and case when line < 0 "
+        "then time + span_ms * interval '1 ms' > $2 "
+        "else time + (cardinality(counts) / 2 - 1) * interval_s * interval '1 s' >= $2 end",
         *(boots, stay.from_at, stay.from_at - LONGEST_ROW),
     )
     for row in rows:
@@ -163,40 +160,3 @@ def _cut(row: asyncpg.Record, at: datetime) -> list[tuple[object, ...]]:
         part(row["time"], begin, min(end, edge), counts[: 2 * cells]),
         part(edge, max(begin, edge), max(end, edge), counts[2 * cells :]),
     ]
-
-
-async def _move_observed(
-    connection: asyncpg.Connection, old: int, stay: Stay, low: datetime, high: datetime
-) -> None:
-    """Move a kiosk's observed slots along; a counter's are rebuilt from its rows."""
-    if not old or await connection.fetchval("select kind <> 'kiosk' from spots where id = $1", old):
-        return
-    first, last = max(floor(low), stay.from_at), min(floor(high) + BUCKET, stay.until_at)
-    rows = await connection.fetch(
-        "select bucket, observed from rollup_15m where spot = $1 and bucket >= $2 "
-        "and bucket < $3 for update",
-        *(old, floor(first), last),
-    )
-    for row in rows:
-        bucket_ms = round(row["bucket"].timestamp() * 1000)
-        slots = row["observed"] & observed_slots(
-            bucket_ms, _ms(max(first, row["bucket"])), min(_ms(last), bucket_ms + BUCKET_MS)
-        )
-        await connection.execute(
-            "update rollup_15m set observed = observed & ~$3::bigint, revision = revision + 1 "
-            "where spot = $1 and bucket = $2",
-            *(old, row["bucket"], slots),
-        )
-        if stay.spot:
-            await connection.execute(
-                "insert into rollup_15m as r (bucket, observed, spot, revision, resolution_s) "
-                "values ($2, $3, $1, 1, 1) on conflict (spot, bucket) do update "
-                "set observed = r.observed | excluded.observed, revision = r.revision + 1",
-                *(stay.spot, row["bucket"], slots),
-            )
-    spots = [old, *([stay.spot] if stay.spot else [])]
-    await mark(connection, [(spot, row["bucket"]) for spot in spots for row in rows])
-
-
-def _ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)

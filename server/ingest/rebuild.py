@@ -1,7 +1,7 @@
 """The 15-minute rollup of a spot, made again from its rows: to move, to repair, to verify.
 
 What a rebuilt bucket holds is what the writer had added up: sums by line, the union of the
-observed slots, the coarsest interval. Kiosks' observed slots stand in no row and stay as they are.
+observed slots, the coarsest interval. A kiosk's rows of line -1 hold nothing but what it observed.
 """
 
 from collections.abc import Iterator
@@ -60,12 +60,11 @@ async def rebuild(
         low,
         high,
     )
-    kiosk = await connection.fetchval("select kind = 'kiosk' from spots where id = $1", spot)
     changes: list[Change] = []
     for row in rows:
         bucket = should.pop(row["bucket"], Bucket())
         was = (row["observed"], *(row[column] for column in _COLUMNS))
-        wanted = (row["observed"] if kiosk else bucket.observed, *bucket.counts)
+        wanted = (bucket.observed, *bucket.counts)
         if was != wanted:
             changes.append(Change(spot, row["bucket"], was, wanted))
             if write:
@@ -113,7 +112,7 @@ async def _from_readings(
             bucket = buckets.setdefault(at, Bucket())
             bucket.observed |= mask
             bucket.resolution_s = max(bucket.resolution_s, row["interval_s"])
-            for side in (0, 1):
+            for side in (0, 1) if row["line"] >= 0 else ():
                 column = 2 * row["line"] + side
                 bucket.counts[column] = (bucket.counts[column] or 0) + counted[side]
     return buckets
@@ -128,7 +127,7 @@ def _shares(row: asyncpg.Record) -> Iterator[tuple[datetime, tuple[int, int], in
     counts = row["counts"]
     cells = len(counts) // 2
     first = min(start_ms, begin_ms) // BUCKET_MS * BUCKET_MS
-    last = max(start_ms + (cells - 1) * step, end_ms - 1) // BUCKET_MS * BUCKET_MS
+    last = max(start_ms + max(cells - 1, 0) * step, end_ms - 1) // BUCKET_MS * BUCKET_MS
     sums = {bucket: [0, 0] for bucket in range(first, last + 1, BUCKET_MS)}
     for cell in range(cells):
         into = sums[(start_ms + cell * step) // BUCKET_MS * BUCKET_MS]
@@ -160,7 +159,8 @@ async def _insert(connection: asyncpg.Connection, spot: int, at: datetime, bucke
         "insert into rollup_15m (bucket, observed, spot, in0, out0, in1, out1, in2, out2, in3, "
         "out3, revision, resolution_s, origin) "
         "select $2, $3, $1, $4, $5, $6, $7, $8, $9, $10, $11, 1, $12, "
-        "exists (select from backfill_grants g where g.spot_id = $1 and g.valid @> $2)::int",
+        "exists (select from backfill_grants g "
+        "where g.spot_id = $1 and g.valid @> $2::timestamptz)::int",
         *(spot, at, bucket.observed, *bucket.counts, bucket.resolution_s),
     )
 

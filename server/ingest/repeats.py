@@ -13,7 +13,7 @@ from server.ingest.places import Boot
 
 CHECKED_A_BATCH = 64  # a device that repeats thousands is slow in hearing, not a forger
 _HOUR_MS = 3_600_000
-_TABLES = {Kind.COUNTER: "readings", Kind.KIOSK: "presses", Kind.HEALTH: "device_metrics"}
+_TABLES = {Kind.COUNTER: "readings", Kind.KIOSK: "readings", Kind.HEALTH: "device_metrics"}
 
 
 async def check_digests(

@@ -12,7 +12,7 @@ from server.clock import Clock
 from server.ingest import undated
 from server.ingest.listener import listen
 from server.ingest.mqtt import BrokerSettings
-from server.ingest.pipeline import Pipeline, no_failpoint
+from server.ingest.pipeline import SYSTEM_ERRORS, Pipeline, no_failpoint
 from server.ingest.places import CHANGED, Places
 from server.ingest.state import Health, State
 
@@ -83,7 +83,7 @@ class Ingest:
                     finally:
                         if not connection.is_closed():
                             await connection.remove_listener(CHANGED, self._on_changed)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            except SYSTEM_ERRORS:
                 await asyncio.sleep(RELISTEN_S)
 
     def _on_changed(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -99,7 +99,7 @@ class Ingest:
             try:
                 async with self._pool.acquire() as connection:
                     await self._place_device(connection, name)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except SYSTEM_ERRORS as error:
                 _log.warning("held frames not placed", device=name, error=str(error))
 
     async def _place_device(self, connection: asyncpg.Connection, name: str) -> None:

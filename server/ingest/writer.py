@@ -105,7 +105,7 @@ values ($1, $2, $3, nullif($4::int, 0), $5, $6, $7, $8, $9, $10, $11) returning 
 _ATTRIBUTE = """
 update gaps set counts = $2, answers = $3 where id = (
   select id from gaps where boot = $1 and reason = 'quarantined' and filled_at is null
-  order by from_seq desc limit 1)
+    and from_seq < $4 order by from_seq desc limit 1)
 """
 
 _QUARANTINE = """
@@ -156,8 +156,6 @@ async def write(connection: asyncpg.Connection, plan: Plan) -> None:
 
 async def _exceptions(connection: asyncpg.Connection, plan: Plan) -> None:
     """Write what a day without trouble has none of."""
-    for boot, counts, answers in plan.attributions:
-        await connection.execute(_ATTRIBUTE, boot.row, counts, answers)
     for gap in plan.gaps:
         await add_gap(connection, gap)
     for bad in plan.quarantined:
@@ -168,6 +166,8 @@ async def _exceptions(connection: asyncpg.Connection, plan: Plan) -> None:
             *(bad.boot.device.name, bad.boot.row, bad.seq, bad.reason, bad.detail, bad.frame),
             gap_id,
         )
+    for boot, seq, counts, answers in plan.attributions:
+        await connection.execute(_ATTRIBUTE, boot.row, counts, answers, seq)
     if plan.held:
         await connection.executemany(
             "insert into undated_frames (boot, seq, reason, frame) values ($1, $2, $3, $4) "

@@ -136,14 +136,17 @@ async def running(
 
 async def until(true: Callable[[], bool], *, timeout_s: float = 20) -> None:
     """Return once `true()`; TimeoutError."""
-    async with asyncio.timeout(timeout_s):
-        while not true():
-            await asyncio.sleep(0.01)
+
+    async def answer() -> bool:
+        return true()
+
+    await eventually(answer, timeout_s=timeout_s)
 
 
 async def eventually(true: Callable[[], Awaitable[bool]], *, timeout_s: float = 20) -> None:
+    """Return once `await true()`; TimeoutError."""
     async with asyncio.timeout(timeout_s):
-        while not await true():
+        while not await true():  # noqa: ASYNC110 - asks other processes
             await asyncio.sleep(0.02)
 
 

@@ -239,6 +239,7 @@ create index on findings (device_id, at);
 
 -- Raw counts: one row per frame and line, the intervals' in, out, in, out ... as an array.
 -- time is the first interval's start; the row observed [time + lead, time + lead + span).
+-- line -1: no counts, a kiosk's frame observed that stretch.
 create table readings (
     time timestamptz not null,
     spot int not null,
@@ -474,6 +475,7 @@ grant insert on readings, presses, device_metrics, quarantine, rollup_dirty, fin
     metric_names, certificates to vestibule_ingest;
 grant insert, update on boots, gaps, rollup_15m, presses_15m to vestibule_ingest;
 grant insert, update, delete on undated_frames to vestibule_ingest;
+grant update on readings, presses to vestibule_ingest;
 grant update on claims, devices, certificates, quarantine to vestibule_ingest;
 grant delete on rollup_15m, presses_15m, readings, presses to vestibule_ingest;
 
