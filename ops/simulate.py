@@ -36,7 +36,6 @@ from simulators.scenarios import SCENARIOS, Scenario
 from simulators.truth import Truth, TruthFile
 from simulators.truth import read as read_truth
 
-ORGANISATION = "Simulation"
 ZONE = "Europe/Stockholm"
 SPOTS_A_SITE = 10  # nine doors and a kiosk
 AT_ONCE = 200  # devices made in one transaction
@@ -44,7 +43,7 @@ AT_ONCE = 200  # devices made in one transaction
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: its name parts its fleet from every other's."""
+    """One run; its fleet is an organisation of its own, named after it."""
 
     name: str
     state: Path
@@ -137,10 +136,10 @@ async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
                 for number in range(first, min(first + AT_ONCE, run.devices)):
                     kiosk = number % SPOTS_A_SITE == SPOTS_A_SITE - 1
                     row = {
-                        "organisation": ORGANISATION,
-                        "site": f"{run.name} site {number // SPOTS_A_SITE + 1}",
+                        "organisation": f"Simulation {run.name}",
+                        "site": f"Site {number // SPOTS_A_SITE + 1}",
                         "time_zone": ZONE,
-                        "spot": f"spot {number % SPOTS_A_SITE + 1}",
+                        "spot": f"Spot {number % SPOTS_A_SITE + 1}",
                         "kind": "kiosk" if kiosk else "counter",
                         "serial": f"{run.name} {number}",
                     }
