@@ -12,6 +12,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import asyncpg
+import structlog
 
 from agent.clock import SystemClock
 from agent.link import Identity, Link, LinkOptions
@@ -19,6 +20,7 @@ from agent.outbox import Outbox
 from ops.demo.inspector import InspectedDevice
 from ops.demo.meter import Door, Meter, Sum
 from ops.demo.proof import Proof, Sources, Spot, verify
+from ops.demo.recovery import recover
 from ops.demo.state import Folder, State
 from ops.demo.supervisor import Supervisor
 from ops.demo.world import busy_shift_ms
@@ -28,6 +30,8 @@ from simulators.device import Conditions, SimDevice
 from simulators.faults import FaultProxy, true_offset_ms
 from simulators.fleet import Fleet, raise_file_limit
 from simulators.truth import TruthFile, read
+
+log = structlog.get_logger(__name__)
 
 LIVE_FRAME_S = 15
 INSPECTED_FRAME_S = 5
@@ -125,11 +129,16 @@ async def running(
     """Run every device live while the block runs; their outboxes upload what they hold."""
     raise_file_limit(len(identities), in_memory=False)
     shown, place = next((d, p) for d, p in state.places().items() if p.device.blind)
-    told = await asyncio.to_thread(told_before, folder, shown, place.site.zone)
-    truth = TruthFile(folder.root / "truth-live")
+    book, marker = folder.root / "truth-live", folder.root / "running"
+    truth = TruthFile(book)
     cable = FaultProxy(endpoints.broker_host, endpoints.broker_device_port)
     async with cable.serving(), asyncio.TaskGroup() as group:
         devices, inspected = _devices(folder, state, identities, truth, cable)
+        if marker.exists():  # the last demo was killed
+            added = await asyncio.to_thread(recover, devices, book, truth)
+            log.warning("the last demo was killed", told_by_outboxes=added)
+        marker.touch()
+        told = await asyncio.to_thread(told_before, folder, shown, place.site.zone)
         fleet = Fleet(devices, truth=truth)
         door = Door(inspected, state.spots[shown], told.since, told.door)
         meter = Meter(devices, told=told.total, dsn=endpoints.dsn("maint"), door=door)
@@ -160,6 +169,7 @@ async def running(
                 task.cancel()
             await meter.close()
             truth.close()
+            marker.unlink()
 
 
 async def upload(identity: Identity, outbox_path: Path) -> None:

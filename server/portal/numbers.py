@@ -210,11 +210,7 @@ async def _smileys(
     for site, answer, presses in rows:
         if answer < _SMILEYS:
             answers[site][answer] += presses
-    found: dict[int, Smileys] = {}
-    for site, n in answers.items():
-        index = smiley_index(n)
-        found[site] = Smileys(None if index is None else index.value, sum(n), tuple(n))
-    return found
+    return {site: Smileys(smiley_index(n), sum(n), tuple(n)) for site, n in answers.items()}
 
 
 @dataclass(frozen=True, slots=True)

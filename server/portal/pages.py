@@ -104,14 +104,16 @@ class Pages:
             if owner is None:
                 return self._stranger(request)
             days = await numbers.overview(db, now=now)
+        today = days[0].now.date() if days else now.date()
         return self._shell.page(
             request,
             "sites.html" if "HX-Request" in request.headers else "overview.html",
             owner=owner,
             days=days,
             total=total(days),
-            presses=sum(day.smileys.presses for day in days),
-            curl=self._curl(request, organisation, days[0].day if days else now.date()),
+            presses=sum(day.smileys.presses for day in days if day.is_today),
+            today=today,
+            curl=self._curl(request, organisation, today),
         )
 
     async def site(self, request: web.Request) -> web.Response:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
+from server.feedback.indices import Index
 from server.rollup.answer import CountRow
 from server.rollup.opening import Calendar
 from server.rollup.quality import Hours
@@ -62,9 +63,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Smileys:
-    """Feedback: the smiley index (0 to 100) over `presses`, and presses by answer, best first."""
+    """Feedback: the smiley index (0 to 100) with its 95 % interval, and presses, best first.
 
-    index: float | None
+    Of few presses only the interval is worth showing.
+    """
+
+    index: Index | None
     presses: int
     answers: tuple[int, ...]
 
@@ -195,11 +199,13 @@ def cell_of(row: CountRow, *, now: datetime) -> Cell:
     """Say what is known of one quarter."""
     if _start(row) >= now:
         return Cell.CLOSED if row.hours is Hours.CLOSED else Cell.REST
-    if row.visits is not None and (row.coverage is None or row.coverage >= COMPARABLE):
+    under_way = _ends(row) > now  # what is missing of it may still come
+    covered = under_way or row.coverage is None or row.coverage >= COMPARABLE
+    if row.visits is not None and covered:
         return Cell.MEASURED
     if row.visits is not None and row.visits > 0:
         return Cell.PARTLY
-    if _ends(row) > now:  # its frame is still to come
+    if under_way:
         return Cell.REST
     return Cell.CLOSED if row.hours is Hours.CLOSED else Cell.GAP
 
