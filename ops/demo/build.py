@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from agent.link import Identity
 from ops.demo.state import Folder, State
 from ops.demo.world import QUESTIONNAIRE, QUESTIONS, Place, PlannedOrganisation, PlannedSite
+from ops.services.errors import ServiceFailedError
 from protocol.identity import DeviceId, device_id
 from server.api.keys import create_api_key
 from server.config import Settings
@@ -201,7 +202,7 @@ async def _enrol_one(
     async with session.post("/v1/enrol", json=body) as response:
         text = await response.read()
         if response.status != 200:
-            raise RuntimeError(f"{device} could not enrol: {text.decode(errors='replace')}")
+            raise ServiceFailedError(f"{device} could not enrol: {text.decode(errors='replace')}")
     answer = msgspec.json.decode(text, type=EnrolAnswer)
     identity.bundle.write_text(answer.bundle)
     identity.chain.write_text(answer.chain)

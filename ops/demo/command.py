@@ -9,6 +9,7 @@ with a proof: exit code 0 only if nobody was lost.
 
 import argparse
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -44,6 +45,8 @@ LEAST_PEOPLE = 5_000
 DRAIN_S = 30.0
 UPLOAD_S = 240.0
 EXIT_LOST = 1
+
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +120,7 @@ async def _run(options: Options) -> int:
 @asynccontextmanager
 async def _stage(name: str) -> AsyncIterator[None]:
     """Print a stage's name, then its seconds."""
-    _stage_number.append(len(_stage_number) + 1)
-    print(f"  {_stage_number[-1]}  {name:<58}", end="", flush=True)
+    print(f"  {next(_numbers)}  {name:<58}", end="", flush=True)
     started = time.monotonic()
     try:
         yield
@@ -126,9 +128,6 @@ async def _stage(name: str) -> AsyncIterator[None]:
         print(" failed", flush=True)
         raise
     print(f"{time.monotonic() - started:6.1f} s", flush=True)
-
-
-_stage_number: list[int] = []
 
 
 async def _start(stack: AsyncExitStack, devices: AsyncExitStack, options: Options) -> Machine:
@@ -262,8 +261,8 @@ def _decoder() -> str:
     if COMPILED:
         return "compiled"
     return (
-        "reference, in Python, some hundred times slower than the compiled one; for that one "
-        "install gcc and python3-dev, then `make demo` again"
+        "the reference in Python, many times slower (`make bench` says how many); for the "
+        "compiled one install gcc and python3-dev, then `make demo` again"
     )
 
 

@@ -17,6 +17,7 @@ import aiohttp
 import asyncpg
 import msgspec
 
+from ops.services.errors import ServiceFailedError
 from simulators.truth import Truth, read
 
 Pair = tuple[int, int]
@@ -301,7 +302,7 @@ async def _ask(session: aiohttp.ClientSession, key: str, wanted: Mapping[str, st
     async with session.get("/v1/counts", params=wanted, headers=headers) as response:
         body = await response.read()
         if response.status != 200:
-            raise RuntimeError(f"the API answered {response.status}: {body[:300]!r}")
+            raise ServiceFailedError(f"the API answered {response.status}: {body[:300]!r}")
     return msgspec.json.decode(body, type=_Page)
 
 

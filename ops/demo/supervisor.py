@@ -18,6 +18,7 @@ from typing import Literal
 import aiohttp
 
 from ops.deployment import environment
+from ops.services.errors import ServiceFailedError
 from ops.services.process import Daemon, log_tail
 from ops.services.stack import Stack
 from server.config import Settings
@@ -65,14 +66,14 @@ class Supervisor:
         return self.stack.broker.running if part == "broker" else self.stack.postgres.running
 
     async def start_server(self, settings: Settings) -> None:
-        """Start the server and return once it is ready. Raises RuntimeError with its last words."""
+        """Start the server and return once it is ready; ServiceFailedError has its last words."""
         self.settings = settings
         left_over = Daemon.remembered(self._pid_path)
         if left_over is not None:  # of a demo that was itself killed
             await asyncio.to_thread(left_over.kill_with_children)
         self._spawn()
         if not await self._ready():
-            raise RuntimeError(f"the server did not become ready: {log_tail(self._log)}")
+            raise ServiceFailedError(f"the server did not become ready: {log_tail(self._log)}")
 
     def kill(self, part: Part) -> None:
         """SIGKILL a part."""
