@@ -15,16 +15,19 @@ One process owns the file (exclusive lock); one thread at a time uses the object
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 
-from agent.disk import error_code, malformed, move_aside, next_seq_on_disk, open_file
-from agent.held import Held, Meta, gap_record, merge, pack_meta, sound, unpack_meta
-from protocol.frame import MAX_SPAN_MS, Quality
+from agent import records, thinning
+from agent.disk import error_code, malformed, move_aside, open_file
+from agent.held import Held, Meta, gap_record, merge, sound
+from agent.records import Boot, since
+from protocol.frame import Quality
 from protocol.gap import Cause
+
+__all__ = ["Boot", "Outbox", "OutboxBusyError"]
 
 DAY_MS = 86_400_000
 MAX_BYTES = 64 << 20
@@ -34,34 +37,12 @@ EMPTY_BOOT_MS = 7 * DAY_MS  # how long an emptied boot is still greeted with
 CHECKPOINT_MS = 600_000  # a receipt is dated to within ten minutes
 MAX_UNSAVED = 2_048  # records in memory while the disk refuses; then they are thinned too
 BULK = 256  # records a transaction in bulk
-THIN_STEP = 256  # records looked at in one thinning
 
 log = structlog.get_logger(__name__)
 
 
 class OutboxBusyError(RuntimeError):
     """Another process owns this outbox."""
-
-
-@dataclass(slots=True)
-class Boot:
-    """A boot that the outbox knows: it holds records from `first_seq` up to `next_seq`.
-
-    Below `acked` the server has said that it stored them. `floor` describes what was purged.
-    """
-
-    ordinal: int
-    boot_id: int
-    epoch: str
-    start_ms: int
-    quality: Quality = Quality.NONE
-    offset_ms: int = 0
-    first_seq: int = 0
-    next_seq: int = 0
-    acked: int = 0
-    floor: Meta | None = None
-    touched_ms: int = 0
-    checkpoint: tuple[int, int, int] = field(default=(0, 0, 0))  # began_ms, next_seq, at_ms
 
 
 class Outbox:
@@ -87,6 +68,7 @@ class Outbox:
         self.moved_aside = 0
         self.thinned = 0  # sequence numbers replaced since start
         self.rotted = 0
+        self.commits = 0  # transactions since start; each is one fsync if durable
         self._boots: list[Boot] = []
         self._begun = False
         self._unsaved: list[Held] = []
@@ -140,22 +122,15 @@ class Outbox:
 
     def pending(self) -> int:
         """Return how many records await a receipt."""
-        count = sum(
-            int(
-                self._db.execute(
-                    "SELECT count(*) FROM frames WHERE ordinal = ? AND to_seq >= ?",
-                    (boot.ordinal, boot.acked),
-                ).fetchone()[0]
-            )
-            for boot in self._boots
-            if boot.acked < boot.next_seq
+        saved = sum(
+            records.waiting(self._db, boot) for boot in self._boots if boot.acked < boot.next_seq
         )
-        return count + len(self._unsaved)
+        return saved + len(self._unsaved)
 
     def read(self, boot: Boot, seq: int, *, limit: int) -> list[Held]:
         """Return up to `limit` records of `boot` from the one that covers `seq` on, checked."""
         try:
-            rows = self._rows(boot, seq, limit)
+            rows = records.read(self._db, boot, seq, limit=limit)
         except sqlite3.DatabaseError as error:
             if malformed(error):
                 self._start_over(error)
@@ -283,10 +258,7 @@ class Outbox:
         held_from = first[0].seq if first else boot.next_seq
         try:
             with self._transaction():
-                self._db.execute(
-                    "DELETE FROM stored WHERE ordinal = ? AND next_seq > ?",
-                    (boot.ordinal, next_seq),
-                )
+                records.forget_checkpoints(self._db, boot, above=next_seq)
                 if next_seq < held_from:
                     self._insert_gap(boot, seq=next_seq, to_seq=held_from - 1)
         except sqlite3.DatabaseError as error:
@@ -329,20 +301,11 @@ class Outbox:
 
     def _load(self, db: sqlite3.Connection) -> None:
         """Read what is kept in memory: boots, feeders' ids, facts, sizes."""
-        facts = {str(name): int(value) for name, value in db.execute("SELECT * FROM facts")}
-        feeds = {str(name): int(last) for name, last in db.execute("SELECT * FROM feeds")}
         if self._begun:  # a new file in mid-life: memory is the truth
             return
-        self._facts, self._feeds = facts, feeds
-        self._boots = [_boot(row) for row in db.execute("SELECT * FROM boots ORDER BY ordinal")]
-        for boot in self._boots:
-            boot.next_seq = max(boot.next_seq, next_seq_on_disk(db, boot.ordinal))
-            (first,) = db.execute(
-                "SELECT min(seq) FROM frames WHERE ordinal = ?", (boot.ordinal,)
-            ).fetchone()
-            boot.first_seq = boot.next_seq if first is None else int(first)
-        row = db.execute("SELECT coalesce(sum(length(frame)), 0) FROM frames").fetchone()
-        self._bytes = int(row[0])
+        self._facts, self._feeds = records.facts(db), records.feeds(db)
+        self._boots = records.boots(db)
+        self._bytes = records.size(db)
 
     def _move_aside(self, error: sqlite3.Error) -> None:
         move_aside(self.path, error)
@@ -350,14 +313,9 @@ class Outbox:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with records.transaction(self._db):
             yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
+        self.commits += 1
 
     def _note(self, feeds: dict[str, int] | None) -> bool:
         if feeds:
@@ -393,55 +351,21 @@ class Outbox:
             self._write_boot(ordinal)
         if self._begun:
             ordinal = self._boots[-1].ordinal
-            db.executemany(
-                "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)",
-                (
-                    (ordinal, row.seq, row.to_seq, row.frame, pack_meta(row.meta))
-                    for row in self._unsaved
-                ),
-            )
+            records.put(db, ordinal, self._unsaved)
             if self._open_dirty and (self._open is not None or self._open_saved):
-                db.execute("DELETE FROM open")
-                if self._open is not None:
-                    frame, meta = self._open
-                    row = (ordinal, frame, pack_meta(meta))
-                    db.execute("INSERT INTO open VALUES (?, ?, ?)", row)
-        db.executemany(
-            "INSERT OR REPLACE INTO feeds VALUES (?, ?)",
-            [(source, self._feeds[source]) for source in self._feeds_dirty],
-        )
+                records.put_open(db, ordinal, self._open)
+        records.put_feeds(db, {source: self._feeds[source] for source in self._feeds_dirty})
         if self._facts_dirty:
-            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(self._facts.items()))
+            records.put_facts(db, self._facts)
 
     def _write_boot(self, ordinal: int) -> None:
         boot = next((boot for boot in self._boots if boot.ordinal == ordinal), None)
         if boot is None:
-            for table in ("boots", "stored", "frames"):
-                self._db.execute(f"DELETE FROM {table} WHERE ordinal = ?", (ordinal,))  # noqa: S608
+            records.drop_boot(self._db, ordinal)
             return
         unsaved = boot is self.current and self._unsaved
         on_disk = self._unsaved[0].seq if unsaved else boot.next_seq
-        self._db.execute(
-            "INSERT OR REPLACE INTO boots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                ordinal,
-                _signed(boot.boot_id),
-                boot.epoch,
-                boot.start_ms,
-                boot.quality,
-                boot.offset_ms,
-                on_disk,
-                boot.acked,
-                None if boot.floor is None else pack_meta(boot.floor),
-                boot.touched_ms,
-            ),
-        )
-        began, next_seq, at_ms = boot.checkpoint
-        if began:
-            self._db.execute(
-                "INSERT OR REPLACE INTO stored VALUES (?, ?, ?, ?)",
-                (ordinal, began, next_seq, at_ms),
-            )
+        records.put_boot(self._db, boot, next_seq=on_disk)
 
     def _saved(self) -> None:
         if self._unsaved:
@@ -486,7 +410,7 @@ class Outbox:
         if current.acked < upto and self._tip is not None:
             boot = (current.boot_id, current.ordinal)
             gap = gap_record(
-                _since(self._tip, current.start_ms),
+                since(self._tip, current.start_ms),
                 Cause.ROTTED,
                 seq=current.acked,
                 to_seq=upto - 1,
@@ -516,37 +440,25 @@ class Outbox:
 
     def _too_old(self) -> bool:
         """True if the oldest waiting record ended longer ago than is kept, by the newest one."""
+        newest = self._facts.get("utc_ms", 0)
         for boot in self._boots:
             if boot.acked < boot.next_seq and boot.quality is not Quality.NONE:
-                newest = self._facts.get("utc_ms", 0)
                 if newest - (boot.start_ms + boot.offset_ms) < self.max_age_ms:
                     return False
-                rows = [row for row in self._rows(boot, boot.acked, 2) if row.seq == row.to_seq]
-                return any(
-                    row.meta.quality is not Quality.NONE
-                    and newest - row.meta.end_ms - row.meta.offset_ms > self.max_age_ms
-                    for row in rows[:1]
-                )
+                rows = records.read(self._db, boot, boot.acked, limit=2)
+                return thinning.too_old(rows, newest_ms=newest, max_age_ms=self.max_age_ms)
         return False
 
     def _thin(self, boot: Boot) -> bool:
         """Replace the boot's oldest waiting records by one gap; False if there is no gain."""
-        rows = self._rows(boot, boot.acked, THIN_STEP)
+        rows = records.read(self._db, boot, boot.acked, limit=thinning.STEP)
         if boot is self.current:
             rows = rows[:-1]
-        while len(rows) > 1 and rows[1].meta.end_ms - rows[0].meta.start_ms > MAX_SPAN_MS:
-            rows = rows[1:]  # a gap that is as long as gaps get
-        span = [row for row in rows if row.meta.end_ms - rows[0].meta.start_ms <= MAX_SPAN_MS]
-        if len(span) < 2:
+        rows = thinning.choose(rows, free=self._bytes - int(self.max_bytes * 0.9))
+        if not rows:
             return False
-        freed, take = 0, 0
-        need = max(self._bytes - int(self.max_bytes * 0.9), 1)
-        while take < len(span) and (take < 2 or freed < need):
-            freed += len(span[take].frame)
-            take += 1
-        rows = span[:take]
         gap = merge(rows, Cause.THINNED, boot_id=boot.boot_id, ordinal=boot.ordinal)
-        if len(gap.frame) >= freed:
+        if len(gap.frame) >= sum(len(row.frame) for row in rows):
             return False
         if not self.thinned:
             log.warning("outbox is full; thinning its oldest records", path=self.path)
@@ -555,14 +467,7 @@ class Outbox:
         return True
 
     def _swap(self, boot: Boot, rows: list[Held], gap: Held) -> None:
-        self._db.execute(
-            "DELETE FROM frames WHERE ordinal = ? AND seq BETWEEN ? AND ?",
-            (boot.ordinal, rows[0].seq, rows[-1].seq),
-        )
-        self._db.execute(
-            "INSERT INTO frames VALUES (?, ?, ?, ?, ?)",
-            (boot.ordinal, gap.seq, gap.to_seq, gap.frame, pack_meta(gap.meta)),
-        )
+        records.replace(self._db, boot, rows, gap)
         self._bytes += len(gap.frame) - sum(len(row.frame) for row in rows)
 
     def _purge_reserve(self, server_ms: int) -> None:
@@ -571,37 +476,22 @@ class Outbox:
         try:
             with self._transaction():
                 for boot in self._boots:
-                    row = self._db.execute(
-                        "SELECT max(next_seq) FROM stored WHERE ordinal = ? AND at_ms < ?",
-                        (boot.ordinal, horizon),
-                    ).fetchone()
-                    if row[0] is not None:
-                        self._purge(boot, min(int(row[0]), boot.acked))
-                self._db.execute("DELETE FROM stored WHERE at_ms < ?", (horizon,))
-                oldest = self._db.execute("SELECT min(at_ms) FROM stored").fetchone()[0]
+                    upto = records.stored_before(self._db, boot, horizon)
+                    if upto is not None:
+                        self._purge(boot, min(upto, boot.acked))
+                oldest = records.drop_checkpoints(self._db, before=horizon)
         except sqlite3.DatabaseError as error:
             self._refused(error)
             return
-        self._reserve_due_ms = (server_ms if oldest is None else int(oldest)) + self.reserve_ms
+        self._reserve_due_ms = (server_ms if oldest is None else oldest) + self.reserve_ms
         self._drop_old_boots(server_ms)
 
     def _purge(self, boot: Boot, upto: int) -> None:
         """Delete records that end below `upto`, inside a transaction; remember their end."""
-        where = "FROM frames WHERE ordinal = ? AND to_seq < ?"
-        key = (boot.ordinal, upto)
-        size = self._db.execute(f"SELECT sum(length(frame)) {where}", key).fetchone()[0]
-        if size is None:
-            return
-        last = self._db.execute(
-            f"SELECT to_seq, meta {where} ORDER BY seq DESC LIMIT 1",
-            key,
-        ).fetchone()
-        meta = unpack_meta(last[1])
-        boot.floor = boot.floor if meta is None else _since(meta, boot.start_ms)
-        boot.first_seq = int(last[0]) + 1
-        self._db.execute(f"DELETE {where}", key)
-        self._bytes -= int(size)
-        self._write_boot(boot.ordinal)
+        freed = records.purge(self._db, boot, upto)
+        if freed:
+            self._bytes -= freed
+            self._write_boot(boot.ordinal)
 
     def _drop_old_boots(self, server_ms: int) -> None:
         keep = [
@@ -620,26 +510,7 @@ class Outbox:
             self._dirty.add(self._boots.pop().ordinal)
             self._begun = False
 
-    # -- rows --------------------------------------------------------------------------------
-
-    def _rows(self, boot: Boot, seq: int, limit: int) -> list[Held]:
-        cursor = self._db.execute(
-            "SELECT seq, to_seq, frame, meta FROM frames WHERE ordinal = ?1 AND seq >= coalesce("
-            "(SELECT max(seq) FROM frames WHERE ordinal = ?1 AND seq <= ?2), ?2)"
-            " ORDER BY seq LIMIT ?3",
-            (boot.ordinal, seq, limit + 1),
-        )
-        rows = [
-            Held(
-                first,
-                last,
-                frame,
-                unpack_meta(meta) or Meta(boot.start_ms, boot.start_ms, Quality.NONE, 0),
-            )
-            for first, last, frame, meta in cursor
-            if last >= seq
-        ]
-        return rows[:limit]
+    # -- gaps --------------------------------------------------------------------------------
 
     def _replace_rotted(self, boot: Boot, row: Held) -> Held:
         log.error("a record rotted on disk; a gap takes its place", boot=boot.ordinal, seq=row.seq)
@@ -665,10 +536,7 @@ class Outbox:
         gap = gap_record(
             meta, Cause.FORGOTTEN, seq=seq, to_seq=to_seq, boot=(boot.boot_id, boot.ordinal)
         )
-        self._db.execute(
-            "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)",
-            (boot.ordinal, gap.seq, gap.to_seq, gap.frame, pack_meta(gap.meta)),
-        )
+        records.put(self._db, boot.ordinal, [gap])
         self._bytes += len(gap.frame)
 
     def _heard(self, meta: Meta) -> None:
@@ -685,29 +553,3 @@ class Outbox:
             if better or (moved and boot is current):
                 boot.quality, boot.offset_ms = meta.quality, meta.offset_ms
                 self._dirty.add(boot.ordinal)
-
-
-def _boot(row: tuple[int, int, str, int, int, int, int, int, bytes | None, int]) -> Boot:
-    ordinal, boot_id, epoch, start_ms, quality, offset_ms, next_seq, acked, floor, touched = row
-    return Boot(
-        ordinal,
-        boot_id % (1 << 64),
-        epoch,
-        start_ms,
-        Quality(quality),
-        offset_ms,
-        next_seq=next_seq,
-        acked=acked,
-        floor=None if floor is None else unpack_meta(floor),
-        touched_ms=touched,
-    )
-
-
-def _signed(boot_id: int) -> int:
-    """SQLite's integers are signed."""
-    return boot_id - (1 << 64) if boot_id >> 63 else boot_id
-
-
-def _since(meta: Meta, start_ms: int) -> Meta:
-    """Return `meta` as what is known of everything from `start_ms` to its end."""
-    return replace(meta, start_ms=start_ms, aliases=())
