@@ -2,8 +2,8 @@
 
 The file is CSV (or .gz) with the columns Date,Hour,LocationName,InCount, one row an hour in local
 time. Each location becomes a site with one counter and leave to store old counts. Every oddity of
-the file is listed with what was done about it. It ends with a proof, read from the API: for each
-location and local day, what the file says less what was excluded is what is served.
+the file is listed with what was done about it. It ends with a proof: for each location and local
+day, what the file says less what was excluded is what the API serves, and what the raw rows hold.
 
 Interrupted, the same command goes on where it was. Exit code 0: proved; 1: not.
 """
@@ -33,7 +33,7 @@ from server.errors import RefusedError
 from server.fleet import register
 from server.provisioning.claims import make_claim, root_fingerprint, token
 from simulators.counts_file import HOUR_S, CountsFile, CountsFileError, interpret, read_rows
-from simulators.replay import Mismatch, Replayer, prove
+from simulators.replay import Mismatch, Replayer, proof, prove
 
 SHOWN = 20  # quirks and mismatches listed on the terminal; the report has them all
 PAGE = 20_000
@@ -69,9 +69,12 @@ def main(argv: list[str]) -> int:
             f"{len(file.stopped)} days wait for --duplicates first, last or sum; "
             "the others are replayed"
         )
-    mismatches = asyncio.run(_replay(options, file, console))
-    for mismatch in mismatches[:SHOWN]:
+    served, stored = asyncio.run(_replay(options, file, console))
+    for mismatch in served[:SHOWN]:
         print(f"MISMATCH {mismatch}")
+    for mismatch in stored[:SHOWN]:
+        print(f"MISMATCH in the raw rows: {mismatch}".replace("served", "stored"))
+    mismatches = served + stored
     people = sum(day.expected for day in file.days.values())
     excluded = sum(day.excluded for day in file.days.values())
     print(
@@ -111,7 +114,8 @@ def _list_quirks(console: Console, file: CountsFile) -> None:
 
 async def _replay(
     options: argparse.Namespace, file: CountsFile, console: Console
-) -> list[Mismatch]:
+) -> tuple[list[Mismatch], list[Mismatch]]:
+    """Return where the API, and where the raw rows, do not say what the file says."""
     found = deployment()
     async with server_running(found) as base:
         places, key = await _provision(found, file, organisation=options.organisation)
@@ -133,7 +137,32 @@ async def _replay(
             await replayer.run(identities, on_progress=show)
         refs = {place.location: place.site_ref for place in places}
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
-            return await prove(file, _fetcher(session, base, refs), report=options.report)
+            served = await prove(file, _fetcher(session, base, refs), report=options.report)
+        return served, proof(file, await _stored(found, refs, file))
+
+
+async def _stored(
+    found: Deployment, refs: Mapping[str, str], file: CountsFile
+) -> dict[tuple[str, date], int]:
+    """Return people in per location and local day of the file, summed from the raw rows."""
+    connection = await asyncpg.connect(found.owner_dsn)
+    try:
+        rows = await connection.fetch(_STORED, list(refs.values()))
+    finally:
+        await connection.close()
+    location = {ref: name for name, ref in refs.items()}
+    summed = {(location[row["site"]], row["day"]): row["people"] for row in rows}
+    within = {day for _, day in file.days}
+    return {key: people for key, people in summed.items() if key[1] in within}
+
+
+_STORED = """
+select s.ref as site, sum(r.counts[n])::bigint as people,
+  ((r.time + make_interval(secs => r.interval_s * (n / 2))) at time zone s.time_zone)::date as day
+from readings r join spots p on p.id = r.spot join sites s on s.id = p.site_id,
+  generate_series(1, cardinality(r.counts), 2) n
+where s.ref = any($1::text[]) group by 1, 3
+"""
 
 
 def _fetcher(session: aiohttp.ClientSession, base: str, refs: Mapping[str, str]) -> Fetch:
