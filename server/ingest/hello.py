@@ -1,7 +1,9 @@
 """Answers to a device's greeting: where the server stands in each boot that the device holds.
 
 Only this answer may move an agent's mark back, after the database was restored; so it is read
-from the database, never from memory. A boot that we do not know is answered so; nothing is made.
+from the database, never from memory. What memory holds against it is forgotten: the agent will
+send again what the database has lost, and memory would take that for repeats, and receipt it.
+A boot that we do not know is answered so; nothing is made.
 A hello also brings the offsets of boots that had no clock: what of them is held undated is then
 placed (see `undated`).
 """
@@ -75,6 +77,7 @@ async def answer(
     now_ms = clock.now_ms()
     packets: list[bytes] = []
     for device, hello in greetings:
+        _forget_what_differs(device, hello, stands)
         frame = encode_answer(
             Answer(
                 hello.nonce,
@@ -96,6 +99,16 @@ async def answer(
     by_row = {device.row: device for device, _ in greetings}
     placeable = [(by_row[row], boot) for (row, boot), stand in stands.items() if stand[2]]
     return packets, placeable
+
+
+def _forget_what_differs(
+    device: Device, hello: Hello, stands: dict[tuple[int, int], tuple[int, int, bool]]
+) -> None:
+    for held in hello.boots:
+        boot = device.boots.get(held.boot_id)
+        next_seq, *_ = stands.get((device.row, signed(held.boot_id)), (0, 0, False))
+        if boot is not None and boot.cursor.next_seq != next_seq:
+            boot.forget()
 
 
 def _is_another(device: Device, boot_id: int) -> bool:

@@ -104,6 +104,11 @@ class Boot:
     digests: "Digests"
     undated: bool = False
 
+    def forget(self) -> None:
+        """Know nothing of it any more: a restored database may stand elsewhere, or not know it."""
+        self.row, self.cursor, self.undated = 0, Cursor(), False
+        self.digests.clear()
+
 
 class Digests:
     """The digests of a boot's last 1,024 frames, as far as this process has seen them."""
@@ -280,7 +285,7 @@ class Places:
     def doubt(self, boots: Iterable[Boot]) -> None:
         """Take back all that is known of these boots and their devices; it is read anew."""
         for boot in boots:
-            boot.row = 0
+            boot.forget()
             boot.device.loaded_at = -1e9
             boot.device.usual = None
 
