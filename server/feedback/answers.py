@@ -5,7 +5,7 @@ is added from the quarters, so an answer is right at once.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from server.rollup.buckets import Size
 from server.rollup.opening import Part
 from server.rollup.patches import Entity, Key
 from server.rollup.quality import Scope
-from server.rollup.sums import Patch
+from server.rollup.sums import ROW_KEYS, Patch, row_key
 
 
 class Question(NamedTuple):
@@ -55,17 +55,17 @@ async def answers_by_day(
     """Add up days, weeks or months, with `patches` for the spot-days `left_out`."""
     sheets: list[Sheet] = [{} for _ in entities]
     column = "open_presses" if scope is Scope.OPEN else "presses"
-    placed = [(s.id, n, e.grid[0].start_day) for n, e in enumerate(entities) for s in e.spots]
+    placed = [(spot.id, number) for number, e in enumerate(entities) for spot in e.spots]
+    bases = [row_key(size, entity.grid[0].start_day) for entity in entities]
     rows = await connection.fetch(
-        _DAYS.replace("{presses}", column).replace("{key}", _KEYS[size]),
-        [spot for spot, _, _ in placed],
-        [number for _, number, _ in placed],
-        [base for _, _, base in placed],
+        _DAYS.replace("{presses}", column).replace("{key}", ROW_KEYS[size]),
+        [spot for spot, _ in placed],
+        [number for _, number in placed],
         *days,
         [spot for spot, _ in left_out],
         [key for _, key in left_out],
     )
-    _enter(sheets, entities, rows)
+    _enter(sheets, entities, rows, bases)
     if patches:
         rows = await connection.fetch(
             _PATCHES,
@@ -77,7 +77,7 @@ async def answers_by_day(
             _at(min(p.part.from_s for p in patches)),
             _at(max(p.part.until_s for p in patches)),
         )
-        _enter(sheets, entities, rows)
+        _enter(sheets, entities, rows, bases)
     return sheets
 
 
@@ -105,12 +105,19 @@ async def answers_by_quarter(
         parts = opened[entity]
         if parts is None or _within(parts, at):
             kept.append((entity, bisect_right(starts[entity], at) - 1, *row[2:]))
-    _enter(sheets, entities, kept)
+    _enter(sheets, entities, kept, [0] * len(entities))
     return sheets
 
 
-def _enter(sheets: list[Sheet], entities: Sequence[Entity], rows: Iterable[Sequence[int]]) -> None:
-    for entity, number, questionnaire, question, answer, presses, revision in rows:
+def _enter(
+    sheets: list[Sheet],
+    entities: Sequence[Entity],
+    rows: Iterable[Sequence[int]],
+    bases: Sequence[int],
+) -> None:
+    """Enter rows into the sheets; `bases` are the keys of the entities' first buckets."""
+    for entity, key, questionnaire, question, answer, presses, revision in rows:
+        number = key - bases[entity]
         if 0 <= number < len(entities[entity].grid):
             by_bucket = sheets[entity].setdefault(Question(questionnaire, question), {})
             by_bucket.setdefault(number, Answers()).add(answer, presses, revision)
@@ -130,21 +137,14 @@ def _at(instant_s: int) -> datetime:
     return datetime.fromtimestamp(instant_s, UTC)
 
 
-_KEYS: Mapping[Size, str] = {
-    Size.DAY: "r.day - source.base",
-    Size.WEEK: "(r.day - source.base) / 7",
-    Size.MONTH: "(extract(year from r.day) * 12 + extract(month from r.day) "
-    "- extract(year from source.base) * 12 - extract(month from source.base))::int",
-}
 _DAYS = """
     with source as materialized (
-        select * from unnest($1::int[], $2::int[], $3::date[]) as source(spot, entity, base)),
-    left_out as materialized (select * from unnest($6::int[], $7::date[]) as l(spot, day))
+        select * from unnest($1::int[], $2::int[]) as source(spot, entity))
     select source.entity, {key}, r.questionnaire, r.question::int, r.answer::int,
            sum(r.{presses})::bigint, sum(r.revision)::bigint
     from my_presses_day r join source on source.spot = r.spot
-    where r.spot = any($1::int[]) and r.day >= $4 and r.day < $5
-      and not exists (select from left_out l where l.spot = r.spot and l.day = r.day)
+    where r.spot = any($1::int[]) and r.day >= $3 and r.day < $4
+      and (r.spot, r.day) not in (select * from unnest($5::int[], $6::date[]))
     group by 1, 2, 3, 4, 5
 """
 _PATCHES = """

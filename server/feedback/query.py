@@ -102,7 +102,7 @@ async def feedback(
     rows: list[FeedbackRow] = []
     for entity, sums, sheet in zip(entities, cells, sheets, strict=True):
         own = [histories[spot.id] for spot in entity.spots]
-        heard = [cell is not None and cell.observed_s > 0 for cell in sums]
+        heard = [cell is not None and cell[2] > 0 for cell in sums]
         frame = fold(entity, sums, worth.of(entity, own, cut=cut), placed={})
         rows += _rows(frame, heard, sheet, kinds)
     return FeedbackPage(rows, following)

@@ -11,30 +11,29 @@ import asyncpg
 
 from server.rollup.answer import TooFineError
 from server.rollup.buckets import QUARTER_S, Size
-from server.rollup.sums import Cell, Found, Source
+from server.rollup.sums import Column, Source, marks_of
 
 _MASK = 0b1111  # the four slots of 15 s in a minute
+_NOBODY = [0] * 15
 
 
 async def add_up_minutes(
     connection: asyncpg.Connection, sources: Sequence[Source], *, start_s: int, end_s: int
-) -> list[Found]:
+) -> list[Column]:
     """Add up readings by minute. Raises TooFineError if some are longer than a minute."""
     span = (datetime.fromtimestamp(start_s, UTC), datetime.fromtimestamp(end_s, UTC))
     spots = [source.spot for source in sources]
     entities = [source.entity for source in sources]
-    found: list[Found] = []
+    found: list[Column] = []
     for entity, bucket, observed, revision, resolution, origin in await connection.fetch(
         _OBSERVED, spots, entities, *span
     ):
         if 60 % resolution:
             raise TooFineError(Size.MINUTE, resolution)
-        for minute in range(15):
-            slots = (observed >> (4 * minute)) & _MASK
-            at = bucket + 60 * minute
-            if start_s <= at < end_s:
-                cell = Cell(0, 0, 15 * slots.bit_count(), revision, resolution, origin)
-                found.append(Found(entity, at, cell))
+        keys = range(bucket, bucket + QUARTER_S, 60)
+        seen_s = [15 * (observed >> at & _MASK).bit_count() for at in range(0, 60, 4)]
+        marks = [marks_of(revision, resolution, origin)] * 15
+        found.append(Column(entity, keys, _NOBODY, _NOBODY, seen_s, marks))
     weights = [
         (source.spot, source.entity, line, segment, segment.weights[2 * line : 2 * line + 2])
         for source in sources
@@ -54,7 +53,9 @@ async def add_up_minutes(
         [pair[0] for _, _, _, _, pair in weights],
         [pair[1] for _, _, _, _, pair in weights],
     )
-    found += [Found(row[0], row[1], Cell(row[2], row[3], 0, 0, 0, 0)) for row in rows]
+    for entity, keys, entered, left in rows:
+        nothing = [0] * len(keys)
+        found.append(Column(entity, keys, entered, left, nothing, nothing))
     return found
 
 
@@ -75,12 +76,16 @@ _READINGS = """
                extract(epoch from r.time)::bigint + r.interval_s * (n - 1) as at_s
         from my_readings r, generate_series(1, cardinality(r.counts) / 2) n
         where r.spot = any($1::int[]) and r.time > $2::timestamptz - interval '1 day'
-          and r.time < $3::timestamptz)
-    select weight.entity, at_s / 60 * 60, sum(entered * same + left_ * other)::bigint,
-           sum(left_ * same + entered * other)::bigint
-    from reading join weight on weight.spot = reading.spot and weight.line = reading.line
-      and at_s / 900 * 900 >= low and at_s / 900 * 900 < high
-    where at_s >= extract(epoch from $2::timestamptz)
-      and at_s < extract(epoch from $3::timestamptz)
-    group by 1, 2
+          and r.time < $3::timestamptz),
+    added as (
+        select weight.entity, at_s / 60 * 60 as key,
+               sum(entered * same + left_ * other)::bigint as entered,
+               sum(left_ * same + entered * other)::bigint as departed
+        from reading join weight on weight.spot = reading.spot and weight.line = reading.line
+          and at_s / 900 * 900 >= low and at_s / 900 * 900 < high
+        where at_s >= extract(epoch from $2::timestamptz)
+          and at_s < extract(epoch from $3::timestamptz)
+        group by 1, 2)
+    select entity, array_agg(key), array_agg(entered), array_agg(departed)
+    from added group by entity
 """

@@ -9,7 +9,7 @@ from server.rollup.buckets import Bucket, Size, local
 from server.rollup.opening import Part
 from server.rollup.places import Site, Spot
 from server.rollup.quality import Hours, Scope, hours_of
-from server.rollup.sums import Patch, Segment
+from server.rollup.sums import Patch, Segment, row_key
 
 Key = date | datetime
 """How a rollup row is keyed: its local day, or its hour's start."""
@@ -50,9 +50,9 @@ def plan(
         for spot in entity.spots:
             at = _instants(entity, spot, cut=cut[spot.id], behind=behind)
             if size.is_days:
-                spans = _days(entity, at)
+                spans = _days(entity, size, at)
                 if spot.site.id in behind.sites:
-                    spans = _days(entity, _every_day(entity))
+                    spans = _days(entity, size, _every_day(entity))
             else:
                 spans = _hours(entity, [*at, *mixed])
             for key, bucket, start_s, end_s in spans:
@@ -75,14 +75,13 @@ def _instants(entity: Entity, spot: Spot, *, cut: tuple[Segment, ...], behind: B
     return [at for at in (*changes, *behind.quarters.get(spot.id, ())) if start_s <= at < end_s]
 
 
-def _days(entity: Entity, instants: Iterable[int]) -> list[tuple[Key, int, int, int]]:
-    """Return (day, bucket number, start, end) of the local days that hold `instants`."""
-    calendar, starts = entity.site.calendar, [bucket.start_s for bucket in entity.grid]
+def _days(entity: Entity, size: Size, instants: Iterable[int]) -> list[tuple[Key, int, int, int]]:
+    """Return (day, key, start, end) of the local days that hold `instants`."""
+    calendar = entity.site.calendar
     found: list[tuple[Key, int, int, int]] = []
     for day in sorted({local(calendar.zone, at).date() for at in instants}):
         edges = calendar.day(day)
-        number = bisect_right(starts, edges.start_s) - 1
-        found.append((day, number, edges.start_s, edges.end_s))
+        found.append((day, row_key(size, day), edges.start_s, edges.end_s))
     return found
 
 

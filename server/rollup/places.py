@@ -107,8 +107,10 @@ async def load_sites(
         raise UnknownPlaceError("site", min(missing))
     wanted = [row["id"] for row in rows]
     weekly: dict[int, list[list[Interval]]] = {}
-    for site, weekday, opens, closes in await connection.fetch(_HOURS, wanted):
-        weekly.setdefault(site, [[] for _ in range(7)])[weekday].append((opens, closes))
+    for site, *columns in await connection.fetch(_HOURS, wanted):
+        by_weekday = weekly[site] = [[] for _ in range(7)]
+        for weekday, opens, closes in zip(*columns, strict=True):
+            by_weekday[weekday].append((opens, closes))
     exceptions: dict[int, dict[object, list[Interval]]] = defaultdict(dict)
     for site, day, opens, closes in await connection.fetch(_EXCEPTIONS, wanted):
         hours = exceptions[site].setdefault(day, [])
@@ -166,11 +168,16 @@ async def load_histories(
         gaps[spot].append(Gap(low, high, tuple(counts), reason))
         device_gaps[spot, device].append((low, high))
     assigned: dict[int, list[Assigned]] = defaultdict(list)
-    for spot, device, low, high, stored in await connection.fetch(_ASSIGNMENTS, ids, *between):
+    stood = await connection.fetch(_ASSIGNMENTS, ids, *between)
+    stored_to = dict(await connection.fetch(_STORED, [row[1] for row in stood]))
+    for spot, device, low, high in stood:
         held = tuple(device_gaps[spot, device])
         assigned[spot].append(
             Assigned(
-                _SINCE_S if low is None else low, _UNTIL_S if high is None else high, stored, held
+                _SINCE_S if low is None else low,
+                _UNTIL_S if high is None else high,
+                stored_to.get(device),
+                held,
             )
         )
     calibrations: dict[int, list[Calibration]] = defaultdict(list)
@@ -205,8 +212,9 @@ _SITES = """
     order by ref
 """
 _HOURS = """
-    select site_id, weekday, opens, closes from opening_hours where site_id = any($1::int[])
-    order by site_id, weekday, opens
+    select site_id, array_agg(weekday order by weekday, opens),
+           array_agg(opens order by weekday, opens), array_agg(closes order by weekday, opens)
+    from opening_hours where site_id = any($1::int[]) group by site_id
 """
 _EXCEPTIONS = """
     select site_id, day, opens, closes from opening_exceptions where site_id = any($1::int[])
@@ -218,15 +226,14 @@ _SPOTS = """
       and ($3::text is null or kind = $3) and ($4::int[] is null or id = any($4))
 """
 _ASSIGNMENTS = """
-    select a.spot_id, a.device_id, extract(epoch from nullif(lower(a.valid), '-infinity'))::bigint,
-           extract(epoch from nullif(upper(a.valid), 'infinity'))::bigint, b.stored_to
-    from assignments a
-    left join lateral (
-        select extract(epoch from max(stored_to))::bigint as stored_to
-        from my_boots where device_id = a.device_id
-    ) b on true
-    where a.spot_id = any($1::int[]) and a.valid && tstzrange($2, $3)
-    order by a.spot_id, lower(a.valid) nulls first
+    select spot_id, device_id, extract(epoch from nullif(lower(valid), '-infinity'))::bigint,
+           extract(epoch from nullif(upper(valid), 'infinity'))::bigint
+    from assignments where spot_id = any($1::int[]) and valid && tstzrange($2, $3)
+    order by spot_id, lower(valid) nulls first
+"""
+_STORED = """
+    select device_id, extract(epoch from max(stored_to))::bigint from my_boots
+    where device_id = any($1::int[]) group by device_id
 """
 _CALIBRATIONS = """
     select spot_id, id, line,

@@ -5,7 +5,8 @@ range is a row, also where nothing was measured (visits null). Buckets at the ra
 whole. Freshness: see `sums`; state and coverage are as of `now_s`.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
@@ -23,18 +24,20 @@ from server.rollup.answer import (
 from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, local
 from server.rollup.minutes import add_up_minutes
 from server.rollup.patches import Behind, Entity, Key, plan
-from server.rollup.places import Site, Spot, load_histories, load_sites, load_spots
+from server.rollup.places import History, Site, Spot, load_histories, load_sites, load_spots
 from server.rollup.quality import Scope
 from server.rollup.rows import Worth, fold, place_gaps
 from server.rollup.sums import (
-    Cell,
-    Found,
+    Column,
     Patch,
     Segment,
     Source,
+    Sum,
     add_up,
     add_up_patches,
     merged,
+    resolution_of,
+    row_key,
     segments,
 )
 
@@ -59,17 +62,33 @@ async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: in
     spots = [spot for entity in entities for spot in entity.spots]
     histories = await load_histories(connection, spots, start_s=start_s, end_s=end_s)
     cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
-    found = await sums_of(connection, query, entities, cut=cut, span=(start_s, end_s))
-    cells = collect(query.size, entities, found)
+    sums = await sums_of(connection, query, entities, cut=cut, span=(start_s, end_s))
+    rows, unplaced = await asyncio.to_thread(
+        _rows, query, entities, histories, cut=cut, sums=sums, now_s=now_s
+    )
+    return CountPage(rows, unplaced, following)
+
+
+def _rows(
+    query: CountQuery,
+    entities: Sequence[Entity],
+    histories: Mapping[int, History],
+    *,
+    cut: Mapping[int, tuple[Segment, ...]],
+    sums: Sequence[Column],
+    now_s: int,
+) -> tuple[list[CountRow], list[Unplaced]]:
+    """Return the rows of all entities; for many this is too long for the event loop."""
+    cells = collect(query.size, entities, sums)
     worth = Worth(scope=query.scope, now_s=now_s)
     rows: list[CountRow] = []
     unplaced: list[Unplaced] = []
-    for entity, sums in zip(entities, cells, strict=True):
+    for entity, own_cells in zip(entities, cells, strict=True):
         own = [histories[spot.id] for spot in entity.spots]
         placed, elsewhere = place_gaps(entity, own, cut=cut, size=query.size)
         unplaced += elsewhere
-        rows += fold(entity, sums, worth.of(entity, own, cut=cut), placed=placed)
-    return CountPage(rows, unplaced, following)
+        rows += fold(entity, own_cells, worth.of(entity, own, cut=cut), placed=placed)
+    return rows, unplaced
 
 
 async def page_of(
@@ -127,11 +146,17 @@ async def sums_of(
     *,
     cut: dict[int, tuple[Segment, ...]],
     span: tuple[int, int],
-) -> list[Found]:
+) -> list[Column]:
     """Fetch all sums of the page: rows that can be taken whole, and patches for the rest."""
     size, (start_s, end_s) = query.size, span
     sources = [
-        Source(spot.id, number, spot.site.time_zone, entity.grid[0].start_day, cut[spot.id])
+        Source(
+            spot.id,
+            number,
+            spot.site.id if entity.spot is None else spot.id,
+            spot.site.time_zone,
+            cut[spot.id],
+        )
         for number, entity in enumerate(entities)
         for spot in entity.spots
     ]
@@ -152,6 +177,7 @@ async def sums_of(
         connection,
         size,
         sources,
+        by_site=query.by is By.SITE,
         start_s=start_s,
         end_s=end_s,
         days=days,
@@ -179,26 +205,27 @@ async def what_is_behind(
 
 
 def collect(
-    size: Size, entities: Sequence[Entity], found: Sequence[Found]
-) -> list[list[Cell | None]]:
+    size: Size, entities: Sequence[Entity], sums: Sequence[Column]
+) -> list[list[Sum | None]]:
     """Sort sums into the entities' buckets. Raises TooFineError."""
-    cells: list[list[Cell | None]] = [[None] * len(entity.grid) for entity in entities]
+    cells: list[list[Sum | None]] = [[None] * len(entity.grid) for entity in entities]
     numbers: list[dict[int, int]] = []
-    if not size.is_days:
+    days = size.is_days
+    if not days:
         grids = {id(entity.grid): entity.grid for entity in entities}
         shared = {at: {b.start_s: n for n, b in enumerate(grid)} for at, grid in grids.items()}
         numbers = [shared[id(entity.grid)] for entity in entities]
-    for entity, key, cell in found:
-        into = cells[entity]
-        number = key if size.is_days else numbers[entity].get(key, -1)
-        if not 0 <= number < len(into):
-            continue
-        before = into[number]
-        if before is not None:
-            cell = merged(before, cell)
-        into[number] = cell
-        if not size.is_days and cell.resolution_s > 60:
-            _check_resolution(size, entities[entity].grid[number], cell.resolution_s)
+    for entity, keys, *columns in sums:
+        into, grid = cells[entity], entities[entity].grid
+        base = row_key(size, grid[0].start_day) if days else 0
+        for key, each in zip(keys, zip(*columns, strict=True), strict=True):
+            number = key - base if days else numbers[entity].get(key, -1)
+            if not 0 <= number < len(into):
+                continue
+            before = into[number]
+            into[number] = each if before is None else merged(before, each)
+            if not days and (resolution_s := resolution_of(each[3])) > 60:
+                _check_resolution(size, grid[number], resolution_s)
     return cells
 
 

@@ -13,13 +13,14 @@ from server.rollup.quality import (
     SLOT_S,
     Hours,
     Scope,
+    State,
     coverage,
     expected_s,
     hours_of,
     known,
     state,
 )
-from server.rollup.sums import UNIT, Cell, Segment, weigh
+from server.rollup.sums import UNIT, Segment, Sum, origin_of, revision_of, weigh
 
 ORIGINS = ("device", "import")
 Placed = Mapping[int, tuple[int, int]]
@@ -32,8 +33,7 @@ class Expectation:
 
     expected_s: Sequence[int]
     hours: Sequence[Hours]
-    accounted_s: int
-    now_s: int
+    states: Sequence[State]
     scope: Scope
     calibrations: Sequence[tuple[int, ...]] | None = None
 
@@ -45,6 +45,7 @@ class Worth:
     scope: Scope
     now_s: int
     _base: dict[tuple[int, int], tuple[list[int], list[Hours]]] = field(default_factory=dict)
+    _states: dict[tuple[int, int], list[State]] = field(default_factory=dict)
 
     def of(
         self,
@@ -68,8 +69,16 @@ class Worth:
         for part in parts:
             expected = [a + b for a, b in zip(expected, part, strict=True)]
         accounted = min((history.accounted_s for history in histories), default=self.now_s)
-        used = _calibrations(entity, cut)
-        return Expectation(expected, hours, accounted, self.now_s, self.scope, used)
+        states = self._states_of(entity.grid, min(accounted, self.now_s))
+        return Expectation(expected, hours, states, self.scope, _calibrations(entity, cut))
+
+    def _states_of(self, grid: tuple[Bucket, ...], accounted_s: int) -> list[State]:
+        """Return the states of buckets; entities of which as many are complete share them."""
+        key = id(grid), bisect_right(grid, accounted_s, key=lambda bucket: bucket.end_s)
+        if key not in self._states:
+            now_s = self.now_s
+            self._states[key] = [state(b.end_s, now_s=now_s, accounted_s=accounted_s) for b in grid]
+        return self._states[key]
 
     @property
     def _now(self) -> int:
@@ -108,22 +117,29 @@ class Worth:
 
 def fold(
     entity: Entity,
-    cells: Sequence[Cell | None],
+    cells: Sequence[Sum | None],
     expectation: Expectation,
     *,
     placed: Placed,
 ) -> list[CountRow]:
     """Return one row a bucket."""
     site, spot = entity.site.ref, None if entity.spot is None else entity.spot.ref
-    now_s, used = expectation.now_s, expectation.calibrations
-    accounted_s = expectation.accounted_s
-    only_open = expectation.scope is Scope.OPEN
+    used, only_open = expectation.calibrations, expectation.scope is Scope.OPEN
     rows: list[CountRow] = []
-    for number, bucket in enumerate(entity.grid):
-        hours, cell = expectation.hours[number], cells[number]
+    for number, (bucket, hours, expected, state_, cell) in enumerate(
+        zip(
+            entity.grid,
+            expectation.hours,
+            expectation.expected_s,
+            expectation.states,
+            cells,
+            strict=True,
+        )
+    ):
         if cell is None or (only_open and hours is Hours.CLOSED):
             cell = _NOTHING
-        counted = known(cell.entered_e4 + cell.left_e4, cell.observed_s)
+        entered, left, observed, marks = cell
+        counted = known(entered + left, observed)
         lost = placed.get(number, _NOBODY)
         rows.append(
             CountRow(
@@ -133,22 +149,22 @@ def fold(
                 bucket.end_utc,
                 bucket.label,
                 bucket.fold,
-                people(cell.entered_e4) if counted else None,
-                people(cell.left_e4) if counted else None,
-                people(lost[0]),
-                people(lost[1]),
-                coverage(cell.observed_s, expectation.expected_s[number]),
+                people(entered) if counted else None,
+                people(left) if counted else None,
+                people(lost[0]) if lost[0] else 0,
+                people(lost[1]) if lost[1] else 0,
+                1.0 if observed >= expected > 0 else coverage(observed, expected),
                 hours,
-                state(bucket.end_s, now_s=now_s, accounted_s=accounted_s),
-                cell.revision,
-                ORIGINS[cell.origin] if counted else None,
-                () if used is None else used[number],
+                state_,
+                revision_of(marks),
+                ORIGINS[origin_of(marks)] if counted else None,
+                used[number] if used else (),
             )
         )
     return rows
 
 
-_NOTHING = Cell(0, 0, 0, 0, 0, 0)
+_NOTHING: Sum = (0, 0, 0, 0)
 _NOBODY = (0, 0)
 
 

@@ -7,9 +7,10 @@ left out there and added from rollup_15m instead: the *patches*. So an answer is
 however far behind the deriver is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,35 +26,52 @@ UNIT = 10_000
 _LINES = 4
 
 
-class Cell(NamedTuple):
-    """A sum over the rows of one bucket of one entity."""
-
-    entered_e4: int
-    left_e4: int
-    observed_s: int
-    revision: int
-    resolution_s: int
-    origin: int
+Sum = tuple[int, int, int, int]
+"""A bucket's sum: entered and left in ten-thousandths, observed seconds, and marks: the revision
+above bit 16, the coarsest reading's seconds above bit 4, the origin below."""
 
 
-def merged(one: Cell, other: Cell) -> Cell:
-    """Return the sum of two cells."""
-    return Cell(
-        one.entered_e4 + other.entered_e4,
-        one.left_e4 + other.left_e4,
-        one.observed_s + other.observed_s,
-        one.revision + other.revision,
-        max(one.resolution_s, other.resolution_s),
-        max(one.origin, other.origin),
-    )
-
-
-class Found(NamedTuple):
-    """A cell with its place: entity number, and the key (bucket number, or start instant)."""
+class Column(NamedTuple):
+    """An entity's sums as arrays of equal length, one element a bucket; keys: see `add_up`."""
 
     entity: int
-    key: int
-    cell: Cell
+    keys: Sequence[int]
+    entered_e4: Sequence[int]
+    left_e4: Sequence[int]
+    observed_s: Sequence[int]
+    marks: Sequence[int]
+
+
+def marks_of(revision: int, resolution_s: int, origin: int) -> int:
+    """Return a sum's marks."""
+    return revision << 16 | resolution_s << 4 | origin
+
+
+def revision_of(marks: int) -> int:
+    return marks >> 16
+
+
+def resolution_of(marks: int) -> int:
+    return marks >> 4 & 0xFFF
+
+
+def origin_of(marks: int) -> int:
+    return marks & 0xF
+
+
+def merged(one: Sum, other: Sum) -> Sum:
+    """Return the sum of two sums of the same bucket."""
+    marks, more = one[3], other[3]
+    return (
+        one[0] + other[0],
+        one[1] + other[1],
+        one[2] + other[2],
+        marks_of(
+            revision_of(marks) + revision_of(more),
+            max(resolution_of(marks), resolution_of(more)),
+            max(origin_of(marks), origin_of(more)),
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +85,17 @@ class Segment:
 
 
 class Source(NamedTuple):
-    """A spot to add up for an entity; `base` is the first day of the entity's first bucket."""
+    """A spot to add up, for its site or for itself."""
 
     spot: int
     entity: int
+    group: int
     zone: str
-    base: date
     segments: tuple[Segment, ...]
 
 
 class Patch(NamedTuple):
-    """Part of a bucket that is added up from quarters."""
+    """Part of a bucket that is added up from quarters; `key` as the bucket's rows have it."""
 
     spot: int
     entity: int
@@ -116,61 +134,65 @@ def weigh(counts: Sequence[int], weights: Sequence[int]) -> tuple[int, int]:
     return entered, sum(c * w for c, w in zip(swapped, weights, strict=True))
 
 
+_MONDAY = date(1970, 1, 5)
+
+
+def row_key(size: Size, day: date) -> int:
+    """Return the key by which rows of `day` are added up: buckets in order have keys in order."""
+    if size is Size.MONTH:
+        return day.year * 12 + day.month
+    number = (day - _MONDAY).days
+    return number // 7 if size is Size.WEEK else number
+
+
 async def add_up(
     connection: asyncpg.Connection,
     size: Size,
     sources: Sequence[Source],
     *,
+    by_site: bool,
     start_s: int,
     end_s: int,
     days: tuple[date, date],
     left_out: Sequence[tuple[int, date | datetime]],
     scope_open: bool,
-) -> list[Found]:
+) -> list[Column]:
     """Add up whole rollup rows between `days` or instants, without those of `left_out`.
 
-    Keys are bucket numbers for days, weeks and months, else the rows' instants.
+    Keys are `row_key`s for days, weeks and months, else the rows' instants.
     """
     open_ = "open_" if scope_open and size.is_days else ""
     within: tuple[date | datetime, ...] = days if size.is_days else (_at(start_s), _at(end_s))
-    out = ([spot for spot, _ in left_out], [key for _, key in left_out])
-    found: list[Found] = []
-    plain = [s for s in sources if len(s.segments) == 1 and s.segments[0].weights == PLAIN]
+    out = ([spot for spot, _ in left_out], [key for _, key in left_out]) if left_out else ()
+    entities = {source.group: source.entity for source in sources}
+    group = "site_id" if by_site else "spot"
+    plain = [s.spot for s in sources if len(s.segments) == 1 and s.segments[0].weights == PLAIN]
+    rows: list[asyncpg.Record] = []
     if plain:
-        rows = await connection.fetch(
-            _sql(size, open_=open_, weighted=False),
-            [s.spot for s in plain],
-            [s.entity for s in plain],
-            [s.base for s in plain],
-            *within,
-            *out,
-        )
-        found += _found(rows)
-    plain_spots = {s.spot for s in plain}
-    weighted = [
-        (s, g)
-        for s in sources
-        if s.spot not in plain_spots
-        for g in s.segments
-        if g.start_s < end_s and g.end_s > start_s
-    ]
-    if weighted:
-        rows = await connection.fetch(
-            _sql(size, open_=open_, weighted=True),
+        sql = _sql(size, group, open_, weighted=False, some_out=bool(out))
+        rows += await connection.fetch(sql, plain, *within, *out)
+    if len(plain) < len(sources):
+        known = set(plain)
+        weighted = [
+            (s, g)
+            for s in sources
+            if s.spot not in known
+            for g in s.segments
+            if g.start_s < end_s and g.end_s > start_s
+        ]
+        rows += await connection.fetch(
+            _sql(size, group, open_, weighted=True, some_out=bool(out)),
             [s.spot for s, _ in weighted],
-            [s.entity for s, _ in weighted],
-            [s.base for s, _ in weighted],
             *within,
-            *out,
             [_edge(size, s, max(g.start_s, start_s)) for s, g in weighted],
             [_edge(size, s, min(g.end_s, end_s)) for s, g in weighted],
             *([g.weights[at] for _, g in weighted] for at in range(2 * _LINES)),
+            *out,
         )
-        found += _found(rows)
-    return found
+    return [Column(entities[row[0]], *row[1:]) for row in rows]
 
 
-async def add_up_patches(connection: asyncpg.Connection, patches: Sequence[Patch]) -> list[Found]:
+async def add_up_patches(connection: asyncpg.Connection, patches: Sequence[Patch]) -> list[Column]:
     """Add up quarters of an hour into the buckets that the patches name."""
     if not patches:
         return []
@@ -179,18 +201,14 @@ async def add_up_patches(connection: asyncpg.Connection, patches: Sequence[Patch
         [p.spot for p in patches],
         [p.entity for p in patches],
         [p.key for p in patches],
-        [p.part.guard_s for p in patches],
+        [_at(p.part.guard_s) for p in patches],
         [p.part.from_s for p in patches],
-        [p.part.until_s for p in patches],
+        [_at(p.part.until_s) for p in patches],
         _at(min(p.part.guard_s for p in patches)),
         _at(max(p.part.until_s for p in patches)),
         *([p.weights[at] for p in patches] for at in range(2 * _LINES)),
     )
-    return _found(rows)
-
-
-def _found(rows: Iterable[asyncpg.Record]) -> list[Found]:
-    return [Found(row[0], row[1], Cell(*row[2:])) for row in rows]
+    return [Column(*row) for row in rows]
 
 
 def _edge(size: Size, source: Source, instant_s: int) -> date | datetime:
@@ -212,78 +230,94 @@ def _plain(prefix: str, way: str) -> str:
     return " + ".join(f"coalesce(r.{prefix}{way}{line}, 0)" for line in range(_LINES))
 
 
-_KEYS = {
-    Size.DAY: "r.day - source.base",
-    Size.WEEK: "(r.day - source.base) / 7",
-    Size.MONTH: "(extract(year from r.day) * 12 + extract(month from r.day) "
-    "- extract(year from source.base) * 12 - extract(month from source.base))::int",
+ROW_KEYS = {
+    Size.DAY: "r.day - date '1970-01-05'",
+    Size.WEEK: "(r.day - date '1970-01-05') / 7",
+    Size.MONTH: "(extract(year from r.day) * 12 + extract(month from r.day))::int",
     Size.HOUR: "extract(epoch from r.bucket)::bigint",
     Size.QUARTER: "extract(epoch from r.bucket)::bigint",
 }
 _WEIGHTS = ", ".join(f"w{n}" for n in range(2 * _LINES))
 _SLOTS_S = "15 * bit_count(r.observed::bit(64))"
+_MARKS = (
+    "(sum(r.revision)::bigint << 16) | (max(r.resolution_s)::bigint << 4) | max(r.origin)::bigint"
+)
+_ARRAYS = """array_agg(key), array_agg(entered), array_agg(departed), array_agg(observed),
+        array_agg(marks)"""
 
+# Arrays, since a row a bucket takes longer to read than to add up.
 _SUM = """
-    with source as materialized (
-        select * from unnest({arrays}) as source(spot, entity, base{more})),
-    left_out as materialized (select * from unnest($6::int[], $7::{type}[]) as l(spot, at))
-    select source.entity, {key} as key, sum({entered})::bigint{scale}, sum({left})::bigint{scale},
-           sum({observed})::bigint, sum(r.revision)::bigint, max(r.resolution_s)::int,
-           max(r.origin)::int
-    from my_{table} r join source on source.spot = r.spot {segment}
-    where r.spot = any($1::int[]) and r.{at} >= $4 and r.{at} < $5
-      and not exists (select from left_out l where l.spot = r.spot and l.at = r.{at})
-    group by 1, 2
+    with added as (
+        select r.{group} as entity, {key} as key, sum({entered})::bigint{scale} as entered,
+               sum({left})::bigint{scale} as departed, sum({observed})::bigint as observed,
+               {marks} as marks
+        from my_{table} r {segment}
+        where r.spot = any($1::int[]) and r.{at} >= $2 and r.{at} < $3 {without}
+        group by 1, 2)
+    select entity, {arrays} from added group by entity
 """
+_SEGMENT = """join unnest($1::int[], $4::{type}[], $5::{type}[], {types})
+            as segment(spot, low, high, {weights})
+            on segment.spot = r.spot and r.{at} >= low and r.{at} < high"""
+# A hashed set, looked up row by row: an anti join would sort all rows first.
+_WITHOUT = "and (r.spot, r.{at}) not in (select * from unnest(${n}::int[], ${m}::{type}[]))"
 
 
-def _sql(size: Size, *, open_: str, weighted: bool) -> str:
+@cache
+def _sql(size: Size, group: str, open_: str, *, weighted: bool, some_out: bool) -> str:
     """Return the adding-up statement; only constants of this module go into it."""
-    table = {Size.HOUR: "rollup_hour", Size.QUARTER: "rollup_15m"}.get(size, "rollup_day")
-    at, kind = ("day", "date") if size.is_days else ("bucket", "timestamptz")
-    arrays, more, segment = "$1::int[], $2::int[], $3::date[]", "", ""
-    if weighted:
-        arrays += f", $8::{kind}[], $9::{kind}[]"
-        arrays += "".join(f", ${n}::int[]" for n in range(10, 18))
-        more = f", low, high, {_WEIGHTS}"
-        segment = f"and r.{at} >= low and r.{at} < high"
-    values = {
-        "arrays": arrays,
-        "more": more,
-        "type": kind,
-        "key": _KEYS[size],
-        "entered": _entered(open_, swapped=False) if weighted else _plain(open_, "in"),
-        "left": _entered(open_, swapped=True) if weighted else _plain(open_, "out"),
-        "scale": "" if weighted else f" * {UNIT}",
-        "observed": _SLOTS_S if size is Size.QUARTER else f"r.{open_}observed_s",
-        "table": table,
-        "at": at,
-        "segment": segment,
-    }
-    sql = _SUM
+    return _filled(
+        _SUM,
+        without=_WITHOUT if some_out else "",
+        segment=_SEGMENT if weighted else "",
+        types=", ".join(f"${n}::int[]" for n in range(6, 14)),
+        weights=_WEIGHTS,
+        n="14" if weighted else "4",
+        m="15" if weighted else "5",
+        arrays=_ARRAYS,
+        marks=_MARKS,
+        group=group,
+        key=ROW_KEYS[size],
+        entered=_entered(open_, swapped=False) if weighted else _plain(open_, "in"),
+        left=_entered(open_, swapped=True) if weighted else _plain(open_, "out"),
+        scale="" if weighted else f" * {UNIT}",
+        observed=_SLOTS_S if size is Size.QUARTER else f"r.{open_}observed_s",
+        table={Size.HOUR: "rollup_hour", Size.QUARTER: "rollup_15m"}.get(size, "rollup_day"),
+        type="date" if size.is_days else "timestamptz",
+        at="day" if size.is_days else "bucket",
+    )
+
+
+def _filled(sql: str, **values: str) -> str:
     for name, value in values.items():
         sql = sql.replace("{" + name + "}", value)
     return sql
 
 
-_PATCHES = (
+_PATCHES = _filled(
     """
     with patch as materialized (
-        select * from unnest($1::int[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[],
-            $6::bigint[], $9::int[], $10::int[], $11::int[], $12::int[], $13::int[], $14::int[],
-            $15::int[], $16::int[])
-        as patch(spot, entity, key, guard_s, from_s, until_s, {weights}))
-    select patch.entity, patch.key, sum({entered})::bigint, sum({left})::bigint,
-           coalesce(sum({observed}) filter (
-               where extract(epoch from r.bucket) >= from_s), 0)::bigint,
-           sum(r.revision)::bigint, max(r.resolution_s)::int, max(r.origin)::int
-    from patch join my_rollup_15m r on r.spot = patch.spot
-      and r.bucket >= to_timestamp(guard_s) and r.bucket < to_timestamp(until_s)
-      and extract(epoch from r.bucket) + greatest(r.resolution_s, 900) > from_s
-    where r.bucket >= $7 and r.bucket < $8
-    group by 1, 2
-""".replace("{weights}", _WEIGHTS)
-    .replace("{observed}", _SLOTS_S)
-    .replace("{entered}", _entered("", swapped=False))
-    .replace("{left}", _entered("", swapped=True))
+        select * from unnest($1::int[], $2::int[], $3::bigint[], $4::timestamptz[],
+            $5::bigint[], $6::timestamptz[], $9::int[], $10::int[], $11::int[],
+            $12::int[], $13::int[], $14::int[], $15::int[], $16::int[])
+        as patch(spot, entity, key, guard, from_s, until, {weights})),
+    added as (
+        select patch.entity, patch.key, sum({entered})::bigint as entered,
+               sum({left})::bigint as departed,
+               coalesce(sum({observed}) filter (
+                   where extract(epoch from r.bucket) >= from_s), 0)::bigint as observed,
+               {marks} as marks
+        from patch join my_rollup_15m r on r.spot = patch.spot
+          and r.bucket >= guard and r.bucket < until
+          and extract(epoch from r.bucket) + greatest(r.resolution_s, 900) > from_s
+        where r.bucket >= $7 and r.bucket < $8
+        group by 1, 2)
+    select entity, {arrays} from added group by entity
+""",
+    weights=_WEIGHTS,
+    observed=_SLOTS_S,
+    marks=_MARKS,
+    arrays=_ARRAYS,
+    entered=_entered("", swapped=False),
+    left=_entered("", swapped=True),
 )

@@ -492,7 +492,7 @@ begin
         'rollup_day', 'presses_day']
     loop
         execute format(
-            'create view my_%1$s with (security_barrier) as select r.* from %1$s r '
+            'create view my_%1$s with (security_barrier) as select r.*, s.site_id from %1$s r '
             'join spots s on s.id = r.spot where s.organisation_id = current_organisation()', t);
         execute format('grant select on my_%s to vestibule_api', t);
     end loop;
