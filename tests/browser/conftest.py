@@ -1,4 +1,7 @@
-"""One demo and one Chromium for all browser tests of a run."""
+"""One demo and one Chromium for the browser tests of a worker.
+
+Package scope: Playwright holds its thread's event loop, so it must be gone before other tests.
+"""
 
 import os
 import re
@@ -13,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from ops.assets.fetch import DEFAULT_FOLDER, fetch
 from ops.services.browser import chromium
@@ -21,6 +31,7 @@ from ops.services.errors import ServicesError
 from ops.services.stack import Stack
 
 LIVE_S = 300
+expect.set_options(timeout=30_000)  # machines that run other tests besides are slow
 _RUN = "import sys; from ops.command import main; sys.exit(main(['demo', '--days', '3']))"
 _QUIET = (
     "--no-sandbox",
@@ -45,7 +56,7 @@ class Demo:
         return self.address.split("?")[0].rstrip("/")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chrome() -> Iterator[Browser]:
     """Chromium, started; NOT RUN where it cannot be had."""
     try:
@@ -63,7 +74,7 @@ def chrome() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo(chrome: Browser) -> Iterator[Demo]:
     """A demo with three days of history, live."""
     home = Path(tempfile.mkdtemp(prefix="vestibule-browser-"))

@@ -87,7 +87,7 @@ def test_what_is_killed_comes_back_and_nobody_is_lost(tour: Page, part: str) -> 
     generated = account(tour)[0]
     expect(tour.locator(f"#part-{part}")).to_contain_text("up", timeout=90_000)
     expect(tour.locator(".outage").first).to_contain_text(f"{part} killed")
-    expect(tour.locator(".outage").first).to_contain_text("back after")
+    expect(tour.locator(".outage").first).to_contain_text("back after", timeout=90_000)
     until(lambda: number(tour, "online") == 58, timeout_s=90)
     until(lambda: account(tour)[1] > generated, timeout_s=90)
     assert account(tour)[3] == "0"
