@@ -142,14 +142,14 @@ def _batches(
     devices, half = BATCH // deep, len(agents) // 2
     for _ in range(rounds):
         for start in range(0, half, devices):
-            for lane in (agents[:half], agents[half:]):
-                batches.append(
-                    [
-                        (agent.up, agent.counter([_minutes(rng), _minutes(rng)]), number)
-                        for agent in lane[start : start + devices]
-                        for number in range(deep)
-                    ]
-                )
+            batches += [
+                [
+                    (agent.up, agent.counter([_minutes(rng), _minutes(rng)]), number)
+                    for agent in lane[start : start + devices]
+                    for number in range(deep)
+                ]
+                for lane in (agents[:half], agents[half:])
+            ]
     return batches
 
 
@@ -211,12 +211,12 @@ async def _naive(
     insert = f"insert into {table} values ($1, $2, $3, $4, $5)"
     start = time.perf_counter()
     for first in range(0, len(messages), batch):
-        rows = [row for m in messages[first : first + batch] for row in _readings(m)]
+        rows = [row for m in messages[first : first + batch] for row in naive_readings(m)]
         await owner.executemany(insert, rows)
     return time.perf_counter() - start
 
 
-def _readings(message: Inbound) -> list[tuple[object, ...]]:
+def naive_readings(message: Inbound) -> list[tuple[object, ...]]:
     topic, frame, _ = message
     sections = read_body(frame, read_header(frame))
     span = decode_time(sections[Section.TIME])
