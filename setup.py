@@ -1,6 +1,6 @@
 """Build the compiled decoder.
 
-NO_EXT=1 skips it (the device's agent does not need it); REQUIRE_EXT=1 makes a failed build an error.
+NO_EXT=1 skips it (the device's agent does not need it); REQUIRE_EXT=1 makes a failure an error.
 """
 
 import os
@@ -31,7 +31,7 @@ def extensions() -> list[Extension]:
             Extension(
                 "ext._decoder",
                 ["ext/_decoder.pyx"],
-                depends=["ext/decoder.h"],
+                depends=[f"ext/{name}.h" for name in ("decoder", "framing", "kernels", "layout")],
                 extra_compile_args=flags,
                 extra_link_args=["-fsanitize=address"] if SANITIZE else [],
             )
