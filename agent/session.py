@@ -23,7 +23,7 @@ import structlog
 
 from agent.clock import Clock
 from agent.outbox import Boot, Outbox
-from protocol.frame import VERSION, FrameError, Span
+from protocol.frame import VERSION, FrameError, Quality, Span
 from protocol.session import (
     MAX_BOOTS,
     Answer,
@@ -86,6 +86,7 @@ class Session:
         self._deadline_ms: int | None = None
         self._rtt_ms = 0.0  # smoothed, from a mark's first sending to its receipt
         self._mark_sent_ms: int | None = None
+        self._undated: set[int] = set()  # boots that were told of or sent without their offset
 
     # -- the connection ----------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class Session:
             return []
         if self._deadline_ms is not None and now_ms >= self._deadline_ms:
             self._give_up_waiting()
-        if self._ask:
+        if self._ask or self._dates_earlier_boots():
             return [self._hello(now_ms)]
         if self._nonce is not None:
             return []
@@ -125,6 +126,24 @@ class Session:
         if frames and self._mark_sent_ms is None:
             self._mark_sent_ms = now_ms
         return frames
+
+    def _dates_earlier_boots(self) -> bool:
+        """True once for each boot that has ended without UTC, is stored, and has its offset now.
+
+        Its own frames can't bring the offset any more: a hello must, when the server has them all.
+        """
+        if not self._undated or self._nonce is not None:
+            return False
+        due = {
+            boot.ordinal
+            for boot in self._outbox.boots
+            if boot.ordinal in self._undated
+            and boot is not self._outbox.current
+            and boot.quality is not Quality.NONE
+            and boot.acked >= boot.next_seq
+        }
+        self._undated -= due
+        return bool(due)
 
     def wake_ms(self) -> int | None:
         """When `next` has something to do even if nothing happens; None if never."""
@@ -146,6 +165,8 @@ class Session:
                 frames.append(held.frame)
                 self._flight.append((boot.ordinal, held.to_seq + 1, held.digest))
                 self._sent = (boot.ordinal, held.to_seq + 1)
+                if held.meta.quality is Quality.NONE:
+                    self._undated.add(boot.ordinal)
         self.tally.sent += len(frames)
         return frames
 
@@ -176,6 +197,7 @@ class Session:
         if len(listed) > MAX_BOOTS:  # the oldest that still wait; the others' turn comes
             listed.sort(key=lambda boot: (boot.acked >= boot.next_seq, boot.ordinal))
             listed = sorted(listed[:MAX_BOOTS], key=lambda boot: boot.ordinal)
+        self._undated |= {boot.ordinal for boot in listed if boot.quality is Quality.NONE}
         return tuple(
             HeldBoot(b.boot_id, b.ordinal, b.first_seq, b.next_seq, b.quality, b.offset_ms)
             for b in listed
