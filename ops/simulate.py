@@ -22,8 +22,8 @@ from agent import identity
 from agent.enrol import enrol
 from agent.link import Identity
 from ext.reference import read as read_frame
-from ops.demo.proof import Proof, Sources, Spot, verify
 from ops.deployment import Deployment, deployment, home
+from ops.proof import Proof, Sources, Spot, verify
 from ops.register import add_claimed_device
 from ops.serving import server_running
 from protocol.counter import Counts

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,11 +18,11 @@ from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Outbox
 from ops.demo.inspector import InspectedDevice
 from ops.demo.meter import Door, Meter, Sum
-from ops.demo.proof import Proof, Sources, Spot, verify
 from ops.demo.recovery import recover
 from ops.demo.state import Folder, State
 from ops.demo.supervisor import Supervisor
 from ops.demo.world import busy_shift_ms
+from ops.proof import Proof, Sources, Spot, verify
 from ops.services.stack import Endpoints
 from protocol.identity import DeviceId
 from simulators.device import Conditions, SimDevice
@@ -194,13 +193,13 @@ def _devices(
     truth: TruthFile,
     cable: FaultProxy,
 ) -> tuple[list[SimDevice], InspectedDevice]:
-    offset, seed = true_offset_ms(), secrets.randbits(31)
+    offset = true_offset_ms()
     devices: list[SimDevice] = []
     inspected: InspectedDevice | None = None
     for device, place in state.places().items():
         if place.device.unplugged:
             continue
-        identity, spec = identities[device], place.device.live_spec(device, seed=seed)
+        identity, spec = identities[device], place.device.live_spec(device)
         if place.device.blind:
             through_cable = Identity(
                 identity.device,

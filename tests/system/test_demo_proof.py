@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 
 from ops.demo.machine import spots_of
-from ops.demo.proof import Proof, Sources, Spot, compare_minutes, compare_presses, verify
 from ops.demo.state import Folder, State
 from ops.demo.supervisor import Supervisor
 from ops.deployment import embedded
+from ops.proof import Proof, Sources, Spot, compare_minutes, compare_presses, verify
 from ops.services.stack import Stack
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
