@@ -11,6 +11,7 @@ server has receipted what it held, since what only a dead disk knew cannot be co
 
 import asyncio
 import random
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -313,7 +314,7 @@ class SimDevice:
                 frame_s=conditions.frame_s,
                 quiet_frame_s=conditions.quiet_frame_s,
             ),
-            new_boot_id=lambda: self._rng.getrandbits(64),
+            new_boot_id=lambda: secrets.randbits(64),
         )
 
     def _replug(self) -> None:

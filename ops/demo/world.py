@@ -49,15 +49,12 @@ class PlannedDevice:
         """Return the simulated hardware as it is on an ordinary day."""
         return DeviceSpec(device, self.door, SEED, self.sensor, self.kiosk, QUESTIONNAIRE)
 
-    def live_spec(self, device: str, *, seed: int) -> DeviceSpec:
-        """Return it as it is while somebody watches: busy at any time of the day.
-
-        Each run needs a `seed` of its own: a simulated agent draws its boots' ids from it.
-        """
+    def live_spec(self, device: str) -> DeviceSpec:
+        """Return it as it is while somebody watches: busy at any time of the day."""
         door = replace(
             self.door, hours=ALWAYS, staff=0, median_day=self.door.median_day * LIVE_BUSIER
         )
-        return replace(self.spec(device), door=door, seed=seed)
+        return replace(self.spec(device), door=door)
 
 
 @dataclass(frozen=True, slots=True)
