@@ -12,6 +12,7 @@ What is decided here, and kept by contract tests against the real broker:
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,9 @@ class Link:
 
     def _drop(self) -> None:
         self._paho._sock_close()
+        ended = self._client._disconnected
+        if ended.done() and not ended.cancelled():
+            ended.exception()  # seen, whoever was waiting for it
 
     def _opened(self, _client: object, _userdata: object, sock: ssl.SSLSocket) -> None:
         """Take the place of aiomqtt's reader; called on the connecting thread."""
@@ -246,7 +250,7 @@ class Link:
             self._received(b"".join(chunks))
 
     def _received(self, data: bytes) -> None:
-        self._paho._last_bytes_received = self._paho_time()
+        self._paho._last_bytes_received = time.monotonic()
         messages: list[Inbound] = []
         others: list[tuple[int, bytes]] = []
         try:
@@ -259,9 +263,6 @@ class Link:
             self._hand_to_paho(command, body)
         if messages:
             self._on_messages(messages)
-
-    def _paho_time(self) -> float:
-        return self._loop.time()  # time.monotonic, as paho's
 
     def _hand_to_paho(self, command: int, body: bytes) -> None:
         self._paho._in_packet = {
@@ -283,4 +284,3 @@ class Link:
         self._paho._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
         if not self._client._disconnected.done():
             self._client._disconnected.set_exception(LinkError(why))
-            self._client._disconnected.exception()  # seen: `lost` may not be waiting
