@@ -141,27 +141,36 @@ async def simulate(
     async with AsyncExitStack() as stack:
         members = await _behind_proxy(stack, members, scenario, seed)
         hardware = spec or (lambda member: spec_of(member, scenario, seed=seed))
-        devices = [
-            SimDevice(
+        devices: list[SimDevice] = []
+        for member in members:
+            around = _surroundings(conditions, member, scenario, seed, duration_s)
+            device = SimDevice(
                 hardware(member),
                 member.identity,
                 outbox_path=None if memory else state / f"{member.identity.device}.outbox",
                 true_offset_ms=offset_ms,
                 truth=truth,
-                conditions=_surroundings(conditions, member, scenario, seed, duration_s),
+                conditions=around,
             )
-            for member in members
-        ]
+            devices.append(device)
+            await asyncio.sleep(0)  # opening thousands of outboxes takes its time
         fleet = Fleet(devices, truth=truth)
         await stack.enter_async_context(fleet.running())
         await _watch(fleet, duration_s, progress)
         drained = await fleet.drain(timeout_s=drain_s)
-        stats = fleet.stats()
-        connects = sum(device.connects for device in devices)
-        conflicts = sum(device.conflicts for device in devices)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds, used = time.monotonic() - began, time.process_time() - cpu
-    return Outcome(stats, drained, seconds, used, peak_mb, connects, conflicts)
+        return _outcome(fleet, drained=drained, began=began, cpu=cpu)
+
+
+def _outcome(fleet: Fleet, *, drained: bool, began: float, cpu: float) -> Outcome:
+    return Outcome(
+        fleet.stats(),
+        drained,
+        seconds=time.monotonic() - began,
+        cpu_s=time.process_time() - cpu,
+        memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        connects=sum(device.connects for device in fleet.devices),
+        conflicts=sum(device.conflicts for device in fleet.devices),
+    )
 
 
 def spec_of(member: Member, scenario: Scenario, *, seed: int) -> DeviceSpec:

@@ -2,18 +2,19 @@
 
 Decided here:
 - Devices are stepped in slices of 50 ms, so that a thousand journals do not come at once.
-- TLS handshakes run in threads; as many as `handshakes` are in flight at a time, which is what
-  bounds a connect storm, at the start and after the broker was away.
+- As many as `handshakes` devices are connecting at a time when a fleet starts. TLS handshakes run
+  in as many threads; with the links' jitter that bounds the storm after the broker was away too.
 - The truth file is written by one thread of its own, once a second.
 - The fleet owns its tasks: leaving `running()` has stopped steps, faults and links.
 """
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -22,8 +23,12 @@ from simulators.truth import TruthFile
 
 SLICES = 20
 HANDSHAKES = 100
-FILES_EACH = 4  # socket, outbox, its log, and one to spare
-FILES_IN_MEMORY = 2
+CONNECT_S = 15.0
+FILES_EACH = 3  # socket, outbox, its log
+FILES_IN_MEMORY = 1
+FILES_BESIDE = 512  # a proxy, the truth, sockets that are closing
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -85,11 +90,15 @@ class Fleet:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._step_all(), name="steps")]
-                for device in self.devices:
-                    device.plug(group)
-                    if device.conditions.troubles:
-                        tasks.append(group.create_task(self._suffer(device)))
+                tasks = [
+                    group.create_task(self._step_all(), name="steps"),
+                    group.create_task(self._connect_all(group), name="connects"),
+                ]
+                tasks += [
+                    group.create_task(self._suffer(device))
+                    for device in self.devices
+                    if device.conditions.troubles
+                ]
                 try:
                     yield self
                 finally:
@@ -115,6 +124,18 @@ class Fleet:
             await asyncio.sleep(0.2)
         return not any(device.frames_waiting for device in self.devices)
 
+    async def _connect_all(self, group: asyncio.TaskGroup) -> None:
+        """Plug all devices in, at most `handshakes` of them between plug and connection."""
+        loop = asyncio.get_running_loop()
+        connecting: list[tuple[SimDevice, float]] = []
+        for device in self.devices:
+            while len(connecting) >= self._handshakes:
+                await asyncio.sleep(0.02)
+                late = loop.time() - CONNECT_S  # whoever is refused must not hold up the others
+                connecting = [(d, at) for d, at in connecting if not d.connected and at > late]
+            device.plug(group)
+            connecting.append((device, loop.time()))
+
     async def _step_all(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
@@ -137,9 +158,19 @@ class Fleet:
             await device.suffer(trouble)
 
 
+def run(main: Coroutine[object, object, T]) -> T:
+    """Run `main` to its end, on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:  # the agent's own dependencies do not have it
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
 def raise_file_limit(devices: int, *, in_memory: bool) -> None:
     """Allow this process the files a fleet needs; OSError names the limit if it is too low."""
-    wanted = devices * (FILES_IN_MEMORY if in_memory else FILES_EACH) + 256
+    wanted = devices * (FILES_IN_MEMORY if in_memory else FILES_EACH) + FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if wanted <= soft:
         return

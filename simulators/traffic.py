@@ -1,4 +1,4 @@
-"""People through a door and at a kiosk, seeded: the same seed, door and hour give the same people.
+"""People through a door and at a kiosk, seeded: same seed, door and quarter hour, same people.
 
 The model (anchors: `simulators/README.md`):
 - Groups arrive as a Poisson process whose rate is the shape's for that quarter of an hour, times
@@ -31,7 +31,7 @@ from simulators.shapes import MONTHS, SHOP, STREET, Hours, Shape, quarter_share
 HOUR_MS = 3_600_000
 QUARTER_MS = 900_000
 MAX_DWELL_MS = 3 * HOUR_MS  # 0.05 % of a lognormal of median 6.5 min and sigma 1 is longer
-EARLY_MS = HOUR_MS  # staff come at most this long before opening
+EARLY_MS = QUARTER_MS  # staff come at most this long before opening
 _GROUPS = (0.62, 0.89, 0.97)  # cumulative, of 1, 2, 3; the rest are 4
 _MEAN_GROUP = 1.52
 _PRIME = 7919.0
@@ -136,19 +136,18 @@ def random_kiosk(rng: random.Random) -> Kiosk:
 
 def people(door: Door, *, seed: int, start_ms: int, end_ms: int) -> Iterator[Passage]:
     """Yield who crosses the threshold from `start_ms` up to, not including, `end_ms` (UTC)."""
-    first = start_ms - MAX_DWELL_MS - HOUR_MS
-    hour = first // HOUR_MS * HOUR_MS
+    quarter = (start_ms - MAX_DWELL_MS - QUARTER_MS) // QUARTER_MS * QUARTER_MS
     waiting: list[Passage] = []
-    while hour < end_ms + EARLY_MS:
-        for passage in _hour(door, seed, hour):
+    while quarter < end_ms + EARLY_MS:
+        for passage in _quarter(door, seed, quarter):
             heappush(waiting, passage)
-        # the hours to come add nothing earlier than this one's start: staff come that much early
-        ready = min(hour, end_ms)
+        # the quarters to come add nothing earlier than this one's start: so early staff come
+        ready = min(quarter, end_ms)
         while waiting and waiting[0].at_ms < ready:
             passage = heappop(waiting)
             if passage.at_ms >= start_ms:
                 yield passage
-        hour += HOUR_MS
+        quarter += QUARTER_MS
     while waiting and waiting[0].at_ms < end_ms:
         passage = heappop(waiting)
         if passage.at_ms >= start_ms:
@@ -210,25 +209,26 @@ def rate_an_hour(door: Door, *, seed: int, at_ms: int) -> float:
     share = quarter_share(door.shape, door.hours, local.weekday(), quarter)
     if not share:
         return 0.0
-    factor = MONTHS[local.month - 1] * _day_factor(door, seed, local.toordinal())
+    factor = MONTHS[local.month - 1] * _day_factor(
+        door.name, door.day_sigma, seed, local.toordinal()
+    )
     return 4 * share * door.median_day * factor
 
 
-def _hour(door: Door, seed: int, hour_ms: int) -> list[Passage]:
-    """Return every passage of those who arrive in this hour, unsorted."""
-    rng = random.Random(f"{seed}/{door.name}/{hour_ms}")
-    excess = rng.gammavariate(door.dispersion, 1 / door.dispersion)
+def _quarter(door: Door, seed: int, quarter_ms: int) -> list[Passage]:
+    """Return every passage of those who arrive in this quarter of an hour, unsorted."""
     found: list[Passage] = []
-    for quarter_ms in range(hour_ms, hour_ms + HOUR_MS, QUARTER_MS):
-        rate = rate_an_hour(door, seed=seed, at_ms=quarter_ms) * excess / _MEAN_GROUP / HOUR_MS
-        if not rate:
-            continue
+    rate = rate_an_hour(door, seed=seed, at_ms=quarter_ms)
+    rng = random.Random(f"{seed}/{door.name}/{quarter_ms}") if rate else None
+    if rng is not None:
+        rate *= _hour_factor(door.name, door.dispersion, seed, quarter_ms // HOUR_MS)
+        rate /= _MEAN_GROUP * HOUR_MS
         closing = _closing(door, quarter_ms)
         at = quarter_ms + rng.expovariate(rate)
         while at < quarter_ms + QUARTER_MS:
             _group(door, rng, at, closing, found)
             at += rng.expovariate(rate)
-    _shifts(door, rng, hour_ms, found)
+    _shifts(door, seed, quarter_ms, found)
     return found
 
 
@@ -247,24 +247,24 @@ def _group(door: Door, rng: random.Random, at: float, closing: int, found: list[
         found.append(Passage(int(out), False, index > 0, False, rng.random()))
 
 
-def _shifts(door: Door, rng: random.Random, hour_ms: int, found: list[Passage]) -> None:
-    """Add staff: in before an opening that lies in this hour, out after a closing that does."""
-    for quarter_ms in range(hour_ms, hour_ms + HOUR_MS, QUARTER_MS):
-        local = _local(door, quarter_ms)
-        opening = door.hours[local.weekday()]
-        if opening is None or opening[1] - opening[0] >= 1440 or (local.fold and _repeated(local)):
-            continue
-        minute = local.hour * 60 + local.minute
-        if minute <= opening[0] < minute + 15:
-            opens = quarter_ms + (opening[0] - minute) * 60_000
-            for _ in range(door.staff):
-                come = opens - rng.randint(300_000, EARLY_MS - 60_000)
-                found.append(Passage(come, True, False, True, rng.random()))
-        if minute < opening[1] <= minute + 15:
-            closes = quarter_ms + (opening[1] - minute) * 60_000
-            for _ in range(door.staff):
-                go = closes + rng.randint(180_000, 1_800_000)
-                found.append(Passage(go, False, False, True, rng.random()))
+def _shifts(door: Door, seed: int, quarter_ms: int, found: list[Passage]) -> None:
+    """Add staff: in before an opening that lies in this quarter, out after a closing that does."""
+    local = _local(door, quarter_ms)
+    opening = door.hours[local.weekday()]
+    if opening is None or opening[1] - opening[0] >= 1440 or (local.fold and _repeated(local)):
+        return
+    minute = local.hour * 60 + local.minute
+    opens, closes = minute <= opening[0] < minute + 15, minute < opening[1] <= minute + 15
+    if not opens and not closes:
+        return
+    rng = random.Random(f"{seed}/{door.name}/staff/{quarter_ms}")
+    for _ in range(door.staff):
+        if opens:
+            come = quarter_ms + (opening[0] - minute) * 60_000 - rng.randint(120_000, EARLY_MS)
+            found.append(Passage(come, True, False, True, rng.random()))
+        if closes:
+            go = quarter_ms + (opening[1] - minute) * 60_000 + rng.randint(180_000, 1_800_000)
+            found.append(Passage(go, False, False, True, rng.random()))
 
 
 def _repeated(local: datetime) -> bool:
@@ -283,9 +283,14 @@ def _closing(door: Door, at_ms: int) -> int:
 
 
 @lru_cache(maxsize=16_384)
-def _day_factor(door: Door, seed: int, day: int) -> float:
-    rng = random.Random(f"{seed}/{door.name}/day/{day}")
-    return rng.lognormvariate(0.0, door.day_sigma)
+def _day_factor(name: str, sigma: float, seed: int, day: int) -> float:
+    return random.Random(f"{seed}/{name}/day/{day}").lognormvariate(0.0, sigma)
+
+
+@lru_cache(maxsize=16_384)
+def _hour_factor(name: str, dispersion: float, seed: int, hour: int) -> float:
+    rng = random.Random(f"{seed}/{name}/hour/{hour}")
+    return rng.gammavariate(dispersion, 1 / dispersion)
 
 
 def _local(door: Door, at_ms: int) -> datetime:
