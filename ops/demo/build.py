@@ -1,43 +1,32 @@
 """Put the world into the database, and enrol its devices as a technician would: by claims.
 
 Everything goes through the product's own ways: `server.fleet.register`, one-time claims, and the
-HTTPS listener, which sees a key's request and answers a certificate. Nothing is done twice.
+agent's own enrolment. Nothing is done twice.
 """
 
 import asyncio
-import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
-import aiohttp
 import asyncpg
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from agent import identity
+from agent.enrol import EnrolError, enrol
 from agent.link import Identity
 from ops.demo.state import Folder, State
 from ops.demo.world import QUESTIONNAIRE, QUESTIONS, Place, PlannedOrganisation, PlannedSite
 from ops.services.errors import ServiceFailedError
-from protocol.identity import DeviceId, device_id
+from protocol.identity import DeviceId
 from server.api.keys import create_api_key
 from server.config import Settings
 from server.fleet import register
-from server.provisioning.claims import make_claim
+from server.provisioning.claims import make_claim, root_fingerprint, token
 
 _AT_ONCE = 8
-
-
-class EnrolAnswer(msgspec.Struct):
-    """What the server answers to a claim."""
-
-    chain: str
-    bundle: str
-    broker_host: str
-    broker_port: int
 
 
 async def build_world(connection: asyncpg.Connection, state: State) -> dict[str, object]:
@@ -146,75 +135,43 @@ async def _device(
         )
 
 
-async def enrol(
-    folder: Folder, state: State, pool: asyncpg.Pool, settings: Settings
+async def enrol_devices(
+    folder: Folder, state: State, connection: asyncpg.Connection, settings: Settings
 ) -> dict[DeviceId, Identity]:
-    """Return every device's identity, enrolling those that have none yet."""
-    context = ssl.create_default_context(cafile=str(settings.pki / "root.pem"))
-    context.check_hostname = False  # the listener is named by an address of this machine
-    gate = asyncio.Semaphore(_AT_ONCE)
-    async with aiohttp.ClientSession(
-        f"https://{settings.https_host}:{settings.https_port}",
-        connector=aiohttp.TCPConnector(ssl=context),
-        timeout=aiohttp.ClientTimeout(total=60),
-    ) as session:
+    """Return every device's identity, enrolling those that have none yet.
 
-        async def one(device: DeviceId) -> Identity:
-            async with gate:
-                return await _enrol_one(folder, device, pool, session, settings)
-
-        async with asyncio.TaskGroup() as group:
-            tasks = {device: group.create_task(one(device)) for device in state.places()}
-    return {device: task.result() for device, task in tasks.items()}
+    Raises ServiceFailedError with the device and the agent's reason.
+    """
+    claims = await _claims(folder, state, connection, settings)
+    await asyncio.to_thread(_enrol, claims)
+    return {device: identity.for_link(folder.device(device)) for device in state.places()}
 
 
-async def _enrol_one(
-    folder: Folder,
-    device: DeviceId,
-    pool: asyncpg.Pool,
-    session: aiohttp.ClientSession,
-    settings: Settings,
-) -> Identity:
-    disk = folder.device(device)
-    identity = Identity(
-        device=device_id(device),
-        broker_host=settings.device_broker_host,
-        broker_port=settings.device_broker_port,
-        chain=disk / "chain.pem",
-        key=disk / "key.pem",
-        bundle=disk / "bundle.pem",
-    )
-    if identity.chain.exists():
-        return identity
-    async with pool.acquire() as connection:
-        row = await connection.fetchval("select id from devices where device = $1", device)
-        secret = await make_claim(connection, row, now=datetime.now(UTC))
-    key = ec.generate_private_key(ec.SECP256R1())
-    identity.key.touch(mode=0o600)
-    identity.key.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    body = {"claim": secret, "csr": _request(key, device)}
-    async with session.post("/v1/enrol", json=body) as response:
-        text = await response.read()
-        if response.status != 200:
-            raise ServiceFailedError(f"{device} could not enrol: {text.decode(errors='replace')}")
-    answer = msgspec.json.decode(text, type=EnrolAnswer)
-    identity.bundle.write_text(answer.bundle)
-    identity.chain.write_text(answer.chain)
-    return identity
+async def _claims(
+    folder: Folder, state: State, connection: asyncpg.Connection, settings: Settings
+) -> dict[Path, str]:
+    """Return a claim token by the disk of each device that has no identity."""
+    url = f"https://{settings.https_host}:{settings.https_port}"
+    fingerprint, now = root_fingerprint(settings.pki), datetime.now(UTC)
+    found: dict[Path, str] = {}
+    for device in state.places():
+        disk = folder.device(device)
+        if not identity.files(disk).identity.exists():
+            row = await connection.fetchval("select id from devices where device = $1", device)
+            secret = await make_claim(connection, row, now=now)
+            found[disk] = token(url=url, fingerprint=fingerprint, secret=secret)
+    return found
 
 
-def _request(key: ec.EllipticCurvePrivateKey, device: str) -> str:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode()
+def _enrol(claims: Mapping[Path, str]) -> None:
+    """Let the agents enrol, a few at a time."""
 
+    def one(claim: tuple[Path, str]) -> None:
+        disk, text = claim
+        try:
+            enrol(text, state=disk)
+        except EnrolError as error:
+            raise ServiceFailedError(f"{disk.name} could not enrol: {error}") from error
 
-def owners(state: State) -> Mapping[DeviceId, str]:
-    """Return each device's organisation."""
-    return {device: place.organisation.name for device, place in state.places().items()}
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(one, claims.items()))  # at the first failure the rest are not begun

@@ -25,8 +25,8 @@ import structlog
 
 from agent.link import Identity
 from ext import COMPILED
-from ops.demo.build import build_world, enrol
-from ops.demo.machine import Machine, connect_pool, running
+from ops.demo.build import build_world, enrol_devices
+from ops.demo.machine import Machine, running
 from ops.demo.meter import Sum
 from ops.demo.recording import Recording, catch_up
 from ops.demo.state import Folder, State
@@ -148,11 +148,11 @@ async def _start(stack: AsyncExitStack, devices: AsyncExitStack, options: Option
         await migrate(found.owner_dsn)
     async with _stage("server"):
         await supervisor.start_server(found.settings)
-    pool = await connect_pool(found.owner_dsn)
+    connection = await asyncpg.connect(found.owner_dsn)
     try:
-        state, identities = await _enrolled(folder, state, pool, found.settings)
+        state, identities = await _enrolled(folder, state, connection, found.settings)
     finally:
-        await pool.close()
+        await connection.close()
     if recording is not None:
         async with _stage(f"agents record {options.days} days into their outboxes"):
             await asyncio.to_thread(recording.wait)
@@ -167,15 +167,15 @@ async def _start(stack: AsyncExitStack, devices: AsyncExitStack, options: Option
 
 
 async def _enrolled(
-    folder: Folder, state: State, pool: asyncpg.Pool, settings: Settings
+    folder: Folder, state: State, connection: asyncpg.Connection, settings: Settings
 ) -> tuple[State, dict[DeviceId, Identity]]:
     if not state.built:
         async with _stage(f"the world: 3 organisations, {len(state.devices)} devices"):
-            async with pool.acquire() as connection, connection.transaction():
+            async with connection.transaction():
                 made = await build_world(connection, state)
             state = folder.save(state, **made)
     async with _stage("enrol the devices: claim, key, certificate"):
-        identities = await enrol(folder, state, pool, settings)
+        identities = await enrol_devices(folder, state, connection, settings)
     return state, identities
 
 

@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import asyncpg
 import structlog
 
 from agent.clock import SystemClock
@@ -241,8 +240,3 @@ def _conditions(frame_s: int) -> Conditions:
         frame_s=frame_s,
         quiet_frame_s=4 * LIVE_FRAME_S,
     )
-
-
-async def connect_pool(dsn: str) -> asyncpg.Pool:
-    """Open a small pool for enrolling."""
-    return await asyncpg.create_pool(dsn, min_size=1, max_size=8)

@@ -2,7 +2,7 @@
 
 state.json      when it began, its devices, keys and references
 truth-*         what was generated: history by worker, and live
-devices/<id>/   a device's own disk: outbox, key, certificate, trust bundle
+devices/<id>/   a device's own disk: outbox, identity
 services/       the private PostgreSQL and broker
 """
 
