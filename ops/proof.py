@@ -2,15 +2,17 @@
 
 `verify` believes nobody. *Generated* is read from the truth files, which the simulators wrote and
 the product never sees; *stored* is summed from the rows of `readings` and `presses`; *served* is
-added up from the API's answers. Whatever differs is named: the spot, the minute, both numbers.
+added up from the API's answers, `/v1/counts` and `/v1/feedback`. Whatever differs is named: the
+spot, the minute or day, both numbers.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -24,6 +26,8 @@ Pair = tuple[int, int]
 LineMinute = tuple[str, int, int]
 AnswerMinute = tuple[str, int, int, int]
 SpotDay = tuple[str, date]
+AnswerDay = tuple[str, date, int, int]
+"""Spot, local day, question, answer."""
 LAST_MINUTE = 2**31 - 1
 _MOST_NAMED = 20
 _DAY = timedelta(days=1)
@@ -56,6 +60,15 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Presses:
+    """The account of the kiosks."""
+
+    generated: int
+    stored: int
+    served: int
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """The account of a whole run; it holds only if nothing differs and nothing is lost."""
 
@@ -63,7 +76,7 @@ class Proof:
     stored: int
     served: int
     on_their_way: int
-    presses: tuple[int, int]  # generated, stored
+    presses: Presses
     differences: tuple[Difference, ...]
 
     @property
@@ -76,7 +89,7 @@ class Proof:
             not self.differences
             and self.generated == self.stored == self.served
             and self.on_their_way == 0
-            and self.presses[0] == self.presses[1]
+            and self.presses.generated == self.presses.stored == self.presses.served
         )
 
     def line(self) -> str:
@@ -108,42 +121,50 @@ async def verify(
     """
     until = LAST_MINUTE if before_minute is None else before_minute
     truth = await asyncio.to_thread(_truth, sources.truths, until)
+    stored = await _stored(sources, until)
+    served = await _served(sources, truth)
+    counted, pressed = days_of(truth, sources.spots), answers_of(truth, sources.spots)
+    if before_minute is not None:
+        today = datetime.fromtimestamp(before_minute * 60, UTC).date() - _DAY
+        counted = {key: pair for key, pair in counted.items() if key[1] < today}
+        pressed = {key: number for key, number in pressed.items() if key[1] < today}
+        served = served.before(today)
+    spots = sources.spots
+    differences = [
+        *compare_minutes(truth.counts, stored.counts, spots=spots),
+        *compare_presses(truth.presses, stored.presses, spots=spots),
+        *compare_days(counted, served.counts, spots=spots),
+        *compare_answers(pressed, served.presses, spots=spots),
+    ]
+    return Proof(
+        generated=truth.people(),
+        stored=stored.people(),
+        served=sum(entered + left for entered, left in served.counts.values()),
+        on_their_way=on_their_way,
+        presses=Presses(truth.pressed(), stored.pressed(), sum(served.presses.values())),
+        differences=tuple(differences[:_MOST_NAMED]),
+    )
+
+
+async def _stored(sources: Sources, until: int) -> Truth:
+    """Return what the rows hold, as the truth would tell it."""
     among = list(sources.spots) if sources.only else None
     connection = await asyncpg.connect(sources.dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            stored = {
-                (device, line, minute): (entered, left)
-                for device, line, minute, entered, left in await connection.fetch(
-                    _READINGS, until, among
-                )
-            }
-            pressed = {
-                (device, minute, question, answer): presses
-                for device, minute, question, answer, presses in await connection.fetch(
-                    _PRESSES, until, among
-                )
-            }
+            readings = await connection.fetch(_READINGS, until, among)
+            presses = await connection.fetch(_PRESSES, until, among)
     finally:
         await connection.close()
-    generated = days_of(truth, sources.spots)
-    served = await _served(sources, truth)
-    if before_minute is not None:
-        today = datetime.fromtimestamp(before_minute * 60, UTC).date() - _DAY
-        generated = {key: pair for key, pair in generated.items() if key[1] < today}
-        served = {key: pair for key, pair in served.items() if key[1] < today}
-    differences = [
-        *compare_minutes(truth.counts, stored, spots=sources.spots),
-        *compare_presses(truth.presses, pressed, spots=sources.spots),
-        *compare_days(generated, served, spots=sources.spots),
-    ]
-    return Proof(
-        generated=truth.people(),
-        stored=sum(entered + left for entered, left in stored.values()),
-        served=sum(entered + left for entered, left in served.values()),
-        on_their_way=on_their_way,
-        presses=(truth.pressed(), sum(pressed.values())),
-        differences=tuple(differences[:_MOST_NAMED]),
+    return Truth(
+        {
+            (device, line, minute): (entered, left)
+            for device, line, minute, entered, left in readings
+        },
+        {
+            (device, minute, question, answer): number
+            for device, minute, question, answer, number in presses
+        },
     )
 
 
@@ -232,25 +253,64 @@ def compare_days(
     ]
 
 
+def compare_answers(
+    truth: Mapping[AnswerDay, int], served: Mapping[AnswerDay, int], *, spots: Mapping[str, Spot]
+) -> list[Difference]:
+    """Return every spot, local day and answer whose served presses are not the generated ones."""
+    labels = {spot.ref: spot.label for spot in spots.values()}
+    wrong = [key for key in truth.keys() | served.keys() if truth.get(key, 0) != served.get(key, 0)]
+    return [
+        Difference(
+            f"{labels.get(key[0], key[0])} ({key[0]}) question {key[2]} answer {key[3]}",
+            key[1].isoformat(),
+            f"{truth.get(key, 0)} presses",
+            f"{served.get(key, 0)} presses",
+            "served",
+        )
+        for key in sorted(wrong, key=lambda key: (key[1], key))
+    ]
+
+
 def days_of(truth: Truth, spots: Mapping[str, Spot]) -> dict[SpotDay, Pair]:
     """Return visits and exits by spot and local day, a door mounted backwards turned round."""
     days: dict[SpotDay, Pair] = {}
-    zones = {spot.zone: ZoneInfo(spot.zone) for spot in spots.values()}
-    seen: dict[tuple[str, int], date] = {}  # by zone and quarter: offsets are whole quarters
+    calendar = _Days()
     for (device, _, minute), (entered, left) in truth.counts.items():
         spot = spots[device]
-        at = spot.zone, minute // 15
-        day = seen.get(at)
-        if day is None:
-            day = seen[at] = datetime.fromtimestamp(minute * 60, zones[spot.zone]).date()
+        day = calendar.day(spot.zone, minute)
         before = days.get((spot.ref, day), (0, 0))
         pair = (left, entered) if spot.reversed else (entered, left)
         days[spot.ref, day] = (before[0] + pair[0], before[1] + pair[1])
     return days
 
 
-class _Row(msgspec.Struct):
-    """What of an answer's row is added up."""
+def answers_of(truth: Truth, spots: Mapping[str, Spot]) -> dict[AnswerDay, int]:
+    """Return presses by spot, local day, question and answer."""
+    found: dict[AnswerDay, int] = defaultdict(int)
+    calendar = _Days()
+    for (device, minute, question, answer), number in truth.presses.items():
+        spot = spots[device]
+        found[spot.ref, calendar.day(spot.zone, minute), question, answer] += number
+    return dict(found)
+
+
+class _Days:
+    """Local days of minutes, by zone and quarter of an hour: offsets are whole quarters."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], date] = {}
+
+    def day(self, zone: str, minute: int) -> date:
+        at = zone, minute // 15
+        found = self._seen.get(at)
+        if found is None:
+            found = datetime.fromtimestamp(minute * 60, ZoneInfo(zone)).date()
+            self._seen[at] = found
+        return found
+
+
+class _CountRow(msgspec.Struct):
+    """What of a row of counts is added up."""
 
     spot: str
     local: str
@@ -260,50 +320,95 @@ class _Row(msgspec.Struct):
     unplaced_exits: float
 
 
-class _Page(msgspec.Struct):
-    data: list[_Row]
+class _FeedbackRow(msgspec.Struct):
+    """What of a row of kiosk results is added up."""
+
+    spot: str
+    local: str
+    question: int | None
+    answers: list[int]
+
+
+Row = TypeVar("Row", _CountRow, _FeedbackRow)
+
+
+class _Page(msgspec.Struct, Generic[Row]):
+    data: list[Row]
     next: str | None = None
 
 
-async def _served(sources: Sources, truth: Truth) -> dict[SpotDay, Pair]:
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the API answered, by spot and local day."""
+
+    counts: dict[SpotDay, Pair]
+    presses: dict[AnswerDay, int]
+
+    def before(self, day: date) -> "_Served":
+        """Return what is of earlier days."""
+        return _Served(
+            {key: pair for key, pair in self.counts.items() if key[1] < day},
+            {key: number for key, number in self.presses.items() if key[1] < day},
+        )
+
+
+async def _served(sources: Sources, truth: Truth) -> _Served:
     """Ask the API, each organisation with its own key, for every spot and day."""
-    minutes = [minute for _, _, minute in truth.counts]
+    counts: dict[SpotDay, Pair] = {}
+    presses: dict[AnswerDay, int] = defaultdict(int)
+    minutes = [key[2] for key in truth.counts] + [key[1] for key in truth.presses]
     if not minutes:
-        return {}
+        return _Served(counts, presses)
     first = datetime.fromtimestamp(min(minutes) * 60, UTC).date() - _DAY
     last = datetime.fromtimestamp(max(minutes) * 60, UTC).date() + 2 * _DAY
-    found: dict[SpotDay, Pair] = {}
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(sources.api, timeout=timeout) as session:
         for key in sorted({spot.key for spot in sources.spots.values()}):
-            wanted: dict[str, str] = {
-                "bucket": "day",
-                "by": "spot",
-                "from": first.isoformat(),
-                "to": last.isoformat(),
-            }
-            while True:
-                page = await _ask(session, key, wanted)
-                for row in page.data:
-                    pair = (
-                        round((row.visits or 0) + row.unplaced_visits),
-                        round((row.exits or 0) + row.unplaced_exits),
-                    )
-                    if pair != (0, 0):
-                        found[row.spot, date.fromisoformat(row.local)] = pair
-                if page.next is None:
-                    break
-                wanted = {**wanted, "cursor": page.next}
-    return found
+            asked = _Question(session, key, first, last)
+            async for row in asked.rows("/v1/counts", _Page[_CountRow]):
+                pair = (
+                    round((row.visits or 0) + row.unplaced_visits),
+                    round((row.exits or 0) + row.unplaced_exits),
+                )
+                if pair != (0, 0):
+                    counts[row.spot, date.fromisoformat(row.local)] = pair
+            async for given in asked.rows("/v1/feedback", _Page[_FeedbackRow]):
+                for answer, number in enumerate(given.answers):
+                    if number and given.question is not None:
+                        day = date.fromisoformat(given.local)
+                        presses[given.spot, day, given.question, answer] += number
+    return _Served(counts, dict(presses))
 
 
-async def _ask(session: aiohttp.ClientSession, key: str, wanted: Mapping[str, str]) -> _Page:
-    headers = {"Authorization": f"Bearer {key}"}
-    async with session.get("/v1/counts", params=wanted, headers=headers) as response:
-        body = await response.read()
-        if response.status != 200:
-            raise ServiceFailedError(f"the API answered {response.status}: {body[:300]!r}")
-    return msgspec.json.decode(body, type=_Page)
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One organisation's spots by day, from `first` up to, not including, `last`."""
+
+    session: aiohttp.ClientSession
+    key: str
+    first: date
+    last: date
+
+    async def rows(self, path: str, kind: type[_Page[Row]]) -> AsyncIterator[Row]:
+        """Yield the rows of all pages; ServiceFailedError has what the API says instead."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        wanted = {
+            "bucket": "day",
+            "by": "spot",
+            "from": self.first.isoformat(),
+            "to": self.last.isoformat(),
+        }
+        while True:
+            async with self.session.get(path, params=wanted, headers=headers) as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise ServiceFailedError(f"the API answered {response.status}: {body[:300]!r}")
+            page = msgspec.json.decode(body, type=kind)
+            for row in page.data:
+                yield row
+            if page.next is None:
+                return
+            wanted["cursor"] = page.next
 
 
 def _at(counts: Mapping[LineMinute, Pair], key: LineMinute) -> Pair:
