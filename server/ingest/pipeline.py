@@ -27,9 +27,10 @@ from server.ingest import cursors, hello, strays, undated
 from server.ingest.batch import DIGEST, QUALITY, SEQ, Batch, decode, forget_old, sort_out, unseen
 from server.ingest.mqtt import Inbound
 from server.ingest.places import Boot, Places
-from server.ingest.plan import Plan, plan
+from server.ingest.plan import plan
 from server.ingest.receipts import receipts
 from server.ingest.repeats import check_digests
+from server.ingest.rows import Plan
 from server.ingest.writer import CursorMovedError, transaction, write
 
 _log = log.get("ingest")
@@ -193,7 +194,7 @@ class Pipeline:
                     result = plan(batch, only=only)
                 await write(connection, result)
             self._failpoint("committed")
-        _adopt(batch, result)
+        adopt(batch, result)
         return result
 
     async def _halve(self, batch: Batch, positions: list[int], error: Exception) -> None:
@@ -286,7 +287,7 @@ def _take_over(batch: Batch, again: Batch) -> None:
     }
 
 
-def _adopt(batch: Batch, result: Plan) -> None:
+def adopt(batch: Batch, result: Plan) -> None:
     """Remember in memory what the database has committed."""
     for move in result.moves:
         boot = move.boot

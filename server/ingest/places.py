@@ -7,6 +7,7 @@ backfill grants of the spots it stood at. Kept in memory; a notification makes o
 """
 
 import json
+from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -111,27 +112,38 @@ class Boot:
 
 
 class Digests:
-    """The digests of a boot's last 1,024 frames, as far as this process has seen them."""
+    """The digests of a boot's last frames, as far as this process has seen them.
 
-    __slots__ = ("_known",)
-    KEPT = 1024
+    Some hundred here, a kilobyte or two a boot; what is older, the rows themselves can tell.
+    """
+
+    __slots__ = ("_first", "_known")
+    KEPT = 256
+    CHECKED = 1024  # repeats of frames older than this are not compared any more
 
     def __init__(self) -> None:
-        self._known: dict[int, int] = {}
+        self._first = 0
+        self._known = array("I")
 
     def add(self, seq: int, digest: int) -> None:
-        """Remember the digest of a stored frame."""
-        self._known[seq] = digest
-        if len(self._known) > self.KEPT:
-            del self._known[next(iter(self._known))]
+        """Remember the digest of the frame that was stored last."""
+        known = self._known
+        if seq != self._first + len(known):  # after a gap, or after a restart
+            known = self._known = array("I")
+            self._first = seq
+        known.append(digest)
+        if len(known) >= 2 * self.KEPT:
+            del known[: self.KEPT]
+            self._first += self.KEPT
 
     def get(self, seq: int) -> int | None:
         """Return the digest of `seq`, None if it is not remembered here."""
-        return self._known.get(seq)
+        at = seq - self._first
+        return self._known[at] if 0 <= at < len(self._known) else None
 
     def clear(self) -> None:
         """Forget all: the database is the truth."""
-        self._known.clear()
+        self._known = array("I")
 
 
 def cut(
@@ -249,7 +261,7 @@ class Places:
                 ),
             )
             stored_to_ms = -EVER_MS if row["stored_to_ms"] is None else int(row["stored_to_ms"])
-            self._remember(row["id"], row["device"], standing, stored_to_ms, now)
+            self.remember(row["id"], row["device"], standing, stored_to_ms=stored_to_ms)
             self._unknown.pop(wanted.pop(row["device"]), None)
         for name, heard in wanted.items():
             gone = self._by_name.pop(name, None)
@@ -262,9 +274,9 @@ class Places:
         await self.load(connection, {name: b""})
         return self._by_name.get(name)
 
-    def _remember(
-        self, row: int, name: str, standing: Standing, stored_to_ms: int, now: float
-    ) -> None:
+    def remember(self, row: int, name: str, standing: Standing, *, stored_to_ms: int) -> None:
+        """Take note of what the register says of a device now."""
+        now = self._clock.monotonic()
         device = self._by_name.get(name)
         if device is None or device.row != row:
             head = publish_head(topic(device_id(name), Leg.RECEIPT), RECEIPT_BYTES)

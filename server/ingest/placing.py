@@ -24,7 +24,7 @@ from protocol.frame import (
 from protocol.health import decode_metrics
 from server.clock import at as at_time
 from server.ingest.places import Boot, Piece, covering, place_in
-from server.ingest.plan import COUNT_DELTA, CountDelta, Measured, PressDelta, observe
+from server.ingest.rows import COUNT_DELTA, CountDelta, Measured, PressDelta, observe
 from server.ingest.writer import add_answers, add_counts, add_metrics, copy
 
 

@@ -33,7 +33,7 @@ from server.errors import ConflictError, NotFoundError, RefusedError, VestibuleE
 from server.ingest.batch import SECTION_AT, SECTION_END, STATUS, SUMS
 from server.ingest.places import CHANGED, EVER_MS, Boot, Cursor, Device, Digests, Places
 from server.ingest.placing import Placed, place_frame, store
-from server.ingest.plan import REFUSED_BY_DATABASE
+from server.ingest.rows import REFUSED_BY_DATABASE
 from server.ingest.writer import transaction
 
 _LIST = """

@@ -26,7 +26,6 @@ async def check_digests(
             metrics.FRAMES_DROPPED.labels("repeat_unverified").inc()
             continue
         seq = batch.records[at][SEQ]
-        boot.digests.add(seq, stored)
         if stored != digest:
             await strays.add(
                 connection, "digest mismatch", boot.device, seq=seq, stored=stored, came=digest

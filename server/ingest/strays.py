@@ -13,7 +13,7 @@ from server import log, metrics
 from server.clock import Clock
 from server.ingest.batch import Batch
 from server.ingest.places import Device
-from server.ingest.plan import Finding
+from server.ingest.rows import Finding
 
 SAMPLES_AN_HOUR = 100
 SAMPLED_BYTES = 4096  # of a frame that is none of ours

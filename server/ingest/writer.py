@@ -22,7 +22,7 @@ from server import metrics
 from server.clock import at as at_time
 from server.ingest.cursors import signed
 from server.ingest.places import EVER_MS, Cursor
-from server.ingest.plan import CountDelta, GapRow, Measured, Move, Plan, PressDelta
+from server.ingest.rows import CountDelta, GapRow, Measured, Move, Plan, PressDelta
 
 COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = b"\xff\xff"

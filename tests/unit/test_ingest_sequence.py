@@ -182,8 +182,20 @@ def test_a_sample_is_bounded_by_the_hour() -> None:
     assert sampler.wants("a")
 
 
-def test_digests_keep_the_last_1024() -> None:
+@given(st.lists(st.integers(1, 400), max_size=12))
+def test_digests_are_remembered_rightly_or_not_at_all(steps: list[int]) -> None:
     digests = Digests()
-    for seq in range(2000):
-        digests.add(seq, seq + 1)
-    assert (digests.get(1999), digests.get(976), digests.get(975)) == (2000, 977, None)
+    stored: dict[int, int] = {}
+    seq = 0
+    for number, step in enumerate(steps):
+        for _ in range(step):
+            digests.add(seq, seq * 7 % 2**32)
+            stored[seq] = seq * 7 % 2**32
+            seq += 1
+        if number % 3 == 2:
+            seq += step  # a gap
+    assert all(digests.get(n) in (None, stored.get(n)) for n in range(-2, seq + 2))
+    if stored:
+        assert digests.get(max(stored)) == stored[max(stored)]
+    digests.clear()
+    assert digests.get(max(stored, default=0)) is None
