@@ -3,9 +3,10 @@
     BENCH_HOLD_DEVICES=2000 python -m tests.bench.hold
 
 The agents are the real ones (recorder, outbox, session, link), several in a process and with their
-outboxes in memory; each sends a frame a minute, five times as many as a device. They connect, hold,
-the broker is killed and comes back `AWAY_S` later with nothing, they come back, seal what is open
-and drain. Then each device's people in SQL must be the people that its agent has journalled.
+outboxes in memory; each sends a frame a minute, five times as many as a device. They connect and
+hold; the broker is killed, all seal a frame, it starts again `AWAY_S` later with nothing; they come
+back, catch up, seal what is open and drain. Then each device's people in SQL must be the people
+that its agent has journalled.
 
 Not as in a shop: certificates are signed here by the authority instead of 10,000 enrolments over
 HTTPS, and devices are rows made by SQL. Agents share the cores with what is measured.
@@ -255,6 +256,7 @@ def measure(system: System, folder: Path, devices: int) -> list[Row]:
         server_cpu = cpu_s(system.server.pid)
         told.watch(HOLD_S, "holding")
         server_cpu = (cpu_s(system.server.pid) - server_cpu) / HOLD_S
+        time.sleep((-time.time() - AWAY_S / 2) % FRAME_S)  # everybody's frame ends while it is away
         held = told.state()
         told.say("cut")
         broker.kill()
