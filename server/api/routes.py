@@ -35,7 +35,6 @@ from server.api.parameters import (
     write_cursor,
 )
 from server.api.problems import is_unexpected, problem_response
-from server.api.session import reading
 from server.api.types import (
     CountAnswer,
     DeviceRow,
@@ -46,6 +45,7 @@ from server.api.types import (
     SpotRow,
 )
 from server.clock import Clock, at
+from server.db.engine import reading
 from server.feedback.query import FeedbackRow, feedback
 from server.insight.conversion import ConversionRow, conversion
 from server.metrics import HTTP_SECONDS

@@ -5,13 +5,10 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 
 import asyncpg
-from prometheus_client import Histogram
+
+from server import metrics
 
 ACQUIRE_TIMEOUT_S = 5.0  # a pool that is busy this long is an outage, said as such
-
-TRANSACTION_SECONDS = Histogram(
-    "vestibule_transaction_seconds", "Time in a named transaction.", ["transaction", "outcome"]
-)
 
 
 @asynccontextmanager
@@ -32,19 +29,40 @@ async def open_pool(dsn: str, *, size: int, name: str) -> AsyncIterator[asyncpg.
 
 
 @asynccontextmanager
-async def transaction(
-    pool: asyncpg.Pool, name: str, *, organisation: int | None = None
-) -> AsyncIterator[asyncpg.Connection]:
-    """Run a named transaction; with `organisation`, one that sees only that organisation."""
+async def measured(name: str) -> AsyncIterator[None]:
+    """Take the time and the failures of the named transaction that is run inside."""
     started = perf_counter()
-    outcome = "rolled back"
     try:
-        async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
-            if organisation is not None:
-                await connection.execute(
-                    "select set_config('app.organisation', $1, true)", str(organisation)
-                )
-            yield connection
-        outcome = "committed"
+        yield
+    except asyncpg.PostgresError as error:
+        metrics.TRANSACTION_FAILURES.labels(name, error.sqlstate or "").inc()
+        raise
     finally:
-        TRANSACTION_SECONDS.labels(name, outcome).observe(perf_counter() - started)
+        metrics.TRANSACTION_SECONDS.labels(name).observe(perf_counter() - started)
+
+
+@asynccontextmanager
+async def transaction(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """Run a named transaction on a connection of the pool."""
+    async with (
+        measured(name),
+        pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
+        connection.transaction(),
+    ):
+        yield connection
+
+
+@asynccontextmanager
+async def reading(
+    pool: asyncpg.Pool, name: str, *, organisation: int
+) -> AsyncIterator[asyncpg.Connection]:
+    """Run a named read-only transaction on one snapshot that shows only `organisation`."""
+    async with (
+        measured(name),
+        pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        await connection.execute(
+            "select set_config('app.organisation', $1, true)", str(organisation)
+        )
+        yield connection

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from server.config import Settings
-from server.db.engine import transaction
+from server.db.engine import reading
 from server.errors import NotFoundError
 from server.portal import numbers, session
 from server.portal.chart import chart_of
@@ -99,7 +99,7 @@ class Pages:
         if organisation is None:
             return self._stranger(request)
         now = self._now()
-        async with transaction(self._pool, "portal overview", organisation=organisation) as db:
+        async with reading(self._pool, "portal overview", organisation=organisation) as db:
             owner = await numbers.organisation_of(db)
             if owner is None:
                 return self._stranger(request)
@@ -122,7 +122,7 @@ class Pages:
         if organisation is None:
             return self._stranger(request)
         day, ref = self._day(request), request.match_info["site"]
-        async with transaction(self._pool, "portal site", organisation=organisation) as db:
+        async with reading(self._pool, "portal site", organisation=organisation) as db:
             owner = await numbers.organisation_of(db)
             try:
                 page = await numbers.site_page(db, ref, day=day, now=self._now())
@@ -146,7 +146,7 @@ class Pages:
         organisation = self._who(request)
         if organisation is None:
             raise web.HTTPForbidden(text="sign in first")
-        async with transaction(self._pool, "portal chart", organisation=organisation) as db:
+        async with reading(self._pool, "portal chart", organisation=organisation) as db:
             try:
                 page = await numbers.site_page(
                     db, request.match_info["site"], day=self._day(request), now=self._now()
@@ -180,7 +180,7 @@ class Pages:
         seen: datetime | None = None
         while not self._closing.is_set():
             try:
-                async with transaction(self._pool, "portal watch", organisation=organisation) as db:
+                async with reading(self._pool, "portal watch", organisation=organisation) as db:
                     stored = await numbers.last_stored(db)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 stored = seen  # the database is away; the page stays as it is meanwhile

@@ -307,10 +307,12 @@ _PATCHES = _filled(
                coalesce(sum({observed}) filter (
                    where extract(epoch from r.bucket) >= from_s), 0)::bigint as observed,
                {marks} as marks
-        from patch join my_rollup_15m r on r.spot = patch.spot
-          and r.bucket >= guard and r.bucket < until
-          and extract(epoch from r.bucket) + greatest(r.resolution_s, 900) > from_s
-        where r.bucket >= $7 and r.bucket < $8
+        from patch cross join lateral (
+            select * from my_rollup_15m r
+            where r.spot = patch.spot and r.bucket >= $7 and r.bucket < $8
+              and r.bucket >= patch.guard and r.bucket < patch.until
+              and extract(epoch from r.bucket) + greatest(r.resolution_s, 900) > patch.from_s
+            offset 0) r  -- an index scan a patch: joined freely, a long backlog is squared
         group by 1, 2)
     select entity, {arrays} from added group by entity
 """,

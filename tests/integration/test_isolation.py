@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from server.api.routes import ROUTES
-from server.api.session import reading
+from server.db.engine import reading
 from tests.integration.api_world import World, utc
 
 pytestmark = pytest.mark.services
