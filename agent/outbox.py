@@ -543,7 +543,8 @@ class Outbox:
         """Take the offset that a record was sealed under as its boot's best."""
         if meta.quality is Quality.NONE:
             return
-        self._facts["utc_ms"] = max(self._facts.get("utc_ms", 0), meta.end_ms + meta.offset_ms)
+        if meta.quality is Quality.SYNCED:  # a guess that was years ahead would lock the device out
+            self._facts["utc_ms"] = max(self.last_utc_ms, meta.end_ms + meta.offset_ms)
         current = self._boots[-1]
         for boot in self._boots:
             if boot is not current and (not boot.epoch or boot.epoch != current.epoch):
