@@ -24,8 +24,8 @@ import asyncpg
 import structlog
 
 from agent.link import Identity
-from ext import COMPILED
 from ops.demo.build import build_world, enrol_devices
+from ops.demo.decoder import decoder_words
 from ops.demo.machine import Machine, running
 from ops.demo.meter import Sum
 from ops.demo.recording import Recording, catch_up
@@ -106,7 +106,7 @@ async def _run(options: Options) -> int:
             async with AsyncExitStack() as devices:
                 machine = await _start(services, devices, options)
                 tour = await devices.enter_async_context(_touring(machine, options.port))
-                print(f"live after {time.monotonic() - began:.0f} s; decoder: {_decoder()}\n")
+                print(f"live after {time.monotonic() - began:.0f} s; decoder: {decoder_words()}\n")
                 print(f"  the tour:  {tour.address}\n", flush=True)
                 if options.seconds is None:
                     await _live(machine, seconds=None)
@@ -255,15 +255,6 @@ async def _touring(machine: Machine, port: int) -> AsyncIterator[Tour]:
     tour = Tour(machine)
     async with tour.serving(port=port):
         yield tour
-
-
-def _decoder() -> str:
-    if COMPILED:
-        return "compiled"
-    return (
-        "the reference in Python, many times slower (`make bench` says how many); for the "
-        "compiled one install gcc and python3-dev, then `make demo` again"
-    )
 
 
 def _log_to(path: Path) -> None:

@@ -126,6 +126,21 @@ def test_the_demo_ends_with_one_line_that_adds_up(finished: Finished) -> None:
     assert "decoder: compiled" in finished.out
 
 
+def test_the_slow_decoders_price_is_named_with_what_to_do() -> None:
+    words = subprocess.run(
+        [sys.executable, "-c", "from ops.demo.decoder import *; print(decoder_words())"],
+        env={**os.environ, "VESTIBULE_NO_EXT": "1", "VESTIBULE_REQUIRE_EXT": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert re.fullmatch(
+        r"the reference in Python, [\d,]+ frames/s here where the compiled one does [\d,]+ "
+        r"\([\d,]+ times as many\); unset VESTIBULE_NO_EXT to use it\n",
+        words,
+    )
+
+
 def test_the_proof_can_be_repeated(again: tuple[Again, asyncio.Runner]) -> None:
     world, runner = again
     proof = runner.run(world.proof())
