@@ -17,7 +17,7 @@ SEED = 20_261
 QUESTIONNAIRE = bytes.fromhex("76657374696201a5")  # its definition: `QUESTIONS`
 QUESTIONS = {
     "questions": [
-        {"question": 0, "kind": "smileys", "text": "How was your visit?", "answers": 4},
+        {"question": 0, "kind": "smiley4", "text": "How was your visit?", "answers": 4},
         {"question": 1, "kind": "nps", "text": "Would you recommend us?", "answers": 11},
     ]
 }

@@ -3,32 +3,31 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import asyncpg
 
-from server.feedback.indices import smiley_index
+from server.feedback.query import feedback
 from server.portal.view import (
+    Question,
     Silent,
     SiteDay,
-    Smileys,
     SpotDay,
     Turned,
     bars_of,
     compare,
     day_to_show,
     opening_of,
+    smileys_of,
 )
 from server.rollup.answer import By, CountQuery, CountRow
-from server.rollup.buckets import Size, day_start, zone
+from server.rollup.buckets import Size, zone
 from server.rollup.places import Site, Spot, load_sites, load_spots
 from server.rollup.quality import Scope
 from server.rollup.query import counts
 
 SILENT_AFTER = timedelta(minutes=20)  # four of a device's usual five-minute frames
 _WEEK = timedelta(days=7)
-_SMILEY_QUESTION = 0
-_SMILEYS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ async def _of_day(
     all_days = await rows(Size.DAY, Scope.ALL, day)
     quarters = await rows(Size.QUARTER, Scope.ALL, day)
     before = await rows(Size.QUARTER, Scope.ALL, day - _WEEK)
-    smileys = await _smileys(connection, sites, day=day)
+    pressed = await _pressed(connection, refs, day=day, now_s=now_s)
     found: list[_Day] = []
     for site in sites:
         here = now.astimezone(zone(site.time_zone))
@@ -151,7 +150,7 @@ async def _of_day(
             coverage=opened.coverage,
             unplaced=round(whole.unplaced_visits),
             comparison=compare(quarters[site.ref], before[site.ref], until=until),
-            smileys=smileys.get(site.id, Smileys(None, 0, (0,) * _SMILEYS)),
+            smileys=smileys_of(pressed[site.ref]),
             bars=bars_of(quarters[site.ref], now=here),
             turned=note.turned,
             silent=note.silent,
@@ -191,26 +190,15 @@ async def _spot_days(
     return tuple(found)
 
 
-async def _smileys(
-    connection: asyncpg.Connection, sites: Sequence[Site], *, day: date
-) -> dict[int, Smileys]:
-    """Return each site's smileys of a local day, over all its kiosks."""
-    starts = [day_start(site.time_zone, day) for site in sites]
-    ends = [day_start(site.time_zone, day + timedelta(days=1)) for site in sites]
-    rows = await connection.fetch(
-        _PRESSES,
-        [site.id for site in sites],
-        starts,
-        ends,
-        datetime.fromtimestamp(min(starts), UTC),
-        datetime.fromtimestamp(max(ends), UTC),
-        _SMILEY_QUESTION,
-    )
-    answers: dict[int, list[int]] = defaultdict(lambda: [0] * _SMILEYS)
-    for site, answer, presses in rows:
-        if answer < _SMILEYS:
-            answers[site][answer] += presses
-    return {site: Smileys(smiley_index(n), sum(n), tuple(n)) for site, n in answers.items()}
+async def _pressed(
+    connection: asyncpg.Connection, refs: tuple[str, ...], *, day: date, now_s: int
+) -> Mapping[str, list[Question]]:
+    """Return by site what was pressed in a day's opening hours."""
+    query = CountQuery(Size.DAY, day, day + timedelta(days=1), scope=Scope.OPEN, sites=refs)
+    found: dict[str, list[Question]] = defaultdict(list)
+    for row in (await feedback(connection, query, now_s=now_s)).rows:
+        found[row.site].append(Question(row.questionnaire, row.kind, row.answers))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,12 +239,4 @@ _SILENT = """
     left join my_boots b on b.device_id = a.device_id
     where a.spot_id = any($1::int[]) and a.valid @> now()
     group by a.spot_id having coalesce(max(b.stored_to), '-infinity') < $2 order by a.spot_id
-"""
-_PRESSES = """
-    with site as (select * from unnest($1::int[], $2::bigint[], $3::bigint[]) as s(id, low, high))
-    select site.id, p.answer, sum(p.presses)::bigint from my_presses_15m p
-    join spots on spots.id = p.spot join site on site.id = spots.site_id
-    where p.bucket >= $4 and p.bucket < $5 and p.question = $6
-      and extract(epoch from p.bucket) >= site.low and extract(epoch from p.bucket) < site.high
-    group by 1, 2
 """

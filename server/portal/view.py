@@ -5,14 +5,17 @@ Decided here:
 - Today is compared with the same weekday a week before, both up to the last whole quarter of an
   hour, and only if both were covered to `COMPARABLE` or more: half a day is no fall of 50 %.
 - A quarter that should have been observed and was not is a gap, drawn as one, never as zero.
+- Smileys are those of the opening hours, of the first question of each questionnaire that has them;
+  where a day had both sets of faces, of the set that was pressed most.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
-from server.feedback.indices import Index
+from server.feedback.indices import Index, Kind, index_of
 from server.rollup.answer import CountRow
 from server.rollup.opening import Calendar
 from server.rollup.quality import Hours
@@ -20,6 +23,7 @@ from server.rollup.quality import Hours
 COMPARABLE = 0.9
 LOW_COVERAGE = 0.98
 _DAYS_AHEAD = 8
+_MOODS = {Kind.SMILEY4: ("0", "1", "2", "3"), Kind.SMILEY5: ("0", "1", "neutral", "2", "3")}
 
 
 class Cell(StrEnum):
@@ -63,13 +67,21 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Smileys:
-    """Feedback: the smiley index (0 to 100) with its 95 % interval, and presses, best first.
+    """Feedback: the smiley index (0 to 100) with its 95 % interval, and presses by face, by mood.
 
-    Of few presses only the interval is worth showing.
+    Of few presses only the interval is worth showing. Faces go from the best mood (`0`) on.
     """
 
     index: Index | None
     presses: int
+    faces: tuple[tuple[str, int], ...]
+
+
+class Question(NamedTuple):
+    """One question's presses of a day by answer; the kind is None where nobody knows it."""
+
+    questionnaire: str | None
+    kind: Kind | None
     answers: tuple[int, ...]
 
 
@@ -177,6 +189,23 @@ def compare(
     fair = bool(ended) and min(_covered(ended), _covered(then)) >= COMPARABLE and then_visits > 0
     change = (now_visits - then_visits) / then_visits if fair else None
     return Comparison(now_visits, then_visits, change)
+
+
+def smileys_of(questions: Iterable[Question]) -> Smileys:
+    """Return one site's smileys of one day, `questions` in order; see the module's rules."""
+    answers = {kind: [0] * len(moods) for kind, moods in _MOODS.items()}
+    seen: set[str | None] = set()
+    for question in questions:
+        kind = question.kind
+        if kind not in answers or question.questionnaire in seen:
+            continue
+        seen.add(question.questionnaire)
+        for face, presses in enumerate(question.answers[: len(answers[kind])]):
+            answers[kind][face] += presses
+    kind = max(answers, key=lambda kind: sum(answers[kind]))
+    given = answers[kind]
+    faces = zip(_MOODS[kind], given, strict=True)
+    return Smileys(index_of(kind, given), sum(given), tuple(faces))
 
 
 def bars_of(quarters: Sequence[CountRow], *, now: datetime) -> tuple[Bar, ...]:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from datetime import date, timedelta
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -90,6 +91,28 @@ def test_the_command_answers_with_the_pages_numbers(demo: Demo, new_page: NewPag
     )
     [row] = json.loads(done.stdout)["data"]
     assert round(row["visits"]) == int(re.sub(r"\D", "", shown)) > 0
+
+
+def test_the_smileys_are_those_that_the_api_serves(demo: Demo, new_page: NewPage) -> None:
+    portal = open_portal(new_page(), demo)
+    portal.get_by_role("link", name="Göteborg").click()
+    portal.locator(".days a").first.click()  # the day before: it changes no more
+    expect(portal.locator(".smileys")).to_be_visible()
+    site, day = re.findall(r"sites/(.+?)\?day=(.+)", portal.url)[0]
+    [key] = re.findall(r"Bearer [^']+", portal.locator("#curl").inner_text())
+    until = date.fromisoformat(day) + timedelta(days=1)
+    served = portal.request.get(
+        f"{portal.url.split('/sites')[0]}/v1/feedback?bucket=day&scope=open&site={site}"
+        f"&from={day}&to={until}",
+        headers={"Authorization": key},
+    ).json()
+    [row] = [row for row in served["data"] if row["kind"] == "smiley4"]
+    shown = portal.locator(".smileys li > span").all_inner_texts()
+    assert [int(re.sub(r"\D", "", text)) for text in shown] == row["answers"]
+    figure = portal.locator(".figure", has_text="Smiley index").inner_text()
+    assert f"n = {row['n']} responses" in figure
+    wanted = round(row["low"]) if row["small"] else round(row["index"])
+    assert re.search(rf"^{wanted}\b", figure, re.MULTILINE)
 
 
 def test_the_page_follows_what_is_stored(demo: Demo, new_page: NewPage) -> None:

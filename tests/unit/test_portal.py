@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from server.config import Secret, Settings
+from server.feedback.indices import Kind, smiley_index
 from server.portal import pages, session
 from server.portal.session import Purpose
-from server.portal.view import Cell, bars_of, cell_of, compare
+from server.portal.view import Cell, Question, bars_of, cell_of, compare, smileys_of
 from server.rollup.answer import CountRow
 from server.rollup.quality import Hours, State
 from server.web import catalogue
@@ -134,3 +135,41 @@ def test_a_gap_is_a_gap_and_an_observed_zero_is_none() -> None:
     assert cell_of(row(NOON, None, coverage=None), now=NOON) is Cell.REST
     bars = bars_of(quarters(NOON, None, coverage=0.0), now=NOON)
     assert [(bar.cell, bar.visits) for bar in bars] == [(Cell.GAP, None)] * 2
+
+
+def test_smileys_are_added_up_over_questionnaires_and_have_the_index_of_their_sum() -> None:
+    found = smileys_of(
+        [
+            Question("a", Kind.SMILEY4, (5, 1)),
+            Question("a", Kind.NPS, (0, 0, 0, 9)),
+            Question("b", Kind.SMILEY4, (1, 0, 0, 2)),
+        ]
+    )
+    assert [presses for _, presses in found.faces] == [6, 1, 0, 2]
+    assert found.presses == 9
+    assert found.index == smiley_index([6, 1, 0, 2])
+
+
+def test_a_questionnaires_second_smileys_and_unknown_questions_are_left_out() -> None:
+    found = smileys_of(
+        [
+            Question("a", Kind.NPS, (0,) * 10 + (4,)),
+            Question("a", Kind.SMILEY4, (1, 0, 0, 0)),
+            Question("a", Kind.SMILEY4, (0, 0, 0, 7)),
+            Question("b", None, (3, 3, 3, 3)),
+            Question(None, None, ()),
+        ]
+    )
+    assert (found.presses, found.index) == (1, smiley_index([1, 0, 0, 0]))
+
+
+def test_five_faces_are_shown_as_five_where_they_were_pressed_most() -> None:
+    few, many = Question("a", Kind.SMILEY4, (1,)), Question("b", Kind.SMILEY5, (4, 0, 3, 0, 1))
+    found = smileys_of([few, many])
+    assert found.faces == (("0", 4), ("1", 0), ("neutral", 3), ("2", 0), ("3", 1))
+    assert found.index == smiley_index([4, 0, 3, 0, 1])
+
+
+def test_where_nobody_pressed_there_is_no_index() -> None:
+    assert smileys_of([]).index is None
+    assert smileys_of([Question("a", Kind.SMILEY4, ())]).presses == 0
