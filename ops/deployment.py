@@ -75,6 +75,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "VESTIBULE_HTTPS_HOST": settings.https_host,
         "VESTIBULE_HTTPS_PORT": str(settings.https_port),
         "VESTIBULE_PUBLIC_URL": settings.public_url,
+        "VESTIBULE_ENROL_URL": settings.enrol_url,
         "VESTIBULE_SESSION_SECRET": settings.session_secret,
         "VESTIBULE_ROLES": ",".join(sorted(settings.roles)),
     }

@@ -20,10 +20,11 @@ import asyncpg
 
 from ops.deployment import Deployment, deployment
 from server.api.keys import create_api_key
+from server.config import Settings
 from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
 from server.fleet import register
-from server.provisioning.claims import make_claim, root_fingerprint, token
+from server.provisioning.claims import claim_token
 
 COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
 Action = Callable[[asyncpg.Connection, argparse.Namespace, Deployment], Awaitable[int]]
@@ -138,19 +139,16 @@ async def _add_devices(
         rows = [{name: getattr(options, name) for name in COLUMNS}]
     else:
         raise RefusedError("usage", "give --organisation, --site and --spot, or --csv FILE")
-    settings = found.settings
-    url = settings.public_url or f"https://{settings.https_host}:{settings.https_port}"
-    fingerprint = root_fingerprint(settings.pki)
     for row in rows:
-        device, secret = await add_claimed_device(connection, row)
-        print(f"{device}\t{token(url=url, fingerprint=fingerprint, secret=secret)}")
+        device, token = await add_claimed_device(connection, row, found.settings)
+        print(f"{device}\t{token}")
     return 0
 
 
 async def add_claimed_device(
-    connection: asyncpg.Connection, row: dict[str, str]
+    connection: asyncpg.Connection, row: dict[str, str], settings: Settings
 ) -> tuple[str, str]:
-    """Make the row's device with all it stands on; return its id and its claim's secret."""
+    """Make the row's device with all it stands on; return its id and its claim token."""
     now = datetime.now(UTC)
     organisation = await register.add_organisation(connection, row["organisation"])
     site = await connection.fetchval(
@@ -177,7 +175,7 @@ async def add_claimed_device(
         connection, organisation, kind=row["kind"], serial=row["serial"]
     )
     await register.assign(connection, device=device, spot=spot, since=now)
-    return device, await make_claim(connection, device_row, now=now)
+    return device, await claim_token(connection, settings, device_row, now=now)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from server.api.keys import create_api_key
 from server.db.migrate import check_schema
 from server.errors import RefusedError
 from server.fleet import register
-from server.provisioning.claims import make_claim, root_fingerprint, token
+from server.provisioning.claims import claim_token
 from simulators.counts_file import HOUR_S, CountsFile, CountsFileError, interpret, read_rows
 from simulators.replay import Mismatch, Replayer, proof, prove
 
@@ -46,7 +46,7 @@ class Place:
 
     location: str
     site_ref: str
-    token: str
+    token: str = field(repr=False)
 
 
 def main(argv: list[str]) -> int:
@@ -192,9 +192,6 @@ async def _provision(
     found: Deployment, file: CountsFile, *, organisation: str
 ) -> tuple[list[Place], str]:
     """Make what the file's locations need; return each with its claim, and an API key."""
-    settings = found.settings
-    url = settings.public_url or f"https://{settings.https_host}:{settings.https_port}"
-    fingerprint = root_fingerprint(settings.pki)
     connection = await asyncpg.connect(found.owner_dsn)
     try:
         await check_schema(connection)
@@ -206,10 +203,12 @@ async def _provision(
                 if readings:
                     first = datetime.fromtimestamp(readings[0].start_s, UTC)
                     last = datetime.fromtimestamp(readings[-1].start_s + HOUR_S, UTC)
-                    ref, secret = await _place(
+                    ref, device_row = await _place(
                         connection, row, location, zone=file.zone, first=first, last=last
                     )
-                    claim = token(url=url, fingerprint=fingerprint, secret=secret)
+                    claim = await claim_token(
+                        connection, found.settings, device_row, now=datetime.now(UTC)
+                    )
                     places.append(Place(location, ref, claim))
             return places, key
     finally:
@@ -224,9 +223,8 @@ async def _place(
     zone: str,
     first: datetime,
     last: datetime,
-) -> tuple[str, str]:
-    """Return the location's site ref and a claim for its counter, made if they are new."""
-    now = datetime.now(UTC)
+) -> tuple[str, int]:
+    """Return the location's site ref and its counter's row, made if they are new."""
     row = await connection.fetchrow(
         "select s.ref, p.ref as spot, a.device_id from sites s "
         "join spots p on p.site_id = s.id join assignments a on a.spot_id = p.id "
@@ -258,7 +256,7 @@ async def _place(
         connection, spot=spot_ref, since=first, until=last,
         reason="replay of a counts file", granted_by="vestibule replay",
     )  # fmt: skip
-    return site_ref, await make_claim(connection, device_row, now=now)
+    return site_ref, device_row
 
 
 async def _enrol(places: list[Place], state: Path) -> dict[str, Identity]:

@@ -30,7 +30,6 @@ from protocol.counter import Counts
 from protocol.frame import read_header
 from server.api.keys import create_api_key
 from server.db.migrate import check_schema
-from server.provisioning.claims import root_fingerprint, token
 from simulators.command import Claim, Outcome, enrol_all, read_claims, simulate
 from simulators.scenarios import SCENARIOS, Scenario
 from simulators.truth import Truth, TruthFile
@@ -124,9 +123,6 @@ def _enroller(state: Path) -> Callable[[Claim], Awaitable[Identity]]:
 
 async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
     """Make the run's sites, spots and devices; every tenth is a kiosk."""
-    settings = found.settings
-    url = settings.public_url or f"https://{settings.https_host}:{settings.https_port}"
-    fingerprint = root_fingerprint(settings.pki)
     connection = await asyncpg.connect(found.owner_dsn)
     claims: list[Claim] = []
     try:
@@ -143,8 +139,7 @@ async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
                         "kind": "kiosk" if kiosk else "counter",
                         "serial": f"{run.name} {number}",
                     }
-                    _, secret = await add_claimed_device(connection, row)
-                    text = token(url=url, fingerprint=fingerprint, secret=secret)
+                    _, text = await add_claimed_device(connection, row, found.settings)
                     claims.append(Claim(text, "kiosk" if kiosk else "counter", ZONE))
     finally:
         await connection.close()

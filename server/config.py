@@ -8,9 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.errors import VestibuleError
+
+
+class SettingsError(VestibuleError, ValueError):
+    """A setting is missing or malformed; the message names it."""
+
+    code = "settings"
+
 
 class Secret(str):
-    """A string that does not show itself in `repr`, logs or tracebacks' locals."""
+    """A string whose `repr` hides it, so that dataclasses and tracebacks do not show it.
+
+    Formatting it shows it: it goes to a driver or a MAC, never into a message.
+    """
 
     __slots__ = ()
 
@@ -20,7 +31,11 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one server process runs."""
+    """How one server process runs.
+
+    `public_url` is where people reach the pages, `enrol_url` where devices reach the enrolment
+    listener; empty: the listeners' own addresses.
+    """
 
     dsn_ingest: Secret
     dsn_api: Secret
@@ -35,12 +50,18 @@ class Settings:
     https_host: str = "127.0.0.1"
     https_port: int = 8443
     public_url: str = ""
+    enrol_url: str = ""
     session_secret: Secret = field(default=Secret(""))
     roles: frozenset[str] = frozenset({"api", "ingest", "rollup"})
 
+    @property
+    def enrolment_url(self) -> str:
+        """Where devices enrol."""
+        return self.enrol_url or f"https://{self.https_host}:{self.https_port}"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read VESTIBULE_* variables; ValueError names each that is missing or malformed."""
+        """Read VESTIBULE_* variables; SettingsError names each that is missing or malformed."""
         env = os.environ if environment is None else environment
         missing = [
             f"VESTIBULE_{name}"
@@ -48,17 +69,14 @@ class Settings:
             if not env.get(f"VESTIBULE_{name}")
         ]
         if missing:
-            raise ValueError(f"not set: {', '.join(missing)}")
+            raise SettingsError(f"not set: {', '.join(missing)}")
 
         def port(name: str, default: int) -> int:
             text = env.get(f"VESTIBULE_{name}", str(default))
             if not text.isdigit() or not 0 <= int(text) <= 65535:
-                raise ValueError(f"VESTIBULE_{name}: expected a port, got {text!r}")
+                raise SettingsError(f"VESTIBULE_{name}: expected a port, got {text!r}")
             return int(text)
 
-        roles = frozenset(env.get("VESTIBULE_ROLES", "api,ingest,rollup").split(","))
-        if unknown := roles - ROLES:
-            raise ValueError(f"VESTIBULE_ROLES: {sorted(unknown)} are none of {sorted(ROLES)}")
         return cls(
             dsn_ingest=Secret(env["VESTIBULE_DSN_INGEST"]),
             dsn_api=Secret(env["VESTIBULE_DSN_API"]),
@@ -73,9 +91,18 @@ class Settings:
             https_host=env.get("VESTIBULE_HTTPS_HOST", "127.0.0.1"),
             https_port=port("HTTPS_PORT", 8443),
             public_url=env.get("VESTIBULE_PUBLIC_URL", ""),
+            enrol_url=env.get("VESTIBULE_ENROL_URL", ""),
             session_secret=Secret(env.get("VESTIBULE_SESSION_SECRET", "")),
-            roles=roles,
+            roles=read_roles(env.get("VESTIBULE_ROLES", ",".join(ROLES))),
         )
 
 
 ROLES = frozenset({"api", "ingest", "rollup"})
+
+
+def read_roles(text: str) -> frozenset[str]:
+    """Read a comma-separated list of roles; SettingsError names what is none."""
+    roles = frozenset(part.strip() for part in text.split(","))
+    if unknown := roles - ROLES:
+        raise SettingsError(f"roles: {sorted(unknown)} are none of {sorted(ROLES)}")
+    return roles

@@ -29,7 +29,6 @@ from ops.register import add_claimed_device
 from ops.services.stack import Stack, free_ports
 from server.api.keys import create_api_key
 from server.db.migrate import migrate
-from server.provisioning.claims import root_fingerprint, token
 
 READY_S = 60.0
 CONVERGE_S = 60.0
@@ -138,15 +137,12 @@ class System:
     async def _claim(
         self, count: int, kind: str, organisation: str, time_zone: str
     ) -> list[tuple[str, str]]:
-        settings = self.deployment.settings
-        url = f"https://{settings.https_host}:{settings.https_port}"
-        fingerprint = root_fingerprint(settings.pki)
         connection = await asyncpg.connect(self.dsn)
         made: list[tuple[str, str]] = []
         try:
             async with connection.transaction():
                 for number in range(len(self.devices), len(self.devices) + count):
-                    device, secret = await add_claimed_device(
+                    claimed = await add_claimed_device(
                         connection,
                         {
                             "organisation": organisation,
@@ -156,8 +152,9 @@ class System:
                             "kind": kind,
                             "serial": f"chaos-{number}",
                         },
+                        self.deployment.settings,
                     )
-                    made.append((device, token(url=url, fingerprint=fingerprint, secret=secret)))
+                    made.append(claimed)
         finally:
             await connection.close()
         return made

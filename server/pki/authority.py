@@ -36,7 +36,14 @@ from protocol.identity import device_id
 from server.pki import profile
 from server.pki.profile import Signer
 
-__all__ = ["Authority", "AuthorityError", "IssuedCertificate", "RequestRefusedError", "device_uri"]
+__all__ = [
+    "Authority",
+    "AuthorityError",
+    "IssuedCertificate",
+    "RequestRefusedError",
+    "device_uri",
+    "proven_key",
+]
 
 CRL_LIFE = timedelta(days=7)
 MAX_REQUEST_BYTES = 8192  # a P-256 request has some 400; room for extensions that we ignore
@@ -114,7 +121,7 @@ class Authority:
         identity = device_id(device)  # 1
         if identity.startswith(SERVICE_PREFIX):
             raise ValueError(f"ids that begin with {SERVICE_PREFIX!r} belong to services")
-        key = _proven_key(csr_pem)  # 2-4
+        key = proven_key(csr_pem)  # 2-4
         certificate = profile.certify(  # 5
             identity,
             key=key,
@@ -204,7 +211,7 @@ def device_uri(device: str) -> str:
     return f"urn:vestibule:device:{device}"
 
 
-def _proven_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
+def proven_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     """Return the key of a request whose sender holds it. Raises RequestRefusedError."""
     if len(csr_pem) > MAX_REQUEST_BYTES:
         raise RequestRefusedError(f"the request has {len(csr_pem)} bytes, over {MAX_REQUEST_BYTES}")

@@ -15,6 +15,8 @@ import asyncpg
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from server.config import Settings
+
 CLAIM_LIFE = timedelta(days=30)
 
 
@@ -28,6 +30,15 @@ def token(*, url: str, fingerprint: str, secret: str) -> str:
     """Return the text that `vestibule-agent enrol` takes."""
     body = json.dumps({"u": url, "f": fingerprint, "c": secret}, separators=(",", ":"))
     return "vst1." + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
+
+
+async def claim_token(
+    connection: asyncpg.Connection, settings: Settings, device_row: int, *, now: datetime
+) -> str:
+    """Make a claim for the device and return the token that carries it; it is stored nowhere."""
+    secret = await make_claim(connection, device_row, now=now)
+    fingerprint = root_fingerprint(settings.pki)
+    return token(url=settings.enrolment_url, fingerprint=fingerprint, secret=secret)
 
 
 async def make_claim(

@@ -2,27 +2,28 @@
 
 Verification, in this order; the same numbers stand in the code:
 
-1. The claim's secret is known (compared by its hash).
-2. It has not expired, unless this same key already used it.
-3. It is unused, or was used by this same key: then the same certificate is answered again, so a
+1. The request proves possession of a P-256 key; a claim is not spent on one that does not.
+2. The claim's secret is known (compared by its hash).
+3. It has not expired, unless this same key already used it.
+4. It is unused, or was used by this same key: then the same certificate is answered again, so a
    device that lost power after asking may ask again.
-4. The device is not revoked.
-5. The request proves possession of a P-256 key (the authority's own list); its serial is recorded
-   before anything is signed, and nothing but the key is taken from the request.
+5. The device is not revoked.
+6. The serial is recorded before anything is signed, and nothing but the key is taken from the
+   request.
 """
 
 import asyncio
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 
 from server.db.engine import transaction
 from server.errors import RefusedError
 from server.fleet.register import notify
-from server.pki.authority import Authority, RequestRefusedError
+from server.pki.authority import Authority, RequestRefusedError, proven_key
 from server.pki.profile import new_serial
 from server.provisioning.claims import digest
 
@@ -40,7 +41,7 @@ async def enrol(
     pool: asyncpg.Pool, authority: Authority, *, secret: str, csr_pem: str, now: datetime
 ) -> Enrolment:
     """Enrol the device that holds the claim. Raises RefusedError with the rule's code."""
-    spki = _key_hash(csr_pem)
+    spki = _key_hash(csr_pem)  # 1
     async with transaction(pool, "record enrolment") as connection:
         claim = await _check(connection, secret=secret, spki=spki, now=now)
         chain = await connection.fetchval(
@@ -49,10 +50,10 @@ async def enrol(
             claim["device_id"],
             spki,
         )
-        if chain is not None:  # 3
+        if chain is not None:  # 4
             return Enrolment(claim["device"], claim["kind"], chain)
         serial = new_serial()
-        await connection.execute(  # 5: recorded before signed
+        await connection.execute(  # 6
             "insert into certificates (serial, organisation_id, device_id, spki_sha256) "
             "values ($1, $2, $3, $4)",
             f"{serial:x}",
@@ -97,37 +98,32 @@ async def enrol(
 async def _check(
     connection: asyncpg.Connection, *, secret: str, spki: bytes, now: datetime
 ) -> asyncpg.Record:
-    """Steps 1 to 4; the claim's row stays locked until the transaction ends."""
+    """Steps 2 to 5; the claim's row stays locked until the transaction ends."""
     claim = await connection.fetchrow(
         "select c.id, c.organisation_id, c.device_id, c.expires_at, c.used_at, c.spki_sha256, "
         "d.device, d.kind, d.state from claims c join devices d on d.id = c.device_id "
         "where c.secret_sha256 = $1 for update of c",
         digest(secret),
     )
-    if claim is None:  # 1
+    if claim is None:  # 2
         raise RefusedError("unknown_claim", "this claim is not one of ours; ask for a new one")
     again = claim["spki_sha256"] == spki
-    if claim["expires_at"] <= now and not again:  # 2
+    if claim["expires_at"] <= now and not again:  # 3
         raise RefusedError("claim_expired", f"this claim ended {claim['expires_at']:%Y-%m-%d}")
-    if claim["used_at"] is not None and not again:  # 3
+    if claim["used_at"] is not None and not again:  # 4
         raise RefusedError("claim_used", "this claim was used with another key; ask for a new one")
-    if claim["state"] == "revoked":  # 4
+    if claim["state"] == "revoked":  # 5
         raise RefusedError("device_revoked", f"{claim['device']} is revoked")
     return claim
 
 
 def _key_hash(csr_pem: str) -> bytes:
-    """SHA-256 of the request's public key; RefusedError if it is no request or not signed by it."""
+    """SHA-256 of the key that the request proves to hold; RefusedError if it proves none."""
     try:
-        request = x509.load_pem_x509_csr(csr_pem.encode())
-        key = request.public_key()
-    except Exception as error:  # the parser's own errors have no common base
-        raise RefusedError("bad_request_for_certificate", "not a PEM request: send one") from error
-    if not request.is_signature_valid:
-        raise RefusedError("bad_request_for_certificate", "the request is not signed by its key")
+        key = proven_key(csr_pem.encode())
+    except RequestRefusedError as error:
+        raise RefusedError("bad_request_for_certificate", str(error)) from error
     der = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    hasher = hashes.Hash(hashes.SHA256())
-    hasher.update(der)
-    return hasher.finalize()
+    return hashlib.sha256(der).digest()
