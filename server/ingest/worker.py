@@ -12,7 +12,7 @@ from server.clock import Clock
 from server.ingest import undated
 from server.ingest.listener import listen
 from server.ingest.mqtt import BrokerSettings
-from server.ingest.pipeline import SYSTEM_ERRORS, Pipeline, no_failpoint
+from server.ingest.pipeline import ACQUIRE_S, SYSTEM_ERRORS, Pipeline, no_failpoint
 from server.ingest.places import CHANGED, Places
 from server.ingest.state import Health, State
 
@@ -57,9 +57,8 @@ class Ingest:
 
     async def run(self) -> None:
         """Serve for ever. NotDurableError if the database's settings would lose data."""
-        async with self._pool.acquire() as connection:
-            await assert_durable(connection)
-        _spare_the_collector()
+        await self._await_database()
+        spare_the_collector()
         _log.info("ingest starts", decoder="compiled" if ext.COMPILED else "reference (slow)")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -69,11 +68,25 @@ class Ingest:
         finally:
             self._health.stopped()
 
+    async def _await_database(self) -> None:
+        """Return once the database answers, and answers durably."""
+        while True:
+            try:
+                async with self._pool.acquire(timeout=ACQUIRE_S) as connection:
+                    await assert_durable(connection)
+            except SYSTEM_ERRORS as error:
+                self._health.database(away=True)
+                _log.warning("database away", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(RELISTEN_S)
+            else:
+                self._health.database(away=False)
+                return
+
     async def _watch_fleet(self) -> None:
         """Hear of changes in the register. Lost notifications are made up for by re-reading."""
         while True:
             try:
-                async with self._pool.acquire() as connection:
+                async with self._pool.acquire(timeout=ACQUIRE_S) as connection:
                     await connection.add_listener(CHANGED, self._on_changed)
                     try:
                         self._places.changed("")
@@ -119,7 +132,7 @@ class Ingest:
             )
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Look for garbage less often.
 
     A batch makes thousands of tuples that live until its commit and hold no cycles; at the usual
