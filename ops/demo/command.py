@@ -15,8 +15,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +29,12 @@ from ops.demo.decoder import decoder_words
 from ops.demo.machine import Machine, running
 from ops.demo.meter import Sum
 from ops.demo.recording import Recording, catch_up
-from ops.demo.state import Folder, State
+from ops.demo.state import PID_FILE, Folder, State
 from ops.demo.supervisor import Supervisor
 from ops.demo.tour import Tour
 from ops.deployment import embedded, home
+from ops.services.errors import ServicesError
+from ops.services.process import Daemon
 from ops.services.stack import Stack
 from protocol.identity import DeviceId
 from server.config import Settings
@@ -63,11 +65,26 @@ def main(argv: list[str]) -> int:
     """Run the demo; 0 if it was stopped or nobody was lost, 1 if somebody was."""
     options = _options(argv)
     options.root.mkdir(parents=True, exist_ok=True)
-    _log_to(options.root / "logs" / "demo.log")
     try:
-        return asyncio.run(_run(options))
+        with _noted(options.root / PID_FILE):
+            _log_to(options.root / "logs" / "demo.log")
+            return asyncio.run(_run(options))
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _noted(path: Path) -> Iterator[None]:
+    """Note that we run, so that `make clean` can stop us. Raises ServicesError if another does."""
+    other, ours = Daemon.remembered(path), Daemon.of(os.getpid())
+    if other is not None:
+        raise ServicesError(f"a demo already runs in {path.parent}: process {other.pid}")
+    assert ours is not None
+    ours.remember(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _options(argv: list[str]) -> Options:

@@ -4,6 +4,7 @@ state.json      when it began, its devices, keys and references
 truth-*         what was generated: history by worker, and live
 devices/<id>/   a device's own disk: outbox, identity
 services/       the private PostgreSQL and broker
+demo.pid        the demo that runs now
 """
 
 import json
@@ -16,6 +17,7 @@ from ops.demo.world import places as places_of
 from protocol.identity import DeviceId, device_id
 from server.fleet.register import new_device_id
 
+PID_FILE = "demo.pid"
 DAY_MS = 86_400_000
 MINUTE_MS = 60_000
 

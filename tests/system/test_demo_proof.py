@@ -1,6 +1,7 @@
 """The demo's closing line, and that its proof fails, naming the place, when anything is wrong."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import asyncpg
 import pytest
 
 from ops.demo.machine import spots_of
-from ops.demo.state import Folder, State
+from ops.demo.state import PID_FILE, Folder, State
 from ops.demo.supervisor import Supervisor
 from ops.deployment import embedded
 from ops.proof import Presses, Proof, Sources, Spot, compare_minutes, compare_presses, verify
@@ -124,6 +125,53 @@ def test_the_demo_ends_with_one_line_that_adds_up(finished: Finished) -> None:
     assert generated == stored == served > 5_000
     assert (waiting, lost) == (0, 0)
     assert "decoder: compiled" in finished.out
+
+
+@pytest.fixture
+def empty_home() -> Iterator[Path]:
+    """A home that the services' account can reach."""
+    home = Path(tempfile.mkdtemp(prefix="vestibule-demo-"))
+    home.chmod(0o755)
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def clean(home: Path) -> None:
+    """What `make clean` runs."""
+    env = {**os.environ, "VESTIBULE_HOME": str(home)}
+    subprocess.run([sys.executable, "-m", "ops.clean"], env=env, check=True, timeout=120)
+
+
+def test_clean_stops_a_running_demo_in_order_first(empty_home: Path) -> None:
+    env = {**os.environ, "VESTIBULE_HOME": str(empty_home), "DEMO_SECONDS": ""}
+    command = [sys.executable, "-u", "-c", _RUN]
+    pipe, root = subprocess.PIPE, empty_home / "demo"
+    with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=pipe) as running:
+        assert running.stdout is not None
+        try:
+            assert any(b"the tour:" in line for line in running.stdout)
+            daemons = [state.pid for state in Stack(root).status()]
+            second = subprocess.run(command, env=env, stderr=pipe, text=True, check=False)
+            assert (second.returncode, "already runs" in second.stderr) == (1, True)
+            clean(empty_home)
+            assert b"stopped" in running.stdout.read()
+            assert running.wait(10) == 0
+        finally:
+            running.kill()
+            Stack(root).remove()
+    assert not empty_home.exists()
+    assert None not in daemons
+    assert not any(Path(f"/proc/{pid}").exists() for pid in daemons)
+
+
+def test_clean_leaves_a_stranger_alone_who_has_a_demos_process_id(empty_home: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        (empty_home / PID_FILE).write_text(json.dumps({"pid": stranger.pid, "started": 1}))
+        clean(empty_home)
+        assert stranger.poll() is None
+        stranger.communicate(b"\n")
+    assert stranger.returncode == 0
+    assert not empty_home.exists()
 
 
 def test_the_slow_decoders_price_is_named_with_what_to_do() -> None:
