@@ -15,17 +15,19 @@ _CELLS = """
 create temporary table verify_cells on commit drop as
 select d.device, d.id as device_row, r.boot, r.seq, r.spot, r.line, r.interval_s,
        r.time + make_interval(secs => r.interval_s * (n - 1)) as at,
+       r.time + r.lead_ms * interval '1 ms' as observed_from,
        r.counts[2 * n - 1]::bigint as entered, r.counts[2 * n]::bigint as left_
 from readings r
 join boots b on b.id = r.boot join devices d on d.id = b.device_id,
 generate_series(1, cardinality(r.counts) / 2) n
 """
 
+# A frame that reaches over a change of spot is a row for each; no reading may stand in two.
 _ROWS_TWICE = """
-select d.device, r.line, b.boot_id, r.seq, min(r.time) as at, count(*) as rows
-from readings r join boots b on b.id = r.boot join devices d on d.id = b.device_id
-group by d.device, b.boot_id, r.seq, r.line having count(*) > 1
-order by 1, 3, 4, 2
+select device, line, boot_id, seq, min(at) as at, max(rows) as rows
+from (select c.device, c.line, b.boot_id, c.seq, c.at, count(*) as rows
+      from verify_cells c join boots b on b.id = c.boot group by 1, 2, 3, 4, 5) each
+where rows > 1 group by 1, 2, 3, 4 order by 1, 3, 4, 2
 """
 
 # Every frame of a counter must be somewhere: a row, a metric, a gap, or held aside.
@@ -69,15 +71,13 @@ where not exists (select from undated_frames u where u.boot = s.boot)
 order by 1, 2, 3
 """
 
+# A reading belongs to the spot where its observation began.
 _WRONG_SPOT = """
-select c.device, c.line, c.spot, min(c.at) as at, sum(c.entered + c.left_) as people,
-    (select a.spot_id from assignments a
-     where a.device_id = c.device_row and a.valid @> c.at) as spot_then
-from verify_cells c
-group by c.device, c.device_row, c.line, c.spot, c.at
-having c.spot is distinct from coalesce((select a.spot_id from assignments a
-     where a.device_id = c.device_row and a.valid @> c.at), 0)
-order by 1, 2, 4
+select c.device, c.line, c.spot, c.at, c.entered + c.left_ as people, then_.spot as spot_then
+from verify_cells c, lateral (select coalesce((select a.spot_id from assignments a
+    where a.device_id = c.device_row and a.valid @> greatest(c.at, c.observed_from)), 0)
+    as spot) then_
+where c.spot <> then_.spot order by 1, 2, 4
 """
 
 # A rollup against the sums of the readings, line by line.
@@ -142,7 +142,7 @@ async def prepare(connection: asyncpg.Connection) -> None:
 
 
 async def rows_twice(connection: asyncpg.Connection) -> list[Difference]:
-    """Each (boot, seq, line) is one row."""
+    """Each reading, known by boot, seq, line and time, stands in one row."""
     return [
         Difference(
             Wrong.DUPLICATED,

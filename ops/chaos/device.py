@@ -104,7 +104,10 @@ class Device:
         self._feed()
 
     def _feed(self) -> None:
-        """Offer what the agent does not have; TimeoutError if it does not journal it."""
+        """Offer what was never confirmed; TimeoutError if the agent does not journal it.
+
+        What was confirmed once is not offered again, even if the agent's store was put back since.
+        """
         with socket.socket(socket.AF_UNIX) as wire:
             wire.settimeout(ANSWER_S)
             wire.connect(str(self.socket))
@@ -112,7 +115,7 @@ class Device:
             _send(wire, {"source": SOURCE})
             stored = _stored(answers.readline())
             for event in self.told:
-                if event.id > stored:
+                if event.id > stored and not event.stored_ms:
                     _send(wire, {"source": SOURCE, "id": event.id} | _said(event))
             while stored < self._id:
                 stored = _stored(answers.readline())
