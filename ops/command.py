@@ -4,6 +4,8 @@ import importlib
 import sys
 from typing import NamedTuple
 
+import asyncpg
+
 from ops.services.errors import ServicesError
 from server.errors import VestibuleError
 
@@ -68,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         code: int = module.main(words if takes_name else words[1:])
     except (VestibuleError, ServicesError) as error:
         print(f"vestibule {name}: {error}", file=sys.stderr)
+        return 1
+    except (asyncpg.PostgresError, OSError) as error:
+        print(f"vestibule {name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -29,17 +29,17 @@ def home() -> Path:
     return Path(os.environ.get(HOME, ".vestibule")).absolute()
 
 
-def deployment() -> Deployment:
-    """Return the configured deployment, else the embedded one with its services up."""
+def deployment(*, start: bool = True) -> Deployment:
+    """Return the configured deployment, else the embedded one, with its services up if `start`."""
     if os.environ.get("VESTIBULE_DSN_INGEST"):
         owner = os.environ.get("VESTIBULE_DSN_OWNER") or os.environ["VESTIBULE_DSN_INGEST"]
         return Deployment(Secret(owner), Settings.from_environment())
-    return embedded(Stack(home()))
+    return embedded(Stack(home()), start=start)
 
 
-def embedded(stack: Stack, *, database: str = "vestibule") -> Deployment:
-    """Bring `stack` up and return the deployment on it; its ports are chosen once and kept."""
-    endpoints = stack.up()
+def embedded(stack: Stack, *, database: str = "vestibule", start: bool = True) -> Deployment:
+    """Return the deployment on `stack`, brought up if `start`; its ports are chosen once."""
+    endpoints = stack.up() if start else stack.endpoints
     chosen = _chosen(stack.root / "server.json")
     return Deployment(
         Secret(endpoints.dsn("owner", database)),

@@ -34,7 +34,7 @@ class Finding:
 def main(argv: list[str]) -> int:
     """Print each finding; exit code 1 if something is not well."""
     argparse.ArgumentParser(prog="vestibule doctor", description=__doc__).parse_args(argv)
-    findings = asyncio.run(examine(deployment()))
+    findings = asyncio.run(examine(deployment(start=False)))
     for finding in findings:
         print(f"{'ok ' if finding.well else 'BAD'}  {finding.what}: {finding.found}")
         if finding.remedy and not finding.well:

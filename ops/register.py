@@ -19,7 +19,7 @@ from pathlib import Path
 import asyncpg
 
 from ops.deployment import Deployment, deployment
-from server.api.keys import create_api_key
+from server.api.keys import create_api_key, revoke_api_key
 from server.config import Settings
 from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
@@ -89,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("organisation")
     add.add_argument("--note", default="")
     add.set_defaults(act=_add_key)
+    key.add_parser("list", help="list keys, without their secrets").set_defaults(act=_list_keys)
+    revoke = key.add_parser("revoke", help="end a key at once")
+    revoke.add_argument("prefix", help="the 8 characters after vk_")
+    revoke.set_defaults(act=_revoke_key)
     return parser
 
 
@@ -227,4 +231,22 @@ async def _add_key(
         raise NotFoundError(f"no organisation {options.organisation!r}")
     print(await create_api_key(connection, organisation, note=options.note))
     print("shown once; keep it where secrets are kept", file=sys.stderr)
+    return 0
+
+
+async def _list_keys(connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment) -> int:
+    for row in await connection.fetch(
+        "select k.prefix, o.name, k.note, k.created_at::date, k.revoked_at::date from api_keys k "
+        "join organisations o on o.id = k.organisation_id order by k.id"
+    ):
+        print("\t".join("" if value is None else str(value) for value in row.values()))
+    return 0
+
+
+async def _revoke_key(
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
+) -> int:
+    prefix = options.prefix.removeprefix("vk_")[:8]
+    if not await revoke_api_key(connection, prefix):
+        raise NotFoundError(f"no valid key vk_{prefix}")
     return 0

@@ -5,7 +5,8 @@ time. Each location becomes a site with one counter and leave to store old count
 the file is listed with what was done about it. It ends with a proof: for each location and local
 day, what the file says less what was excluded is what the API serves, and what the raw rows hold.
 
-Interrupted, the same command goes on where it was. Exit code 0: proved; 1: not.
+Interrupted, the same command goes on where it was. Exit code 0: all of it proved;
+1: not, or some days wait for --duplicates.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from agent.enrol import enrol
 from agent.link import Identity
 from ops.deployment import Deployment, deployment, home
 from ops.serving import server_running
-from server.api.keys import create_api_key
+from server.api.keys import temporary_api_key
 from server.db.migrate import check_schema
 from server.errors import RefusedError
 from server.fleet import register
@@ -64,11 +65,6 @@ def main(argv: list[str]) -> int:
         print(f"vestibule replay: {options.file}: {error}", file=sys.stderr)
         return 1
     _list_quirks(console, file)
-    if file.stopped and not options.duplicates:
-        console.print(
-            f"{len(file.stopped)} days wait for --duplicates first, last or sum; "
-            "the others are replayed"
-        )
     served, stored = asyncio.run(_replay(options, file, console))
     for mismatch in served[:SHOWN]:
         print(f"MISMATCH {mismatch}")
@@ -81,7 +77,9 @@ def main(argv: list[str]) -> int:
         f"{len(file.days):,} location-days, {people:,} people replayed, {excluded:,} excluded, "
         f"{len(file.quirks):,} quirks, {len(mismatches):,} mismatches"
     )
-    return 1 if mismatches else 0
+    if file.stopped:
+        print(f"{len(file.stopped):,} days wait for --duplicates first, last or sum")
+    return 0 if people and not mismatches and not file.stopped else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +116,7 @@ async def _replay(
     """Return where the API, and where the raw rows, do not say what the file says."""
     found = deployment()
     async with server_running(found) as base:
-        places, key = await _provision(found, file, organisation=options.organisation)
+        organisation, places = await _provision(found, file, name=options.organisation)
         slug = re.sub(r"[^a-z0-9]+", "-", options.organisation.lower())
         state = home() / "replay" / slug
         identities = await _enrol(places, state)
@@ -136,7 +134,10 @@ async def _replay(
 
             await replayer.run(identities, on_progress=show)
         refs = {place.location: place.site_ref for place in places}
-        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+        async with (
+            temporary_api_key(found.owner_dsn, organisation, note="replay") as key,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
+        ):
             served = await prove(file, _fetcher(session, base, refs), report=options.report)
         return served, proof(file, await _stored(found, refs, file))
 
@@ -188,16 +189,13 @@ def _fetcher(session: aiohttp.ClientSession, base: str, refs: Mapping[str, str])
     return fetch
 
 
-async def _provision(
-    found: Deployment, file: CountsFile, *, organisation: str
-) -> tuple[list[Place], str]:
-    """Make what the file's locations need; return each with its claim, and an API key."""
+async def _provision(found: Deployment, file: CountsFile, *, name: str) -> tuple[int, list[Place]]:
+    """Make what the file's locations need; return the organisation and each place's claim."""
     connection = await asyncpg.connect(found.owner_dsn)
     try:
         await check_schema(connection)
         async with connection.transaction():
-            row = await register.add_organisation(connection, organisation)
-            key = await create_api_key(connection, row, note="replay")
+            row = await register.add_organisation(connection, name)
             places = []
             for location, readings in file.readings.items():
                 if readings:
@@ -210,7 +208,7 @@ async def _provision(
                         connection, found.settings, device_row, now=datetime.now(UTC)
                     )
                     places.append(Place(location, ref, claim))
-            return places, key
+            return row, places
     finally:
         await connection.close()
 

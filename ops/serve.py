@@ -6,12 +6,13 @@ Without VESTIBULE_* settings it brings up the embedded services and migrates the
 import argparse
 import asyncio
 import os
+from dataclasses import replace
 
 import uvloop
 
 from ops.deployment import deployment
 from server.app import run
-from server.config import Settings
+from server.config import Settings, read_roles
 from server.db.migrate import migrate
 from server.log import configure
 
@@ -21,8 +22,6 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vestibule serve", description=__doc__)
     parser.add_argument("--roles", help="comma-separated: api, ingest, rollup (default all)")
     options = parser.parse_args(argv)
-    if options.roles:
-        os.environ["VESTIBULE_ROLES"] = options.roles
     configure()
     if os.environ.get("VESTIBULE_DSN_INGEST"):
         settings = Settings.from_environment()
@@ -30,6 +29,8 @@ def main(argv: list[str]) -> int:
         found = deployment()
         asyncio.run(migrate(found.owner_dsn))
         settings = found.settings
+    if options.roles:
+        settings = replace(settings, roles=read_roles(options.roles))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(settings))
     return 0

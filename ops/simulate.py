@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,9 @@ from ops.register import add_claimed_device
 from ops.serving import server_running
 from protocol.counter import Counts
 from protocol.frame import read_header
-from server.api.keys import create_api_key
+from server.api.keys import create_api_key, revoke_api_key
 from server.db.migrate import check_schema
-from simulators.command import Claim, Outcome, enrol_all, read_claims, simulate
+from simulators.command import Claim, enrol_all, read_claims, simulate
 from simulators.scenarios import SCENARIOS, Scenario
 from simulators.truth import Truth, TruthFile
 from simulators.truth import read as read_truth
@@ -86,6 +86,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run's proof came to; `held` people are in gaps or undated, `wrong` names places."""
+
+    proof: Proof
+    held: int
+    wrong: tuple[str, ...]
+    exact: bool  # the scenario promises every minute, not sums alone
+
+    @property
+    def holds(self) -> bool:
+        return not self.wrong and (self.proof.holds or not self.exact)
+
+    def print(self) -> None:
+        """Print what differs, and the closing line."""
+        for text in self.wrong:
+            print(f"DIFFERENT {text}")
+        print(
+            f"{self.proof.line()}; {self.held:,} people in gaps or undated; "
+            f"{len(self.wrong):,} differences"
+        )
+
+
 async def _simulate(run: Run, claims: list[Claim] | None, console: Console) -> int:
     found = deployment()
     async with server_running(found) as base:
@@ -106,7 +129,14 @@ async def _simulate(run: Run, claims: list[Claim] | None, console: Console) -> i
                 truth=truth,
             )
         print(outcome.line())
-        return await _prove(found, run, outcome, base=base)
+        devices = [member.identity.device for member in members]
+        verdict = await judge(
+            found, run, devices, base=base, on_their_way=outcome.stats.on_their_way
+        )
+        verdict.print()
+        if not outcome.drained:
+            print("not drained: some frames have no receipt yet", file=sys.stderr)
+        return 0 if verdict.holds and outcome.drained else 1
 
 
 def _enroller(state: Path) -> Callable[[Claim], Awaitable[Identity]]:
@@ -146,26 +176,22 @@ async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
     return claims
 
 
-async def _prove(found: Deployment, run: Run, outcome: Outcome, *, base: str) -> int:
-    """Compare truth, rows and answers; print what differs and the closing line."""
+async def judge(
+    found: Deployment, run: Run, devices: Sequence[str], *, base: str, on_their_way: int = 0
+) -> Verdict:
+    """Compare the run's truth with the rows and answers of its devices."""
     truth = read_truth(run.state / "truth")
     connection = await asyncpg.connect(found.owner_dsn)
     try:
-        spots = await _spots(connection, truth)
-        held = await _held_back(connection, list(spots))
+        spots = await _spots(connection, devices)
+        held = await _held_back(connection, devices)
     finally:
         await connection.close()
     sources = Sources([run.state / "truth"], found.owner_dsn, base, spots, only=True)
-    proof = await verify(sources, on_their_way=outcome.stats.on_their_way)
+    proof = await verify(sources, on_their_way=on_their_way)
     exact = run.scenario.expect.minutes and not run.scenario.expect.conflicts
     wrong = [str(each) for each in proof.differences] if exact else _totals(proof, truth, held)
-    for text in wrong:
-        print(f"DIFFERENT {text}")
-    print(f"{proof.line()}; {held:,} people in gaps or undated; {len(wrong):,} differences")
-    proved = outcome.drained and not wrong and (proof.holds or not exact)
-    if not outcome.drained:
-        print("not drained: some frames have no receipt yet", file=sys.stderr)
-    return 0 if proved else 1
+    return Verdict(proof, held, tuple(wrong), exact)
 
 
 def _totals(proof: Proof, truth: Truth, held: int) -> list[str]:
@@ -177,14 +203,13 @@ def _totals(proof: Proof, truth: Truth, held: int) -> list[str]:
     return [f"all devices: generated {proof.generated} (and {unsure} unsure), found {found}"]
 
 
-async def _spots(connection: asyncpg.Connection, truth: Truth) -> Mapping[str, Spot]:
-    """Return the run's devices' spots, with a key that may read them."""
-    devices = {key[0] for key in truth.counts} | {key[0] for key in truth.presses}
+async def _spots(connection: asyncpg.Connection, devices: Sequence[str]) -> Mapping[str, Spot]:
+    """Return the devices' spots, with a key that may read them."""
     rows = await connection.fetch(
         "select d.device, d.organisation_id, p.ref, p.name, p.kind, s.name as site, s.time_zone "
         "from devices d join assignments a on a.device_id = d.id join spots p on p.id = a.spot_id "
         "join sites s on s.id = p.site_id where d.device = any($1::text[])",
-        list(devices),
+        devices,
     )
     keys = {
         organisation: await create_api_key(connection, organisation, note="simulate")
@@ -202,7 +227,16 @@ async def _spots(connection: asyncpg.Connection, truth: Truth) -> Mapping[str, S
     }
 
 
-async def _held_back(connection: asyncpg.Connection, devices: list[str]) -> int:
+async def _revoke(dsn: str, keys: set[str]) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        for key in keys:
+            await revoke_api_key(connection, key.split("_")[1])
+    finally:
+        await connection.close()
+
+
+async def _held_back(connection: asyncpg.Connection, devices: Sequence[str]) -> int:
     """Return the people of these devices that are in gaps, or in frames held undated."""
     held: int = await connection.fetchval(
         "select coalesce(sum(c), 0)::bigint from gaps g join devices d on d.id = g.device_id, "

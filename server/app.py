@@ -66,21 +66,25 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
     """Open pools, workers and listeners; a worker that fails takes the server down with it."""
     clock = SystemClock()
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        ingest_pool = await _open(stack, settings.dsn_ingest, size=6, name="ingest")
-        api_pool = await _open(stack, settings.dsn_api, size=10, name="api")
-        maint_pool = await _open(stack, settings.dsn_maint, size=2, name="rollup")
+        pool = await _open(stack, settings.dsn_ingest, size=6, name="ingest")
         workers: list[asyncio.Task[None]] = []
-        running = Running(settings, ingest_pool, None)
+        running = Running(settings, pool, None)
         if "ingest" in settings.roles:
-            ingest = Ingest(ingest_pool, _broker(settings), clock)
-            running = Running(settings, ingest_pool, ingest)
+            ingest = Ingest(pool, _broker(settings), clock)
+            running = Running(settings, pool, ingest)
             workers.append(group.create_task(ingest.run(), name="ingest"))
         if "rollup" in settings.roles:
+            maint_pool = await _open(stack, settings.dsn_maint, size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))
         try:
+            pages = web.Application()
             if "api" in settings.roles:
-                await _listen(stack, running, api_pool=api_pool, clock=clock)
+                api_pool = await _open(stack, settings.dsn_api, size=10, name="api")
+                pages = _pages(settings, api_pool, clock)
+                await _listen_for_devices(stack, running)
+            _add_operations(pages, running)
+            await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
             log.info("serving", http_port=settings.http_port, compiled_decoder=COMPILED)
             yield running
         finally:
@@ -88,19 +92,22 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
                 worker.cancel()
 
 
-async def _listen(
-    stack: AsyncExitStack, running: Running, *, api_pool: asyncpg.Pool, clock: SystemClock
-) -> None:
+def _pages(settings: Settings, pool: asyncpg.Pool, clock: SystemClock) -> web.Application:
+    pages = build_portal(pool=pool, settings=settings)
+    api = build_api(pool=pool, clock=clock, identify=lambda request: identify(request, settings))
+    pages.add_subapp("/v1/", api)
+    return pages
+
+
+def _add_operations(app: web.Application, running: Running) -> None:
+    """Add what operators and their tools ask, whatever this process's roles are."""
+    app.router.add_get("/healthz", _healthy)
+    app.router.add_get("/readyz", _readiness(running))
+    app.router.add_get("/metrics", _metrics)
+
+
+async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
     settings = running.settings
-    pages = build_portal(pool=api_pool, settings=settings)
-    pages.router.add_get("/healthz", _healthy)
-    pages.router.add_get("/readyz", _readiness(running))
-    pages.router.add_get("/metrics", _metrics)
-    pages.add_subapp(
-        "/v1/",
-        build_api(pool=api_pool, clock=clock, identify=lambda request: identify(request, settings)),
-    )
-    await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(settings.pki / "https.pem", settings.pki / "https.key")
     enrolment = build_enrolment(

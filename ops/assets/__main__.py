@@ -1,5 +1,6 @@
 """`python -m ops.assets [FOLDER]`: put the pages' third-party files where the server looks."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from ops.services.errors import ServicesError
 
 def main(argv: list[str]) -> int:
     """Run the command; exit code 0 done, 1 failed (offline, or a package changed its files)."""
-    folder = Path(argv[0]) if argv else DEFAULT_FOLDER
+    parser = argparse.ArgumentParser(prog="python -m ops.assets", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER)
+    folder: Path = parser.parse_args(argv).folder
     try:
         for name in fetch(folder):
             print(f"  {folder / name}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--root",
         type=Path,
-        default=Path(".vestibule"),
-        help="where data, certificates and logs live (default: %(default)s)",
+        default=Path(os.environ.get("VESTIBULE_HOME", ".vestibule")),
+        help="where data, certificates and logs live (default: VESTIBULE_HOME or .vestibule)",
     )
     return parser

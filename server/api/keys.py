@@ -12,8 +12,10 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import asyncpg
 from aiohttp import web
@@ -22,6 +24,7 @@ from server.api.problems import SignInError, TooManyError
 from server.db.engine import ACQUIRE_TIMEOUT_S
 from server.errors import RefusedError
 
+T = TypeVar("T")
 Identify = Callable[[web.Request], int | None]
 """Tells the organisation of a signed-in page session, None if there is none."""
 
@@ -55,6 +58,34 @@ async def create_api_key(
         note,
     )
     return f"vk_{prefix}_{secret}"
+
+
+async def revoke_api_key(connection: asyncpg.Connection, prefix: str) -> bool:
+    """Revoke the key that begins `vk_<prefix>`; False if there is none that is valid."""
+    done: str = await connection.execute(
+        "update api_keys set revoked_at = now() where prefix = $1 and revoked_at is null", prefix
+    )
+    return done == "UPDATE 1"
+
+
+@asynccontextmanager
+async def temporary_api_key(dsn: str, organisation_id: int, *, note: str) -> AsyncIterator[str]:
+    """Give a key for the length of a command; `dsn` is the owner's."""
+
+    async def on_connection(
+        act: Callable[[asyncpg.Connection], Awaitable[T]],
+    ) -> T:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await act(connection)
+        finally:
+            await connection.close()
+
+    key = await on_connection(lambda c: create_api_key(c, organisation_id, note=note))
+    try:
+        yield key
+    finally:
+        await on_connection(lambda c: revoke_api_key(c, key.split("_")[1]))
 
 
 async def authenticate(request: web.Request, pool: asyncpg.Pool, identify: Identify) -> Caller:

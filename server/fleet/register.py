@@ -41,15 +41,17 @@ def new_device_id(kind: str) -> DeviceId:
     return device_id(f"{prefix}-" + "".join(secrets.choice(_REF_ALPHABET) for _ in range(12)))
 
 
-async def add_organisation(connection: asyncpg.Connection, name: str, *, ref: str = "") -> int:
-    """Create an organisation and return its row id; an existing `ref` returns its own."""
-    ref = ref or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or new_ref("org")
+async def add_organisation(connection: asyncpg.Connection, name: str) -> int:
+    """Return the row id of the organisation of this name, made if it is new."""
+    if not name.strip():
+        raise RefusedError("no_name", "an organisation needs a name")
+    readable = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:32]
     await connection.execute(
-        "insert into organisations (ref, name) values ($1, $2) on conflict (ref) do nothing",
-        ref,
+        "insert into organisations (ref, name) values ($1, $2) on conflict (name) do nothing",
+        new_ref(readable or "org"),
         name,
     )
-    found: int = await connection.fetchval("select id from organisations where ref = $1", ref)
+    found: int = await connection.fetchval("select id from organisations where name = $1", name)
     return found
 
 

@@ -19,7 +19,7 @@ create table dataset (
 create table organisations (
     id int generated always as identity primary key,
     ref text not null unique,
-    name text not null,
+    name text not null unique,
     created_at timestamptz not null default now()
 );
 
