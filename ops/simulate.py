@@ -188,7 +188,10 @@ async def judge(
     finally:
         await connection.close()
     sources = Sources([run.state / "truth"], found.owner_dsn, base, spots, only=True)
-    proof = await verify(sources, on_their_way=on_their_way)
+    try:
+        proof = await verify(sources, on_their_way=on_their_way)
+    finally:
+        await _revoke(found.owner_dsn, {spot.key for spot in spots.values()})
     exact = run.scenario.expect.minutes and not run.scenario.expect.conflicts
     wrong = [str(each) for each in proof.differences] if exact else _totals(proof, truth, held)
     return Verdict(proof, held, tuple(wrong), exact)
