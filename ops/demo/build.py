@@ -24,7 +24,7 @@ from protocol.identity import DeviceId
 from server.api.keys import create_api_key
 from server.config import Settings
 from server.fleet import register
-from server.provisioning.claims import make_claim, root_fingerprint, token
+from server.provisioning.claims import claim_token
 
 _AT_ONCE = 8
 
@@ -151,15 +151,13 @@ async def _claims(
     folder: Folder, state: State, connection: asyncpg.Connection, settings: Settings
 ) -> dict[Path, str]:
     """Return a claim token by the disk of each device that has no identity."""
-    url = f"https://{settings.https_host}:{settings.https_port}"
-    fingerprint, now = root_fingerprint(settings.pki), datetime.now(UTC)
+    now = datetime.now(UTC)
     found: dict[Path, str] = {}
     for device in state.places():
         disk = folder.device(device)
         if not identity.files(disk).identity.exists():
             row = await connection.fetchval("select id from devices where device = $1", device)
-            secret = await make_claim(connection, row, now=now)
-            found[disk] = token(url=url, fingerprint=fingerprint, secret=secret)
+            found[disk] = await claim_token(connection, settings, row, now=now)
     return found
 
 
