@@ -4,13 +4,16 @@ What goes wrong at random is chaos's; here each thing goes wrong on purpose, and
 after each that nothing was lost, doubled or altered in all that these devices have ever counted.
 """
 
+import os
 import random
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -21,9 +24,9 @@ from agent.recorder import Profile, Recorder
 from ops.chaos.child import Child
 from ops.chaos.device import AgentSettings, Device
 from ops.chaos.record import Crossing
-from ops.chaos.system import System, blocking
+from ops.chaos.system import System, blocking, running
 from ops.services.account import data_directory, service_account
-from ops.services.stack import free_ports
+from ops.services.stack import Stack, free_ports
 from protocol.frame import Quality
 from server.fleet import register
 
@@ -139,6 +142,55 @@ def test_a_database_that_fails_over_to_read_only_is_waited_for(
         assert stored(system, device) < told(device)
     proved(system)
     assert system.server.pid == before
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_acknowledged(tmpfs: Path) -> None:
+    stack = Stack(tmpfs / "stack", role="test")
+    try:
+        with running(stack, root=tmpfs.parent / "run") as system:
+            (device,) = system.enrol(1)
+            device.start()
+            ballast = tmpfs / "ballast"
+            fill(ballast)
+            crowd(device)
+            wait(
+                lambda: "No space left" in system.server.tail(200) or not stack.postgres.running,
+                "the disk is full",
+            )
+            before = system.server.pid
+            ballast.unlink()
+            stack.postgres.start()  # a full disk may have ended it
+            stack.postgres.wait_ready()
+            crowd(device)
+            proved(system)
+            assert system.server.pid == before
+    finally:
+        stack.remove()
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """A small file system of its own, so that it can be filled."""
+    folder = Path(tempfile.mkdtemp(prefix="vestibule-disk-"))
+    folder.chmod(0o755)
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", str(disk)]
+    try:
+        if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+            pytest.skip("only root may mount the small disk that this test fills")
+        yield disk
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fill(path: Path) -> None:
+    """Take every byte that the file system has left."""
+    for size in (1 << 20, 1 << 12):
+        with path.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(size))
 
 
 @contextmanager
