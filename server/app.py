@@ -143,7 +143,13 @@ def _readiness(running: Running) -> Callable[[web.Request], Awaitable[web.Respon
         wrong: dict[str, str] = {}
         try:
             await running.pool.fetchval("select 1", timeout=2)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
             wrong["database"] = str(error) or type(error).__name__
         if running.ingest is not None and running.ingest.state is not State.RUNNING:
             wrong["ingest"] = running.ingest.state.value
@@ -183,6 +189,7 @@ async def _when_there(attempt: Callable[[], Awaitable[T]]) -> T:
             asyncpg.PostgresConnectionError,
             asyncpg.OperatorInterventionError,
             asyncpg.InterfaceError,
+            asyncpg.InternalClientError,  # a connection that ends while it is being made
         ) as e:
             log.warning("database away", error=str(e), wait_s=wait_s)
             await asyncio.sleep(wait_s)

@@ -24,6 +24,7 @@ DRAIN_S = 120.0  # until each event that was offered is confirmed
 CONVERGE_S = 240.0  # an agent that met a dead broker several times waits up to 60 s
 _TICK_S = 1.0
 _POLL_S = 0.1
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _STORED = """
 select coalesce((select sum(coalesce(in0, 0) + coalesce(out0, 0) + coalesce(in1, 0)
     + coalesce(out1, 0)) from rollup_15m), 0) + (select count(*) from presses)
@@ -200,7 +201,7 @@ class Torture:
                     self._stored = int(await connection.fetchval(_STORED))
                 finally:
                     connection.terminate()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except AWAY:
             return
 
     def confirmed(self) -> int:
@@ -236,7 +237,7 @@ class Torture:
         while True:
             try:
                 verdict = await verify(truth, self.system.dsn, api=api)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except AWAY as error:
                 self.say(f"not yet: {type(error).__name__}: {error}")
             if verdict is not None and verdict.proved:
                 return time.monotonic() - since, verdict

@@ -36,7 +36,13 @@ _REST_FACTOR = 4
 _REST_MOST_S = 30.0
 _ROWS_A_PASS = 2_000
 _DAYS_A_STATEMENT = 1_000
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 
 @dataclass(slots=True)
