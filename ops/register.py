@@ -24,6 +24,7 @@ from server.config import Settings
 from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
 from server.fleet import register
+from server.ingest.reassign import reassign
 from server.provisioning.claims import claim_token
 
 COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
@@ -178,7 +179,7 @@ async def add_claimed_device(
     device_row, device = await register.add_device(
         connection, organisation, kind=row["kind"], serial=row["serial"]
     )
-    await register.assign(connection, device=device, spot=spot, since=now)
+    await reassign(connection, device=device, spot=spot, since=now)
     return device, await claim_token(connection, settings, device_row, now=now)
 
 
@@ -217,7 +218,8 @@ async def _assign(
     since = options.since or datetime.now(UTC)
     if since.tzinfo is None:
         raise RefusedError("bad_time", "--since needs its offset, such as +01:00")
-    await register.assign(connection, device=options.device, spot=options.spot, since=since)
+    moved = await reassign(connection, device=options.device, spot=options.spot, since=since)
+    print(f"{moved} stored rows moved with it")
     return 0
 
 

@@ -45,11 +45,17 @@ async def measured(name: str) -> AsyncIterator[None]:
 async def transaction(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
     """Run a named transaction on a connection of the pool."""
     async with (
-        measured(name),
         pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
-        connection.transaction(),
+        transaction_on(connection, name),
     ):
         yield connection
+
+
+@asynccontextmanager
+async def transaction_on(connection: asyncpg.Connection, name: str) -> AsyncIterator[None]:
+    """Run a named transaction on a connection that is held already."""
+    async with measured(name), connection.transaction():
+        yield
 
 
 @asynccontextmanager

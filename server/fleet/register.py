@@ -175,10 +175,12 @@ async def add_device(
 
 async def assign(
     connection: asyncpg.Connection, *, device: str, spot: str, since: datetime
-) -> None:
+) -> set[int]:
     """Let `device` stand at `spot` from `since` on; what stood there or where it stood, ends.
 
-    Raises NotFoundError, RefusedError (another organisation, another kind of device).
+    Returns the rows of all devices that moved; what they have counted already is moved by
+    `server.ingest.reassign.reassign`, which is what callers want. Raises NotFoundError,
+    RefusedError (another organisation, another kind of device), ConflictError.
     """
     row = await connection.fetchrow(
         "select d.id as device, d.organisation_id, d.kind = s.kind as fits, s.id as spot, "
@@ -196,7 +198,8 @@ async def assign(
     ended = await connection.fetch(
         "update assignments a set valid = tstzrange(lower(valid), $3) from devices d "
         "where d.id = a.device_id and (a.device_id = $1 or a.spot_id = $2) "
-        "and upper_inf(valid) and coalesce(lower(valid), '-infinity') < $3 returning d.device",
+        "and upper_inf(valid) and coalesce(lower(valid), '-infinity') < $3 "
+        "returning d.id, d.device",
         row["device"],
         row["spot"],
         since,
@@ -214,6 +217,7 @@ async def assign(
         raise ConflictError(f"{device} or {spot} is taken at some time after {since}") from error
     for changed in {device, *(r["device"] for r in ended)}:
         await notify(connection, changed)
+    return {row["device"], *(r["id"] for r in ended)}
 
 
 async def grant_backfill(

@@ -27,6 +27,8 @@ from server.ingest.places import (
 
 RATE = 100.0  # frames a second that one device may send for long
 BURST = 4096.0  # and at once: more than a day of five-minute frames of a catching-up device
+HELLO_BYTES = 150  # a token: a greeting costs by the boots it lists, of which there may be 512
+CONDEMNED = 100.0  # tokens: a frame that is at fault takes transactions of its own
 MAX_STRAYS = 8  # messages of a batch that are nobody's and worth looking at
 MAX_BOOTS = 256  # cursors kept in memory for one device; older ones are read again
 
@@ -94,6 +96,7 @@ def sort_out(messages: Sequence[Inbound], places: Places, *, now_ms: int, now_s:
             else:
                 run.append((seq, at))
         elif kind == Kind.HELLO:
+            device.tokens -= len(frame) / HELLO_BYTES
             batch.hellos.append((device, frame))
         else:
             _drop("kind")
@@ -141,6 +144,11 @@ def _within_rate(device: Device, now_s: float) -> bool:
             return False
     device.tokens -= 1
     return True
+
+
+def charge(device: Device) -> None:
+    """Take what a frame at fault has cost off its device's bucket, down to a burst below none."""
+    device.tokens = max(device.tokens - CONDEMNED, -BURST)
 
 
 def remember(device: Device, boot_id: int, ordinal: int) -> Boot:

@@ -21,7 +21,7 @@ from server.clock import Clock
 from server.ingest import strays
 from server.ingest.cursors import signed
 from server.ingest.mqtt import publish_head
-from server.ingest.places import Device
+from server.ingest.places import MAX_SEQ, Device
 from server.ingest.strays import Sampler
 
 WILL = "will"  # the agent's name in the greeting that the broker sends in its stead
@@ -107,7 +107,7 @@ def _forget_what_differs(
     for held in hello.boots:
         boot = device.boots.get(held.boot_id)
         next_seq, *_ = stands.get((device.row, signed(held.boot_id)), (0, 0, False))
-        if boot is not None and boot.cursor.next_seq != next_seq:
+        if boot is not None and min(boot.cursor.next_seq, MAX_SEQ) != next_seq:
             boot.forget()
 
 
@@ -150,5 +150,6 @@ async def _stand(
     devices, boots = zip(*pairs, strict=True)
     rows = await connection.fetch(_STAND, devices, boots)
     return {
-        (r["device_id"], r["boot_id"]): (r["next_seq"], r["digest"], r["placeable"]) for r in rows
+        (r["device_id"], r["boot_id"]): (min(r["next_seq"], MAX_SEQ), r["digest"], r["placeable"])
+        for r in rows
     }

@@ -23,15 +23,26 @@ import asyncpg
 from protocol.frame import Section, decode_time, need, read_body, read_header
 from server import log, metrics
 from server.clock import Clock
+from server.db.engine import transaction_on
 from server.ingest import cursors, hello, strays, undated
-from server.ingest.batch import DIGEST, QUALITY, SEQ, Batch, decode, forget_old, sort_out, unseen
+from server.ingest.batch import (
+    DIGEST,
+    QUALITY,
+    SEQ,
+    Batch,
+    charge,
+    decode,
+    forget_old,
+    sort_out,
+    unseen,
+)
 from server.ingest.mqtt import Inbound
-from server.ingest.places import Boot, Places
+from server.ingest.places import Boot, Device, Places
 from server.ingest.plan import plan
 from server.ingest.receipts import receipts
 from server.ingest.repeats import check_digests
 from server.ingest.rows import Plan
-from server.ingest.writer import CursorMovedError, transaction, write
+from server.ingest.writer import CursorMovedError, write
 
 _log = log.get("ingest")
 _Result = TypeVar("_Result")
@@ -159,7 +170,7 @@ class Pipeline:
         locked = False
         while True:
             try:
-                return await self._after(batch, await self._commit(batch, locked=locked))
+                return await self._answer(batch, await self._commit(batch, locked=locked))
             except CursorMovedError as moved:
                 metrics.BATCH_RETRIES.labels("cursor").inc()
                 _log.info("cursors read anew", why=str(moved), boots=len(batch.runs))
@@ -186,7 +197,7 @@ class Pipeline:
         if not result.moves and not result.findings and not locked:
             return result
         async with self._connection() as connection:
-            async with transaction(connection, "store batch"):
+            async with transaction_on(connection, "store batch"):
                 if locked:
                     boots = [boot for boot, _, _ in batch.runs if boot.row]
                     if not await cursors.lock(connection, boots):
@@ -201,6 +212,7 @@ class Pipeline:
         """Store what can be stored of `positions`, in order, and condemn the frame at fault."""
         if len(positions) == 1:
             batch.condemned[positions[0]] = f"{type(error).__name__}: {error}"[:500]
+            charge(batch.boots[positions[0]].device)
             await self._write(batch, only=set(positions), locked=False)
             return
         middle = len(positions) // 2
@@ -211,6 +223,19 @@ class Pipeline:
                 if not _at_fault(refused):
                     raise
                 await self._halve(batch, half, refused)
+
+    async def _answer(self, batch: Batch, result: Plan) -> Done:
+        """Do what follows the commit. If that breaks, nothing is said, and devices ask again."""
+        try:
+            return await self._after(batch, result)
+        except Exception as error:
+            if not _at_fault(error):
+                raise
+            metrics.BATCH_RETRIES.labels("answer").inc()
+            _log.exception("stored, but not answered", frames=len(batch.frames))
+            return Done(batch, [])
+        finally:
+            forget_old(batch)
 
     async def _after(self, batch: Batch, result: Plan) -> Done:
         """Answer what needs the database after the commit; make the receipts."""
@@ -228,9 +253,7 @@ class Pipeline:
                         sampler=self._sampler,
                     )
                     for device, boot_id in found:
-                        await undated.place_boot(
-                            connection, device, boot_id, now_ms=self._clock.now_ms()
-                        )
+                        await self._place_held(connection, device, boot_id)
         if any(move.boot.undated for move in result.moves):
             await self._date(batch, result)
         if batch.refused or batch.strays or result.unverified:
@@ -239,7 +262,6 @@ class Pipeline:
                 await check_digests(connection, batch, result.unverified)
         now_ms, dataset = self._clock.now_ms(), self._dataset_u64()
         packets += receipts(result.touched, dataset=dataset, server_ms=now_ms)
-        forget_old(batch)
         _count(result)
         return Done(batch, packets)
 
@@ -258,10 +280,21 @@ class Pipeline:
                 span = decode_time(need(sections, Section.TIME))
                 key = (boot.device.row, cursors.signed(boot.boot_id))
                 await hello.learn(connection, [(*key, int(span.quality), span.offset_ms)])
-                await undated.place_boot(
-                    connection, boot.device, key[1], now_ms=self._clock.now_ms()
-                )
+                await self._place_held(connection, boot.device, key[1])
                 boot.undated = False
+
+    async def _place_held(
+        self, connection: asyncpg.Connection, device: Device, boot_id: int
+    ) -> None:
+        """Place a boot's held frames. Those that are at fault stay held, and are a finding."""
+        try:
+            await undated.place_boot(connection, device, boot_id, now_ms=self._clock.now_ms())
+        except Exception as error:
+            if not _at_fault(error):
+                raise
+            _log.exception("held frames refused", device=device.name)
+            if self._sampler.wants(f"held {device.name}"):
+                await strays.add(connection, "held frames refused", device, error=str(error)[:200])
 
     def _dataset_u64(self) -> int:
         assert self._dataset is not None

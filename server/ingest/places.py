@@ -33,6 +33,7 @@ UNKNOWN_S = 5.0  # ask again about an unknown device, at the earliest
 MAX_TOPICS = 200_000  # beyond it the cache starts afresh
 EVER_MS = 1 << 60
 RECEIPT_BYTES = 56
+MAX_SEQ = 0xFFFF_FFFF  # what the wire can say of a cursor: a boot that used it up stands past it
 
 
 class Piece(NamedTuple):

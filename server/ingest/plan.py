@@ -56,6 +56,8 @@ from server.ingest.rows import (
     observe,
 )
 
+MAX_ANSWERS = 1024  # of a boot: a frame tells of 256 at most, and a questionnaire may change
+
 
 def plan(batch: Batch, *, only: set[int] | None = None) -> Plan:
     """Decide what of `batch` (of its frames `only`, if given) one transaction stores.
@@ -251,9 +253,10 @@ def _kiosk(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
         key = (press.question, press.answer)
         sums[key] = sums.get(key, 0) + 1
     last = {(q, a): total for q, a, total in cursor.answers}
-    new = last | {(q, a): total for q, a, total in content.totals}
+    told = {(q, a): total for q, a, total in content.totals}
+    new = last | told
     answers: list[int] = []
-    for key in sorted(new.keys() | sums.keys()):
+    for key in sorted(told.keys() | sums.keys()):
         (missing,) = sequence.difference(
             (last.get(key, 0),), (sums.get(key, 0),), (new.get(key, 0),)
         )
@@ -266,10 +269,18 @@ def _kiosk(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
         record[SEQ] + 1,
         record[DIGEST],
         cursor.totals,
-        tuple((q, a, total) for (q, a), total in sorted(new.items())),
+        _kept(new, told),
         False,
         max(cursor.stored_to_ms, record[END_MS]) if record[QUALITY] else cursor.stored_to_ms,
     )
+
+
+def _kept(
+    answers: dict[tuple[int, int], int], told: dict[tuple[int, int], int]
+) -> tuple[tuple[int, int, int], ...]:
+    """Return a cursor's answers; beyond MAX_ANSWERS those that were `told` last."""
+    kept = answers if len(answers) <= MAX_ANSWERS else told
+    return tuple((q, a, total) for (q, a), total in sorted(kept.items()))
 
 
 def _gap(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
@@ -282,6 +293,7 @@ def _gap(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
         totals[2 * line : 2 * line + 2] = total_in, total_out
     missing = sequence.difference(cursor.totals, NO_COUNTS, totals)
     answers = {(q, a): total for q, a, total in cursor.answers}
+    told = {(q, a): total for q, a, total in gap.answers}
     unplaced: list[int] = []
     for question, answer, total in gap.answers:
         last = answers.get((question, answer), 0)
@@ -309,7 +321,7 @@ def _gap(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
         gap.to_seq + 1,
         record[DIGEST],
         tuple(totals),
-        tuple((q, a, total) for (q, a), total in sorted(answers.items())),
+        _kept(answers, told),
         False,
         max(cursor.stored_to_ms, record[END_MS]) if dated else cursor.stored_to_ms,
     )

@@ -29,12 +29,12 @@ from protocol.frame import (
 )
 from protocol.kiosk import decode_presses
 from server.clock import SystemClock
+from server.db.engine import transaction_on
 from server.errors import ConflictError, NotFoundError, RefusedError, VestibuleError
 from server.ingest.batch import SECTION_AT, SECTION_END, STATUS, SUMS
 from server.ingest.places import CHANGED, EVER_MS, Boot, Cursor, Device, Digests, Places
 from server.ingest.placing import Placed, place_frame, store
 from server.ingest.rows import REFUSED_BY_DATABASE
-from server.ingest.writer import transaction
 
 _LIST = """
 select id, received_at, device, seq, reason, detail, redriven_at from quarantine
@@ -130,7 +130,7 @@ async def redrive(connection: asyncpg.Connection, entry: int, *, now_ms: int) ->
 
     RefusedError if it still cannot be read or placed; ConflictError if it left no gap.
     """
-    async with transaction(connection, "redrive"):
+    async with transaction_on(connection, "redrive"):
         found = await get(connection, entry, lock=True)
         if found.redriven:
             return False

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
+from server.fleet.register import assign
 from server.ingest.rebuild import LONGEST_ROW, rebuild
 
 ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
@@ -19,6 +20,7 @@ _LENGTH = {
     "(lead_ms + span_ms) * interval '1 ms')",
     "presses": "interval '1 ms'",
 }
+_BEGIN = {"readings": "(time + lead_ms * interval '1 ms')", "presses": "time"}
 _READINGS = "time, spot, boot, seq, digest, lead_ms, span_ms, line, interval_s, counts"
 
 
@@ -29,6 +31,20 @@ class Stay:
     spot: int
     from_at: datetime
     until_at: datetime
+
+
+async def reassign(
+    connection: asyncpg.Connection, *, device: str, spot: str, since: datetime
+) -> int:
+    """Let `device` stand at `spot` from `since` on, with what was counted since; see `assign`.
+
+    Returns how many stored rows moved to another spot. Within the caller's transaction, the
+    owner's. Raises what `server.fleet.register.assign` raises.
+    """
+    moved = 0
+    for row in sorted(await assign(connection, device=device, spot=spot, since=since)):
+        moved += await settle(connection, row, from_at=since)
+    return moved
 
 
 async def settle(
@@ -52,18 +68,16 @@ async def settle(
         for table, length in _LENGTH.items():
             rows = await connection.fetch(
                 f"select spot, min(time) as low, max(time + {length}) as high, count(*) as n "  # noqa: S608
-                f"from {table} where boot = any($1::int[]) and spot <> $2 "
-                "and time >= $3 and time < $4 group by spot",
-                *(boots, stay.spot, stay.from_at, stay.until_at),
+                f"from {table} where {_within(table)} group by spot",
+                *(boots, stay.spot, stay.from_at, stay.until_at, stay.from_at - LONGEST_ROW),
             )
             for row in rows:
                 count += row["n"]
                 for spot in (row["spot"], stay.spot):
                     moved.setdefault(spot, []).append((row["low"], row["high"]))
             await connection.execute(
-                f"update {table} set spot = $2 where boot = any($1::int[]) "  # noqa: S608
-                "and spot <> $2 and time >= $3 and time < $4",
-                *(boots, stay.spot, stay.from_at, stay.until_at),
+                f"update {table} set spot = $2 where {_within(table)}",  # noqa: S608
+                *(boots, stay.spot, stay.from_at, stay.until_at, stay.from_at - LONGEST_ROW),
             )
         await connection.execute(
             "update gaps set spot_id = nullif($2::int, 0) where device_id = $1 "
@@ -76,6 +90,14 @@ async def settle(
                 connection, spot, min(s[0] for s in stretches), max(s[1] for s in stretches)
             )
     return count
+
+
+def _within(table: str) -> str:
+    """Return the condition for rows that begin to be observed in a stay: $1 boots to $5."""
+    return (
+        f"boot = any($1::int[]) and spot <> $2 and time >= $5 and time < $4 "
+        f"and {_BEGIN[table]} >= $3 and {_BEGIN[table]} < $4"
+    )
 
 
 async def _lock(connection: asyncpg.Connection, device: int) -> list[int]:
@@ -120,7 +142,7 @@ async def _split_rows(connection: asyncpg.Connection, boots: Sequence[int], stay
     """Cut the rows in which this stay begins in two, so that each part may go its own way."""
     rows = await connection.fetch(
         f"select {_READINGS} from readings where boot = any($1::int[]) "  # noqa: S608
-        "and time < $2 and time >= $3 and case when line < 0 "
+        "and time + lead_ms * interval '1 ms' < $2 and time >= $3 and case when line < 0 "
         "then time + span_ms * interval '1 ms' > $2 "
         "else time + (cardinality(counts) / 2 - 1) * interval_s * interval '1 s' >= $2 end",
         *(boots, stay.from_at, stay.from_at - LONGEST_ROW),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from ext import crc32c
 from protocol.frame import CRITICAL, HEADER, MAGIC, SECTION, VERSION, Kind, Section
-from server.ingest.places import RECEIPT_BYTES, Boot
+from server.ingest.places import MAX_SEQ, RECEIPT_BYTES, Boot
 
 _BODY = struct.Struct("<QQI")
 _SECTION_HEAD = SECTION.pack(Section.RECEIPT, CRITICAL, _BODY.size)
@@ -24,7 +24,7 @@ def receipts(boots: Iterable[Boot], *, dataset: int, server_ms: int) -> list[byt
             Kind.RECEIPT,
             RECEIPT_BYTES,
             boot.boot_id,
-            cursor.next_seq,
+            min(cursor.next_seq, MAX_SEQ),
             0,
             checksum(payload),
             0,

@@ -13,6 +13,7 @@ from server.ingest.places import Boot
 
 CHECKED_A_BATCH = 64  # a device that repeats thousands is slow in hearing, not a forger
 _HOUR_MS = 3_600_000
+_FIRST_MS, _LAST_MS = -62_000_000_000_000, 250_000_000_000_000  # the years 5 to 9892
 _TABLES = {Kind.COUNTER: "readings", Kind.KIOSK: "readings", Kind.HEALTH: "device_metrics"}
 
 
@@ -37,7 +38,7 @@ async def _stored(connection: asyncpg.Connection, batch: Batch, boot: Boot, at: 
     record = batch.records[at]
     seq = record[SEQ]
     kind = Kind(record[KIND]) if record[KIND] in _TABLES else None
-    if record[QUALITY] and kind is not None:
+    if record[QUALITY] and kind is not None and _FIRST_MS < record[START_MS] < _LAST_MS:
         found = await connection.fetchval(
             f"select digest from {_TABLES[kind]} "  # noqa: S608
             "where boot = $1 and seq = $2 and time between $3 and $4 limit 1",

@@ -8,9 +8,9 @@ a backfill grant may let it in later.
 import asyncpg
 
 from server import log
+from server.db.engine import transaction_on
 from server.ingest.places import Boot, Cursor, Device, Digests
 from server.ingest.placing import Placed, place_frame, store
-from server.ingest.writer import transaction
 
 FRAMES_A_TURN = 200  # in one transaction; python's decoder takes some 0.3 ms a frame
 _log = log.get("ingest")
@@ -26,7 +26,7 @@ async def place_boot(
     placed = 0
     after_seq = -1
     while True:
-        async with transaction(connection, "place undated"):
+        async with transaction_on(connection, "place undated"):
             row = await connection.fetchrow(
                 "select id, boot_id, ordinal, quality, offset_ms, assignment_version from boots "
                 "where device_id = $1 and boot_id = $2 for update",

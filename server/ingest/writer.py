@@ -11,9 +11,7 @@ See `ops/decisions/0003-cursor-compare-and-swap.md`.
 
 import json
 import struct
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
-from time import perf_counter
+from collections.abc import Iterable, Sequence
 
 import asyncpg
 
@@ -26,6 +24,9 @@ from server.ingest.rows import CountDelta, GapRow, Measured, Move, Plan, PressDe
 
 COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = b"\xff\xff"
+MOST_A_BUCKET = ((1 << 31) - 1) // 400
+"""Nobody counts five million people at a door in 15 minutes; a local day of 100 such buckets, and
+its four lines together, still fit the derived rollups' integers."""
 MAX_METRIC_NAMES = 1000  # of the whole fleet; values of further names are not kept
 
 _MOVE = """
@@ -77,8 +78,10 @@ with changed as (
     revision = r.revision + excluded.revision,
     resolution_s = greatest(r.resolution_s, excluded.resolution_s),
     origin = greatest(r.origin, excluded.origin)
-  returning spot, bucket)
-insert into rollup_dirty (spots, buckets) select array_agg(spot), array_agg(bucket) from changed
+  returning spot, bucket, greatest(in0, out0, in1, out1, in2, out2, in3, out3) as most),
+dirty as (
+  insert into rollup_dirty (spots, buckets) select array_agg(spot), array_agg(bucket) from changed)
+select max(most) from changed
 """
 
 _ANSWERS = """
@@ -91,9 +94,11 @@ with changed as (
   group by spot, bucket, questionnaire, question, answer order by spot, bucket
   on conflict (spot, bucket, questionnaire, question, answer) do update set
     presses = r.presses + excluded.presses, revision = r.revision + excluded.revision
-  returning spot, bucket)
-insert into rollup_dirty (spots, buckets) select array_agg(spot), array_agg(bucket) from
-  (select distinct spot, bucket from changed) once
+  returning spot, bucket, presses as most),
+dirty as (
+  insert into rollup_dirty (spots, buckets) select array_agg(spot), array_agg(bucket) from
+    (select distinct spot, bucket from changed) once)
+select max(most) from changed
 """
 
 _GAP = """
@@ -121,22 +126,12 @@ from unnest($1::timestamptz[], $2::int[], $3::int[], $4::int[], $5::int[], $6::t
 """
 
 
+class AbsurdCountError(ValueError):
+    """A bucket would hold more than MOST_A_BUCKET: the data is at fault; nothing was stored."""
+
+
 class CursorMovedError(Exception):
     """A cursor is not where the batch was planned from; nothing was stored."""
-
-
-@asynccontextmanager
-async def transaction(connection: asyncpg.Connection, name: str) -> AsyncIterator[None]:
-    """A named transaction: its time and its failures are metrics."""
-    start = perf_counter()
-    try:
-        async with connection.transaction():
-            yield
-    except asyncpg.PostgresError as error:
-        metrics.TRANSACTION_FAILURES.labels(name, error.sqlstate or "").inc()
-        raise
-    finally:
-        metrics.TRANSACTION_SECONDS.labels(name).observe(perf_counter() - start)
 
 
 async def write(connection: asyncpg.Connection, plan: Plan) -> None:
@@ -256,7 +251,8 @@ async def add_counts(
             flags[i] |= ((key & 0xFFFF_FFFF, bucket) in imported) << 1
     if not any(counts[3]):  # nobody has four lines: what is left out is as good as zero
         counts = [*counts[:2], (), ()] if not any(counts[2]) else counts
-    await connection.execute(_COUNTS, keys, buckets, observed, shapes, *counts, flags)
+    most = await connection.fetchval(_COUNTS, keys, buckets, observed, shapes, *counts, flags)
+    _believe(most)
 
 
 async def add_answers(
@@ -270,7 +266,13 @@ async def add_answers(
     spots, boots, buckets, hashes, questions, answers, _, presses = zip(*deltas, strict=True)
     flags = [int(revise or b + BUCKET_MS <= late[r]) for b, r in zip(buckets, boots, strict=True)]
     signed = [h - (1 << 64) if h >> 63 else h for h in hashes]
-    await connection.execute(_ANSWERS, spots, buckets, signed, questions, answers, presses, flags)
+    values = (spots, buckets, signed, questions, answers, presses, flags)
+    _believe(await connection.fetchval(_ANSWERS, *values))
+
+
+def _believe(most: int | None) -> None:
+    if most is not None and most > MOST_A_BUCKET:
+        raise AbsurdCountError(f"{most} in 15 minutes")
 
 
 async def add_metrics(connection: asyncpg.Connection, measured: Iterable[Measured]) -> None:
