@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.services.errors import ServicesError
+
 __all__ = [
     "ACCESS_LIST",
     "MAX_PAYLOAD_BYTES",
@@ -119,11 +121,17 @@ def dynamic_security(previous: str | None) -> str:
 
 
 def _denied(previous: str | None) -> list[dict[str, object]]:
-    """Return the deny-list's entries in an earlier file; none if it cannot be read."""
+    """Return the deny-list's entries in an earlier file.
+
+    Raises ServicesError if it cannot be read: an empty list would let revoked devices back in.
+    """
     try:
         clients = json.loads(previous or "{}").get("clients", [])
-    except ValueError:
-        return []
+    except ValueError as error:
+        raise ServicesError(
+            "the broker's deny-list cannot be read, so the broker is not started: restore "
+            "broker/dynamic-security.json, or delete it if no device was ever revoked"
+        ) from error
     names = [
         client["username"]
         for client in clients

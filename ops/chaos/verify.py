@@ -193,10 +193,9 @@ async def _touches(connection: asyncpg.Connection, touches: Sequence[Touch]) -> 
         stored[key] += 1
         low, high = spans.get(key, (row["at_ms"], row["at_ms"]))
         if not low - CLOCK_MS <= row["at_ms"] <= high + CLOCK_MS:
-            expected = " to ".join(
-                f"{datetime.fromtimestamp(t / 1000, UTC):%T}" for t in (low, high)
-            )
-            found.append(Difference(Wrong.ALTERED, 1, _named(key), expected, f"{row['time']:%T}"))
+            expected = f"{_clock(low)} to {_clock(high)}"
+            where = _clock(row["at_ms"])
+            found.append(Difference(Wrong.ALTERED, 1, _named(key), expected, where))
     for key in sorted(true.keys() | stored.keys()):
         found += _total(_named(key), expected=true[key], found=stored[key])
     return found

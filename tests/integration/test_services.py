@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ops.broker.configuration import dynamic_security
 from ops.services import packages
 from ops.services.account import Account, service_account
 from ops.services.errors import (
@@ -206,3 +207,8 @@ def test_an_account_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("VESTIBULE_SERVICE_USER", "nobody-by-that-name")
     with pytest.raises(AccountError, match="nobody-by-that-name"):
         service_account()
+
+
+def test_a_deny_list_that_cannot_be_read_lets_nobody_back_in() -> None:
+    with pytest.raises(ServicesError, match="deny-list"):
+        dynamic_security('{"clients": [{"username": "dc-')

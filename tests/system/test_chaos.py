@@ -179,3 +179,17 @@ def test_one_press_that_is_deleted_is_missed_in_its_place(after: Aftermath) -> N
     press = f"{row['device']} visit {row['visit']} question {row['question']}"
     assert re.search(rf"lost 1: {press} answer {row['answer']}", verdict.report())
     assert re.search(rf"altered 1: presses_15m .* question {row['question']}", verdict.report())
+
+
+def test_one_press_that_is_moved_in_time_is_named(after: Aftermath) -> None:
+    row = after.row(
+        "select p.*, d.device from presses p join boots b on b.id = p.boot "
+        "join devices d on d.id = b.device_id order by time desc limit 1"
+    )
+    where = " and ".join(f"{c} = '{row[c]}'" for c in ("boot", "seq", "visit", "question"))
+    verdict = tampered(
+        after,
+        f"update presses set time = time - interval '1 hour' where {where}",
+        undo=f"update presses set time = time + interval '1 hour' where {where}",
+    )
+    assert f"{row['device']} visit {row['visit']}" in verdict.report()
