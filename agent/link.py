@@ -8,7 +8,8 @@ Decided here:
   upper half of all nonces of that connection. So the server knows which connection dropped.
 - Reconnects wait with full jitter under a ceiling of 1 to 60 s, which falls back only after 60 s
   of connection; a refusal (bad certificate, not authorised) goes straight to the highest ceiling.
-- No thread and one task per agent. What is private in aiomqtt and paho is used in `_Wire` alone.
+- No thread and one task per agent. What is private in aiomqtt and paho is used in `_Wire` and
+  `_Client` alone.
 """
 
 import asyncio
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client as PahoClient
 
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME
+LOOKS_PER_KEEPALIVE = 9  # a ping is 5 s late at 45; the broker waits for half a keepalive more
 REFUSALS = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 
 log = structlog.get_logger(__name__)
@@ -250,6 +252,14 @@ def _code(reason: int | ReasonCode | None) -> int:
     return int(reason.value) if isinstance(reason, ReasonCode) else int(reason or 0)
 
 
+class _Client(aiomqtt.Client):
+    """Looks after its keepalive a few times in it, not each second: so an idle device sleeps."""
+
+    async def _misc_loop(self) -> None:
+        while self._client.loop_misc() == MQTT_ERR_SUCCESS:  # noqa: ASYNC110
+            await asyncio.sleep(self._keepalive / LOOKS_PER_KEEPALIVE)
+
+
 class _Wire:
     """One connection; the only place that touches the private parts of aiomqtt and paho.
 
@@ -260,7 +270,7 @@ class _Wire:
     def __init__(self, link: Link, *, will: aiomqtt.Will, context: ssl.SSLContext) -> None:
         options = link.options
         self._link = link
-        self._client = aiomqtt.Client(
+        self._client = _Client(
             link.identity.broker_host,
             link.identity.broker_port,
             identifier=link.identity.device,
