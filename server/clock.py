@@ -1,6 +1,6 @@
 """Time as an argument: what the server believes it is, so that tests decide it.
 
-Nothing in the server reads the time of day any other way.
+Ingest, rollups and the API read the time of day no other way.
 """
 
 import time
