@@ -7,7 +7,9 @@ Invariants:
 - A receipt only moves a mark forward, and only if boot, cursor, digest and dataset all match.
 - Anything else that a receipt may say (another dataset, a cursor behind the mark or beyond what
   we have, another digest) is a reason to ask: a hello with a fresh nonce.
-- Only the answer with the nonce asked last may move a mark back. What is no longer held is then
+- Only the answer with the nonce asked last may move a mark back. An answer to an earlier hello of
+  this connection is as good if it moves none back: a server that is slower than our patience would
+  else be asked for ever. What is no longer held is then
   sent as a FORGOTTEN gap. Where its cursor is beyond ours, or its digest is not ours, another
   outbox spoke as this device: that is reported, its frames are taken as they are, and the current
   boot is left for a new one.
@@ -38,6 +40,7 @@ from protocol.session import (
 WINDOW = 16
 RESEND_MIN_MS = 1_500
 RESEND_MAX_MS = 300_000
+MAX_ASKED = 16  # hellos whose answers may come late
 ASK_AGAIN_MS = 5_000  # between hellos that a receipt gave reason for
 
 log = structlog.get_logger(__name__)
@@ -77,6 +80,7 @@ class Session:
         self._epoch = 0
         self._counter = 0
         self._nonce: int | None = None  # asked and not yet answered
+        self._asked: dict[int, int] = {}  # all nonces since the last answer, and when
         self._ask = False
         self._asked_ms = -RESEND_MAX_MS
         self._connected = False
@@ -97,6 +101,7 @@ class Session:
         self._tries = 0
         self._flight.clear()
         self._nonce, self._ask, self._deadline_ms = None, True, None
+        self._asked.clear()
 
     def disconnected(self) -> None:
         """The connection is gone."""
@@ -105,8 +110,9 @@ class Session:
         self._flight.clear()
 
     def bell(self) -> None:
-        """The server rang: greet again."""
+        """The server rang: greet again; what was asked before does not count any more."""
         self._ask = True
+        self._asked.clear()
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -176,6 +182,9 @@ class Session:
         self._counter += 1
         self._nonce = self._epoch << 32 | self._counter
         self._asked_ms = now_ms
+        if len(self._asked) >= MAX_ASKED:
+            del self._asked[min(self._asked)]
+        self._asked[self._nonce] = now_ms
         self._flight.clear()
         self._wait(now_ms)
         return self.greeting(self._nonce, agent=self._agent, boots=self._listed())
@@ -289,18 +298,32 @@ class Session:
             self._ask = True
 
     def _answer(self, answer: Answer, now_ms: int) -> None:
-        if self._nonce is None or answer.nonce != self._nonce:
+        if not self._counts(answer):
             self.tally.ignored += 1
             return
+        asked_ms = self._asked.get(answer.nonce, self._asked_ms)
         self._nonce, self.answered = None, True
+        self._asked.clear()
         self._tries, self._deadline_ms = 0, None
-        self._clock.learn(answer.server_ms, rtt_ms=max(0, now_ms - self._asked_ms))
+        self._clock.learn(answer.server_ms, rtt_ms=max(0, now_ms - asked_ms))
         self._outbox.set_dataset(answer.dataset)
         for cursor in answer.boots:
             boot = self._boot(cursor.boot_id)
             if boot is not None:
                 self._place(boot, cursor, answer.server_ms)
         self._back()
+
+    def _counts(self, answer: Answer) -> bool:
+        """True if we wait for this answer: it is the last one's, or late and moves no mark back."""
+        if self._nonce is None or answer.nonce == self._nonce:
+            return self._nonce is not None
+        if answer.nonce not in self._asked or answer.dataset != self._outbox.dataset:
+            return False
+        for cursor in answer.boots:
+            boot = self._boot(cursor.boot_id)
+            if boot is not None and (cursor.next_seq if cursor.known else 0) < boot.acked:
+                return False
+        return True
 
     def _place(self, boot: Boot, cursor: BootCursor, server_ms: int) -> None:
         """Put the boot's mark where the server stands."""
