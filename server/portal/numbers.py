@@ -17,6 +17,7 @@ from server.portal.view import (
     bars_of,
     compare,
     day_to_show,
+    has_begun,
     opening_of,
     smileys_of,
 )
@@ -145,6 +146,7 @@ async def _of_day(
             day=day,
             now=here,
             opening=opening_of(site.calendar, now=here),
+            begun=has_begun(site.calendar, day, now=here),
             visits=visits,
             outside=round(whole.visits or 0) - (visits or 0),
             coverage=opened.coverage,

@@ -120,6 +120,7 @@ class SiteDay:
     day: date
     now: datetime
     opening: Opening
+    begun: bool  # some of the day's opening hours have been
     visits: int | None
     outside: int
     coverage: float | None
@@ -170,12 +171,16 @@ def opening_of(calendar: Calendar, *, now: datetime) -> Opening:
 
 def day_to_show(calendar: Calendar, *, now: datetime) -> date:
     """Return the last local day that has begun to be open: today, or yesterday before opening."""
-    at = int(now.timestamp())
     for back in range(_DAYS_AHEAD):
         day = now.date() - timedelta(days=back)
-        if any(low <= at for low, _ in calendar.day(day).open):
+        if has_begun(calendar, day, now=now):
             return day
     return now.date()
+
+
+def has_begun(calendar: Calendar, day: date, *, now: datetime) -> bool:
+    """Return whether any of a local day's opening hours have been by `now`."""
+    return any(low <= now.timestamp() for low, _ in calendar.day(day).open)
 
 
 def compare(

@@ -110,7 +110,7 @@ def test_the_smileys_are_those_that_the_api_serves(demo: Demo, new_page: NewPage
     shown = portal.locator(".smileys li > span").all_inner_texts()
     assert [int(re.sub(r"\D", "", text)) for text in shown] == row["answers"]
     figure = portal.locator(".figure", has_text="Smiley index").inner_text()
-    assert f"n = {row['n']} responses" in figure
+    assert f"{row['n']} pressed" in figure
     wanted = round(row["low"]) if row["small"] else round(row["index"])
     assert re.search(rf"^{wanted}\b", figure, re.MULTILINE)
 
