@@ -18,6 +18,7 @@ from server.rollup.buckets import Size
 from server.rollup.quality import Scope
 
 EARLIEST, LATEST = 1990, 2100
+_END = 1 << 63
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -143,6 +144,8 @@ def parse(request: web.Request, kind: type[P]) -> P:
             raise ParameterError(
                 name[:64], f"no parameter {name[:64]!r}; known: {known}", code="unknown_parameter"
             )
+        if name != "cursor" and any("\0" in text for text in given):
+            raise ParameterError(name, f"`{name}` has a character that no value has: U+0000")
         if isinstance(fields[name].default, tuple):
             values[name] = [part for text in given for part in text.split(",") if part]
         elif len(given) > 1:
@@ -176,6 +179,8 @@ def read_cursor(parameters: msgspec.Struct) -> list[str | int]:
         raise ParameterError("cursor", "this is not a cursor", code="bad_cursor") from error
     if bound != _bound(parameters) or len(position) != 2 or not isinstance(position[1], int):
         raise ParameterError("cursor", "this cursor is of another question", code="bad_cursor")
+    if "\0" in str(position[0]) or not 0 <= position[1] < _END:
+        raise ParameterError("cursor", "this is not a cursor of ours", code="bad_cursor")
     return position
 
 

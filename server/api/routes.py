@@ -7,10 +7,12 @@ Errors of all of these become problem+json in one place.
 
 import re
 import uuid
+from asyncio import Semaphore
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import asyncpg
 import msgspec
@@ -51,11 +53,14 @@ from server.insight.conversion import ConversionRow, conversion
 from server.metrics import HTTP_SECONDS
 from server.rollup.answer import CountRow
 from server.rollup.buckets import instant
+from server.rollup.places import UnknownPlaceError
 from server.rollup.query import counts
 
 log = structlog.get_logger(__name__)
 
 Row = TypeVar("Row", bound=msgspec.Struct)
+Turns = WeakValueDictionary[int, Semaphore]
+AT_ONCE = 3  # questions of one organisation; the next wait, so none has all connections
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 
 
@@ -95,9 +100,10 @@ def build_api(
 ) -> web.Application:
     """Return the application to be mounted at /v1; `pool` is of the role vestibule_api."""
     limit = RateLimit(per_s=per_s, burst=burst, monotonic=clock.monotonic)
+    turns: Turns = WeakValueDictionary()
     app = web.Application(middlewares=[_guarded(clock)])
     for route in ROUTES:
-        app.router.add_get(route.path, _served(route, pool, clock, identify, limit))
+        app.router.add_get(route.path, _served(route, pool, clock, identify, limit, turns))
     document = msgspec.json.format(msgspec.json.encode(describe(ROUTES)), indent=2)
     readable = page(ROUTES)
     app.router.add_get("/openapi.json", _static(document, "application/json"))
@@ -106,7 +112,12 @@ def build_api(
 
 
 def _served(
-    route: Route, pool: asyncpg.Pool, clock: Clock, identify: Identify, limit: RateLimit
+    route: Route,
+    pool: asyncpg.Pool,
+    clock: Clock,
+    identify: Identify,
+    limit: RateLimit,
+    turns: Turns,
 ) -> Handler:
     async def serve(request: web.Request) -> web.StreamResponse:
         caller: Caller = await authenticate(request, pool, identify)
@@ -114,7 +125,8 @@ def _served(
         demand_scope(caller, route.scope)
         parameters = parse(request, route.parameters)
         kind = wanted_format(request, getattr(parameters, "format", None))
-        async with reading(pool, f"api {route.path}", organisation=caller.organisation) as found:
+        name, mine = f"api {route.path}", turns.setdefault(caller.organisation, Semaphore(AT_ONCE))
+        async with mine, reading(pool, name, organisation=caller.organisation) as found:
             call = Call(found, at(clock.now_ms()), dict(request.match_info))
             answer = await route.handler(call, parameters)
         return respond(request, answer, kind=kind, row=route.row)
@@ -160,6 +172,8 @@ async def _sites(call: Call, asked: Listing) -> Page[SiteRow]:
 
 
 async def _site(call: Call, asked: Nothing) -> SiteDetail:
+    if "\0" in call.path["ref"]:  # text that the database does not even compare
+        raise UnknownPlaceError("site", "")
     return await listings.site(call.connection, call.path["ref"], now=call.now)
 
 

@@ -15,13 +15,16 @@ join boots b on b.device_id = v.device and b.boot_id = v.boot_id
 """
 
 _MAKE = """
+with last as materialized (
+  select device_id, max(ordinal) as ordinal from boots where device_id = any($1) group by 1)
 insert into boots (device_id, boot_id, ordinal, assignment_version)
 select v.device, v.boot_id, v.ordinal, d.assignment_version
 from unnest($1::int[], $2::bigint[], $3::bigint[]) v (device, boot_id, ordinal)
   join devices d on d.id = v.device order by 1, 2
 on conflict (device_id, boot_id) do nothing
-returning device_id, ordinal, exists (select from boots o where o.device_id = boots.device_id
-  and o.ordinal >= boots.ordinal) as seen_before
+returning device_id, ordinal,
+  exists (select from last where last.device_id = boots.device_id
+    and last.ordinal >= boots.ordinal) as seen_before
 """
 
 
