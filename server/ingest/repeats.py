@@ -15,6 +15,7 @@ CHECKED_A_BATCH = 64  # a device that repeats thousands is slow in hearing, not 
 _HOUR_MS = 3_600_000
 _FIRST_MS, _LAST_MS = -62_000_000_000_000, 250_000_000_000_000  # the years 5 to 9892
 _TABLES = {Kind.COUNTER: "readings", Kind.KIOSK: "readings", Kind.HEALTH: "device_metrics"}
+_WHOSE = {"readings": "spot", "device_metrics": "device"}  # what their indexes begin with
 
 
 async def check_digests(
@@ -39,13 +40,16 @@ async def _stored(connection: asyncpg.Connection, batch: Batch, boot: Boot, at: 
     seq = record[SEQ]
     kind = Kind(record[KIND]) if record[KIND] in _TABLES else None
     if record[QUALITY] and kind is not None and _FIRST_MS < record[START_MS] < _LAST_MS:
+        table = _TABLES[kind]
+        spots = [piece.spot for piece in boot.device.standing.pieces]
         found = await connection.fetchval(
-            f"select digest from {_TABLES[kind]} "  # noqa: S608
-            "where boot = $1 and seq = $2 and time between $3 and $4 limit 1",
+            f"select digest from {table} where {_WHOSE[table]} = any($5::int[]) "  # noqa: S608
+            "and boot = $1 and seq = $2 and time between $3 and $4 limit 1",
             boot.row,
             seq - (1 << 32) if seq >> 31 else seq,
             at_time(record[START_MS] - _HOUR_MS),
             at_time(record[END_MS] + _HOUR_MS),
+            spots if table == "readings" else [boot.device.row],
         )
         if found is not None:
             return int(found) % (1 << 32)

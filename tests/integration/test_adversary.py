@@ -108,6 +108,25 @@ async def test_a_repeat_from_beyond_the_calendar_stops_nobody(
     assert receipt_of(done, other).next_seq == 1
 
 
+async def test_a_repeat_is_compared_without_reading_the_whole_fleets_rows(
+    ingest: Ingesting, owner: asyncpg.Connection
+) -> None:
+    fleet = await register(owner, 1)
+    agent = fleet.agent()
+    await ingest.take((agent, agent.counter()), (agent, agent.health({"up": 1.0})))
+    await ingest.take((agent, agent.gap(5, minutes=5)))
+    await ingest.take((agent, agent.counter()))  # memory begins anew behind the gap
+    await owner.execute(
+        "insert into readings select time, 1000 + n, boot, seq, 7, 0, 1, 0, 60, '{}' "
+        "from readings, generate_series(1, 3) n"
+    )
+    forger = Agent(agent.device, agent.boot_id)
+    await ingest.take((forger, forger.counter(minutes=3)), (forger, forger.health({"up": 2.0})))
+    found = await owner.fetch("select detail from findings where finding = 'digest mismatch'")
+    assert len(found) == 2
+    assert not any('"stored": 7,' in row["detail"] for row in found)  # none of another spot's
+
+
 async def test_what_breaks_after_the_commit_is_not_said_and_said_later(
     ingest: Ingesting, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
