@@ -352,3 +352,12 @@ def test_a_minute_nobody_generated_is_named() -> None:
     [found] = compare_minutes({}, {("dc-abcdefgh", 0, 29_000_000): (1, 0)}, spots={})
     assert "a device that nobody knows" in str(found)
     assert "generated 0 in 0 out, stored 1 in 0 out" in str(found)
+
+
+def test_a_press_counted_down_over_the_edge_of_a_minute_is_no_difference() -> None:
+    spots = {"fk-abcdefgh": SPOT}
+    at, before = ("fk-abcdefgh", 1000, 0, 3), ("fk-abcdefgh", 999, 0, 3)
+    assert compare_presses({at: 2, before: 1}, {at: 1, before: 2}, spots=spots) == []
+    [later] = compare_presses({before: 1}, {before: 1, at: 1}, spots=spots)
+    assert later.found == "1 presses"
+    assert len(compare_presses({before: 1}, {at: 1}, spots=spots)) == 2
