@@ -7,6 +7,7 @@ from datetime import date, datetime, timedelta
 
 import asyncpg
 
+from server.errors import NotFoundError
 from server.feedback.query import feedback
 from server.portal.view import (
     Question,
@@ -79,6 +80,8 @@ async def site_page(
     connection: asyncpg.Connection, ref: str, *, day: date | None, now: datetime
 ) -> SitePage:
     """Return one site's day (None: its today). Raises UnknownPlaceError."""
+    if "\0" in ref:
+        raise NotFoundError(f"no site {ref!r}")
     sites = await load_sites(connection, [ref])
     today = now.astimezone(zone(sites[0].time_zone)).date()
     [(site_day, quarters, before)] = await _site_days(

@@ -249,3 +249,12 @@ async def test_an_answer_cannot_write(world: World) -> None:
     async with reading(world.api, "test", organisation=own) as connection:
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await connection.execute("update transactions set amount = 0")
+
+
+async def test_the_api_writes_nothing_at_all(world: World) -> None:
+    async with world.api.acquire() as connection:
+        rows = await connection.fetch(
+            "select table_name, privilege_type from information_schema.role_table_grants "
+            "where grantee = 'vestibule_api' and privilege_type <> 'SELECT'"
+        )
+    assert rows == []

@@ -468,7 +468,6 @@ grant usage on schema public to vestibule_ingest, vestibule_api, vestibule_maint
 grant select on organisations, sites, opening_hours, opening_exceptions, doors, spots,
     calibrations, devices, assignments, backfill_grants, gaps, questionnaires, transactions,
     dataset, schema_compatibility, metric_names to vestibule_api;
-grant insert, update on transactions to vestibule_api;
 
 grant select on all tables in schema public to vestibule_ingest;
 grant insert on readings, presses, device_metrics, quarantine, rollup_dirty, findings,
