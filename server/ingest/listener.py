@@ -15,6 +15,7 @@ from server import log, metrics
 from server.ingest.mqtt import BrokerSettings, Inbound, Link, LinkError
 from server.ingest.pipeline import Pipeline
 from server.ingest.state import Health
+from server.tasks import heed_cancellation
 
 BATCH_MESSAGES = 1000
 LINGER_S = 0.004  # wait so long for company when a batch would be small
@@ -30,6 +31,7 @@ async def listen(broker: BrokerSettings, pipeline: Pipeline, health: Health) -> 
     wait_s = FIRST_WAIT_S
     loop = asyncio.get_running_loop()
     while True:
+        heed_cancellation()
         began = loop.time()
         try:
             await _Session(broker, pipeline, health).run()
@@ -63,6 +65,7 @@ class _Lane:
     async def run(self, link: Link) -> None:
         """Store what comes and answer it, until cancelled."""
         while True:
+            heed_cancellation()
             await self._arrived.wait()
             if len(self.inbox) < SMALL:
                 await asyncio.sleep(LINGER_S)

@@ -43,6 +43,7 @@ from server.ingest.receipts import receipts
 from server.ingest.repeats import check_digests
 from server.ingest.rows import Plan
 from server.ingest.writer import CursorMovedError, write
+from server.tasks import heed_cancellation
 
 _log = log.get("ingest")
 _Result = TypeVar("_Result")
@@ -111,6 +112,7 @@ class Pipeline:
             try:
                 result = await attempt()
             except SYSTEM_ERRORS as error:
+                heed_cancellation()
                 self._on_system(True)
                 metrics.BATCH_RETRIES.labels("system").inc()
                 _log.warning("batch not stored yet", error=f"{type(error).__name__}: {error}")

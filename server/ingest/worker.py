@@ -15,6 +15,7 @@ from server.ingest.mqtt import BrokerSettings
 from server.ingest.pipeline import ACQUIRE_S, SYSTEM_ERRORS, Pipeline, no_failpoint
 from server.ingest.places import CHANGED, Places
 from server.ingest.state import Health, State
+from server.tasks import heed_cancellation
 
 DURABLE = ("synchronous_commit", "fsync", "full_page_writes")
 RELISTEN_S = 5.0
@@ -75,6 +76,7 @@ class Ingest:
                 async with self._pool.acquire(timeout=ACQUIRE_S) as connection:
                     await assert_durable(connection)
             except SYSTEM_ERRORS as error:
+                heed_cancellation()
                 self._health.database(away=True)
                 _log.warning("database away", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RELISTEN_S)
@@ -91,12 +93,14 @@ class Ingest:
                     try:
                         self._places.changed("")
                         while not connection.is_closed():
+                            heed_cancellation()
                             await asyncio.sleep(RELISTEN_S)
                             await connection.execute("select 1")
                     finally:
                         if not connection.is_closed():
                             await connection.remove_listener(CHANGED, self._on_changed)
             except SYSTEM_ERRORS:
+                heed_cancellation()
                 await asyncio.sleep(RELISTEN_S)
 
     def _on_changed(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -108,6 +112,7 @@ class Ingest:
     async def _place_changed(self) -> None:
         """Try again to place what is held of devices whose grants or assignments changed."""
         while True:
+            heed_cancellation()
             name = await self._changed.get()
             try:
                 async with self._pool.acquire() as connection:

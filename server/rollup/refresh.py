@@ -25,6 +25,7 @@ from server.metrics import DERIVE_SECONDS, DIRTY_ROWS
 from server.rollup.buckets import hour_edges, local
 from server.rollup.derive import derive_days, derive_hours, derive_press_days
 from server.rollup.places import Spot, load_sites, load_spots
+from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +74,7 @@ class Targets:
 async def run(pool: asyncpg.Pool, clock: Clock) -> None:
     """Derive for ever; a database that is away is tried again. `pool`: role vestibule_maint."""
     while True:
+        heed_cancellation()
         started = clock.monotonic()
         try:
             while await refresh(pool):
