@@ -31,7 +31,6 @@ async def listen(broker: BrokerSettings, pipeline: Pipeline, health: Health) -> 
     wait_s = FIRST_WAIT_S
     loop = asyncio.get_running_loop()
     while True:
-        heed_cancellation()
         began = loop.time()
         try:
             await _Session(broker, pipeline, health).run()
