@@ -274,7 +274,7 @@ def test_threads_do_not_share_what_they_decode() -> None:
             assert list(found) == wanted
 
 
-@pytest.mark.skipif(not ext.COMPILED, reason="the compiled decoder is not in use")
+@pytest.mark.skipif(not ext.COMPILED, reason="no compiler was here: the reference decoder runs")
 def test_the_compiled_decoder_refuses_what_is_not_bytes() -> None:
     from ext import _decoder
 
@@ -285,7 +285,8 @@ def test_the_compiled_decoder_refuses_what_is_not_bytes() -> None:
 
 
 @pytest.mark.skipif(
-    os.environ.get("VESTIBULE_REQUIRE_EXT") != "1", reason="VESTIBULE_REQUIRE_EXT is not set"
+    os.environ.get("VESTIBULE_REQUIRE_EXT") != "1",
+    reason="only `make test` demands the compiled one",
 )
 def test_the_compiled_decoder_is_the_one_in_use_where_it_is_required() -> None:
     assert ext.COMPILED

@@ -308,7 +308,9 @@ def test_for_any_rows_what_is_served_is_the_file_less_what_a_quirk_names(
         assert all(0 <= reading.people <= 32_767 for reading in readings)
 
 
-@pytest.mark.skipif(not LEEDS.exists(), reason=f"the real file is not there: {LEEDS}")
+@pytest.mark.skipif(
+    not LEEDS.exists(), reason="the published Leeds counts are not beside this checkout"
+)
 def test_the_real_file_is_read_with_its_known_quirks() -> None:
     found = interpret(read_rows(LEEDS), zone="Europe/London")
     assert found.rows == 415_352
