@@ -7,6 +7,8 @@ Decided here:
 - The offset to UTC is frozen within a frame and adopted at its end; a step of more than 2 s, or
   the moment at which UTC becomes known, ends the frame at once. A boot that knew UTC once goes on
   by that offset.
+- A kiosk's frame begins on a tenth of a second of UTC: its presses are counted down to tenths from
+  there, and so none is ever told in the minute, or the day, before its own.
 - Totals since boot travel in each frame. A new boot begins with each Recorder, and when the server
   says that it knows more of this boot than we do (a cloned or rolled back outbox).
 - `flush` journals the open frame as it would be sent; a boot that is killed ends at its last
@@ -48,6 +50,7 @@ from protocol.kiosk import (
 )
 
 STEP_MS = 2_000  # a smaller change of offset waits for the frame's end
+PRESS_MS = 100  # to which a press's time is counted down
 
 log = structlog.get_logger(__name__)
 
@@ -175,7 +178,7 @@ class Recorder:
         if presses and (len(presses) >= MAX_PRESSES or visit < presses[-1].visit):
             self._seal(now)
             now = self._now()
-        at_ds = (now - self._start) // 100
+        at_ds = (now - self._start) // PRESS_MS
         self._presses.append(Press(at_ds, visit, question, answer, source))
         self._answer_totals[key] = (self._answer_totals[key] + 1) % COUNT_WRAP
         self._happened(now, feed)
@@ -273,9 +276,12 @@ class Recorder:
                 self._boundary += self._frame_ms
 
     def _begin_frame(self, start: int) -> None:
-        self._start = start
         self._offset = self._known_offset()
         offset_ms = self._offset[1]
+        if self.profile.kind == "kiosk":  # back to a tenth, if that is not before power-on
+            past_ms = (start + offset_ms) % PRESS_MS
+            start -= past_ms if past_ms <= start else 0
+        self._start = start
         self._base = (start + offset_ms) // self._step_ms
         self._boundary = (start + offset_ms) // self._frame_ms * self._frame_ms
         self._boundary += self._frame_ms - offset_ms

@@ -124,9 +124,7 @@ async def verify(
     stored = await _stored(sources, until)
     served = await _served(sources, truth)
     spots = sources.spots
-    misplaced = compare_presses(truth.presses, stored.presses, spots=spots)
-    # a press over a minute's edge may be over a day's: its own time, once that is proved, decides
-    counted, pressed = days_of(truth, spots), answers_of(truth if misplaced else stored, spots)
+    counted, pressed = days_of(truth, spots), answers_of(truth, spots)
     if before_minute is not None:
         today = datetime.fromtimestamp(before_minute * 60, UTC).date() - _DAY
         counted = {key: pair for key, pair in counted.items() if key[1] < today}
@@ -134,7 +132,7 @@ async def verify(
         served = served.before(today)
     differences = [
         *compare_minutes(truth.counts, stored.counts, spots=spots),
-        *misplaced,
+        *compare_presses(truth.presses, stored.presses, spots=spots),
         *compare_days(counted, served.counts, spots=spots),
         *compare_answers(pressed, served.presses, spots=spots),
     ]
@@ -219,25 +217,8 @@ def compare_presses(
     *,
     spots: Mapping[str, Spot],
 ) -> list[Difference]:
-    """Return every answer and minute whose stored presses are not the generated ones.
-
-    A press is stored to a tenth of a second, counted down: one in the first tenth of a minute may
-    stand in the minute before. Such pairs are no difference; a press too many or too few is.
-    """
-    off = {
-        key: difference
-        for key in truth.keys() | stored.keys()
-        if (difference := stored.get(key, 0) - truth.get(key, 0))
-    }
-    wrong: list[AnswerMinute] = []
-    for key in sorted(off, key=lambda key: (key[1], key)):
-        after = (key[0], key[1] + 1, *key[2:])
-        if off[key] > 0 and off.get(after, 0) < 0:  # counted down over the minute's edge
-            moved = min(off[key], -off[after])
-            off[key] -= moved
-            off[after] += moved
-        if off[key]:
-            wrong.append(key)
+    """Return every answer and minute whose stored presses are not the generated ones."""
+    wrong = [key for key in truth.keys() | stored.keys() if truth.get(key, 0) != stored.get(key, 0)]
     return [
         Difference(
             f"{_label(spots, key[0])} ({key[0]}) question {key[2]} answer {key[3]}",
@@ -246,7 +227,7 @@ def compare_presses(
             f"{stored.get(key, 0)} presses",
             "stored",
         )
-        for key in wrong
+        for key in sorted(wrong, key=lambda key: (key[1], key))
     ]
 
 

@@ -36,6 +36,7 @@ from protocol.session import (
 )
 from protocol.topics import ALL_UP, Leg, parse, topic
 from server.pki.authority import Authority
+from server.tasks import heed_cancellation
 
 DATASET = 99
 
@@ -70,6 +71,7 @@ class Server:
                 device = parse(message.topic.value).device
                 reply = self.reply(device, message.payload)
                 await client.publish(topic(device, Leg.RECEIPT), reply, qos=0)
+                heed_cancellation()  # aiomqtt's publish forgets one that comes with its answer
 
     def reply(self, device: str, data: bytes) -> bytes:
         header = read_header(data)

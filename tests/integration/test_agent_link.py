@@ -41,6 +41,7 @@ from protocol.session import (
 )
 from protocol.topics import ALL_UP, Leg, parse, topic
 from server.pki.authority import Authority
+from server.tasks import heed_cancellation
 
 pytestmark = pytest.mark.services
 
@@ -72,6 +73,7 @@ class Fake:
                 assert isinstance(message.payload, bytes)
                 device = parse(message.topic.value).device
                 await client.publish(topic(device, Leg.RECEIPT), self.reply(message.payload), qos=0)
+                heed_cancellation()  # aiomqtt's publish forgets one that comes with its answer
 
     def reply(self, data: bytes) -> bytes:
         header = read_header(data)

@@ -354,10 +354,10 @@ def test_a_minute_nobody_generated_is_named() -> None:
     assert "generated 0 in 0 out, stored 1 in 0 out" in str(found)
 
 
-def test_a_press_counted_down_over_the_edge_of_a_minute_is_no_difference() -> None:
-    spots = {"fk-abcdefgh": SPOT}
+def test_a_press_in_another_minute_is_named_in_both() -> None:
     at, before = ("fk-abcdefgh", 1000, 0, 3), ("fk-abcdefgh", 999, 0, 3)
-    assert compare_presses({at: 2, before: 1}, {at: 1, before: 2}, spots=spots) == []
-    [later] = compare_presses({before: 1}, {before: 1, at: 1}, spots=spots)
-    assert later.found == "1 presses"
-    assert len(compare_presses({before: 1}, {at: 1}, spots=spots)) == 2
+    found = compare_presses({at: 2}, {at: 1, before: 1}, spots={"fk-abcdefgh": SPOT})
+    assert [difference.when for difference in found] == [
+        "1970-01-01 16:39 UTC",
+        "1970-01-01 16:40 UTC",
+    ]

@@ -287,6 +287,40 @@ def test_presses_keep_their_tenths_and_a_silent_kiosk_still_speaks() -> None:
     assert all(not frame.presses and frame.totals == busy.totals for frame in quiet)
 
 
+@given(
+    power_on=st.integers(100, 10**9),
+    steps=st.lists(
+        st.tuples(st.integers(0, 70_000), st.integers(-3_000, 3_000), st.sampled_from("pvts")),
+        min_size=1,
+        max_size=30,
+    ),
+)
+def test_a_press_is_counted_down_to_a_tenth_of_utc_and_never_leaves_its_minute(
+    power_on: int, steps: list[tuple[int, int, str]]
+) -> None:
+    clock = ManualClock(monotonic_ms=power_on, utc_ms=NOON + power_on % 1_000)
+    outbox = Outbox(":memory:")
+    recorder = start(outbox, clock, KIOSK)
+    pressed: list[int] = []
+    for number, (wait_ms, drift_ms, what) in enumerate(steps):
+        clock.advance(wait_ms)
+        clock.set_utc(clock.now_ms + clock.offset()[1] + drift_ms)
+        if what in "pv":  # an older visit begins another frame, wherever in a tenth we are
+            recorder.press(1, 3, visit=number if what == "p" else 0)
+            pressed.append(clock.now_ms)
+        elif what == "t":
+            recorder.tick()
+        else:
+            recorder.show(number.to_bytes(8, "big"))
+    recorder.close()
+    frames = [presses(row) for row in records(outbox)]
+    told = [(f.span.offset_ms, f.span.utc_ms + p.at_ds * 100) for f in frames for p in f.presses]
+    assert [at_ms for _, at_ms in told] == [
+        (at_ms + offset_ms) // 100 * 100
+        for at_ms, (offset_ms, _) in zip(pressed, told, strict=True)
+    ]
+
+
 def test_another_questionnaire_or_an_older_visit_begins_another_frame() -> None:
     clock = ManualClock(utc_ms=NOON)
     outbox = Outbox(":memory:")
