@@ -62,15 +62,19 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Run the demo; 0 if it was stopped or nobody was lost, 1 if somebody was."""
+    """Run the demo; 0 if nobody was lost, 1 if somebody was.
+
+    Stopped by a signal: 0 without `--seconds`, which is how it ends; else 128 and the signal's
+    number, since nothing was proved.
+    """
     options = _options(argv)
     options.root.mkdir(parents=True, exist_ok=True)
     try:
         with _noted(options.root / PID_FILE):
             _log_to(options.root / "logs" / "demo.log")
             return asyncio.run(_run(options))
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt:  # before the loop runs, or once it has ended
+        return 128 + signal.SIGINT
 
 
 @contextmanager
@@ -115,23 +119,35 @@ def _options(argv: list[str]) -> Options:
 async def _run(options: Options) -> int:
     task = asyncio.current_task()
     assert task is not None
+    received: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        received.append(number)
+        task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    began = time.monotonic()
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     try:
-        async with AsyncExitStack() as services:
-            async with AsyncExitStack() as devices:
-                machine = await _start(services, devices, options)
-                tour = await devices.enter_async_context(_touring(machine, options.port))
-                print(f"live after {time.monotonic() - began:.0f} s; decoder: {decoder_words()}\n")
-                print(f"  the tour:  {tour.address}\n", flush=True)
-                if options.seconds is None:
-                    await _live(machine, seconds=None)
-                waiting = await _break_and_drain(machine, options.seconds or 0)
-            return await _prove(machine, waiting)  # the truth is whole once the devices stopped
+        return await _shown(options)
     except asyncio.CancelledError:
+        if not received:
+            raise
         print("\nstopped; `vestibule demo` goes on from here, `make clean` removes it all")
-        return 0
+        return 0 if options.seconds is None else 128 + received[0]
+
+
+async def _shown(options: Options) -> int:
+    began = time.monotonic()
+    async with AsyncExitStack() as services:
+        async with AsyncExitStack() as devices:
+            machine = await _start(services, devices, options)
+            tour = await devices.enter_async_context(_touring(machine, options.port))
+            print(f"live after {time.monotonic() - began:.0f} s; decoder: {decoder_words()}\n")
+            print(f"  the tour:  {tour.address}\n", flush=True)
+            if options.seconds is None:
+                await _live(machine, seconds=None)
+            waiting = await _break_and_drain(machine, options.seconds or 0)
+        return await _prove(machine, waiting)  # the truth is whole once the devices stopped
 
 
 @asynccontextmanager
