@@ -62,9 +62,9 @@ def embedded(stack: Stack, *, database: str = "vestibule", start: bool = True) -
 def environment(settings: Settings) -> dict[str, str]:
     """Return the variables that give a child process these settings."""
     return {
-        "VESTIBULE_DSN_INGEST": settings.dsn_ingest,
-        "VESTIBULE_DSN_API": settings.dsn_api,
-        "VESTIBULE_DSN_MAINT": settings.dsn_maint,
+        "VESTIBULE_DSN_INGEST": settings.dsn_ingest.reveal(),
+        "VESTIBULE_DSN_API": settings.dsn_api.reveal(),
+        "VESTIBULE_DSN_MAINT": settings.dsn_maint.reveal(),
         "VESTIBULE_PKI": str(settings.pki),
         "VESTIBULE_BROKER_HOST": settings.broker_host,
         "VESTIBULE_BROKER_SERVICE_PORT": str(settings.broker_service_port),
@@ -76,7 +76,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "VESTIBULE_HTTPS_PORT": str(settings.https_port),
         "VESTIBULE_PUBLIC_URL": settings.public_url,
         "VESTIBULE_ENROL_URL": settings.enrol_url,
-        "VESTIBULE_SESSION_SECRET": settings.session_secret,
+        "VESTIBULE_SESSION_SECRET": settings.session_secret.reveal(),
         "VESTIBULE_ROLES": ",".join(sorted(settings.roles)),
     }
 

@@ -92,7 +92,7 @@ async def _certificates(pki: Path) -> Finding:
 
 async def _database(found: Deployment) -> Finding:
     try:
-        connection = await asyncpg.connect(found.settings.dsn_ingest, timeout=5)
+        connection = await asyncpg.connect(found.settings.dsn_ingest.reveal(), timeout=5)
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         return Finding("database", False, str(error), "run `vestibule services up`")
     try:

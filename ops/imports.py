@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     try:
         report = asyncio.run(
             import_pos(
-                deployment().owner_dsn,
+                deployment().owner_dsn.reveal(),
                 options.file,
                 dry_run=options.dry_run,
                 organisation=options.organisation,

@@ -9,7 +9,7 @@ spot, the minute or day, both numbers.
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -41,7 +41,7 @@ class Spot:
     label: str
     kind: str
     zone: str
-    key: str
+    key: str = field(repr=False)
     reversed: bool = False
 
 
@@ -105,7 +105,7 @@ class Sources:
     """Where the three sides are read."""
 
     truths: Sequence[Path]
-    dsn: str
+    dsn: str = field(repr=False)
     api: str
     spots: Mapping[str, Spot]  # by device
     only: bool = False  # look at these devices alone: others share the database
@@ -385,7 +385,7 @@ class _Question:
     """One organisation's spots by day, from `first` up to, not including, `last`."""
 
     session: aiohttp.ClientSession
-    key: str
+    key: str = field(repr=False)
     first: date
     last: date
 

@@ -6,4 +6,4 @@ from server.ingest import quarantine
 
 def main(argv: list[str]) -> int:
     """Run the subcommand on the deployment's database."""
-    return quarantine.main(argv, deployment().owner_dsn)
+    return quarantine.main(argv, deployment().owner_dsn.reveal())

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     found = deployment()
-    connection = await asyncpg.connect(found.owner_dsn)
+    connection = await asyncpg.connect(found.owner_dsn.reveal())
     try:
         await check_schema(connection)
         async with connection.transaction():

@@ -135,7 +135,7 @@ async def _replay(
             await replayer.run(identities, on_progress=show)
         refs = {place.location: place.site_ref for place in places}
         async with (
-            temporary_api_key(found.owner_dsn, organisation, note="replay") as key,
+            temporary_api_key(found.owner_dsn.reveal(), organisation, note="replay") as key,
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
         ):
             served = await prove(file, _fetcher(session, base, refs), report=options.report)
@@ -146,7 +146,7 @@ async def _stored(
     found: Deployment, refs: Mapping[str, str], file: CountsFile
 ) -> dict[tuple[str, date], int]:
     """Return people in per location and local day of the file, summed from the raw rows."""
-    connection = await asyncpg.connect(found.owner_dsn)
+    connection = await asyncpg.connect(found.owner_dsn.reveal())
     try:
         rows = await connection.fetch(_STORED, list(refs.values()))
     finally:
@@ -191,7 +191,7 @@ def _fetcher(session: aiohttp.ClientSession, base: str, refs: Mapping[str, str])
 
 async def _provision(found: Deployment, file: CountsFile, *, name: str) -> tuple[int, list[Place]]:
     """Make what the file's locations need; return the organisation and each place's claim."""
-    connection = await asyncpg.connect(found.owner_dsn)
+    connection = await asyncpg.connect(found.owner_dsn.reveal())
     try:
         await check_schema(connection)
         async with connection.transaction():

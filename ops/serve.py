@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         settings = Settings.from_environment()
     else:
         found = deployment()
-        asyncio.run(migrate(found.owner_dsn))
+        asyncio.run(migrate(found.owner_dsn.reveal()))
         settings = found.settings
     if options.roles:
         settings = replace(settings, roles=read_roles(options.roles))

@@ -19,7 +19,7 @@ POLL_S = 0.2
 @asynccontextmanager
 async def server_running(found: Deployment) -> AsyncIterator[str]:
     """Yield the server's base address once it is ready; what was started here is ended here."""
-    await migrate(found.owner_dsn)
+    await migrate(found.owner_dsn.reveal())
     base = f"http://{found.settings.http_host}:{found.settings.http_port}"
     if await _is_ready(base):
         yield base

@@ -153,7 +153,7 @@ def _enroller(state: Path) -> Callable[[Claim], Awaitable[Identity]]:
 
 async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
     """Make the run's sites, spots and devices; every tenth is a kiosk."""
-    connection = await asyncpg.connect(found.owner_dsn)
+    connection = await asyncpg.connect(found.owner_dsn.reveal())
     claims: list[Claim] = []
     try:
         await check_schema(connection)
@@ -181,17 +181,17 @@ async def judge(
 ) -> Verdict:
     """Compare the run's truth with the rows and answers of its devices."""
     truth = read_truth(run.state / "truth")
-    connection = await asyncpg.connect(found.owner_dsn)
+    connection = await asyncpg.connect(found.owner_dsn.reveal())
     try:
         spots = await _spots(connection, devices)
         held = await _held_back(connection, devices)
     finally:
         await connection.close()
-    sources = Sources([run.state / "truth"], found.owner_dsn, base, spots, only=True)
+    sources = Sources([run.state / "truth"], found.owner_dsn.reveal(), base, spots, only=True)
     try:
         proof = await verify(sources, on_their_way=on_their_way)
     finally:
-        await _revoke(found.owner_dsn, {spot.key for spot in spots.values()})
+        await _revoke(found.owner_dsn.reveal(), {spot.key for spot in spots.values()})
     exact = run.scenario.expect.minutes and not run.scenario.expect.conflicts
     wrong = [str(each) for each in proof.differences] if exact else _totals(proof, truth, held)
     return Verdict(proof, held, tuple(wrong), exact)

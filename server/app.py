@@ -66,7 +66,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
     """Open pools, workers and listeners; a worker that fails takes the server down with it."""
     clock = SystemClock()
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        pool = await _open(stack, settings.dsn_ingest, size=6, name="ingest")
+        pool = await _open(stack, settings.dsn_ingest.reveal(), size=6, name="ingest")
         workers: list[asyncio.Task[None]] = []
         running = Running(settings, pool, None)
         if "ingest" in settings.roles:
@@ -74,13 +74,13 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             running = Running(settings, pool, ingest)
             workers.append(group.create_task(ingest.run(), name="ingest"))
         if "rollup" in settings.roles:
-            maint_pool = await _open(stack, settings.dsn_maint, size=2, name="rollup")
+            maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))
         try:
             pages = web.Application()
             if "api" in settings.roles:
-                api_pool = await _open(stack, settings.dsn_api, size=10, name="api")
+                api_pool = await _open(stack, settings.dsn_api.reveal(), size=10, name="api")
                 pages = _pages(settings, api_pool, clock)
                 await _listen_for_devices(stack, running)
             _add_operations(pages, running)

@@ -17,13 +17,17 @@ class SettingsError(VestibuleError, ValueError):
     code = "settings"
 
 
-class Secret(str):
-    """A string whose `repr` hides it, so that dataclasses and tracebacks do not show it.
+class Secret:
+    """A text that neither `repr` nor formatting shows: it goes to a driver or a MAC by `reveal`."""
 
-    Formatting it shows it: it goes to a driver or a MAC, never into a message.
-    """
+    __slots__ = ("_text",)
 
-    __slots__ = ()
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text itself."""
+        return self._text
 
     def __repr__(self) -> str:
         return "Secret(…)"

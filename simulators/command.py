@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -37,7 +37,7 @@ KINDS: dict[str, Kind] = {"counter": "counter", "kiosk": "kiosk"}
 class Claim:
     """A claim token, and what hardware claims with it."""
 
-    token: str
+    token: str = field(repr=False)
     kind: Kind = "counter"
     zone: str = "Europe/Stockholm"
 

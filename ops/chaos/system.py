@@ -55,7 +55,7 @@ class System:
     @property
     def dsn(self) -> str:
         """The owner's way into the database."""
-        return self.deployment.owner_dsn
+        return self.deployment.owner_dsn.reveal()
 
     @property
     def url(self) -> str:
@@ -179,7 +179,7 @@ def running(stack: Stack, *, root: Path) -> Iterator[System]:
     found = embedded(stack, database=database)
     http_port, https_port = free_ports(2)
     settings = replace(found.settings, http_port=http_port, https_port=https_port)
-    blocking(migrate(found.owner_dsn))
+    blocking(migrate(found.owner_dsn.reveal()))
     root.mkdir(parents=True, exist_ok=True)
     server = Child("server", vestibule("serve"), root / "server.log", env=environment(settings))
     made = System(stack, root, Deployment(found.owner_dsn, settings), database, server)

@@ -7,7 +7,7 @@ agent's own enrolment. Nothing is done twice.
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Made:
     """What was made, by name or device."""
 
     organisations: dict[str, int]
-    keys: dict[str, str]
+    keys: dict[str, str] = field(repr=False)
     spots: dict[str, str]
     sites: dict[str, str]
 

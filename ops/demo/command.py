@@ -178,10 +178,10 @@ async def _start(stack: AsyncExitStack, devices: AsyncExitStack, options: Option
     async with _stage("services up: PostgreSQL with TimescaleDB, MQTT broker"):
         found = await asyncio.to_thread(embedded, services)
     async with _stage("migrate the database"):
-        await migrate(found.owner_dsn)
+        await migrate(found.owner_dsn.reveal())
     async with _stage("server"):
         await supervisor.start_server(found.settings)
-    connection = await asyncpg.connect(found.owner_dsn)
+    connection = await asyncpg.connect(found.owner_dsn.reveal())
     try:
         state, identities = await _enrolled(folder, state, connection, found.settings)
     finally:

@@ -33,7 +33,7 @@ class State:
     built: bool = False  # the world is in the database, the devices have certificates
     live_ms: int = 0  # from when on the devices were live for the first time
     organisations: dict[str, int] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict, repr=False)
     spots: dict[str, str] = field(default_factory=dict)  # device to spot
     sites: dict[str, str] = field(default_factory=dict)  # device to site
 

@@ -128,7 +128,7 @@ def start_session(
 
 
 def _sign(settings: Settings, purpose: Purpose, body: str) -> bytes:
-    secret = settings.session_secret
+    secret = settings.session_secret.reveal()
     if len(secret) < _MIN_SECRET:
         return b""
     key = hmac.digest(secret.encode(), f"portal {purpose}".encode(), hashlib.sha256)

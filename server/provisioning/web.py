@@ -24,6 +24,9 @@ class EnrolRequest(msgspec.Struct, forbid_unknown_fields=True):
     claim: str
     csr: str
 
+    def __repr__(self) -> str:
+        return "EnrolRequest(…)"  # the claim is a secret
+
 
 def build_enrolment(
     *,

@@ -73,7 +73,7 @@ async def tampered(run: Run, devices: list[str]) -> tuple[Verdict, Verdict, Verd
     found = deployment()
     async with server_running(found) as base:
         before = await judge(found, run, devices, base=base)
-        connection = await asyncpg.connect(found.owner_dsn)
+        connection = await asyncpg.connect(found.owner_dsn.reveal())
         try:
             row = await connection.fetchrow(
                 "select r.spot, r.boot, r.seq, r.line, n, s.name || ', ' || p.name as place "
