@@ -6,10 +6,14 @@ Verification of `Authorization: Bearer vk_<prefix>_<secret>`:
 3. SHA-256 of the secret equals the stored one, compared in constant time (a missing key is
    compared too, so that a prefix cannot be found by timing);
 4. the key has the scope that the route needs.
+
+An address that failed too often waits before its next key is looked up (0); only a key that was
+good before passes, since behind a proxy all callers have one address.
 """
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,6 +36,8 @@ _BEARER = re.compile(r"Bearer vk_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _NOBODY = bytes(32)
 _MOST_BUCKETS = 10_000
+_MOST_GOOD = 10_000
+_FAILURES_PER_S, _FAILURES_AT_ONCE = 0.5, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +94,43 @@ async def temporary_api_key(dsn: str, organisation_id: int, *, note: str) -> Asy
         await on_connection(lambda c: revoke_api_key(c, key.split("_")[1]))
 
 
-async def authenticate(request: web.Request, pool: asyncpg.Pool, identify: Identify) -> Caller:
-    """Return who is asking. Raises SignInError."""
-    organisation = identify(request)
-    if organisation is not None:
-        return Caller(organisation, f"session {organisation}", frozenset({"read"}))
-    header = request.headers.get("Authorization")
-    if header is None:
-        raise SignInError("this route needs an API key")
+class SignIn:
+    """Who is asking, by session or key; failed keys are limited by address."""
+
+    def __init__(
+        self, pool: asyncpg.Pool, identify: Identify, *, monotonic: Callable[[], float]
+    ) -> None:
+        self._pool, self._identify = pool, identify
+        self._failures = RateLimit(
+            per_s=_FAILURES_PER_S, burst=_FAILURES_AT_ONCE, monotonic=monotonic
+        )
+        self._good: dict[bytes, None] = {}  # digests of headers, the first to come the first to go
+
+    async def caller(self, request: web.Request) -> Caller:
+        """Return who is asking. Raises SignInError, TooManyError."""
+        organisation = self._identify(request)
+        if organisation is not None:
+            return Caller(organisation, f"session {organisation}", frozenset({"read"}))
+        header = request.headers.get("Authorization")
+        if header is None:
+            raise SignInError("this route needs an API key")
+        address, digest = _network(request.remote), hashlib.sha256(header.encode()).digest()
+        if digest not in self._good:  # 0
+            self._failures.demand(address)
+        try:
+            found = await _holder(self._pool, header)
+        except SignInError:
+            self._good.pop(digest, None)
+            self._failures.take(address)
+            raise
+        if len(self._good) >= _MOST_GOOD and digest not in self._good:
+            del self._good[next(iter(self._good))]
+        self._good[digest] = None
+        return found
+
+
+async def _holder(pool: asyncpg.Pool, header: str) -> Caller:
+    """Return whose key this is. Raises SignInError."""
     match = _BEARER.fullmatch(header)  # 1
     if match is None:
         raise SignInError("the Authorization header is not of the form `Bearer vk_…_…`")
@@ -107,6 +142,15 @@ async def authenticate(request: web.Request, pool: asyncpg.Pool, identify: Ident
     if not hmac.compare_digest(digest, expected) or holder is None:  # 3
         raise SignInError("this key is not valid, or was revoked")
     return Caller(holder["organisation_id"], f"key {prefix}", frozenset(holder["scopes"]))
+
+
+def _network(address: str | None) -> str:
+    """Return what one caller has: an address of IPv4, a /64 of IPv6."""
+    try:
+        found = ipaddress.ip_address(address or "")
+    except ValueError:  # a socket that has no address
+        return ""
+    return str(ipaddress.ip_network((found, 64), strict=False) if found.version == 6 else found)
 
 
 def demand_scope(caller: Caller, scope: str) -> None:
@@ -125,11 +169,15 @@ class RateLimit:
         self._per_s, self._burst, self._monotonic = per_s, burst, monotonic
         self._buckets: dict[str, tuple[float, float]] = {}
 
+    def demand(self, key: str) -> None:
+        """Raise TooManyError with the seconds to wait unless there is a token to take."""
+        tokens, _ = self._tokens(key)
+        if tokens < 1:
+            raise TooManyError((1 - tokens) / self._per_s)
+
     def take(self, key: str) -> None:
         """Take one token. Raises TooManyError with the seconds to wait."""
-        now = self._monotonic()
-        tokens, since = self._buckets.get(key, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - since) * self._per_s)
+        tokens, now = self._tokens(key)
         if tokens < 1:
             self._buckets[key] = tokens, now
             raise TooManyError((1 - tokens) / self._per_s)
@@ -137,3 +185,9 @@ class RateLimit:
             fullest = max(self._buckets, key=lambda name: self._buckets[name][0])
             del self._buckets[fullest]
         self._buckets[key] = tokens - 1, now
+
+    def _tokens(self, key: str) -> tuple[float, float]:
+        """Return how many tokens there are now, and when that is."""
+        now = self._monotonic()
+        tokens, since = self._buckets.get(key, (float(self._burst), now))
+        return min(self._burst, tokens + (now - since) * self._per_s), now

@@ -3,7 +3,6 @@
 Every code is stable and explained; `/v1/docs` lists them from this table.
 """
 
-import asyncio
 import math
 from dataclasses import dataclass
 
@@ -51,13 +50,13 @@ class SignInError(VestibuleError):
 
 
 class TooManyError(VestibuleError):
-    """The key asks faster than it may."""
+    """A key asks faster than it may, or an address fails to sign in more often."""
 
     code = "too_many_requests"
 
     def __init__(self, wait_s: float) -> None:
         self.wait_s = wait_s
-        super().__init__(f"this key may ask again in {wait_s:.1f} s")
+        super().__init__(f"you may ask again in {wait_s:.1f} s")
 
 
 CODES = {
@@ -162,8 +161,6 @@ def _explained(error: Exception) -> tuple[str, str]:
         return "not_found", "no such route; `/v1/docs` lists them"
     if isinstance(error, web.HTTPMethodNotAllowed):
         return "method_not_allowed", f"{error.method} is not answered here"
-    if isinstance(error, asyncio.CancelledError):
-        raise error
     if isinstance(error, _AWAY):
         return "database_away", "the database does not answer just now"
     return "internal_error", "something went wrong here"

@@ -22,7 +22,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from server.api import listings
 from server.api.answers import respond, wanted_format
-from server.api.keys import Caller, Identify, RateLimit, authenticate, demand_scope
+from server.api.keys import Identify, RateLimit, SignIn, demand_scope
 from server.api.openapi import describe, page
 from server.api.parameters import (
     ConversionParameters,
@@ -100,10 +100,11 @@ def build_api(
 ) -> web.Application:
     """Return the application to be mounted at /v1; `pool` is of the role vestibule_api."""
     limit = RateLimit(per_s=per_s, burst=burst, monotonic=clock.monotonic)
+    sign_in = SignIn(pool, identify, monotonic=clock.monotonic)
     turns: Turns = WeakValueDictionary()
     app = web.Application(middlewares=[_guarded(clock)])
     for route in ROUTES:
-        app.router.add_get(route.path, _served(route, pool, clock, identify, limit, turns))
+        app.router.add_get(route.path, _served(route, pool, clock, sign_in, limit, turns))
     document = msgspec.json.format(msgspec.json.encode(describe(ROUTES)), indent=2)
     readable = page(ROUTES)
     app.router.add_get("/openapi.json", _static(document, "application/json"))
@@ -115,12 +116,12 @@ def _served(
     route: Route,
     pool: asyncpg.Pool,
     clock: Clock,
-    identify: Identify,
+    sign_in: SignIn,
     limit: RateLimit,
     turns: Turns,
 ) -> Handler:
     async def serve(request: web.Request) -> web.StreamResponse:
-        caller: Caller = await authenticate(request, pool, identify)
+        caller = await sign_in.caller(request)
         limit.take(caller.by)
         demand_scope(caller, route.scope)
         parameters = parse(request, route.parameters)

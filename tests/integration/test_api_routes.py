@@ -72,6 +72,23 @@ async def test_a_key_with_another_secret_and_a_revoked_one_are_refused(world: Wo
     assert (await world.ask("/sites"))[0] == 401
 
 
+async def test_an_address_that_fails_too_often_waits_and_good_keys_pass(world: World) -> None:
+    await shop(world)
+    await world.organisation("other")
+    assert (await world.ask("/sites"))[0] == 200
+    guess = {"Authorization": "Bearer vk_aaaaaaaa_" + "a" * 43}
+    for _ in range(30):
+        assert (await world.ask("/sites", organisation="", **guess))[0] == 401
+    async with world.client.get("/v1/sites", headers=guess) as response:
+        problem = await response.json(content_type="application/problem+json")
+        assert (response.status, problem["code"]) == (429, "too_many_requests")
+        assert response.headers["Retry-After"] == "2"
+    assert (await world.ask("/sites"))[0] == 200  # good before, whoever else is at its address
+    assert (await world.ask("/sites", organisation="other"))[0] == 429
+    world.clock.advance(2)
+    assert (await world.ask("/sites", organisation="other"))[0] == 200
+
+
 async def test_a_key_without_the_scope_is_told_so(world: World) -> None:
     await shop(world)
     await world.owner.execute("update api_keys set scopes = '{}'")
