@@ -30,7 +30,7 @@ __all__ = [
 
 ADMIN = "vestibule_admin"
 DATABASE = "vestibule"
-ROLES = {role: f"vestibule_{role}" for role in ("owner", "ingest", "api", "maint")}
+ROLES = {role: f"vestibule_{role}" for role in ("owner", "ingest", "api", "desk", "maint")}
 LOOPBACK = "127.0.0.1"
 DATABASE_URL = "VESTIBULE_DATABASE_URL"
 BROKER_URL = "VESTIBULE_BROKER_URL"

@@ -1,4 +1,4 @@
-"""The private PostgreSQL with TimescaleDB: initialised once, tuned, with our four roles.
+"""The private PostgreSQL with TimescaleDB: initialised once, tuned, with our five roles.
 
 Invariants: fsync, full_page_writes and synchronous_commit are on, here and in tests; it listens on
 loopback only; every login needs a password (scram-sha-256).

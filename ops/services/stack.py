@@ -173,8 +173,9 @@ class Stack:
             for cached in ("postgres", "broker"):
                 self.__dict__.pop(cached, None)
         passwords = self.root / "secrets.json"
-        if not passwords.exists():
-            words = {name: secrets.token_hex(24) for name in ("admin", *ROLES)}
+        words = json.loads(passwords.read_text()) if passwords.exists() else {}
+        if missing := {"admin", *ROLES} - words.keys():  # a release may bring a role
+            words |= {name: secrets.token_hex(24) for name in sorted(missing)}
             _write(passwords, json.dumps(words), mode=0o600)
 
     def _certify(self) -> None:

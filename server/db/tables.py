@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     Date,
     DateTime,
     Double,
@@ -42,6 +43,7 @@ organisations = Table(
     Column("ref", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("enrolment", Text, nullable=False, server_default=text("'allow-list'::text")),
 )
 api_keys = Table(
     "api_keys",
@@ -54,6 +56,10 @@ api_keys = Table(
     Column("note", Text, nullable=False, server_default=text("''::text")),
     Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
     Column("revoked_at", INSTANT),
+    Column("created_by", Integer, ForeignKey("users.id")),
+    Column("expires_at", INSTANT),
+    Column("last_used_at", INSTANT),
+    Column("replaced_by", Integer, ForeignKey("api_keys.id")),
 )
 sites = Table(
     "sites",
@@ -67,6 +73,8 @@ sites = Table(
     Column("opens_on", Date),
     Column("closes_on", Date),
     Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("region_id", Integer, ForeignKey("regions.id")),
+    Column("address", Text, nullable=False, server_default=text("''::text")),
 )
 opening_hours = Table(
     "opening_hours",
@@ -95,6 +103,7 @@ doors = Table(
     Column("site_id", Integer, ForeignKey("sites.id"), nullable=False),
     Column("ref", Text, nullable=False),
     Column("name", Text, nullable=False),
+    Column("behind_id", Integer, ForeignKey("doors.id")),
 )
 spots = Table(
     "spots",
@@ -141,6 +150,21 @@ devices = Table(
     Column("assignment_version", Integer, nullable=False, server_default=text("0")),
     Column("enrolled_at", INSTANT),
     Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column(
+        "admitted",
+        Boolean,
+        Computed(
+            "(state <> ALL (ARRAY['suspended'::text, 'quarantined'::text, "
+            "'returned'::text, 'retired'::text]))"
+        ),
+        nullable=False,
+    ),
+    Column("hardware_revision", Text, nullable=False, server_default=text("''::text")),
+    Column("setup_sha256", LargeBinary),
+    Column("intended_site_id", Integer, ForeignKey("sites.id")),
+    Column("allowed_until", INSTANT),
+    Column("state_since", INSTANT, nullable=False, server_default=text("now()")),
+    Column("state_before", Text),
 )
 assignments = Table(
     "assignments",
@@ -186,6 +210,13 @@ certificates = Table(
     Column("not_after", INSTANT),
     Column("chain", Text),
     Column("revoked_at", INSTANT),
+    Column("state", Text, nullable=False, server_default=text("'active'::text")),
+    Column("authority_id", Integer, ForeignKey("authorities.id")),
+    Column("reason", Text, nullable=False, server_default=text("'enrolment'::text")),
+    Column("renew_after", INSTANT),
+    Column("staged_at", INSTANT),
+    Column("activated_at", INSTANT),
+    Column("retired_at", INSTANT),
 )
 boots = Table(
     "boots",
@@ -438,4 +469,195 @@ schema_compatibility = Table(
     Column("singleton", Boolean, primary_key=True, server_default=text("true")),
     Column("version", Integer, nullable=False),
     Column("compatible_from", Integer, nullable=False),
+)
+admissions = Table(
+    "admissions",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("organisation_id", Integer, ForeignKey("organisations.id"), nullable=False),
+    Column("device_id", Integer, ForeignKey("devices.id"), nullable=False),
+    Column("admit", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("asked_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("broker_at", INSTANT),
+    Column("crl_at", INSTANT),
+    Column("proved_at", INSTANT),
+    Column("trouble", Text, nullable=False, server_default=text("''::text")),
+)
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("chain", Integer, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at", INSTANT, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("act", Text, nullable=False),
+    Column("subject", Text, nullable=False, server_default=text("''::text")),
+    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("previous", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+authorities = Table(
+    "authorities",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("certificate", Text, nullable=False),
+    Column("spki_sha256", LargeBinary, nullable=False),
+    Column("not_after", INSTANT, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'trusted'::text")),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+)
+grants = Table(
+    "grants",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+    Column("role", Text, nullable=False),
+    Column("organisation_id", Integer, ForeignKey("organisations.id")),
+    Column("region_id", Integer, ForeignKey("regions.id")),
+    Column("site_id", Integer, ForeignKey("sites.id")),
+    Column("granted_at", INSTANT, nullable=False, server_default=text("now()")),
+)
+issuance_log = Table(
+    "issuance_log",
+    metadata,
+    Column("number", BigInteger, Identity(always=True), primary_key=True),
+    Column("at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("serial", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("authority", Text, nullable=False),
+    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+)
+mountings = Table(
+    "mountings",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("organisation_id", Integer, ForeignKey("organisations.id"), nullable=False),
+    Column("spot_id", Integer, ForeignKey("spots.id"), nullable=False),
+    Column(
+        "valid",
+        TSTZRANGE,
+        nullable=False,
+        server_default=text(
+            "tstzrange(NULL::timestamp with time zone, NULL::timestamp with time zone)"
+        ),
+    ),
+    Column("purpose", Text, nullable=False, server_default=text("'entrance'::text")),
+    Column("height_cm", SmallInteger),
+    Column("note", Text, nullable=False, server_default=text("''::text")),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+)
+one_time_links = Table(
+    "one_time_links",
+    metadata,
+    Column("token_sha256", LargeBinary, primary_key=True),
+    Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("expires_at", INSTANT, nullable=False),
+    Column("used_at", INSTANT),
+)
+phone_acts = Table(
+    "phone_acts",
+    metadata,
+    Column("user_id", Integer, ForeignKey("users.id"), primary_key=True),
+    Column("act_ref", Text, primary_key=True),
+    Column("organisation_id", Integer, ForeignKey("organisations.id"), nullable=False),
+    Column("act", Text, nullable=False),
+    Column("done_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("answer", JSONB, nullable=False),
+)
+regions = Table(
+    "regions",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("organisation_id", Integer, ForeignKey("organisations.id"), nullable=False),
+    Column("ref", Text, nullable=False),
+    Column("name", Text, nullable=False),
+)
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+    Column("token_sha256", LargeBinary, nullable=False),
+    Column("csrf_sha256", LargeBinary, nullable=False),
+    Column("organisation_id", Integer, ForeignKey("organisations.id")),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("last_seen", INSTANT, nullable=False, server_default=text("now()")),
+    Column("expires_at", INSTANT, nullable=False),
+    Column("ended_at", INSTANT),
+    Column("address", Text, nullable=False, server_default=text("''::text")),
+    Column("browser", Text, nullable=False, server_default=text("''::text")),
+)
+technician_claims = Table(
+    "technician_claims",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("organisation_id", Integer, ForeignKey("organisations.id"), nullable=False),
+    Column("ref", Text, nullable=False),
+    Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+    Column("device_id", Integer, ForeignKey("devices.id"), nullable=False),
+    Column("spot_id", Integer, ForeignKey("spots.id"), nullable=False),
+    Column("replaces_id", Integer, ForeignKey("devices.id")),
+    Column("since", INSTANT, nullable=False),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("expires_at", INSTANT, nullable=False),
+    Column("used_at", INSTANT),
+    Column("ended_at", INSTANT),
+    Column("voucher_id", Integer, ForeignKey("vouchers.id")),
+    Column("walk", JSONB),
+    Column("signed_off_at", INSTANT),
+    Column("signed_off_by", Text, nullable=False, server_default=text("''::text")),
+)
+trust_proofs = Table(
+    "trust_proofs",
+    metadata,
+    Column("device_id", Integer, ForeignKey("devices.id"), primary_key=True),
+    Column("root_spki_sha256", LargeBinary, primary_key=True),
+    Column("proved_at", INSTANT, nullable=False, server_default=text("now()")),
+)
+unknown_devices = Table(
+    "unknown_devices",
+    metadata,
+    Column("serial", Text, primary_key=True),
+    Column("first_seen", INSTANT, nullable=False, server_default=text("now()")),
+    Column("last_seen", INSTANT, nullable=False, server_default=text("now()")),
+    Column("times", Integer, nullable=False, server_default=text("1")),
+    Column("address", Text, nullable=False, server_default=text("''::text")),
+    Column("spki_sha256", LargeBinary),
+    Column("dismissed_at", INSTANT),
+)
+users = Table(
+    "users",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("ref", Text, nullable=False),
+    Column("email", Text, nullable=False),
+    Column("name", Text, nullable=False, server_default=text("''::text")),
+    Column("language", Text, nullable=False, server_default=text("'en'::text")),
+    Column("password_hash", Text),
+    Column("totp_sealed", LargeBinary),
+    Column("totp_confirmed_at", INSTANT),
+    Column("totp_last_step", BigInteger, nullable=False, server_default=text("0")),
+    Column("disabled_at", INSTANT),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+)
+vouchers = Table(
+    "vouchers",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("organisation_id", Integer, ForeignKey("organisations.id"), nullable=False),
+    Column("ref", Text, nullable=False),
+    Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+    Column("site_id", Integer, ForeignKey("sites.id"), nullable=False),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("expires_at", INSTANT, nullable=False),
+    Column("uses_left", SmallInteger, nullable=False),
+    Column("withdrawn_at", INSTANT),
 )

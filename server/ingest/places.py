@@ -194,7 +194,7 @@ def place_in(boot_row: int, piece: Piece, *, now_ms: int) -> Place:
 
 
 _LOAD = """
-select d.id, d.device, d.organisation_id, d.state = 'revoked' as revoked, d.assignment_version,
+select d.id, d.device, d.organisation_id, not d.admitted as revoked, d.assignment_version,
   extract(epoch from coalesce(d.enrolled_at, d.created_at)) * 1000 as enrolled_ms,
   (select json_agg(json_build_array(a.spot_id,
       case when lower(a.valid) > '-infinity' then extract(epoch from lower(a.valid)) * 1000 end,

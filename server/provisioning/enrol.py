@@ -101,7 +101,7 @@ async def _check(
     """Steps 2 to 5; the claim's row stays locked until the transaction ends."""
     claim = await connection.fetchrow(
         "select c.id, c.organisation_id, c.device_id, c.expires_at, c.used_at, c.spki_sha256, "
-        "d.device, d.kind, d.state from claims c join devices d on d.id = c.device_id "
+        "d.device, d.kind, d.admitted from claims c join devices d on d.id = c.device_id "
         "where c.secret_sha256 = $1 for update of c",
         digest(secret),
     )
@@ -112,8 +112,8 @@ async def _check(
         raise RefusedError("claim_expired", f"this claim ended {claim['expires_at']:%Y-%m-%d}")
     if claim["used_at"] is not None and not again:  # 4
         raise RefusedError("claim_used", "this claim was used with another key; ask for a new one")
-    if claim["state"] == "revoked":  # 5
-        raise RefusedError("device_revoked", f"{claim['device']} is revoked")
+    if not claim["admitted"]:  # 5
+        raise RefusedError("device_revoked", f"{claim['device']} is not admitted")
     return claim
 
 

@@ -259,7 +259,7 @@ async def test_a_revoked_device_stores_nothing(
     fleet = await register(owner, 1)
     agent = fleet.agent()
     await ingest.take((agent, agent.counter()))
-    await owner.execute("update devices set state = 'revoked'")
+    await owner.execute("update devices set state = 'suspended'")
     ingest.places.changed(agent.device)
     assert said(await ingest.take((agent, agent.counter()))) == []
     assert await people(owner, fleet.spots[0]) == (10, 10)

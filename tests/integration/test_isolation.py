@@ -86,6 +86,12 @@ async def two(world: World) -> tuple[int, int]:
     other = await populate(world, "other", visits=100)
     await world.derive()
     await world.dirty(4, utc("2026-03-03T10:00"))  # the other's kiosk
+    await world.owner.execute(
+        "insert into regions (organisation_id, ref, name) select id, ref || '-region', '' "
+        "from organisations; "
+        "insert into mountings (organisation_id, spot_id, note) "
+        "select organisation_id, id, ref from spots"
+    )
     return own, other
 
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from sqlalchemy import Computed
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import Column
 
@@ -40,17 +41,21 @@ async def test_the_tables_in_code_equal_the_migrated_database(world: World) -> N
 
 def _described(column: "Column[object]") -> tuple[object, ...]:
     kind = column.type.compile(dialect=postgresql.dialect()).lower()  # type: ignore[no-untyped-call]
-    default = column.server_default
+    default = column.computed or column.server_default
     keys = [key.column.table.name for key in column.foreign_keys]
     return (
         column.name,
         _spelt(kind),
         not column.nullable,
         column.identity is not None,
-        None if default is None or column.identity is not None else str(default.arg),  # type: ignore[attr-defined]
+        None if default is None or column.identity is not None else _text(default),
         column.primary_key,
         keys[0] if keys else None,
     )
+
+
+def _text(default: object) -> str:
+    return str(default.sqltext if isinstance(default, Computed) else default.arg)  # type: ignore[attr-defined]
 
 
 def _spelt(kind: str) -> str:
