@@ -72,3 +72,26 @@ async def reading(
             "select set_config('app.organisation', $1, true)", str(organisation)
         )
         yield connection
+
+
+@asynccontextmanager
+async def acting(
+    pool: asyncpg.Pool, name: str, *, organisation: int
+) -> AsyncIterator[asyncpg.Connection]:
+    """Run a named transaction that sees and writes only `organisation`; `pool` is the desk's."""
+    async with transaction(pool, name) as connection:
+        await connection.execute(
+            "select set_config('app.organisation', $1, true)", str(organisation)
+        )
+        yield connection
+
+
+@asynccontextmanager
+async def overseeing(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """Run a named transaction that sees every organisation; `pool` is the desk's.
+
+    For signing in, and for who holds a grant without an organisation: the caller has checked.
+    """
+    async with transaction(pool, name) as connection:
+        await connection.execute("select set_config('app.everyone', 'yes', true)")
+        yield connection

@@ -187,7 +187,8 @@ async def test_a_revocation_notified_takes_effect_at_once(
     ):
         await device.send(agent.counter())
         await device.stored(1)
-        await owner.execute("update devices set state = 'suspended' where device = $1", agent.device)
+        suspend = "update devices set state = 'suspended' where device = $1"
+        await owner.execute(suspend, agent.device)
         await owner.execute("select pg_notify('fleet_changed', $1)", agent.device)
         for number in range(3):  # what comes after the notice is refused
             await witness.send(other.counter())

@@ -1,0 +1,1 @@
+"""The console: where the NOC keeps the register, people, keys and authorities."""

@@ -1,0 +1,1 @@
+"""People: users, what they may, and their sessions."""
