@@ -4,17 +4,13 @@ A re-drive fills exactly the gap that its frame left, once, as a revision of the
 the people whom the next totals had told to be missing there are then no longer unplaced.
 """
 
-import argparse
-import asyncio
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import asyncpg
 
-from ext import RECORD, decode
-from ext.layout import Place
+from ext import Place, Status, decode
 from protocol.frame import (
     EXPLAIN,
     HEADER_BYTES,
@@ -30,15 +26,17 @@ from protocol.frame import (
 from protocol.kiosk import decode_presses
 from server.clock import SystemClock
 from server.db.engine import transaction_on
-from server.errors import ConflictError, NotFoundError, RefusedError, VestibuleError
-from server.ingest.batch import SECTION_AT, SECTION_END, STATUS, SUMS
+from server.errors import ConflictError, NotFoundError, RefusedError
 from server.ingest.places import CHANGED, EVER_MS, Boot, Cursor, Device, Digests, Places
 from server.ingest.placing import Placed, place_frame, store
 from server.ingest.rows import REFUSED_BY_DATABASE
 
-_LIST = """
-select id, received_at, device, seq, reason, detail, redriven_at from quarantine
-where ($1::text is null or device = $1) and ($2 or redriven_at is null)
+_ENTRY = """
+select id, received_at, device, boot, seq, reason, detail, frame, gap,
+  redriven_at is not null as redriven from quarantine
+"""
+_LIST = f"""
+{_ENTRY} where ($1::text is null or device = $1) and ($2 or redriven_at is null)
 order by received_at desc limit $3
 """
 
@@ -48,6 +46,7 @@ class Entry:
     """A quarantined frame."""
 
     id: int
+    received_at: datetime
     device: str
     boot: int | None
     seq: int | None
@@ -70,14 +69,17 @@ def reason_name(reason: int) -> str:
 
 async def get(connection: asyncpg.Connection, entry: int, *, lock: bool = False) -> Entry:
     """Return one entry; NotFoundError."""
-    row = await connection.fetchrow(
-        "select id, device, boot, seq, reason, detail, frame, gap, redriven_at is not null "
-        "from quarantine where id = $1" + (" for update" if lock else ""),
-        entry,
-    )
+    row = await connection.fetchrow(f"{_ENTRY} where id = $1 {'for update' if lock else ''}", entry)
     if row is None:
         raise NotFoundError(f"no quarantined frame {entry}")
-    return Entry(*row)
+    return Entry(**row)
+
+
+async def listed(
+    connection: asyncpg.Connection, *, device: str | None, redriven: bool, limit: int
+) -> list[Entry]:
+    """Return the newest entries, of one device or all; also the `redriven` ones if wanted."""
+    return [Entry(**row) for row in await connection.fetch(_LIST, device, redriven, limit)]
 
 
 def explain(entry: Entry) -> str:
@@ -191,18 +193,18 @@ async def _lock(
 def _sums(frame: bytes) -> tuple[list[int], dict[tuple[int, int], int]]:
     """Return what a frame adds, by line and by answer; RefusedError if it is still unreadable."""
     decoded = decode([frame], [Place(0, 0, 0, 0)])
-    (record,) = RECORD.iter_unpack(decoded.records)
-    if record[STATUS] == 3:
-        reason = Reason(record[1])
+    (record,) = decoded.frames()
+    if record.status == Status.REFUSED:
+        reason = Reason(record.reason)
         raise RefusedError("unreadable", f"{reason.name}: {EXPLAIN[reason]}")
     answers: dict[tuple[int, int], int] = {}
-    if record[2] == Kind.KIOSK:
-        section = memoryview(frame)[record[SECTION_AT] : record[SECTION_END]]
-        span = Span(0, record[10] - record[9], 0, Quality.NONE)
+    if record.kind == Kind.KIOSK:
+        section = memoryview(frame)[record.section_at : record.section_end]
+        span = Span(0, record.end_ms - record.start_ms, 0, Quality.NONE)
         for press in decode_presses(section, span).presses:
             key = (press.question, press.answer)
             answers[key] = answers.get(key, 0) + 1
-    return list(record[SUMS]), answers
+    return list(record.sums), answers
 
 
 async def _settle_totals(
@@ -250,59 +252,3 @@ def _subtract(flat: Sequence[int], answers: dict[tuple[int, int], int]) -> list[
     for key, count in answers.items():
         numbers[key] = numbers.get(key, 0) - count
     return [n for key, number in sorted(numbers.items()) if number for n in (*key, number)]
-
-
-def main(argv: Sequence[str], dsn: str) -> int:
-    """Run `vestibule quarantine list|explain|redrive`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="vestibule quarantine", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="newest first")
-    listing.add_argument("--device", help="only this device's")
-    listing.add_argument("--all", action="store_true", help="also those driven in since")
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
-    explaining = commands.add_parser("explain", help="say why, and show the bytes by section")
-    explaining.add_argument("id", type=int)
-    driving = commands.add_parser("redrive", help="read again, and fill the gap")
-    driving.add_argument("id", type=int, nargs="+")
-    options = parser.parse_args(argv)
-    try:
-        return asyncio.run(_run(options, dsn))
-    except VestibuleError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-
-
-async def _run(options: argparse.Namespace, dsn: str) -> int:
-    connection = await asyncpg.connect(dsn)
-    try:
-        if options.command == "list":
-            for row in await connection.fetch(_LIST, options.device, options.all, options.limit):
-                sys.stdout.write(_line(row, as_json=options.json) + "\n")
-        elif options.command == "explain":
-            sys.stdout.write(explain(await get(connection, options.id)) + "\n")
-        else:
-            for entry in options.id:
-                done = await redrive(connection, entry, now_ms=SystemClock().now_ms())
-                sys.stdout.write(f"{entry}: {'filled its gap' if done else 'done before'}\n")
-    finally:
-        await connection.close()
-    return 0
-
-
-def _line(row: asyncpg.Record, *, as_json: bool) -> str:
-    name, received = reason_name(row["reason"]), row["received_at"].isoformat(timespec="seconds")
-    if as_json:
-        return json.dumps(
-            {
-                "id": row["id"],
-                "received_at": received,
-                "device": row["device"],
-                "seq": row["seq"],
-                "reason": name,
-                "detail": row["detail"],
-                "redriven": row["redriven_at"] is not None,
-            }
-        )
-    seq = "-" if row["seq"] is None else row["seq"]
-    return f"{row['id']:>8}  {received}  {row['device']:<24} seq {seq:<8} {name}: {row['detail']}"

@@ -288,12 +288,17 @@ async def test_a_redriven_frame_fills_its_gap_once(
     entry = await owner.fetchval("select id from quarantine")
     with pytest.raises(RefusedError, match="BODY_CRC"):
         await quarantine.redrive(owner, entry, now_ms=ingest.clock.now_ms())
-    text = quarantine.explain(await quarantine.get(owner, entry))
+    [listed] = await quarantine.listed(owner, device=agent.device, redriven=False, limit=5)
+    assert listed == await quarantine.get(owner, entry)
+    assert (listed.seq, listed.frame) == (1, lost[:-1] + b"\xff")
+    text = quarantine.explain(listed)
     assert "BODY_CRC" in text
     assert "section LINES" in text
     await owner.execute("update quarantine set frame = $1", lost)  # as if a fix could read it
     assert await quarantine.redrive(owner, entry, now_ms=ingest.clock.now_ms())
     assert not await quarantine.redrive(owner, entry, now_ms=ingest.clock.now_ms())
+    assert not await quarantine.listed(owner, device=None, redriven=False, limit=5)
+    assert len(await quarantine.listed(owner, device=None, redriven=True, limit=5)) == 1
     assert await people(owner, fleet.spots[0]) == (40, 30)
     gap = await owner.fetchrow("select * from gaps")
     assert gap["filled_at"] is not None
