@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.chaos.child import python, vestibule
 from ops.deployment import HOME
+from ops.services.child import python, vestibule
 from ops.services.stack import Stack
 
 LEEDS = Path(__file__).parents[2] / "shared/data/leeds_footfall_2009_2014.csv.gz"

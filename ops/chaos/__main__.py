@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from ops.chaos.run import chaos, closing
-from ops.chaos.system import NotReadyError, running
+from ops.chaos.system import running
 from ops.chaos.torture import ChaosError
 from ops.services.errors import ServicesError
 from ops.services.stack import Stack
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
                             rate=options.rate, say=say)  # fmt: skip
         print(closing(outcome), flush=True)
         proved = outcome.proved
-    except (ChaosError, NotReadyError, ServicesError) as error:
+    except (ChaosError, ServicesError) as error:
         print(f"nothing proved: {error}", file=sys.stderr)
     finally:
         stack.remove()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from agent import identity
 from agent.enrol import enrol
-from ops.chaos.child import Child, python
 from ops.chaos.record import Crossing, Event, Touch
+from ops.services.child import Child, python
 
 SOURCE = "hand"
 ANSWER_S = 30.0
@@ -127,7 +127,7 @@ def enrolled(root: Path, device: str, token: str, settings: AgentSettings) -> De
     """Enrol `device` by its claim and return it; its agent does not run yet."""
     folder = root / device
     folder.mkdir(parents=True)
-    agent = Child(device, python("-m", "agent", "run"), folder / "log", env={})
+    agent = Child(device, python("-m", "agent", "run"), folder / "log")
     made = Device(device, settings, folder, agent)
     enrol(token, state=made.state)
     values = {name: value for name, value in asdict(settings).items() if name != "kind"}

@@ -5,7 +5,6 @@ must not be shared with anybody who would mind that they are killed.
 """
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import Coroutine, Iterator
@@ -14,31 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import asyncpg
 
-from ops.chaos.child import Child, vestibule
 from ops.chaos.device import AgentSettings, Device, enrolled
 from ops.chaos.record import Crossing, Touch, Truth
 from ops.chaos.served import Api
 from ops.chaos.verify import Verdict, verify
 from ops.deployment import Deployment, embedded, environment
 from ops.register import add_claimed_device
+from ops.services.child import READY_S, Child, vestibule, wait_ready
 from ops.services.stack import Stack, free_ports
 from server.api.keys import create_api_key
 from server.db.migrate import migrate
 
-READY_S = 60.0
 CONVERGE_S = 60.0
-_POLL_S = 0.05
 
 T = TypeVar("T")
-
-
-class NotReadyError(RuntimeError):
-    """A process did not get ready in time; the message ends with its log."""
 
 
 @dataclass(slots=True)
@@ -64,25 +55,13 @@ class System:
         return f"http://{settings.http_host}:{settings.http_port}"
 
     def start(self) -> None:
-        """Start the server and return once it is ready. Raises NotReadyError."""
+        """Start the server and return once it is ready. Raises ServiceFailedError."""
         self.server.start()
         self.wait_ready()
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Return once database, broker and server serve. Raises NotReadyError."""
-        deadline = time.monotonic() + timeout_s
-        while not self.ready():
-            if not self.server.running or time.monotonic() > deadline:
-                raise NotReadyError(f"the server is not ready:\n{self.server.tail()}")
-            time.sleep(_POLL_S)
-
-    def ready(self) -> bool:
-        """Return whether /readyz says so."""
-        try:
-            with urlopen(f"{self.url}/readyz", timeout=5) as response:
-                return bool(json.loads(response.read())["ready"])
-        except (URLError, OSError, ValueError):
-            return False
+        """Return once database, broker and server serve. Raises ServiceFailedError."""
+        wait_ready(self.server, self.url, timeout_s=timeout_s)
 
     def api(self, organisation: str = "Chaos") -> Api:
         """Make a key for the organisation and return the way to its API."""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import asyncpg
 
-from ops.chaos.child import Child, python
 from ops.chaos.device import Device
 from ops.chaos.plan import Action, Fault, Part
 from ops.chaos.record import Truth, TruthError, read
 from ops.chaos.served import Api
 from ops.chaos.system import System
 from ops.chaos.verify import Verdict, verify
+from ops.services.child import Child, python
 from simulators.faults import FaultProxy
 
 START_S = 90.0  # until all agents listen; 20 interpreters on two cores

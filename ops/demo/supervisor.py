@@ -5,31 +5,25 @@ sees the counts wait in the outboxes; then it is started again, as a service man
 """
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import aiohttp
-
 from ops.deployment import environment
+from ops.services.child import Child, vestibule, wait_ready
 from ops.services.errors import ServiceFailedError
-from ops.services.process import Daemon, log_tail
+from ops.services.process import Daemon
 from ops.services.stack import Stack
 from server.config import Settings
 
 Part = Literal["broker", "server", "database"]
 PARTS: tuple[Part, ...] = ("broker", "server", "database")
 DOWN_S = 3.0
-READY_S = 60.0
 STOP_S = 15.0
 _POLL_S = 0.25
-_SERVE = "import sys; from ops.command import main; sys.exit(main(['serve']))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +42,8 @@ class Supervisor:
         self.stack = stack
         self.outages: deque[Outage] = deque(maxlen=12)
         self.settings: Settings | None = None
-        self._log = log
         self._pid_path = pid_path
-        self._server: subprocess.Popen[bytes] | None = None
+        self._server = Child("server", vestibule("serve"), log, own_session=True)
         self._closing = False
 
     @property
@@ -62,7 +55,7 @@ class Supervisor:
     def alive(self, part: Part) -> bool:
         """Whether the part's process runs now."""
         if part == "server":
-            return self._server is not None and self._server.poll() is None
+            return self._server.running
         return self.stack.broker.running if part == "broker" else self.stack.postgres.running
 
     async def start_server(self, settings: Settings) -> None:
@@ -71,16 +64,14 @@ class Supervisor:
         left_over = Daemon.remembered(self._pid_path)
         if left_over is not None:  # of a demo that was itself killed
             await asyncio.to_thread(left_over.kill_with_children)
-        self._spawn()
-        if not await self._ready():
-            raise ServiceFailedError(f"the server did not become ready: {log_tail(self._log)}")
+        self._server.env = environment(settings)
+        await self._serve()
 
     def kill(self, part: Part) -> None:
         """SIGKILL a part."""
         self.outages.append(Outage(part, time.time()))
         if part == "server":
-            if self._server is not None:
-                self._server.send_signal(signal.SIGKILL)
+            self._server.kill()
         elif part == "broker":
             self.stack.broker.kill()
         else:
@@ -95,14 +86,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Stop the server, then the services; their data stays."""
         self._closing = True
-        server = self._server
-        if server is not None and server.poll() is None:
-            server.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.to_thread(server.wait, STOP_S)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                await asyncio.to_thread(server.wait)
+        await asyncio.to_thread(self._server.end, STOP_S)
         self._pid_path.unlink(missing_ok=True)
         await asyncio.to_thread(self.stack.down)
 
@@ -119,8 +103,8 @@ class Supervisor:
 
     async def _bring_back(self, part: Part) -> None:
         if part == "server":
-            self._spawn()
-            await self._ready()
+            with suppress(ServiceFailedError):  # looked at again soon
+                await self._serve()
             return
         service = self.stack.broker if part == "broker" else self.stack.postgres
         await asyncio.to_thread(service.start)
@@ -132,31 +116,9 @@ class Supervisor:
             if outage.part == part and outage.back_s is None:
                 self.outages[index] = replace(outage, back_s=now - outage.at)
 
-    def _spawn(self) -> None:
-        assert self.settings is not None
-        with self._log.open("ab") as output:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", _SERVE],
-                env={**os.environ, **environment(self.settings)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # a Ctrl-C is for the demo, which stops it in order
-            )
+    async def _serve(self) -> None:
+        self._server.start()
         daemon = Daemon.of(self._server.pid)
         if daemon is not None:
             daemon.remember(self._pid_path)
-
-    async def _ready(self) -> bool:
-        """Poll /readyz; False if it does not come or the process has ended."""
-        until = time.monotonic() + READY_S
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
-            while time.monotonic() < until and self.alive("server"):
-                try:
-                    async with session.get(f"{self.base}/readyz") as response:
-                        if response.status == 200:
-                            return True
-                except (aiohttp.ClientError, TimeoutError):
-                    pass
-                await asyncio.sleep(_POLL_S / 2)
-        return False
+        await asyncio.to_thread(wait_ready, self._server, self.base)

@@ -27,9 +27,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from ops.chaos.child import vestibule
 from ops.chaos.system import System
 from ops.deployment import environment
+from ops.services.child import vestibule
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 

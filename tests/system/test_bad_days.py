@@ -21,11 +21,11 @@ import pytest
 from agent.clock import ManualClock, SystemClock
 from agent.outbox import Outbox
 from agent.recorder import Profile, Recorder
-from ops.chaos.child import Child
 from ops.chaos.device import AgentSettings, Device
 from ops.chaos.record import Crossing
 from ops.chaos.system import System, blocking, running
 from ops.services.account import data_directory, service_account
+from ops.services.child import Child
 from ops.services.stack import Stack, free_ports
 from protocol.frame import Quality
 from server.fleet import register

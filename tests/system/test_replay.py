@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ops.chaos.child import vestibule
+from ops.services.child import vestibule
 from ops.services.stack import Stack
 
 LEEDS = Path(__file__).parents[3] / "shared" / "data" / "leeds_footfall_2009_2014.csv.gz"

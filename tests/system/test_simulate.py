@@ -9,8 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ops.chaos.child import vestibule
 from ops.deployment import deployment
+from ops.services.child import vestibule
 from ops.services.stack import Stack
 from ops.serving import server_running
 from ops.simulate import Run, Verdict, judge

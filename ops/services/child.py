@@ -1,32 +1,48 @@
-"""A process that we started: killed, frozen, ended by its own id, never by name."""
+"""A process of ours that ends with us, and when the server in it is ready.
+
+It is killed, frozen and ended by its own id, never by name. What outlives its starter is a
+`Daemon` (`process.py`).
+"""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
+
+from ops.services.errors import ServiceFailedError
 
 END_S = 20.0
+READY_S = 60.0
+_POLL_S = 0.1
+_ANSWER_S = 5.0
+_DIRECT = build_opener(ProxyHandler({}))  # whatever proxy the environment names
 
 
 @dataclass(slots=True)
 class Child:
-    """A command that can be started again after each kill; its output is appended to `log`."""
+    """A command that can be started again after each kill; its output is appended to `log`.
+
+    `own_session`: a Ctrl-C on the terminal is for its starter, which ends it in order.
+    """
 
     name: str
     command: Sequence[str]
     log: Path
-    env: Mapping[str, str] = field(default_factory=dict)
-    cwd: Path | None = None
-    starts: int = 0
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold passwords
+    own_session: bool = False
     _process: subprocess.Popen[bytes] | None = None
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        process = self._process  # another thread may end it meanwhile
+        return process is not None and process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -44,7 +60,6 @@ class Child:
         """Start it; a running one is left alone."""
         if self.running:
             return
-        self.starts += 1
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self.command,
@@ -52,7 +67,7 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.env},
-                cwd=self.cwd,
+                start_new_session=self.own_session,
             )
 
     def kill(self) -> None:
@@ -90,6 +105,24 @@ class Child:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
+
+
+def wait_ready(server: Child, base: str, *, timeout_s: float = READY_S) -> None:
+    """Return once the server at `base` is ready; ServiceFailedError has the end of its log."""
+    deadline = time.monotonic() + timeout_s
+    while not is_ready(base):
+        if not server.running or time.monotonic() > deadline:
+            raise ServiceFailedError(f"the {server.name} is not ready:\n{server.tail()}")
+        time.sleep(_POLL_S)
+
+
+def is_ready(base: str) -> bool:
+    """Return whether /readyz says so."""
+    try:
+        with _DIRECT.open(f"{base}/readyz", timeout=_ANSWER_S) as response:
+            return bool(response.status == 200)
+    except (OSError, HTTPException):  # an answer of 503 is an OSError, too
+        return False
 
 
 def python(*arguments: str) -> list[str]:
