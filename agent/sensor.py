@@ -1,15 +1,14 @@
-"""Where events come from: GPIO lines, a feeder at a socket or standard input, or a script.
+"""Where events come from: GPIO lines, or a feeder at a socket or standard input.
 
 A sensor hands each event to `take`, which records it at once (or raises RefusedError), and is told
 by `flushed` whenever the journal has been written, so that a feeder hears `stored` only then.
 The drivers are `agent.gpio` (GpioSensor) and `agent.feed` (SocketSensor, StdinSensor).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent.clock import Clock
 from agent.recorder import Feed
 
 
@@ -52,18 +51,3 @@ class Sensor(Protocol):
     def health(self) -> dict[str, float]:
         """Return metrics of the hardware, by name."""
         return {}
-
-
-class ScriptedSensor(Sensor):
-    """Deliver `script`, pairs of (seconds since the last event, event), on any clock."""
-
-    def __init__(self, script: Iterable[tuple[float, Event]], *, clock: Clock) -> None:
-        self._script = script
-        self._clock = clock
-
-    async def run(self, take: Take) -> None:
-        """Deliver the script, then return."""
-        for wait_s, event in self._script:
-            if wait_s > 0:
-                await self._clock.sleep(wait_s)
-            take(event)

@@ -1,6 +1,6 @@
 """Every metric of the server, in one list. Names: vestibule_<part>_<what>_<unit>."""
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -55,9 +55,3 @@ HTTP_SECONDS = Histogram(
     ["route", "status"],
     buckets=_FAST,
 )
-ENROLMENTS = Counter("vestibule_provisioning_enrolments", "Enrolments by outcome", ["outcome"])
-
-
-def render() -> bytes:
-    """Return all metrics in Prometheus' text format."""
-    return generate_latest(REGISTRY)

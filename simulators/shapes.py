@@ -5,7 +5,6 @@ averaged per weekday and hour and rounded to per mille: Briggate, the main shopp
 Albion Street North, shops among offices. Monday to Thursday share one row. Months: same source.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,11 +49,9 @@ OFFICES = Shape(
 )
 MONTHS = (0.74, 0.84, 0.96, 0.98, 1.00, 1.00, 1.02, 1.00, 1.03, 1.08, 1.10, 1.27)  # January first
 # fmt: on
-SHAPES: Mapping[str, Shape] = {shape.name: shape for shape in (STREET, OFFICES)}
 
 ALWAYS: Hours = ((0, 1440),) * 7
 SHOP: Hours = ((600, 1200),) * 5 + ((600, 1080), (660, 1020))
-MALL: Hours = ((600, 1260),) * 5 + ((600, 1200), (600, 1200))
 
 
 @lru_cache(maxsize=4096)

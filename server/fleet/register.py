@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import asyncpg
@@ -88,29 +88,6 @@ async def add_site(
         [(organisation, site, h.weekday, h.opens, h.closes) for h in hours],
     )
     return site
-
-
-async def add_exception(
-    connection: asyncpg.Connection,
-    organisation: int,
-    *,
-    site: int,
-    day: date,
-    opens: int | None,
-    closes: int | None,
-    note: str = "",
-) -> None:
-    """Give `day` its own hours; None closes it."""
-    await connection.execute(
-        "insert into opening_exceptions (organisation_id, site_id, day, opens, closes, note) "
-        "values ($1, $2, $3, $4, $5, $6)",
-        organisation,
-        site,
-        day,
-        opens,
-        closes,
-        note,
-    )
 
 
 async def add_spot(

@@ -103,15 +103,6 @@ class Silent:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """People counted on a day, but not to the minute."""
-
-    visits: int
-    exits: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class SiteDay:
     """One site's day, as a card and at the head of its page."""
 

@@ -1,4 +1,4 @@
-"""Beams, buttons, visits and scripts."""
+"""Beams, buttons and visits."""
 
 import asyncio
 import os
@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.clock import ManualClock
 from agent.gpio import Beams, GpioButton, GpioLine, GpioSensor, GpioSettings
 from agent.kiosk import Visits
-from agent.sensor import Crossing, Event, ScriptedSensor, Touch
+from agent.sensor import Crossing, Event, Touch
 
 IN = ((0, True), (1, True), (0, False), (1, False))
 OUT = ((1, True), (0, True), (1, False), (0, False))
@@ -115,17 +114,3 @@ def test_visits_never_go_back(waits: list[int]) -> None:
         now += wait
         ordinals.append(visits.ordinal(now))
     assert all(right - left in {0, 1} for left, right in pairwise(ordinals))
-
-
-async def test_a_script_plays_on_virtual_time() -> None:
-    clock, events = ManualClock(), list[Event]()
-    sensor = ScriptedSensor([(0, Crossing(0, 1)), (5, Crossing(0, 0, 1))], clock=clock)
-    task = asyncio.create_task(sensor.run(events.append))
-    await asyncio.sleep(0)
-    assert events == [Crossing(0, 1)]
-    clock.advance(4_999)
-    await asyncio.sleep(0)
-    assert len(events) == 1
-    clock.advance(1)
-    await task
-    assert events[1] == Crossing(0, 0, 1)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulators.shapes import ALWAYS, MALL, OFFICES, SHOP, STREET, Hours, Shape
+from simulators.shapes import ALWAYS, OFFICES, SHOP, STREET, Hours, Shape
 from simulators.traffic import (
     HOUR_MS,
     Door,
@@ -35,7 +35,7 @@ MONDAY = int(datetime(2025, 11, 10, tzinfo=ZoneInfo("Europe/Stockholm")).timesta
 @given(
     seed=st.integers(0, 2**32),
     median=st.floats(1, 3_000),
-    hours=st.sampled_from([SHOP, MALL, ALWAYS]),
+    hours=st.sampled_from([SHOP, ALWAYS]),
     shape=st.sampled_from([STREET, OFFICES]),
     day=st.integers(0, 130),
 )
