@@ -65,6 +65,19 @@ _SETTINGS = {
     "log_parameter_max_length": "200",
     "log_parameter_max_length_on_error": "0",
 }
+_NO_LOCKS = """
+do $$
+declare f regprocedure;
+begin
+    for f in select oid from pg_proc where pronamespace = 'pg_catalog'::regnamespace
+        and proname ~ '^pg_(try_)?advisory_(xact_)?lock'  -- pools let go of all by unlock_all
+    loop
+        execute format('revoke execute on function %s from public', f);
+        execute format('grant execute on function %s to '
+            'vestibule_owner, vestibule_ingest, vestibule_desk, vestibule_maint', f);
+    end loop;
+end $$;
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +228,17 @@ class Postgres:
             self.create_database(DATABASE)
 
     def create_database(self, name: str) -> None:
-        """Make an empty database with TimescaleDB that vestibule_owner owns."""
+        """Make an empty database with TimescaleDB that vestibule_owner owns.
+
+        The API's role gets no advisory lock: it could keep the deriver from its own. Only a
+        superuser can take them away, so no migration does.
+        """
         others = ", ".join(name for role, name in ROLES.items() if role != "owner")
         self.execute(f"create database {_name(name)} owner {ROLES['owner']}")
         self.execute(
             f"revoke all on database {_name(name)} from public; "
             f"grant connect, temporary on database {_name(name)} to {others}; "
-            "create extension timescaledb;",
+            f"create extension timescaledb; {_NO_LOCKS}",
             database=name,
         )
 

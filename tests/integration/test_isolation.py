@@ -9,6 +9,7 @@ import pytest
 
 from server.api.routes import ROUTES
 from server.db.engine import reading
+from server.rollup.refresh import LOCK
 from tests.integration.api_world import World, utc
 
 pytestmark = pytest.mark.services
@@ -255,6 +256,16 @@ async def test_an_answer_cannot_write(world: World) -> None:
     async with reading(world.api, "test", organisation=own) as connection:
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await connection.execute("update transactions set amount = 0")
+
+
+async def test_the_apis_role_cannot_keep_the_deriver_from_its_lock(world: World) -> None:
+    async with world.api.acquire() as connection:
+        for take in ("pg_advisory_lock", "pg_advisory_xact_lock_shared", "pg_try_advisory_lock"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(f"select {take}({LOCK})")
+    async with world.maint.acquire() as connection:
+        assert await connection.fetchval(f"select pg_try_advisory_lock({LOCK})")
+        await connection.execute(f"select pg_advisory_unlock({LOCK})")
 
 
 async def test_the_api_writes_nothing_at_all(world: World) -> None:
