@@ -7,7 +7,8 @@ Verification, in this order; the same numbers stand in the code:
 3. It has not expired, unless this same key already used it.
 4. It is unused, or was used by this same key: then the same certificate is answered again, so a
    device that lost power after asking may ask again.
-5. The device is not revoked.
+5. The device is admitted: when its certificate is recorded, and again, under its row's lock, when
+   it is given out.
 6. The serial is recorded before anything is signed, and nothing but the key is taken from the
    request.
 """
@@ -79,20 +80,36 @@ async def enrol(
         raise RefusedError("bad_request_for_certificate", str(error)) from error
     chain = issued.chain_pem.decode()
     async with transaction(pool, "complete enrolment") as connection:
+        admitted = await connection.fetchval(  # 5
+            "select admitted from devices where id = $1 for update", claim["device_id"]
+        )
         await connection.execute(
-            "update certificates set chain = $2, not_after = $3 where serial = $1",
+            "update certificates set chain = $2, not_after = $3, "
+            "state = case when $4 then state else 'failed' end where serial = $1",
             f"{serial:x}",
-            chain,
+            chain if admitted else None,
             issued.not_after,
+            admitted,
         )
-        await connection.execute(
-            "update devices set state = 'provisioned', enrolled_at = coalesce(enrolled_at, $2) "
-            "where id = $1",
-            claim["device_id"],
-            now,
-        )
-        await notify(connection, claim["device"])
+        if admitted:
+            await _provisioned(connection, claim["device_id"], now=now)
+            await notify(connection, claim["device"])
+    if not admitted:
+        raise _not_admitted(claim["device"])
     return Enrolment(claim["device"], claim["kind"], chain)
+
+
+async def _provisioned(connection: asyncpg.Connection, device: int, *, now: datetime) -> None:
+    """Note that a device is enrolled; one that was further in its life stays there."""
+    await connection.execute(
+        "update devices set enrolled_at = coalesce(enrolled_at, $2) where id = $1", device, now
+    )
+    await connection.execute(
+        "update devices set state = 'provisioned', state_since = $2 "
+        "where id = $1 and state in ('manufactured', 'claimed')",
+        device,
+        now,
+    )
 
 
 async def _check(
@@ -113,8 +130,12 @@ async def _check(
     if claim["used_at"] is not None and not again:  # 4
         raise RefusedError("claim_used", "this claim was used with another key; ask for a new one")
     if not claim["admitted"]:  # 5
-        raise RefusedError("device_revoked", f"{claim['device']} is not admitted")
+        raise _not_admitted(claim["device"])
     return claim
+
+
+def _not_admitted(device: str) -> RefusedError:
+    return RefusedError("device_revoked", f"{device} is not admitted")
 
 
 def _key_hash(csr_pem: str) -> bytes:
