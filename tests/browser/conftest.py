@@ -111,15 +111,25 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 @pytest.fixture
 def new_page(chrome: Browser) -> Iterator[Callable[..., Page]]:
-    """Make pages; what any of them complains of on its console fails the test."""
+    """Make pages; what any of them complains of fails the test, unless it holds `complains`."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
-    def heard(said: ConsoleMessage) -> None:
-        if said.type in ("error", "warning"):
-            complaints.append(said.text)
+    def make(
+        *,
+        width: int = 1280,
+        scheme: str = "light",
+        language: str = "en-GB",
+        complains: str | None = None,
+    ) -> Page:
+        def heard(text: str) -> None:
+            if complains is None or complains not in text:
+                complaints.append(text)
 
-    def make(*, width: int = 1280, scheme: str = "light", language: str = "en-GB") -> Page:
+        def logged(said: ConsoleMessage) -> None:
+            if said.type in ("error", "warning"):
+                heard(said.text)
+
         context = chrome.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if scheme == "dark" else "light",
@@ -128,14 +138,14 @@ def new_page(chrome: Browser) -> Iterator[Callable[..., Page]]:
         context.set_default_timeout(30_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", heard)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        context.on("console", logged)  # also of the pages that this one opens
+        context.on("weberror", lambda found: heard(str(found.error)))
         return page
 
     yield make
     for context in contexts:
         context.close()
-    assert not [said for said in complaints if "ERR_" not in said and "status of" not in said]
+    assert complaints == []
 
 
 @pytest.fixture

@@ -141,8 +141,8 @@ def test_the_reader_is_spoken_to_in_their_language(
 
 
 def test_a_stranger_is_told_how_to_get_in(demo: Demo, new_page: NewPage) -> None:
-    signed_in = open_portal(new_page(), demo)
-    stranger = new_page()
+    signed_in = open_portal(new_page(complains="status of 401"), demo)  # once it signed out
+    stranger = new_page(complains="status of 401")
     response = stranger.goto(signed_in.url)
     assert response is not None
     assert response.status == 401
@@ -153,7 +153,7 @@ def test_a_stranger_is_told_how_to_get_in(demo: Demo, new_page: NewPage) -> None
 
 
 def test_another_organisations_site_does_not_exist(demo: Demo, new_page: NewPage) -> None:
-    page = new_page()
+    page = new_page(complains="status of 404")
     theirs = open_portal(page, demo, 1).locator(".site").first.get_attribute("data-site")
     portal = open_portal(page, demo, 0)
     response = portal.goto(f"{portal.url.rstrip('/')}/sites/{theirs}")
