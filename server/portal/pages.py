@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 HERE = Path(__file__).parent
 REFRESH_S = 2.0
 MAX_STREAMS = 500  # a stream is a sleeping task; more than this is a misbehaving client
+MAX_STREAMS_EACH = 50  # of one organisation, so that none takes those of the others
 _FIRST_DAY = date(2000, 1, 1)
 
 
@@ -68,7 +70,7 @@ class Pages:
         self._settings = settings
         self._shell = shell
         self._now = now
-        self._streams = 0
+        self._streams: Counter[int] = Counter()  # by organisation
         self._closing = asyncio.Event()
 
     async def close(self, _: web.Application) -> None:
@@ -161,19 +163,21 @@ class Pages:
         organisation = self._who(request)
         if organisation is None:
             raise web.HTTPForbidden(text="sign in first")
-        if self._streams >= MAX_STREAMS:
+        if self._streams[organisation] >= MAX_STREAMS_EACH:
+            raise web.HTTPTooManyRequests(text="too many live pages; this one stays as it is")
+        if self._streams.total() >= MAX_STREAMS:
             raise web.HTTPServiceUnavailable(text="too many live pages; this one stays as it is")
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
-        await response.prepare(request)
-        self._streams += 1
+        self._streams[organisation] += 1
         try:
+            await response.prepare(request)
             await self._stream(response, organisation)
         except ConnectionError:
             log.debug("live page gone", organisation=organisation)
         finally:
-            self._streams -= 1
+            self._streams -= Counter([organisation])  # which forgets who has none left
         return response
 
     async def _stream(self, response: web.StreamResponse, organisation: int) -> None:
