@@ -55,6 +55,7 @@ def embedded(stack: Stack, *, database: str = "vestibule", start: bool = True) -
             http_port=int(chosen["http_port"]),
             https_port=int(chosen["https_port"]),
             session_secret=Secret(chosen["session_secret"]),
+            dsn_desk=Secret(endpoints.dsn("desk", database)),
         ),
     )
 
@@ -64,6 +65,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         "VESTIBULE_DSN_INGEST": settings.dsn_ingest.reveal(),
         "VESTIBULE_DSN_API": settings.dsn_api.reveal(),
+        "VESTIBULE_DSN_DESK": settings.dsn_desk.reveal(),
         "VESTIBULE_DSN_MAINT": settings.dsn_maint.reveal(),
         "VESTIBULE_PKI": str(settings.pki),
         "VESTIBULE_BROKER_HOST": settings.broker_host,

@@ -81,7 +81,8 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             pages = web.Application()
             if "api" in settings.roles:
                 api_pool = await _open(stack, settings.dsn_api.reveal(), size=10, name="api")
-                pages = _pages(settings, api_pool, clock)
+                desk_pool = await _open(stack, settings.dsn_desk.reveal(), size=8, name="desk")
+                pages = _pages(settings, api_pool, desk_pool, clock)
                 await _listen_for_devices(stack, running)
             _add_operations(pages, running)
             await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
@@ -92,7 +93,9 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
                 worker.cancel()
 
 
-def _pages(settings: Settings, pool: asyncpg.Pool, clock: SystemClock) -> web.Application:
+def _pages(
+    settings: Settings, pool: asyncpg.Pool, desk: asyncpg.Pool, clock: SystemClock
+) -> web.Application:
     pages = build_portal(pool=pool, settings=settings)
     api = build_api(pool=pool, clock=clock, identify=lambda request: identify(request, settings))
     pages.add_subapp("/v1/", api)

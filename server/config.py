@@ -56,6 +56,7 @@ class Settings:
     public_url: str = ""
     enrol_url: str = ""
     session_secret: Secret = field(default=Secret(""))
+    dsn_desk: Secret = field(default=Secret(""))
     roles: frozenset[str] = frozenset({"api", "ingest", "rollup"})
 
     @property
@@ -67,11 +68,10 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Read VESTIBULE_* variables; SettingsError names each that is missing or malformed."""
         env = os.environ if environment is None else environment
-        missing = [
-            f"VESTIBULE_{name}"
-            for name in ("DSN_INGEST", "DSN_API", "DSN_MAINT", "PKI")
-            if not env.get(f"VESTIBULE_{name}")
-        ]
+        roles = read_roles(env.get("VESTIBULE_ROLES", ",".join(ROLES)))
+        needed = ["DSN_INGEST", "DSN_API", "DSN_MAINT", "PKI"]
+        needed += ["DSN_DESK", "SESSION_SECRET"] if "api" in roles else []
+        missing = [f"VESTIBULE_{name}" for name in needed if not env.get(f"VESTIBULE_{name}")]
         if missing:
             raise SettingsError(f"not set: {', '.join(missing)}")
 
@@ -97,7 +97,8 @@ class Settings:
             public_url=env.get("VESTIBULE_PUBLIC_URL", ""),
             enrol_url=env.get("VESTIBULE_ENROL_URL", ""),
             session_secret=Secret(env.get("VESTIBULE_SESSION_SECRET", "")),
-            roles=read_roles(env.get("VESTIBULE_ROLES", ",".join(ROLES))),
+            dsn_desk=Secret(env.get("VESTIBULE_DSN_DESK", "")),
+            roles=roles,
         )
 
 

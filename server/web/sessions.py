@@ -1,0 +1,195 @@
+"""Who asks for a page: the session's cookie in, a `Visitor` in the request, forms proved.
+
+What changes anything (every method but GET, HEAD and OPTIONS) passes, in this order; the same
+numbers stand in the code:
+
+1. It comes from a page of ours: `Sec-Fetch-Site` says same-origin, and `Origin` is ours; a browser
+   that sends neither is refused.
+2. It carries the session's form token, in the field `csrf` or the header `X-CSRF-Token`. Who is
+   not signed in has a nonce in a cookie instead, whose token the sign-in form carries.
+
+Under `/v1/` a request that does not pass is one without a session; its key still counts.
+"""
+
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import NoReturn
+from urllib.parse import urlencode, urlsplit
+
+import asyncpg
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from server.config import Settings
+from server.db.engine import ACQUIRE_TIMEOUT_S
+from server.people.roles import Permission, Place
+from server.people.sessions import LIFE, Visitor, csrf_token, resolve
+
+__all__ = ["Sessions", "Visitor", "demand", "form_token", "signed_in", "stranger", "visitor"]
+
+CSRF_FIELD = "csrf"
+CSRF_HEADER = "X-CSRF-Token"
+SIGN_IN = "/signin"
+API = "/v1/"
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_OPEN = ("/static/", "/healthz", "/readyz", "/metrics")
+"""What asks no one's name, and so not the database either."""
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_VISITOR = web.RequestKey("visitor", Visitor)
+_NONCE = web.RequestKey("nonce", str)
+_NEW_NONCE = web.RequestKey("new nonce", str)
+
+
+def visitor(request: web.Request) -> Visitor | None:
+    """Return who is signed in, None if nobody."""
+    return request.get(_VISITOR)
+
+
+def signed_in(request: web.Request) -> Visitor:
+    """Return who is signed in; leads to the sign-in page (or says 401) if nobody."""
+    found = visitor(request)
+    if found is None:
+        stranger(request)
+    return found
+
+
+def demand(request: web.Request, permission: Permission, place: Place) -> Visitor:
+    """Return who is signed in and may do this there.
+
+    Raises the way to the sign-in page for who is not signed in, and for who may not the same 404 as
+    for what does not exist.
+    """
+    found = signed_in(request)
+    if not found.may(permission, place):
+        raise web.HTTPNotFound
+    return found
+
+
+def stranger(request: web.Request) -> NoReturn:
+    """Lead who is not signed in to the sign-in page and back; a script gets 401 instead."""
+    to = urlencode({"to": request.path_qs}) if request.method in _SAFE else ""
+    if "HX-Request" in request.headers:
+        shown = urlsplit(request.headers.get("HX-Current-URL", "/"))
+        back = urlencode({"to": f"{shown.path}?{shown.query}" if shown.query else shown.path})
+        raise web.HTTPUnauthorized(
+            text="sign in first", headers={"HX-Redirect": f"{SIGN_IN}?{back}"}
+        )
+    if "text/html" in request.headers.get("Accept", ""):
+        raise web.HTTPSeeOther(f"{SIGN_IN}?{to}" if to else SIGN_IN)
+    raise web.HTTPUnauthorized(text="sign in first")
+
+
+def form_token(request: web.Request) -> str:
+    """Return what a form on this page must carry; makes the nonce of who is not signed in."""
+    found = visitor(request)
+    if found is not None:
+        return found.csrf
+    if _NONCE not in request:
+        request[_NONCE] = request[_NEW_NONCE] = secrets.token_urlsafe(32)
+    return csrf_token(request[_NONCE])
+
+
+class Sessions:
+    """The middleware that knows who asks, and the cookies; `pool` is the desk's."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        settings: Settings,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._pool, self._now = pool, now
+        self._origin = _origin(settings.public_url)
+        self._secure = settings.public_url.startswith("https://")
+        # __Host-: over HTTPS alone, from this host alone, for all of it
+        self.cookie = "__Host-vestibule" if self._secure else "vestibule"
+        self._nonce_cookie = f"{self.cookie}-form"
+
+    @property
+    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        """For the outermost application."""
+
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if not request.path.startswith(_OPEN):
+                await self._enter(request)
+            response = await handler(request)
+            if _NEW_NONCE in request and not response.prepared:
+                self._keep(response, self._nonce_cookie, request[_NEW_NONCE])
+            return response
+
+        return guard
+
+    def begin(self, response: web.StreamResponse, token: str) -> None:
+        """Give the browser a session's token."""
+        self._keep(response, self.cookie, token, max_age=int(LIFE.total_seconds()))
+        self._forget(response, self._nonce_cookie)
+
+    def forget(self, response: web.StreamResponse) -> None:
+        """Take the browser's token away; the session itself is ended in the database."""
+        self._forget(response, self.cookie)
+
+    async def _enter(self, request: web.Request) -> None:
+        token, nonce = request.cookies.get(self.cookie), request.cookies.get(self._nonce_cookie)
+        if nonce:
+            request[_NONCE] = nonce
+        found = None if token is None else await self._visitor(token)
+        if request.method not in _SAFE:
+            if not self._from_our_page(request):  # 1
+                if not request.path.startswith(API):
+                    raise web.HTTPForbidden(text="only a page of this server may do this")
+                found = None
+            elif not await self._proved(request, found):  # 2
+                if not request.path.startswith(API):
+                    if found is None:
+                        stranger(request)
+                    raise web.HTTPForbidden(text="this form has ended: load its page again")
+                found = None
+        if found is not None:
+            request[_VISITOR] = found
+
+    async def _visitor(self, token: str) -> Visitor | None:
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            return await resolve(connection, token, now=self._now())
+
+    def _from_our_page(self, request: web.Request) -> bool:
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+        ours = self._origin or f"http://{request.host}"
+        if site is not None:
+            return site == "same-origin" and origin in (None, "null", ours)
+        return origin == ours
+
+    async def _proved(self, request: web.Request, found: Visitor | None) -> bool:
+        given = request.headers.get(CSRF_HEADER)
+        if given is None and request.content_type in _FORMS:
+            field = (await request.post()).get(CSRF_FIELD)
+            given = field if isinstance(field, str) else None
+        if found is None and _NONCE not in request:
+            return False
+        wanted = csrf_token(request[_NONCE]) if found is None else found.csrf
+        return given is not None and hmac.compare_digest(given.encode(), wanted.encode())
+
+    def _keep(
+        self, response: web.StreamResponse, name: str, value: str, *, max_age: int | None = None
+    ) -> None:
+        response.set_cookie(
+            name,
+            value,
+            max_age=max_age,
+            path="/",
+            httponly=True,
+            samesite="Lax",
+            secure=self._secure,
+        )
+
+    def _forget(self, response: web.StreamResponse, name: str) -> None:
+        response.del_cookie(name, path="/", httponly=True, samesite="Lax", secure=self._secure)
+
+
+def _origin(url: str) -> str:
+    """Return the scheme and host of `url`, as a browser writes them; empty for an empty one."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower() if parts.netloc else ""
