@@ -10,7 +10,7 @@ from protocol.frame import FrameError, Kind, Reason, Section, Span, encode, enco
 
 MAX_METRICS = 64
 MAX_NAME = 48
-_NAME = re.compile(rb"[a-z][a-z0-9_.]{0,47}")
+_NAME = re.compile(rb"[a-z][a-z0-9_.]{0,%d}" % (MAX_NAME - 1))
 _VALUE = struct.Struct("<d")
 
 

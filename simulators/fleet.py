@@ -10,11 +10,10 @@ Decided here:
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 
@@ -27,8 +26,6 @@ CONNECT_S = 15.0
 FILES_EACH = 3  # socket, outbox, its log
 FILES_IN_MEMORY = 1
 FILES_BESIDE = 512  # a proxy, the truth, sockets that are closing
-
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -156,16 +153,6 @@ class Fleet:
             await asyncio.sleep(max(0.0, trouble.at_s - elapsed))
             log.debug("fault", device=device.spec.device, fault=trouble.fault.value)
             await device.suffer(trouble)
-
-
-def run(main: Coroutine[object, object, T]) -> T:
-    """Run `main` to its end, on uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:  # the agent's own dependencies do not have it
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
 
 
 def raise_file_limit(devices: int, *, in_memory: bool) -> None:

@@ -22,7 +22,6 @@ QUESTIONS = {
     ]
 }
 LIVE_BUSIER = 4.0  # live traffic is this many times an ordinary Saturday's
-MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 
 FASHION_HOURS: Hours = ((600, 1140),) * 5 + ((600, 1080), (660, 1020))
