@@ -24,6 +24,8 @@ UNIT = 10_000
 """Sums are in ten-thousandths of a person, the grain of calibration factors: exact integers."""
 
 _LINES = 4
+_FEW = 50
+"""Spots up to which a plan made for any spots does; made for few, it is slow for hundreds."""
 
 
 Sum = tuple[int, int, int, int]
@@ -108,10 +110,13 @@ PLAIN = (UNIT, 0) * _LINES
 _EVER = (-(1 << 40), 1 << 40)
 
 
+_UNCUT = (Segment(*_EVER, PLAIN),)
+
+
 def segments(calibrations: Sequence[Calibration]) -> tuple[Segment, ...]:
     """Cut time where a calibration begins or ends; lines without one count as they are."""
     if not calibrations:
-        return (Segment(*_EVER, PLAIN),)
+        return _UNCUT
     edges = sorted({*_EVER, *(c.start_s for c in calibrations), *(c.end_s for c in calibrations)})
     edges = [edge for edge in edges if _EVER[0] <= edge <= _EVER[1]]
     found: list[Segment] = []
@@ -161,6 +166,8 @@ async def add_up(
 
     Keys are `row_key`s for days, weeks and months, else the rows' instants.
     """
+    if len(sources) > _FEW:
+        await connection.execute("set local plan_cache_mode = force_custom_plan")
     open_ = "open_" if scope_open and size.is_days else ""
     within: tuple[date | datetime, ...] = days if size.is_days else (_at(start_s), _at(end_s))
     out = ([spot for spot, _ in left_out], [key for _, key in left_out]) if left_out else ()
