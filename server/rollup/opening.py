@@ -16,6 +16,9 @@ from server.rollup.buckets import QUARTER_S, day_start, has_transition, local
 Interval = tuple[int, int]
 """[start, end) in whole seconds (instants) or minutes (wall), as the name says."""
 
+Weekly = tuple[tuple[Interval, ...], ...]
+"""Opening intervals in wall minutes by weekday, Monday first."""
+
 _DAY_MIN = 1440
 _CACHED_DAYS = 20_000
 
@@ -39,7 +42,7 @@ class Part(NamedTuple):
 class Opening:
     """A site's rules, in wall minutes; `weekly` None: always open. Days are inclusive."""
 
-    weekly: tuple[tuple[Interval, ...], ...] | None = None
+    weekly: Weekly | None = None
     exceptions: tuple[tuple[date, tuple[Interval, ...]], ...] = ()
     opens_on: date | None = None
     closes_on: date | None = None

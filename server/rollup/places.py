@@ -8,11 +8,12 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import asyncpg
 
 from server.errors import NotFoundError
-from server.rollup.opening import Calendar, Interval, Opening
+from server.rollup.opening import Calendar, Interval, Opening, Weekly, joined
 from server.rollup.quality import Assigned, accounted_to
 
 _CALENDARS: OrderedDict[tuple[str, Opening], Calendar] = OrderedDict()
@@ -75,9 +76,8 @@ class Gap:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """What happened to a spot in a range: devices, calibrations, gaps."""
+class History(NamedTuple):
+    """What happened to a spot in a range: devices (in order, apart), calibrations, gaps."""
 
     assigned: tuple[Interval, ...] = ()
     accounted_s: int = _UNTIL_S
@@ -106,11 +106,12 @@ async def load_sites(
     if missing := set(refs) - {row["ref"] for row in rows}:
         raise UnknownPlaceError("site", min(missing))
     wanted = [row["id"] for row in rows]
-    weekly: dict[int, list[list[Interval]]] = {}
-    for site, *columns in await connection.fetch(_HOURS, wanted):
-        by_weekday = weekly[site] = [[] for _ in range(7)]
+    weekly: dict[int, Weekly] = {}
+    for sites, *columns in await connection.fetch(_HOURS, wanted):
+        by_weekday: list[list[Interval]] = [[] for _ in range(7)]
         for weekday, opens, closes in zip(*columns, strict=True):
             by_weekday[weekday].append((opens, closes))
+        weekly |= dict.fromkeys(sites, tuple(map(tuple, by_weekday)))
     exceptions: dict[int, dict[object, list[Interval]]] = defaultdict(dict)
     for site, day, opens, closes in await connection.fetch(_EXCEPTIONS, wanted):
         hours = exceptions[site].setdefault(day, [])
@@ -121,11 +122,11 @@ async def load_sites(
 
 def _site(
     row: asyncpg.Record,
-    weekly: list[list[Interval]] | None,
+    weekly: Weekly | None,
     exceptions: dict[object, list[Interval]] | None,
 ) -> Site:
     opening = Opening(
-        None if weekly is None else tuple(map(tuple, weekly)),
+        weekly,
         tuple((day, tuple(hours)) for day, hours in (exceptions or {}).items()),  # type: ignore[misc]
         row["opens_on"],
         row["closes_on"],
@@ -171,13 +172,12 @@ async def load_histories(
     stood = await connection.fetch(_ASSIGNMENTS, ids, *between)
     stored_to = dict(await connection.fetch(_STORED, [row[1] for row in stood]))
     for spot, device, low, high in stood:
-        held = tuple(device_gaps[spot, device])
         assigned[spot].append(
             Assigned(
                 _SINCE_S if low is None else low,
                 _UNTIL_S if high is None else high,
                 stored_to.get(device),
-                held,
+                tuple(device_gaps.get((spot, device), ())),
             )
         )
     calibrations: dict[int, list[Calibration]] = defaultdict(list)
@@ -194,13 +194,18 @@ async def load_histories(
                 factor,
             )
         )
-    return {spot: _history(assigned[spot], calibrations[spot], gaps[spot]) for spot in ids}
+    return {
+        spot: _history(assigned.get(spot, ()), calibrations.get(spot, ()), gaps.get(spot, ()))
+        for spot in ids
+    }
 
 
-def _history(assigned: list[Assigned], calibrations: list[Calibration], gaps: list[Gap]) -> History:
+def _history(
+    assigned: Sequence[Assigned], calibrations: Sequence[Calibration], gaps: Sequence[Gap]
+) -> History:
     return History(
-        tuple((a.start_s, a.end_s) for a in assigned),
-        min((accounted_to(a) for a in assigned), default=_UNTIL_S),
+        joined([(a.start_s, a.end_s) for a in assigned]),
+        min(map(accounted_to, assigned), default=_UNTIL_S),
         tuple(calibrations),
         tuple(gaps),
     )
@@ -212,9 +217,12 @@ _SITES = """
     order by ref
 """
 _HOURS = """
-    select site_id, array_agg(weekday order by weekday, opens),
-           array_agg(opens order by weekday, opens), array_agg(closes order by weekday, opens)
-    from opening_hours where site_id = any($1::int[]) group by site_id
+    with hours as (
+        select site_id, array_agg(weekday order by weekday, opens) as weekdays,
+               array_agg(opens order by weekday, opens) as opens,
+               array_agg(closes order by weekday, opens) as closes
+        from opening_hours where site_id = any($1::int[]) group by site_id)
+    select array_agg(site_id), weekdays, opens, closes from hours group by weekdays, opens, closes
 """
 _EXCEPTIONS = """
     select site_id, day, opens, closes from opening_exceptions where site_id = any($1::int[])

@@ -6,8 +6,8 @@ not zero: visits are None unless something was observed or counted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from server.rollup.opening import Calendar, Interval, overlap
 
@@ -39,8 +39,7 @@ class Hours(StrEnum):
     MIXED = "mixed"
 
 
-@dataclass(frozen=True, slots=True)
-class Assigned:
+class Assigned(NamedTuple):
     """A device at a spot in [start_s, end_s), stored up to `stored_to_s`; `gaps` say why not."""
 
     start_s: int

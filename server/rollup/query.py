@@ -215,10 +215,16 @@ def collect(
         grids = {id(entity.grid): entity.grid for entity in entities}
         shared = {at: {b.start_s: n for n, b in enumerate(grid)} for at, grid in grids.items()}
         numbers = [shared[id(entity.grid)] for entity in entities]
+    begun: set[int] = set()
     for entity, keys, *columns in sums:
         into, grid = cells[entity], entities[entity].grid
         base = row_key(size, grid[0].start_day) if days else 0
-        for key, each in zip(keys, zip(*columns, strict=True), strict=True):
+        found = zip(keys, zip(*columns, strict=True), strict=True)
+        if days and entity not in begun:
+            into[:] = map(dict(found).get, range(base, base + len(grid)))
+            begun.add(entity)
+            continue
+        for key, each in found:
             number = key - base if days else numbers[entity].get(key, -1)
             if not 0 <= number < len(into):
                 continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from server.rollup.answer import CountRow, Unplaced
 from server.rollup.buckets import Bucket, Size, utc_text
-from server.rollup.opening import Calendar, joined
+from server.rollup.opening import Calendar
 from server.rollup.patches import Entity
 from server.rollup.places import Gap, History
 from server.rollup.quality import (
@@ -45,6 +45,7 @@ class Worth:
     scope: Scope
     now_s: int
     _base: dict[tuple[int, int], tuple[list[int], list[Hours]]] = field(default_factory=dict)
+    _whole: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     _states: dict[tuple[int, int], list[State]] = field(default_factory=dict)
 
     def of(
@@ -56,21 +57,31 @@ class Worth:
     ) -> Expectation:
         """Return what `entity`'s buckets should hold, its spots having `histories`."""
         base, hours = self._of(entity.site.calendar, entity.grid)
+        first, last = entity.grid[0].start_s, min(self._now, entity.grid[-1].end_s)
+        accounted = self.now_s
         whole = 0
         parts: list[list[int]] = []
-        for history in histories:
-            assigned = joined(history.assigned)
-            first, last = entity.grid[0].start_s, min(self._now, entity.grid[-1].end_s)
-            if any(low <= first and last <= high for low, high in assigned):
-                whole += 1
-            elif assigned:
-                parts.append(self._partly(entity, assigned, base=base))
-        expected = base if whole == 1 else [whole * seconds for seconds in base]
+        for assigned, accounted_s, _, _ in histories:
+            accounted = min(accounted, accounted_s)
+            for low, high in assigned:
+                if low <= first and last <= high:
+                    whole += 1
+                    break
+            else:
+                if assigned:
+                    parts.append(self._partly(entity, assigned, base=base))
+        expected = self._times(base, whole)
         for part in parts:
             expected = [a + b for a, b in zip(expected, part, strict=True)]
-        accounted = min((history.accounted_s for history in histories), default=self.now_s)
-        states = self._states_of(entity.grid, min(accounted, self.now_s))
+        states = self._states_of(entity.grid, accounted)
         return Expectation(expected, hours, states, self.scope, _calibrations(entity, cut))
+
+    def _times(self, base: list[int], whole: int) -> list[int]:
+        """Return what `whole` spots should hold, all of them assigned all the time."""
+        key = id(base), whole
+        if key not in self._whole:
+            self._whole[key] = [whole * seconds for seconds in base]
+        return self._whole[key]
 
     def _states_of(self, grid: tuple[Bucket, ...], accounted_s: int) -> list[State]:
         """Return the states of buckets; entities of which as many are complete share them."""
@@ -124,23 +135,27 @@ def fold(
 ) -> list[CountRow]:
     """Return one row a bucket."""
     site, spot = entity.site.ref, None if entity.spot is None else entity.spot.ref
-    used, only_open = expectation.calibrations, expectation.scope is Scope.OPEN
+    only_open, closed = expectation.scope is Scope.OPEN, Hours.CLOSED
+    none = [()] * len(cells)
+    lost = [placed.get(n, _NOBODY) for n in range(len(cells))] if placed else [_NOBODY] * len(cells)
     rows: list[CountRow] = []
-    for number, (bucket, hours, expected, state_, cell) in enumerate(
-        zip(
-            entity.grid,
-            expectation.hours,
-            expectation.expected_s,
-            expectation.states,
-            cells,
-            strict=True,
-        )
+    last, revision, origin = 0, 0, ORIGINS[0]
+    for bucket, hours, expected, state_, used, (lost_in, lost_out), cell in zip(
+        entity.grid,
+        expectation.hours,
+        expectation.expected_s,
+        expectation.states,
+        expectation.calibrations or none,
+        lost,
+        cells,
+        strict=True,
     ):
-        if cell is None or (only_open and hours is Hours.CLOSED):
-            cell = _NOTHING
-        entered, left, observed, marks = cell
+        entered, left, observed, marks = (
+            _NOTHING if cell is None or (only_open and hours is closed) else cell
+        )
+        if marks != last:  # seldom: most buckets are of one revision, from one kind of device
+            last, revision, origin = marks, revision_of(marks), ORIGINS[origin_of(marks)]
         counted = known(entered + left, observed)
-        lost = placed.get(number, _NOBODY)
         rows.append(
             CountRow(
                 site,
@@ -151,14 +166,14 @@ def fold(
                 bucket.fold,
                 people(entered) if counted else None,
                 people(left) if counted else None,
-                people(lost[0]) if lost[0] else 0,
-                people(lost[1]) if lost[1] else 0,
+                people(lost_in) if lost_in else 0,
+                people(lost_out) if lost_out else 0,
                 1.0 if observed >= expected > 0 else coverage(observed, expected),
                 hours,
                 state_,
-                revision_of(marks),
-                ORIGINS[origin_of(marks)] if counted else None,
-                used[number] if used else (),
+                revision,
+                origin if counted else None,
+                used,
             )
         )
     return rows
@@ -170,8 +185,7 @@ _NOBODY = (0, 0)
 
 def people(e4: int) -> int | float:
     """Return ten-thousandths of a person as a number: whole unless a factor was applied."""
-    whole, rest = divmod(e4, UNIT)
-    return whole if rest == 0 else e4 / UNIT
+    return e4 / UNIT if e4 % UNIT else e4 // UNIT
 
 
 def place_gaps(
