@@ -214,6 +214,9 @@ class FaultProxy:
             writer.transport.abort()
             return
         flow = _Flow((reader, writer), far)
+        if self.refusing:  # closed while we were connecting: nobody else would end this flow
+            flow.reset()
+            return
         self._flows.add(flow)
         try:
             async with asyncio.timeout(None) as life:
