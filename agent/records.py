@@ -12,7 +12,7 @@ from dataclasses import replace as altered
 
 from agent.disk import next_seq_on_disk
 from agent.held import Held, Meta, pack_meta, unpack_meta
-from protocol.frame import Quality
+from protocol.frame import Quality, signed
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ def put_boot(db: sqlite3.Connection, boot: Boot, *, next_seq: int) -> None:
         "INSERT OR REPLACE INTO boots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             boot.ordinal,
-            _signed(boot.boot_id),
+            signed(boot.boot_id, 64),
             boot.epoch,
             boot.start_ms,
             boot.quality,
@@ -228,11 +228,6 @@ def _boot(row: tuple[int, int, str, int, int, int, int, int, bytes | None, int])
         floor=None if floor is None else unpack_meta(floor),
         touched_ms=touched,
     )
-
-
-def _signed(boot_id: int) -> int:
-    """SQLite's integers are signed."""
-    return boot_id - (1 << 64) if boot_id >> 63 else boot_id
 
 
 def since(meta: Meta, start_ms: int) -> Meta:

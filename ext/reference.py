@@ -32,6 +32,7 @@ from protocol.frame import (
     need,
     read_body,
     read_header,
+    signed,
 )
 from protocol.gap import decode_gap
 from protocol.health import decode_metrics
@@ -294,7 +295,7 @@ def _render_counts(
         values = line.counts[2 * cells.start : 2 * cells.stop]
         batch.readings += _ROW.pack(
             10, 8, (cell_ms - PG_EPOCH_MS) * 1000, 4, piece.spot, 4, piece.boot,
-            4, _signed(header.seq), 4, _signed(header.digest), 4, begin - cell_ms,
+            4, signed(header.seq, 32), 4, signed(header.digest, 32), 4, begin - cell_ms,
             4, end - begin, 2, line.line, 2, counts.interval_s, 20 + 6 * len(values),
         )  # fmt: skip
         batch.readings += _ARRAY.pack(1, 0, 21, len(values), 1)
@@ -348,10 +349,6 @@ def _render_presses(
         batch.press_deltas += PRESS_DELTA.pack(
             piece.spot, piece.boot, bucket, questionnaire, question, answer, 0, count
         )
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 32) if value >= 1 << 31 else value
 
 
 def rows(copy: bytes) -> Iterator[list[bytes | None]]:

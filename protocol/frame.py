@@ -130,6 +130,11 @@ class Header(NamedTuple):
     digest: int
 
 
+def signed(value: int, bits: int) -> int:
+    """Return an unsigned integer of the wire as databases keep it: the signed one of its bits."""
+    return value - (1 << bits) if value >> bits - 1 else value
+
+
 def encode(kind: Kind, sections: Iterable[bytes], *, boot_id: int, seq: int, ordinal: int) -> bytes:
     """Return a whole frame around ready `sections` (see `section`)."""
     body = b"".join(sections)

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 
 from ext.layout import BUCKET_MS, PRESSES_COLUMNS, READINGS_COLUMNS
+from protocol.frame import signed
 from server import metrics
 from server.clock import at as at_time
-from server.ingest.cursors import signed
 from server.ingest.places import EVER_MS, Cursor
 from server.ingest.rows import CountDelta, GapRow, Measured, Move, Plan, PressDelta
 
@@ -188,7 +188,7 @@ async def move_cursors(connection: asyncpg.Connection, moves: Sequence[Move]) ->
     done = await connection.execute(
         _MOVE,
         [move.boot.row for move in moves],
-        [signed(move.boot.boot_id) for move in moves],
+        [signed(move.boot.boot_id, 64) for move in moves],
         [move.boot.device.standing.assignment_version for move in moves],
         [move.before.next_seq for move in moves],
         [cursor.next_seq for cursor in after],
@@ -282,8 +282,8 @@ async def add_metrics(connection: asyncpg.Connection, measured: Iterable[Measure
             at_time(m.at_ms),
             m.boot.device.row,
             m.boot.row,
-            _signed(m.seq),
-            _signed(m.digest),
+            signed(m.seq, 32),
+            signed(m.digest, 32),
             name,
             value,
         )
@@ -321,7 +321,3 @@ async def add_gap(connection: asyncpg.Connection, gap: GapRow) -> int:
         gap.answers,
     )
     return number
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 32) if value >= 1 << 31 else value

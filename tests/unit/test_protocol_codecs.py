@@ -25,6 +25,7 @@ from protocol.frame import (
     read_body,
     read_header,
     section,
+    signed,
 )
 from protocol.gap import Gap
 from protocol.health import Metrics
@@ -268,3 +269,10 @@ def test_a_span_ends_where_an_sql_integer_does() -> None:
         else:
             with pytest.raises(FrameError):
                 decode_time(payload)
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_database_keeps_the_bits_of_an_unsigned_integer(value: int) -> None:
+    for size, code in ((32, "Ii"), (64, "Qq")):
+        low = value % (1 << size)
+        assert signed(low, size) == struct.unpack(code[1], struct.pack(code[0], low))[0]
