@@ -44,6 +44,7 @@ organisations = Table(
     Column("name", Text, nullable=False),
     Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
     Column("enrolment", Text, nullable=False, server_default=text("'allow-list'::text")),
+    Column("clones", Text, nullable=False, server_default=text("'report'::text")),
 )
 api_keys = Table(
     "api_keys",
@@ -165,6 +166,9 @@ devices = Table(
     Column("allowed_until", INSTANT),
     Column("state_since", INSTANT, nullable=False, server_default=text("now()")),
     Column("state_before", Text),
+    Column("asked_at", INSTANT),
+    Column("asked", Text, nullable=False, server_default=text("''::text")),
+    Column("greeted_at", INSTANT),
 )
 assignments = Table(
     "assignments",
@@ -242,6 +246,23 @@ boots = Table(
     Column("first_seen", INSTANT, nullable=False, server_default=text("now()")),
     Column("last_stored", INSTANT),
 )
+closed_boots = Table(
+    "closed_boots",
+    metadata,
+    Column("id", Integer, nullable=False),
+    Column("device_id", Integer, ForeignKey("devices.id"), primary_key=True),
+    Column("boot_id", BigInteger, primary_key=True),
+    Column("ordinal", BigInteger, nullable=False),
+    Column("next_seq", BigInteger, nullable=False),
+    Column("digest", BigInteger, nullable=False),
+    Column("stored_to", INSTANT),
+    Column("first_seen", INSTANT, nullable=False),
+    Column("offset_ms", BigInteger),
+    Column("quality", SmallInteger, nullable=False),
+    Column("totals_open", Boolean, nullable=False),
+    Column("totals", ARRAY(BigInteger)),
+    Column("answers", ARRAY(BigInteger)),
+)
 undated_frames = Table(
     "undated_frames",
     metadata,
@@ -280,7 +301,7 @@ findings = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", INSTANT, nullable=False, server_default=text("now()")),
     Column("device_id", Integer, ForeignKey("devices.id")),
-    Column("boot", Integer, ForeignKey("boots.id")),
+    Column("boot", Integer),
     Column("seq", BigInteger),
     Column("finding", Text, nullable=False),
     Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
@@ -318,6 +339,7 @@ metric_names = Table(
     metadata,
     Column("id", SmallInteger, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False),
+    Column("introduced_by", Integer, ForeignKey("devices.id")),
 )
 device_metrics = Table(
     "device_metrics",

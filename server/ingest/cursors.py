@@ -1,4 +1,7 @@
-"""Cursors in the database: reading those of a batch's boots, and making those of new ones."""
+"""Cursors in the database: reading those of a batch's boots, and making those of new ones.
+
+A boot that is only read may be closed (see `closing`); before its cursor moves it is reopened.
+"""
 
 from collections.abc import Sequence
 
@@ -7,11 +10,11 @@ import asyncpg
 from server.ingest.places import EVER_MS, Boot, Cursor
 
 _READ = """
-select v.i, b.id, b.next_seq, b.digest, b.totals, b.answers, b.totals_open,
+select v.i, b.id, b.next_seq, b.digest, b.totals, b.answers, b.totals_open, b.closed,
   (extract(epoch from b.stored_to) * 1000)::bigint as stored_to_ms,
   exists (select from undated_frames u where u.boot = b.id and u.reason = 'undated') as undated
 from rows from (unnest($1::int[]), unnest($2::bigint[])) with ordinality v (device, boot_id, i)
-join boots b on b.device_id = v.device and b.boot_id = v.boot_id
+join all_boots b on b.device_id = v.device and b.boot_id = v.boot_id
 """
 
 _MAKE = """
@@ -20,7 +23,9 @@ with last as materialized (
 insert into boots (device_id, boot_id, ordinal, assignment_version)
 select v.device, v.boot_id, v.ordinal, d.assignment_version
 from unnest($1::int[], $2::bigint[], $3::bigint[]) v (device, boot_id, ordinal)
-  join devices d on d.id = v.device order by 1, 2
+  join devices d on d.id = v.device
+where not exists (select from closed_boots c where (c.device_id, c.boot_id) = (v.device, v.boot_id))
+order by 1, 2 for share of d
 on conflict (device_id, boot_id) do nothing
 returning device_id, ordinal,
   exists (select from last where last.device_id = boots.device_id
@@ -43,6 +48,7 @@ async def read(connection: asyncpg.Connection, boots: Sequence[Boot]) -> list[Bo
         boot = missing.pop(row["i"])
         boot.row = row["id"]
         boot.undated = row["undated"]
+        boot.closed = row["closed"]
         boot.digests.clear()
         boot.cursor = cursor_of(row)
         boot.device.stored_to_ms = max(boot.device.stored_to_ms, boot.cursor.stored_to_ms)
@@ -52,6 +58,7 @@ async def read(connection: asyncpg.Connection, boots: Sequence[Boot]) -> list[Bo
 async def make(connection: asyncpg.Connection, boots: Sequence[Boot]) -> list[Boot]:
     """Create the cursors of boots that begin now; `read` them afterwards.
 
+    An edit of a device's assignments is waited for: a cursor from before it would never move again.
     Returns those whose ordinal the device has had before: its store was wiped, rolled back or
     cloned.
     """
@@ -68,15 +75,17 @@ async def make(connection: asyncpg.Connection, boots: Sequence[Boot]) -> list[Bo
 async def lock(connection: asyncpg.Connection, boots: Sequence[Boot]) -> bool:
     """Lock the boots' rows in the order that everyone does, and read their cursors afresh.
 
-    False if any is gone: the database is not the one it was.
+    Closed ones are left out: they do not move. False if any other is gone: it was closed, or the
+    database is not the one it was.
     """
+    open_ = [boot for boot in boots if not boot.closed]
     rows = await connection.fetch(
         "select b.id, b.next_seq, b.digest, b.totals, b.answers, b.totals_open, "
         "(extract(epoch from b.stored_to) * 1000)::bigint as stored_to_ms, b.boot_id, b.device_id "
         "from boots b where b.id = any($1::int[]) order by b.id for update",
-        [b.row for b in boots],
+        [boot.row for boot in open_],
     )
-    by_row = {boot.row: boot for boot in boots}
+    by_row = {boot.row: boot for boot in open_}
     for row in rows:
         boot = by_row[row["id"]]
         if (row["device_id"], row["boot_id"]) != (boot.device.row, signed(boot.boot_id)):

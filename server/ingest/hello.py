@@ -3,7 +3,7 @@
 Only this answer may move an agent's mark back, after the database was restored; so it is read
 from the database, never from memory. What memory holds against it is forgotten: the agent will
 send again what the database has lost, and memory would take that for repeats, and receipt it.
-A boot that we do not know is answered so; nothing is made.
+A boot that we do not know is answered so; nothing is made. A closed one is known, and stays closed.
 A hello also brings the offsets of boots that had no clock: what of them is held undated is then
 placed (see `undated`).
 """
@@ -30,9 +30,13 @@ RUNNING = 4  # boots remembered to tell one device from two
 _log = log.get("ingest")
 
 _LEARN = """
-update boots b set quality = v.quality, offset_ms = v.offset_ms
-from unnest($1::int[], $2::bigint[], $3::int[], $4::bigint[])
-  v (device, boot_id, quality, offset_ms)
+with v as (select * from unnest($1::int[], $2::bigint[], $3::int[], $4::bigint[])
+    v (device, boot_id, quality, offset_ms)),
+closed as (
+  update closed_boots b set quality = v.quality, offset_ms = v.offset_ms from v
+  where b.device_id = v.device and b.boot_id = v.boot_id and v.quality >= b.quality
+    and (b.offset_ms is distinct from v.offset_ms or b.quality <> v.quality))
+update boots b set quality = v.quality, offset_ms = v.offset_ms from v
 where b.device_id = v.device and b.boot_id = v.boot_id and v.quality >= b.quality
   and (b.offset_ms is distinct from v.offset_ms or b.quality <> v.quality)
 """
@@ -41,7 +45,7 @@ _STAND = """
 select b.device_id, b.boot_id, b.next_seq, b.digest, b.quality > 0 and exists (
     select from undated_frames u where u.boot = b.id and u.reason = 'undated') as placeable
 from rows from (unnest($1::int[]), unnest($2::bigint[])) v (device, boot_id)
-join boots b on b.device_id = v.device and b.boot_id = v.boot_id
+join all_boots b on b.device_id = v.device and b.boot_id = v.boot_id
 """
 
 

@@ -24,7 +24,7 @@ from protocol.frame import Section, decode_time, need, read_body, read_header
 from server import log, metrics
 from server.clock import Clock
 from server.db.engine import transaction_on
-from server.ingest import cursors, hello, strays, undated
+from server.ingest import closing, cursors, hello, strays, undated
 from server.ingest.batch import (
     DIGEST,
     QUALITY,
@@ -199,6 +199,7 @@ class Pipeline:
         if not result.moves and not result.findings and not locked:
             return result
         async with self._connection() as connection:
+            await closing.reopen(connection, [m.boot for m in result.moves if m.boot.closed])
             async with transaction_on(connection, "store batch"):
                 if locked:
                     boots = [boot for boot, _, _ in batch.runs if boot.row]

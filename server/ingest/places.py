@@ -96,7 +96,7 @@ class Cursor(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Boot:
-    """A boot of a device: `row` is its cursor's, 0 until one is needed."""
+    """A boot of a device: `row` is its cursor's, 0 until one is needed; closed: see `closing`."""
 
     row: int
     device: Device
@@ -105,10 +105,11 @@ class Boot:
     cursor: Cursor
     digests: "Digests"
     undated: bool = False
+    closed: bool = False
 
     def forget(self) -> None:
         """Know nothing of it any more: a restored database may stand elsewhere, or not know it."""
-        self.row, self.cursor, self.undated = 0, Cursor(), False
+        self.row, self.cursor, self.undated, self.closed = 0, Cursor(), False, False
         self.digests.clear()
 
 
@@ -294,6 +295,10 @@ class Places:
             if device is not None:
                 device.loaded_at = -1e9
         self._unknown.clear()
+
+    def devices(self) -> list[Device]:
+        """Return all devices that have been heard of."""
+        return list(self._by_name.values())
 
     def doubt(self, boots: Iterable[Boot]) -> None:
         """Take back all that is known of these boots and their devices; it is read anew."""

@@ -113,6 +113,8 @@ async def _lock(connection: asyncpg.Connection, device: int) -> list[int]:
     await connection.execute(
         "update boots set assignment_version = $2 where device_id = $1", device, version
     )
+    # none of these can be reopened before we commit: that waits for the device (see `closing`)
+    rows += await connection.fetch("select id from closed_boots where device_id = $1", device)
     return [row["id"] for row in rows]
 
 

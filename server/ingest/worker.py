@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 from collections.abc import Callable
 
 import asyncpg
@@ -9,7 +10,7 @@ import asyncpg
 import ext
 from server import log
 from server.clock import Clock
-from server.ingest import undated
+from server.ingest import closing, undated
 from server.ingest.listener import listen
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.pipeline import ACQUIRE_S, SYSTEM_ERRORS, Pipeline, no_failpoint
@@ -19,6 +20,7 @@ from server.tasks import heed_cancellation
 
 DURABLE = ("synchronous_commit", "fsync", "full_page_writes")
 RELISTEN_S = 5.0
+FOLD_EVERY_S = 6 * 3600.0
 _log = log.get("ingest")
 
 
@@ -65,6 +67,7 @@ class Ingest:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch_fleet())
                 tasks.create_task(self._place_changed())
+                tasks.create_task(self._fold_boots())
                 tasks.create_task(listen(self._broker, self.pipeline, self._health))
         finally:
             self._health.stopped()
@@ -135,6 +138,18 @@ class Ingest:
             await undated.place_boot(
                 connection, device, row["boot_id"], now_ms=self._clock.now_ms(), wild=True
             )
+
+    async def _fold_boots(self) -> None:
+        """Put boots that have ended out of the way, and forget those that anyone has."""
+        while True:
+            heed_cancellation()
+            await asyncio.sleep(random.uniform(FOLD_EVERY_S / 2, FOLD_EVERY_S))  # noqa: S311
+            try:
+                async with self._pool.acquire(timeout=ACQUIRE_S) as connection:
+                    await closing.fold(connection, now_ms=self._clock.now_ms())
+                    await closing.forget(connection, self._places)
+            except SYSTEM_ERRORS as error:
+                _log.warning("boots not folded", error=f"{type(error).__name__}: {error}")
 
 
 def spare_the_collector() -> None:

@@ -171,9 +171,10 @@ create table certificates (
 );
 create index on certificates (device_id);
 
--- The cursor of a boot: frames below next_seq are stored. Never deleted, so nothing delayed
--- becomes new again. boot_id is the wire's u64 as a signed bigint. totals: in, out by line;
--- answers: flat (question, answer, total); totals_open: a frame since them could not be read.
+-- The cursor of a boot: frames below next_seq are stored. Never lost, so nothing delayed becomes
+-- new again: what has ended moves to closed_boots. boot_id is the wire's u64 as a signed bigint.
+-- totals: in, out by line; answers: flat (question, answer, total); totals_open: a frame since
+-- them could not be read.
 create table boots (
     id int generated always as identity primary key,
     device_id int not null references devices,
@@ -192,6 +193,37 @@ create table boots (
     last_stored timestamptz,
     unique (device_id, boot_id)
 ) with (fillfactor = 50);
+
+-- Boots that have ended, under the id that their rows name: all that is needed to answer for one,
+-- and to go on with it. totals without the lines that never counted; null: none, as for answers.
+create table closed_boots (
+    id int not null,
+    device_id int not null references devices,
+    boot_id bigint not null,
+    ordinal bigint not null,
+    next_seq bigint not null,
+    digest bigint not null,
+    stored_to timestamptz,
+    first_seen timestamptz not null,
+    offset_ms bigint,
+    quality smallint not null,
+    totals_open boolean not null,
+    totals bigint[],
+    answers bigint[],
+    primary key (device_id, boot_id)
+);
+
+-- Every boot there ever was, once: for what looks back further than boots do.
+create view all_boots as
+    select id, device_id, boot_id, ordinal, next_seq, digest, stored_to, quality, offset_ms,
+           totals, answers, totals_open, first_seen, false as closed
+    from boots
+    union all
+    select id, device_id, boot_id, ordinal, next_seq, digest, stored_to, quality, offset_ms,
+           coalesce(totals, '{}')
+               || array_fill(0::bigint, array[8 - coalesce(cardinality(totals), 0)]),
+           coalesce(answers, '{}'), totals_open, first_seen, true
+    from closed_boots;
 
 -- Frames whose time is not known, or not to be believed; placed when it is.
 create table undated_frames (
@@ -226,11 +258,12 @@ create index on gaps (spot_id, from_at);
 create index on gaps (boot, from_seq);
 
 -- What was seen and should not have been: another digest, another shard, a cloned boot ...
+-- boot may be a closed one, so it refers to no table.
 create table findings (
     id bigint generated always as identity primary key,
     at timestamptz not null default now(),
     device_id int references devices,
-    boot int references boots,
+    boot int,
     seq bigint,
     finding text not null,
     detail jsonb not null default '{}'
@@ -272,7 +305,8 @@ create index presses_spot_time on presses (spot, time);
 
 create table metric_names (
     id smallint generated always as identity primary key,
-    name text not null unique
+    name text not null unique,
+    introduced_by int references devices -- who sent it first: each may bring so many
 );
 
 create table device_metrics (
@@ -467,13 +501,15 @@ grant usage on schema public to vestibule_ingest, vestibule_api, vestibule_maint
 
 grant select on organisations, sites, opening_hours, opening_exceptions, doors, spots,
     calibrations, devices, assignments, backfill_grants, gaps, questionnaires, transactions,
-    dataset, schema_compatibility, metric_names to vestibule_api;
+    dataset, schema_compatibility to vestibule_api;
+grant select (id, name) on metric_names to vestibule_api;
 
 grant select on all tables in schema public to vestibule_ingest;
 grant insert on readings, presses, device_metrics, quarantine, rollup_dirty, findings,
     metric_names, certificates to vestibule_ingest;
 grant insert, update on boots, gaps, rollup_15m, presses_15m to vestibule_ingest;
-grant insert, update, delete on undated_frames to vestibule_ingest;
+grant insert, update, delete on undated_frames, closed_boots to vestibule_ingest;
+grant delete on boots to vestibule_ingest; -- into closed_boots, in one statement
 grant update on readings, presses to vestibule_ingest;
 grant update on claims, devices, certificates, quarantine to vestibule_ingest;
 grant delete on rollup_15m, presses_15m, readings, presses to vestibule_ingest;
