@@ -15,6 +15,7 @@ root would admit services where only devices belong, and devices where only serv
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
 )
 
@@ -59,6 +61,8 @@ class AuthorityError(Exception):
 class RequestRefusedError(ValueError):
     """A certificate request that the authority does not sign, with the reason."""
 
+    code = "bad_request_for_certificate"
+
 
 @dataclass(frozen=True, slots=True)
 class IssuedCertificate:
@@ -66,6 +70,16 @@ class IssuedCertificate:
 
     chain_pem: bytes
     serial: int
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An authority as the database knows it."""
+
+    name: str
+    pem: str
+    spki_sha256: bytes
     not_after: datetime
 
 
@@ -103,6 +117,22 @@ class Authority:
             directory,
             devices=_load_signer(directory, "device-ca"),
             services=_load_signer(directory, "service-ca"),
+        )
+
+    def current(self) -> Authority:
+        """Return the authority as its directory says now."""
+        return self
+
+    @property
+    def device_authority(self) -> Described:
+        """Who signs devices now."""
+        certificate = self._devices.certificate
+        der = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return Described(
+            certificate.subject.rfc4514_string().removeprefix("CN="),
+            _pem(certificate).decode(),
+            hashlib.sha256(der).digest(),
+            certificate.not_valid_after_utc,
         )
 
     def issue_device(

@@ -97,7 +97,7 @@ def certify(
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
     builder = _with_identifiers(builder, key, issuer=signer.key.public_key())
-    return builder.sign(signer.key, hashes.SHA256())
+    return builder.sign(signer.key, hashes.SHA256(), ecdsa_deterministic=True)
 
 
 def service_names(*, dns: Iterable[str], ips: Iterable[str]) -> list[x509.GeneralName]:
@@ -123,7 +123,7 @@ def revocation_list(
     for serial in serials:
         revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
         builder = builder.add_revoked_certificate(revoked.build())
-    return builder.sign(signer.key, hashes.SHA256())
+    return builder.sign(signer.key, hashes.SHA256(), ecdsa_deterministic=True)
 
 
 def _builder(

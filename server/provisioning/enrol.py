@@ -13,7 +13,6 @@ Verification, in this order; the same numbers stand in the code:
    request.
 """
 
-import asyncio
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,8 +24,8 @@ from server.db.engine import transaction
 from server.errors import RefusedError
 from server.fleet.register import notify
 from server.pki.authority import Authority, RequestRefusedError, proven_key
-from server.pki.profile import new_serial
 from server.provisioning.claims import digest
+from server.provisioning.issuing import issue
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,58 +44,28 @@ async def enrol(
     spki = _key_hash(csr_pem)  # 1
     async with transaction(pool, "record enrolment") as connection:
         claim = await _check(connection, secret=secret, spki=spki, now=now)
-        chain = await connection.fetchval(
-            "select chain from certificates where device_id = $1 and spki_sha256 = $2 "
-            "and chain is not null and revoked_at is null order by recorded_at desc limit 1",
-            claim["device_id"],
-            spki,
-        )
-        if chain is not None:  # 4
-            return Enrolment(claim["device"], claim["kind"], chain)
-        serial = new_serial()
-        await connection.execute(  # 6
-            "insert into certificates (serial, organisation_id, device_id, spki_sha256) "
-            "values ($1, $2, $3, $4)",
-            f"{serial:x}",
-            claim["organisation_id"],
-            claim["device_id"],
-            spki,
-        )
         await connection.execute(
             "update claims set used_at = coalesce(used_at, $2), spki_sha256 = $3 where id = $1",
             claim["id"],
             now,
             spki,
         )
-    try:
-        issued = await asyncio.to_thread(
-            authority.issue_device,
-            csr_pem.encode(),
-            device=claim["device"],
-            serial=serial,
-            now=now,
-        )
-    except RequestRefusedError as error:
-        raise RefusedError("bad_request_for_certificate", str(error)) from error
-    chain = issued.chain_pem.decode()
+    issued = await issue(  # 4, 6
+        pool,
+        authority,
+        device_row=claim["device_id"],
+        device=claim["device"],
+        organisation=claim["organisation_id"],
+        csr_pem=csr_pem,
+        spki=spki,
+        reason="enrolment",
+        now=now,
+        stage=False,
+    )
     async with transaction(pool, "complete enrolment") as connection:
-        admitted = await connection.fetchval(  # 5
-            "select admitted from devices where id = $1 for update", claim["device_id"]
-        )
-        await connection.execute(
-            "update certificates set chain = $2, not_after = $3, "
-            "state = case when $4 then state else 'failed' end where serial = $1",
-            f"{serial:x}",
-            chain if admitted else None,
-            issued.not_after,
-            admitted,
-        )
-        if admitted:
-            await _provisioned(connection, claim["device_id"], now=now)
-            await notify(connection, claim["device"])
-    if not admitted:
-        raise _not_admitted(claim["device"])
-    return Enrolment(claim["device"], claim["kind"], chain)
+        await _provisioned(connection, claim["device_id"], now=now)
+        await notify(connection, claim["device"])
+    return Enrolment(claim["device"], claim["kind"], issued.chain_pem)
 
 
 async def _provisioned(connection: asyncpg.Connection, device: int, *, now: datetime) -> None:
@@ -135,7 +104,7 @@ async def _check(
 
 
 def _not_admitted(device: str) -> RefusedError:
-    return RefusedError("device_revoked", f"{device} is not admitted")
+    return RefusedError("device_not_admitted", f"{device} is not admitted")
 
 
 def _key_hash(csr_pem: str) -> bytes:

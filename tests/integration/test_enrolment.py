@@ -94,7 +94,7 @@ async def test_a_device_that_is_suspended_while_its_certificate_is_signed_gets_n
         suspend_while_signing(desk, patched)
         with pytest.raises(RefusedError) as refused:
             await desk.enrol(claim)
-    assert refused.value.code == "device_revoked"
+    assert refused.value.code == "device_not_admitted"
     assert await desk.state() == "suspended"
     row = await desk.owner.fetchrow("select state, chain from certificates")
     assert tuple(row) == ("failed", None)
