@@ -17,7 +17,8 @@ create table regions (
 
 alter table organisations
     add column enrolment text not null default 'allow-list'
-        check (enrolment in ('allow-list', 'technician'));
+        check (enrolment in ('allow-list', 'technician')),
+    add column clones text not null default 'report' check (clones in ('report', 'quarantine'));
 comment on column organisations.enrolment is
     'technician: a device on the allow-list waits until a technician has said where it stands';
 
@@ -58,7 +59,12 @@ alter table devices
     add column intended_site_id int references sites,
     add column allowed_until timestamptz,
     add column state_since timestamptz not null default now(),
-    add column state_before text;
+    add column state_before text,
+    add column asked_at timestamptz,
+    add column asked text not null default '',
+    add column greeted_at timestamptz;
+comment on column devices.asked is 'what it was answered when it last asked to be enrolled';
+comment on column devices.greeted_at is 'its first hello since it was enrolled';
 comment on column devices.setup_sha256 is 'of the set-up secret on the label; null: no label';
 comment on column devices.state_before is 'what a suspended or quarantined device returns to';
 create unique index devices_serial on devices (serial) where serial <> '';
@@ -264,7 +270,8 @@ create table admissions (
     proved_at timestamptz,
     trouble text not null default ''
 );
-create index on admissions (asked_at) where broker_at is null or crl_at is null;
+create index on admissions (asked_at)
+    where broker_at is null or crl_at is null or proved_at is null;
 create index on admissions (device_id);
 
 alter table gaps drop constraint gaps_reason_check;
@@ -311,10 +318,14 @@ grant insert, update on organisations, api_keys, sites, doors, spots, calibratio
     users, sessions, one_time_links, unknown_devices to vestibule_desk;
 grant insert, update, delete on opening_hours, opening_exceptions, grants to vestibule_desk;
 grant insert on audit, phone_acts, backfill_grants, issuance_log to vestibule_desk;
+grant select (id, device_id, assignment_version), update (assignment_version) on boots
+    to vestibule_desk; -- that is, to make what was planned before fail
 grant insert on audit, issuance_log, trust_proofs, assignments, admissions to vestibule_ingest;
 grant insert, update on unknown_devices, authorities to vestibule_ingest;
+grant insert on technician_claims to vestibule_ingest; -- for a voucher that a device hands in
 grant update on technician_claims, vouchers, assignments, admissions, trust_proofs, boots
     to vestibule_ingest;
+grant update (created_at) on spots to vestibule_ingest; -- that is, to lock one
 grant insert on audit to vestibule_maint;
 
 update schema_compatibility set version = 2, compatible_from = 2;
