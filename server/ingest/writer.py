@@ -28,6 +28,7 @@ MOST_A_BUCKET = ((1 << 31) - 1) // 400
 """Nobody counts five million people at a door in 15 minutes; a local day of 100 such buckets, and
 its four lines together, still fit the derived rollups' integers."""
 MAX_METRIC_NAMES = 1000  # of the whole fleet; values of further names are not kept
+MAX_METRIC_NAMES_EACH = 100  # that one device may bring, so that none uses up the fleet's
 
 _MOVE = """
 update boots b set next_seq = v.next_seq, digest = v.digest,
@@ -123,6 +124,19 @@ insert into device_metrics (time, device, boot, seq, digest, metric, value)
 select v.at, v.device, v.boot, v.seq, v.digest, n.id, v.value
 from unnest($1::timestamptz[], $2::int[], $3::int[], $4::int[], $5::int[], $6::text[], $7::float8[])
   v (at, device, boot, seq, digest, name, value) join metric_names n on n.name = v.name
+"""
+
+_NEW_NAMES = """
+with fresh as (
+  select name, min(device) as device from unnest($1::int[], $2::text[]) v (device, name)
+  where not exists (select from metric_names m where m.name = v.name) group by name),
+numbered as (
+  select name, device, row_number() over (partition by device order by name) as nth from fresh),
+within as (
+  select name, device, row_number() over (order by name) as nth from numbered f
+  where f.nth + (select count(*) from metric_names m where m.introduced_by = f.device) <= $3)
+insert into metric_names (name, introduced_by) select name, device from within
+where nth + (select count(*) from metric_names) <= $4 order by name on conflict do nothing
 """
 
 
@@ -294,12 +308,7 @@ async def add_metrics(connection: asyncpg.Connection, measured: Iterable[Measure
         return
     columns = list(zip(*rows, strict=True))
     await connection.execute(
-        "insert into metric_names (name) select n from unnest($1::text[]) n "
-        "where not exists (select from metric_names m where m.name = n) "
-        "and (select count(*) from metric_names) < $2 "
-        "group by n order by n on conflict do nothing",
-        columns[5],
-        MAX_METRIC_NAMES,
+        _NEW_NAMES, columns[1], columns[5], MAX_METRIC_NAMES_EACH, MAX_METRIC_NAMES
     )
     await connection.execute(_METRICS, *columns)
 
