@@ -19,10 +19,10 @@ from typing import Final
 
 import asyncpg
 
+from protocol.frame import signed
 from server import log
 from server.clock import at
 from server.db.engine import transaction_on
-from server.ingest.cursors import signed
 from server.ingest.places import DAY_MS, Boot, Places
 
 OLD_MS: Final = 35 * DAY_MS  # an agent may be away for 30 days, and then has some to send
@@ -112,7 +112,7 @@ async def reopen(connection: asyncpg.Connection, boots: Sequence[Boot]) -> None:
         return
     async with transaction_on(connection, "reopen boots"):
         await connection.execute(
-            _REOPEN, [b.device.row for b in boots], [signed(b.boot_id) for b in boots]
+            _REOPEN, [b.device.row for b in boots], [signed(b.boot_id, 64) for b in boots]
         )
     for boot in boots:
         boot.closed = False
@@ -133,7 +133,7 @@ async def forget(connection: asyncpg.Connection, places: Places) -> None:
 
 async def _forget_closed(connection: asyncpg.Connection, boots: Sequence[Boot]) -> None:
     rows = await connection.fetch(
-        _CLOSED, [b.device.row for b in boots], [signed(b.boot_id) for b in boots]
+        _CLOSED, [b.device.row for b in boots], [signed(b.boot_id, 64) for b in boots]
     )
     for row in rows:
         boot = boots[row["i"] - 1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
+from protocol.frame import signed
 from server.ingest.places import EVER_MS, Boot, Cursor
 
 _READ = """
@@ -33,15 +34,10 @@ returning device_id, ordinal,
 """
 
 
-def signed(boot_id: int) -> int:
-    """Return the wire's u64 as the database's bigint."""
-    return boot_id - (1 << 64) if boot_id >> 63 else boot_id
-
-
 async def read(connection: asyncpg.Connection, boots: Sequence[Boot]) -> list[Boot]:
     """Set each boot's row and cursor from the database; return those that are not there."""
     rows = await connection.fetch(
-        _READ, [b.device.row for b in boots], [signed(b.boot_id) for b in boots]
+        _READ, [b.device.row for b in boots], [signed(b.boot_id, 64) for b in boots]
     )
     missing = dict(enumerate(boots, 1))
     for row in rows:
@@ -65,7 +61,7 @@ async def make(connection: asyncpg.Connection, boots: Sequence[Boot]) -> list[Bo
     rows = await connection.fetch(
         _MAKE,
         [b.device.row for b in boots],
-        [signed(b.boot_id) for b in boots],
+        [signed(b.boot_id, 64) for b in boots],
         [b.ordinal for b in boots],
     )
     again = {(row["device_id"], row["ordinal"]) for row in rows if row["seen_before"]}
@@ -88,7 +84,7 @@ async def lock(connection: asyncpg.Connection, boots: Sequence[Boot]) -> bool:
     by_row = {boot.row: boot for boot in open_}
     for row in rows:
         boot = by_row[row["id"]]
-        if (row["device_id"], row["boot_id"]) != (boot.device.row, signed(boot.boot_id)):
+        if (row["device_id"], row["boot_id"]) != (boot.device.row, signed(boot.boot_id, 64)):
             return False
         boot.digests.clear()
         boot.cursor = cursor_of(row)

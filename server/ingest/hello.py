@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from protocol.frame import VERSION, FrameError, Quality
+from protocol.frame import VERSION, FrameError, Quality, signed
 from protocol.identity import DeviceId
 from protocol.session import Answer, BootCursor, Hello, decode_hello, encode_answer
 from protocol.topics import Leg, topic
 from server import log, metrics
 from server.clock import Clock
 from server.ingest import strays
-from server.ingest.cursors import signed
 from server.ingest.mqtt import publish_head
 from server.ingest.places import MAX_SEQ, Device
 from server.ingest.strays import Sampler
@@ -91,8 +90,8 @@ async def answer(
                 tuple(
                     BootCursor(
                         b.boot_id,
-                        *stands.get((device.row, signed(b.boot_id)), (0, 0, False))[:2],
-                        (device.row, signed(b.boot_id)) in stands,
+                        *stands.get((device.row, signed(b.boot_id, 64)), (0, 0, False))[:2],
+                        (device.row, signed(b.boot_id, 64)) in stands,
                     )
                     for b in hello.boots
                 ),
@@ -110,7 +109,7 @@ def _forget_what_differs(
 ) -> None:
     for held in hello.boots:
         boot = device.boots.get(held.boot_id)
-        next_seq, *_ = stands.get((device.row, signed(held.boot_id)), (0, 0, False))
+        next_seq, *_ = stands.get((device.row, signed(held.boot_id, 64)), (0, 0, False))
         if boot is not None and min(boot.cursor.next_seq, MAX_SEQ) != next_seq:
             boot.forget()
 
@@ -129,7 +128,7 @@ async def _learn(connection: asyncpg.Connection, greetings: Sequence[tuple[Devic
     await learn(
         connection,
         [
-            (device.row, signed(b.boot_id), int(b.quality), b.offset_ms)
+            (device.row, signed(b.boot_id, 64), int(b.quality), b.offset_ms)
             for device, hello in greetings
             for b in hello.boots
             if b.quality is not Quality.NONE
@@ -148,7 +147,9 @@ async def learn(
 async def _stand(
     connection: asyncpg.Connection, greetings: Sequence[tuple[Device, Hello]]
 ) -> dict[tuple[int, int], tuple[int, int, bool]]:
-    pairs = {(device.row, signed(b.boot_id)) for device, hello in greetings for b in hello.boots}
+    pairs = {
+        (device.row, signed(b.boot_id, 64)) for device, hello in greetings for b in hello.boots
+    }
     if not pairs:
         return {}
     devices, boots = zip(*pairs, strict=True)

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from protocol.frame import Section, decode_time, need, read_body, read_header
+from protocol.frame import Section, decode_time, need, read_body, read_header, signed
 from server import log, metrics
 from server.clock import Clock
 from server.db.engine import transaction_on
@@ -281,7 +281,7 @@ class Pipeline:
             for boot, frame in dated.items():
                 sections = read_body(frame, read_header(frame))
                 span = decode_time(need(sections, Section.TIME))
-                key = (boot.device.row, cursors.signed(boot.boot_id))
+                key = (boot.device.row, signed(boot.boot_id, 64))
                 await hello.learn(connection, [(*key, int(span.quality), span.offset_ms)])
                 await self._place_held(connection, boot.device, key[1])
                 boot.undated = False

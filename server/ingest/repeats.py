@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from protocol.frame import Kind
+from protocol.frame import Kind, signed
 from server import metrics
 from server.clock import at as at_time
 from server.ingest import strays
@@ -46,7 +46,7 @@ async def _stored(connection: asyncpg.Connection, batch: Batch, boot: Boot, at: 
             f"select digest from {table} where {_WHOSE[table]} = any($5::int[]) "  # noqa: S608
             "and boot = $1 and seq = $2 and time between $3 and $4 limit 1",
             boot.row,
-            seq - (1 << 32) if seq >> 31 else seq,
+            signed(seq, 32),
             at_time(record[START_MS] - _HOUR_MS),
             at_time(record[END_MS] + _HOUR_MS),
             spots if table == "readings" else [boot.device.row],

@@ -279,8 +279,7 @@ async def add_answers(
     """Add to the kiosks' 15-minute rollup, as `add_counts` does."""
     spots, boots, buckets, hashes, questions, answers, _, presses = zip(*deltas, strict=True)
     flags = [int(revise or b + BUCKET_MS <= late[r]) for b, r in zip(buckets, boots, strict=True)]
-    signed = [h - (1 << 64) if h >> 63 else h for h in hashes]
-    values = (spots, buckets, signed, questions, answers, presses, flags)
+    values = (spots, buckets, [signed(h, 64) for h in hashes], questions, answers, presses, flags)
     _believe(await connection.fetchval(_ANSWERS, *values))
 
 
