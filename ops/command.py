@@ -23,7 +23,7 @@ SUBCOMMANDS = {
     "migrate": Subcommand("ops.migrate", "bring the database to this release's schema"),
     "services": Subcommand("ops.services.command", "private PostgreSQL and broker"),
     "site": Subcommand("ops.register", "add or list sites and their spots"),
-    "device": Subcommand("ops.register", "add devices and make their claims"),
+    "device": Subcommand("ops.register", "add and import devices, make their claims and labels"),
     "key": Subcommand("ops.register", "make an organisation's API key"),
     "import": Subcommand("ops.imports", "import sales from the tills (pos)"),
     "quarantine": Subcommand("ops.quarantine", "list, explain and re-drive refused frames"),

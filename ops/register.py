@@ -6,25 +6,33 @@ Devices may come one by one or as CSV with the columns
 
 (kind is counter or kiosk); organisations, sites and spots that are not there yet are made. Each
 device's claim is printed once, for `vestibule-agent enrol`; only its hash is kept.
+
+Or as the manifest of a factory, whose devices carry a label and then need no claim:
+
+    serial,model,kind,hardware_revision,setup_secret[,site][,allowed_until]
 """
 
 import argparse
 import asyncio
 import csv
+import getpass
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
+import segno
 
 from ops.deployment import Deployment, deployment
+from protocol.label import Label, LabelError, label, serial_number, typed
 from server.api.keys import create_api_key, revoke_api_key
 from server.config import Settings
 from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
 from server.fleet import register
 from server.ingest.reassign import reassign
+from server.provisioning import manifest
 from server.provisioning.claims import claim_token
 
 COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
@@ -79,6 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--serial", default="")
     add.set_defaults(act=_add_devices)
     device.add_parser("list", help="list devices").set_defaults(act=_list_devices)
+    add = device.add_parser("import", help="allow what a factory's manifest lists")
+    add.add_argument("file", type=Path, help="CSV, columns as above")
+    add.add_argument("--organisation", required=True, help="its name or ref")
+    add.add_argument("--dry-run", action="store_true", help="say what would be done")
+    add.add_argument("--skip-bad", action="store_true", help="take the rows that are good")
+    add.set_defaults(act=_import_manifest)
+    add = device.add_parser("label", help="show a label's text and its QR code")
+    add.add_argument("serial")
+    add.add_argument("--secret", help="of its label; '-' reads it without showing it")
+    add.set_defaults(act=_show_label)
     assign = device.add_parser("assign", help="let a device stand at a spot from now on")
     assign.add_argument("device")
     assign.add_argument("spot", help="the spot's ref, such as spot-7k2m9qxw")
@@ -148,6 +166,62 @@ async def _add_devices(
         device, token = await add_claimed_device(connection, row, found.settings)
         print(f"{device}\t{token}")
     return 0
+
+
+async def _import_manifest(
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
+) -> int:
+    organisation = await manifest.organisation_named(connection, options.organisation)
+    rows, bad = manifest.read(options.file.read_bytes())
+    planned, contradicting = await manifest.plan(connection, organisation, rows)
+    bad = sorted([*bad, *contradicting], key=lambda row: row.line)
+    for row in bad:
+        print(f"{options.file}:{row.line}: {row.why}", file=sys.stderr)
+    for one in planned:
+        if options.dry_run or one.deed is not manifest.Deed.NOTHING:
+            print(f"{one.row.label.serial}\t{one.row.kind}\t{one.deed}")
+    if bad and not options.skip_bad:
+        print(f"{len(bad)} bad rows: nothing is written (--skip-bad: the rest)", file=sys.stderr)
+        return 1
+    if options.dry_run:
+        return 0
+    await manifest.carry_out(
+        connection, organisation, planned, actor="command", now=datetime.now(UTC)
+    )
+    return 0
+
+
+async def _show_label(
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
+) -> int:
+    try:
+        serial = serial_number(options.serial)
+        found = None if options.secret is None else _label(serial, options.secret)
+    except LabelError as error:
+        raise RefusedError("bad_label", str(error)) from error
+    row = await connection.fetchrow(
+        "select device, kind, state, setup_sha256 from devices where serial = $1", serial
+    )
+    if row is None:
+        raise NotFoundError(f"no device with the serial {serial!r}")
+    print(f"{row['device']}\t{row['kind']}\t{row['state']}")
+    if found is None:
+        print("its secret is not kept here: --secret shows the label", file=sys.stderr)
+        return 0
+    if row["setup_sha256"] != found.secret_sha256:
+        raise RefusedError("bad_secret", f"that is not the secret of {serial}")
+    print(f"{found.text}\n{serial} {found.typed}")
+    segno.make(found.text.upper(), error="m", micro=False).terminal(sys.stdout, compact=True)
+    return 0
+
+
+def _label(serial: str, secret: str) -> Label:
+    """Return the label of a secret with or without its check character."""
+    text = getpass.getpass("set-up secret: ") if secret == "-" else secret  # noqa: S105
+    try:
+        return label(serial, text)
+    except LabelError:
+        return typed(serial, text)
 
 
 async def add_claimed_device(

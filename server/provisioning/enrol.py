@@ -1,31 +1,66 @@
-"""A claim and a device's key become a certificate, once.
+"""A device and its key become an identity, once: by a claim, or by its label.
 
-Verification, in this order; the same numbers stand in the code:
+Verification, in this order; the same numbers stand in the code. Each refusal has its row in
+`refusals`. By either way:
 
-1. The request proves possession of a P-256 key; a claim is not spent on one that does not.
+1. The request proves possession of a P-256 key; nothing is spent on one that does not.
+
+By a claim (`vst1.`, made for one device):
+
 2. The claim's secret is known (compared by its hash).
 3. It has not expired, unless this same key already used it.
 4. It is unused, or was used by this same key: then the same certificate is answered again, so a
    device that lost power after asking may ask again.
-5. The device is admitted: when its certificate is recorded, and again, under its row's lock, when
-   it is given out.
-6. The serial is recorded before anything is signed, and nothing but the key is taken from the
-   request.
+
+By its label (serial and set-up secret, from the factory's list):
+
+5. Neither the serial nor the address has just failed too often.
+6. The serial is known; one that is not is noted, visibly (`unknown`).
+7. The secret is right, in constant time.
+8. A key that is certified for this device already gets the same certificate again. For any other:
+9. The device may be set up, and still.
+10. Another key is in force only until a technician's claim made since then replaces it.
+11. A voucher that comes along holds; it is as good as a technician's claim.
+12. Where the organisation wants a technician's word, there is one; else the answer is `Pending`.
+
+By either way again:
+
+13. The device is admitted: before its certificate is recorded, and again, under its row's lock,
+    when it is given out.
+14. The serial is recorded before anything is signed, and nothing but the key is taken from the
+    request (`issuing`).
+15. One transaction completes it: the device's life, the older keys' end, the voucher's use, the
+    technician's claim with its spot, the audit. A crash before it leaves a certificate that nobody
+    has: the same key asking again completes it.
 """
 
 import hashlib
-from dataclasses import dataclass
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import asyncpg
 from cryptography.hazmat.primitives import serialization
 
+from protocol.label import digest as label_digest
+from server.audit.log import record
 from server.db.engine import transaction
 from server.errors import RefusedError
+from server.fleet.lifecycle import State
 from server.fleet.register import notify
+from server.people.throttle import Throttle, TooManyTriesError, network
 from server.pki.authority import Authority, RequestRefusedError, proven_key
+from server.provisioning import technician, unknown
 from server.provisioning.claims import digest
-from server.provisioning.issuing import issue
+from server.provisioning.issuing import Issued, issue
+from server.provisioning.lives import advance
+from server.provisioning.refusals import refused
+from server.provisioning.vouchers import VoucherSigner, check_voucher, spend
+
+ASK_AGAIN_S = 15
+_BEGUN = "enrolling"  # a certificate's reason until step 15 is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,54 +72,123 @@ class Enrolment:
     chain_pem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The device waits for a technician; it asks again after so many seconds."""
+
+    retry_after_s: int = ASK_AGAIN_S
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a device shows of its label; `voucher` and `spot` if a technician has handed it one."""
+
+    serial: str
+    secret: str = field(repr=False)
+    voucher: str = field(default="", repr=False)
+    spot: str = ""
+
+
+class Guesses:
+    """Who failed to show a right secret lately: by serial and network, and by network alone.
+
+    A network stands for a whole warehouse behind one address, so it may fail more often.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._pair = Throttle(free=5, first_s=2, most_s=300, forget_s=3600, monotonic=monotonic)
+        self._network = Throttle(free=50, first_s=1, most_s=60, forget_s=600, monotonic=monotonic)
+
+    def demand(self, serial: str, address: str | None) -> None:
+        """Raise TooManyTriesError if it has failed too often."""
+        self._network.demand(network(address))
+        self._pair.demand(f"{serial} {network(address)}")
+
+    def failed(self, serial: str, address: str | None) -> None:
+        """Count a failure."""
+        for throttle, key in (
+            (self._network, network(address)),
+            (self._pair, f"{serial} {network(address)}"),
+        ):
+            try:
+                throttle.begin(key)
+            except TooManyTriesError:  # several at once: it waits already
+                continue
+
+    def right(self, serial: str, address: str | None) -> None:
+        """Forget what this serial did from there: it has shown the right secret."""
+        self._pair.forgive(f"{serial} {network(address)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """Who is to be enrolled, by which right."""
+
+    row: int
+    device: str
+    kind: str
+    organisation: int
+    right: Literal["claim", "label"]
+    voucher: str = field(default="", repr=False)
+
+
 async def enrol(
     pool: asyncpg.Pool, authority: Authority, *, secret: str, csr_pem: str, now: datetime
 ) -> Enrolment:
     """Enrol the device that holds the claim. Raises RefusedError with the rule's code."""
     spki = _key_hash(csr_pem)  # 1
-    async with transaction(pool, "record enrolment") as connection:
-        claim = await _check(connection, secret=secret, spki=spki, now=now)
+    async with transaction(pool, "check claim") as connection:
+        claim = await _check_claim(connection, secret=secret, spki=spki, now=now)
         await connection.execute(
             "update claims set used_at = coalesce(used_at, $2), spki_sha256 = $3 where id = $1",
             claim["id"],
             now,
             spki,
         )
-    issued = await issue(  # 4, 6
-        pool,
-        authority,
-        device_row=claim["device_id"],
-        device=claim["device"],
-        organisation=claim["organisation_id"],
-        csr_pem=csr_pem,
-        spki=spki,
-        reason="enrolment",
-        now=now,
-        stage=False,
+    device = _Device(
+        claim["device_id"], claim["device"], claim["kind"], claim["organisation_id"], "claim"
     )
-    async with transaction(pool, "complete enrolment") as connection:
-        await _provisioned(connection, claim["device_id"], now=now)
-        await notify(connection, claim["device"])
-    return Enrolment(claim["device"], claim["kind"], issued.chain_pem)
+    return await _certify(pool, authority, None, device, csr_pem=csr_pem, spki=spki, now=now)
 
 
-async def _provisioned(connection: asyncpg.Connection, device: int, *, now: datetime) -> None:
-    """Note that a device is enrolled; one that was further in its life stays there."""
-    await connection.execute(
-        "update devices set enrolled_at = coalesce(enrolled_at, $2) where id = $1", device, now
-    )
-    await connection.execute(
-        "update devices set state = 'provisioned', state_since = $2 "
-        "where id = $1 and state in ('manufactured', 'claimed')",
-        device,
-        now,
-    )
+async def enrol_by_label(
+    pool: asyncpg.Pool,
+    authority: Authority,
+    signer: VoucherSigner,
+    *,
+    shown: Shown,
+    csr_pem: str,
+    now: datetime,
+    guesses: Guesses,
+    address: str | None = None,
+) -> Enrolment | Pending:
+    """Enrol the device that shows its label, or let it wait. Raises RefusedError."""
+    guesses.demand(shown.serial, address)  # 5
+    spki = _key_hash(csr_pem)  # 1
+    try:
+        async with transaction(pool, "check label") as connection:
+            device = await _check_label(connection, signer, shown=shown, spki=spki, now=now)
+        guesses.right(shown.serial, address)
+        if isinstance(device, Pending):
+            return device
+        return await _certify(pool, authority, signer, device, csr_pem=csr_pem, spki=spki, now=now)
+    except RefusedError as error:
+        if error.code in ("unknown_serial", "bad_secret"):
+            guesses.failed(shown.serial, address)
+        async with transaction(pool, "note refusal") as connection:
+            if error.code == "unknown_serial":
+                await unknown.note(
+                    connection, shown.serial, address=address or "", spki=spki, now=now
+                )
+            else:
+                await _note(connection, shown.serial, error.code, now=now)
+        raise
 
 
-async def _check(
+async def _check_claim(
     connection: asyncpg.Connection, *, secret: str, spki: bytes, now: datetime
 ) -> asyncpg.Record:
-    """Steps 2 to 5; the claim's row stays locked until the transaction ends."""
+    """Steps 2 to 4, and 13; the claim's row stays locked until the transaction ends."""
     claim = await connection.fetchrow(
         "select c.id, c.organisation_id, c.device_id, c.expires_at, c.used_at, c.spki_sha256, "
         "d.device, d.kind, d.admitted from claims c join devices d on d.id = c.device_id "
@@ -92,19 +196,240 @@ async def _check(
         digest(secret),
     )
     if claim is None:  # 2
-        raise RefusedError("unknown_claim", "this claim is not one of ours; ask for a new one")
+        raise refused("unknown_claim")
     again = claim["spki_sha256"] == spki
     if claim["expires_at"] <= now and not again:  # 3
-        raise RefusedError("claim_expired", f"this claim ended {claim['expires_at']:%Y-%m-%d}")
+        raise refused("claim_expired")
     if claim["used_at"] is not None and not again:  # 4
-        raise RefusedError("claim_used", "this claim was used with another key; ask for a new one")
-    if not claim["admitted"]:  # 5
-        raise _not_admitted(claim["device"])
+        raise refused("claim_used")
+    if not claim["admitted"]:  # 13
+        raise refused("device_not_admitted")
     return claim
 
 
-def _not_admitted(device: str) -> RefusedError:
-    return RefusedError("device_not_admitted", f"{device} is not admitted")
+async def _check_label(
+    connection: asyncpg.Connection,
+    signer: VoucherSigner,
+    *,
+    shown: Shown,
+    spki: bytes,
+    now: datetime,
+) -> _Device | Pending:
+    """Steps 6 to 13; the device's row stays locked until the transaction ends."""
+    row = await connection.fetchrow(
+        "select d.id, d.device, d.kind, d.organisation_id, d.admitted, d.setup_sha256, "
+        "d.allowed_until, o.enrolment from devices d join organisations o "
+        "on o.id = d.organisation_id where d.serial = $1 and d.serial <> '' for update of d",
+        shown.serial,
+    )
+    if row is None:  # 6
+        raise refused("unknown_serial")
+    if row["setup_sha256"] is None:
+        raise refused("not_allowed_yet")
+    if not hmac.compare_digest(row["setup_sha256"], label_digest(shown.secret)):  # 7
+        raise refused("bad_secret")
+    if not row["admitted"]:  # 13
+        raise refused("device_not_admitted")
+    device = _Device(row["id"], row["device"], row["kind"], row["organisation_id"], "label")
+    if await _certified(connection, device.row, spki, now=now):  # 8
+        return device
+    if row["allowed_until"] is not None and row["allowed_until"] <= now:  # 9
+        raise refused("allowance_expired")
+    claimed = await _claimed(connection, device.row, now=now)
+    if not claimed and await _another_key(connection, device.row, spki):  # 10
+        raise refused("reenrol_required")
+    if shown.voucher and not claimed:  # 11
+        return await _by_voucher(connection, signer, device, shown, now=now)
+    if row["enrolment"] == "technician" and not claimed:  # 12
+        await _note(connection, shown.serial, "pending", now=now)
+        return Pending()
+    return device
+
+
+async def _by_voucher(
+    connection: asyncpg.Connection,
+    signer: VoucherSigner,
+    device: _Device,
+    shown: Shown,
+    *,
+    now: datetime,
+) -> _Device:
+    """Take the voucher as a technician's word; with a spot it becomes a claim on it at once."""
+    voucher = await check_voucher(connection, signer, shown.voucher, at=now)
+    if voucher.organisation != device.organisation:
+        raise refused("other_organisation")
+    if not shown.spot:
+        return _Device(
+            device.row, device.device, device.kind, device.organisation, "label", shown.voucher
+        )
+    await technician.open_claim(
+        connection,
+        user_id=voucher.user_id,
+        device=shown.serial,
+        spot_ref=shown.spot,
+        since=now,
+        now=now,
+        voucher=voucher,
+    )
+    return device
+
+
+async def _certify(
+    pool: asyncpg.Pool,
+    authority: Authority,
+    signer: VoucherSigner | None,
+    device: _Device,
+    *,
+    csr_pem: str,
+    spki: bytes,
+    now: datetime,
+) -> Enrolment:
+    """Steps 14 and 15, for a device that has passed all others."""
+    issued = await issue(  # 14
+        pool,
+        authority,
+        device_row=device.row,
+        device=device.device,
+        organisation=device.organisation,
+        csr_pem=csr_pem,
+        spki=spki,
+        reason=_BEGUN,
+        now=now,
+        stage=False,
+    )
+    async with transaction(pool, "complete enrolment") as connection:  # 15
+        await _complete(connection, signer, device, issued, spki=spki, now=now)
+    return Enrolment(device.device, device.kind, issued.chain_pem)
+
+
+async def _complete(
+    connection: asyncpg.Connection,
+    signer: VoucherSigner | None,
+    device: _Device,
+    issued: Issued,
+    *,
+    spki: bytes,
+    now: datetime,
+) -> None:
+    """Step 15; what is done already is not done again."""
+    admitted = await connection.fetchval(
+        "select admitted from devices where id = $1 for update", device.row
+    )
+    if not admitted:  # 13
+        raise refused("device_not_admitted")
+    certificate = await connection.fetchrow(
+        "select reason, state from certificates where serial = $1 for update", issued.serial
+    )
+    if certificate["state"] == "revoked":  # another key has come since
+        raise refused("certificate_withdrawn")
+    actor = f"device {device.device}"
+    if certificate["reason"] == _BEGUN:
+        await _begin(connection, signer, device, issued, spki=spki, actor=actor, now=now)
+    claim = await connection.fetchval(
+        "select ref from technician_claims where device_id = $1 and used_at is null "
+        "and ended_at is null and expires_at > $2",
+        device.row,
+        now,
+    )
+    if claim is not None:
+        await technician.complete(connection, claim, actor=actor, now=now)
+
+
+async def _begin(
+    connection: asyncpg.Connection,
+    signer: VoucherSigner | None,
+    device: _Device,
+    issued: Issued,
+    *,
+    spki: bytes,
+    actor: str,
+    now: datetime,
+) -> None:
+    """Let the new key be the only one, and the device be provisioned."""
+    reason = f"enrolment by {device.right}"
+    if device.voucher and signer is not None:
+        voucher = await check_voucher(connection, signer, device.voucher, at=now)
+        await spend(connection, voucher, device=device.device, actor=actor, now=now)
+        reason = f"enrolment by {voucher.ref}"
+    await connection.execute(
+        "update certificates set reason = $2 where serial = $1", issued.serial, reason
+    )
+    older = await connection.fetch(
+        "update certificates set state = 'revoked', revoked_at = $3 where device_id = $1 "
+        "and spki_sha256 <> $2 and state in ('staged', 'active', 'retiring') returning serial",
+        device.row,
+        spki,
+        now,
+    )
+    await connection.execute(
+        "update devices set enrolled_at = coalesce(enrolled_at, $2), greeted_at = null, "
+        "asked_at = $2, asked = 'enrolled' where id = $1",
+        device.row,
+        now,
+    )
+    await advance(connection, device.row, State.PROVISIONED, now=now)
+    await record(
+        connection,
+        actor=actor,
+        act="device enrolled",
+        subject=device.device,
+        detail={
+            "certificate": issued.serial,
+            "reason": reason,
+            "revoked": [row["serial"] for row in older],
+        },
+        organisation=device.organisation,
+        now=now,
+    )
+    await notify(connection, device.device)
+
+
+async def _certified(
+    connection: asyncpg.Connection, device_row: int, spki: bytes, *, now: datetime
+) -> bool:
+    found: bool = await connection.fetchval(
+        "select exists (select from certificates where device_id = $1 and spki_sha256 = $2 "
+        "and state in ('active', 'retiring') and not_after > $3)",
+        device_row,
+        spki,
+        now,
+    )
+    return found
+
+
+async def _another_key(connection: asyncpg.Connection, device_row: int, spki: bytes) -> bool:
+    found: bool = await connection.fetchval(
+        "select exists (select from certificates where device_id = $1 and spki_sha256 <> $2 "
+        "and state = 'active')",
+        device_row,
+        spki,
+    )
+    return found
+
+
+async def _claimed(connection: asyncpg.Connection, device_row: int, *, now: datetime) -> bool:
+    """True if a technician's claim is in force, and no key has been certified under it yet.
+
+    One that has placed a device with an older key is still good for a new key of that device.
+    """
+    found: bool = await connection.fetchval(
+        "select exists (select from technician_claims t where t.device_id = $1 "
+        "and t.ended_at is null and t.expires_at > $2 and not exists (select from certificates c "
+        "where c.device_id = $1 and c.recorded_at >= t.created_at and c.activated_at is not null))",
+        device_row,
+        now,
+    )
+    return found
+
+
+async def _note(connection: asyncpg.Connection, serial: str, code: str, *, now: datetime) -> None:
+    """Keep what a known device was answered, for the technician who wonders."""
+    await connection.execute(
+        "update devices set asked_at = $2, asked = $3 where serial = $1 and serial <> ''",
+        serial,
+        now,
+        code,
+    )
 
 
 def _key_hash(csr_pem: str) -> bytes:
@@ -112,7 +437,7 @@ def _key_hash(csr_pem: str) -> bytes:
     try:
         key = proven_key(csr_pem.encode())
     except RequestRefusedError as error:
-        raise RefusedError("bad_request_for_certificate", str(error)) from error
+        raise refused("bad_request_for_certificate") from error
     der = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )

@@ -1,6 +1,16 @@
-"""The two HTTPS routes a device calls before it has a certificate: `/v1/trust`, `/v1/enrol`."""
+"""The two HTTPS routes a device calls before it has a certificate: `/v1/trust`, `/v1/enrol`.
 
-from collections.abc import Callable
+`POST /v1/enrol` takes {"claim", "csr"}, or {"serial", "secret", "csr"} and perhaps {"voucher"} and
+{"spot"}. It answers 200 with the identity, 202 with `retry_after` seconds while a technician's word
+is waited for, and else a problem whose `code`, sentence and `then` are a row of `refusals.TABLE`;
+the sentence is in the language that `Accept-Language` prefers.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -9,23 +19,38 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from server.errors import RefusedError
+from protocol.label import LabelError, serial_number
+from server.errors import VestibuleError
+from server.people.throttle import TooManyTriesError
 from server.pki.authority import Authority
-from server.provisioning.enrol import enrol
+from server.provisioning.enrol import Enrolment, Guesses, Pending, Shown, enrol, enrol_by_label
+from server.provisioning.refusals import TABLE, Then, language
+from server.provisioning.sweep import sweeping
+from server.provisioning.vouchers import VoucherSigner
 
 log = structlog.get_logger(__name__)
 
 MAX_REQUEST = 16 * 1024  # a claim and a P-256 request have 1 kB
+WAIT_S = 10  # after what is to be tried again, if nothing else is known
 
 
 class EnrolRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What a device sends."""
+    """What a device sends: a claim, or what stands on its label."""
 
-    claim: str
     csr: str
+    claim: str = ""
+    serial: str = ""
+    secret: str = ""
+    voucher: str = ""
+    spot: str = ""
+
+    def __post_init__(self) -> None:
+        by_label = bool(self.serial and self.secret)
+        if bool(self.claim) == by_label or (self.claim and (self.serial or self.secret)):
+            raise ValueError("either a claim, or serial and secret")
 
     def __repr__(self) -> str:
-        return "EnrolRequest(…)"  # the claim is a secret
+        return "EnrolRequest(…)"  # claim, secret and voucher are secrets
 
 
 def build_enrolment(
@@ -34,24 +59,58 @@ def build_enrolment(
     pki: Path,
     broker: tuple[str, int],
     now: Callable[[], datetime],
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> web.Application:
     """Return the application of the device's HTTPS listener."""
     authority = Authority.load(pki)
+    signer = VoucherSigner.load(pki)
+    guesses = Guesses(monotonic)
     bundle = (pki / "bundle.pem").read_text()
 
     async def trust(_: web.Request) -> web.Response:
         return web.Response(text=bundle, content_type="application/x-pem-file")
 
+    async def ask(wanted: EnrolRequest, address: str | None) -> Enrolment | Pending:
+        if wanted.claim:
+            guesses.demand("", address)
+            try:
+                return await enrol(
+                    pool, authority, secret=wanted.claim, csr_pem=wanted.csr, now=now()
+                )
+            except VestibuleError as error:
+                if error.code == "unknown_claim":
+                    guesses.failed("", address)
+                raise
+        return await enrol_by_label(
+            pool,
+            authority,
+            signer,
+            shown=Shown(_serial(wanted.serial), wanted.secret, wanted.voucher, wanted.spot),
+            csr_pem=wanted.csr,
+            now=now(),
+            guesses=guesses,
+            address=address,
+        )
+
     async def enrolment(request: web.Request) -> web.Response:
         try:
             wanted = msgspec.json.decode(await request.read(), type=EnrolRequest)
         except msgspec.DecodeError as error:
-            return _problem(400, "malformed", f"expected claim and csr as JSON: {error}")
+            log.info("enrolment malformed", error=str(error))
+            return _refusal(request, "malformed")
         try:
-            got = await enrol(pool, authority, secret=wanted.claim, csr_pem=wanted.csr, now=now())
-        except RefusedError as error:
-            log.warning("enrolment refused", code=error.code)
-            return _problem(403, error.code, str(error))
+            got = await ask(wanted, request.remote)
+        except TooManyTriesError as error:
+            return _refusal(request, "too_many", retry_after_s=math.ceil(error.wait_s))
+        except VestibuleError as error:
+            code = error.code if error.code in TABLE else "unavailable"
+            log.warning("enrolment refused", code=error.code, serial=wanted.serial[:31])
+            return _refusal(request, code)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.warning("enrolment failed", error=str(error) or type(error).__name__)
+            return _refusal(request, "unavailable")
+        if isinstance(got, Pending):
+            return _refusal(request, "pending", retry_after_s=got.retry_after_s)
         log.info("device enrolled", device=got.device)
         return web.json_response(
             {
@@ -64,15 +123,43 @@ def build_enrolment(
             }
         )
 
+    async def swept(_: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(sweeping(pool, now=now), name="sweep")
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
     app = web.Application(client_max_size=MAX_REQUEST)
     app.router.add_get("/v1/trust", trust)
     app.router.add_post("/v1/enrol", enrolment)
+    app.cleanup_ctx.append(swept)
     return app
 
 
-def _problem(status: int, code: str, detail: str) -> web.Response:
+def _serial(text: str) -> str:
+    """Return a serial as it is written everywhere; what is none stays, and is unknown."""
+    try:
+        return serial_number(text)
+    except LabelError:
+        return text[:64]
+
+
+def _refusal(request: web.Request, code: str, *, retry_after_s: int | None = None) -> web.Response:
+    """Answer with a row of the table, as a problem."""
+    row = TABLE[code]
+    body: dict[str, str | int] = {
+        "type": f"urn:vestibule:problem:{code}",
+        "code": code,
+        "status": row.status,
+        "detail": row.sentence(language(request.headers.get("Accept-Language", ""))),
+        "then": row.then.value,
+    }
+    headers: dict[str, str] = {}
+    if row.then is Then.WAIT:
+        wait_s = WAIT_S if retry_after_s is None else retry_after_s
+        body["retry_after"] = wait_s
+        headers["Retry-After"] = str(wait_s)
     return web.json_response(
-        {"type": f"urn:vestibule:problem:{code}", "code": code, "status": status, "detail": detail},
-        status=status,
-        content_type="application/problem+json",
+        body, status=row.status, headers=headers, content_type="application/problem+json"
     )

@@ -1,0 +1,58 @@
+"""What a crash left half done, finished or written off within minutes; one loop a listener."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+import asyncpg
+import structlog
+
+from server.db.engine import transaction
+from server.errors import RefusedError
+from server.provisioning import issuing
+from server.provisioning.technician import complete
+from server.tasks import heed_cancellation
+
+EVERY_S = 30.0
+log = structlog.get_logger(__name__)
+
+
+async def sweep(pool: asyncpg.Pool, *, now: datetime) -> int:
+    """Place enrolled devices whose claims nobody completed; return how many.
+
+    A claim that can't be completed any more is ended, with the reason in the log.
+    """
+    await issuing.sweep(pool, now=now)
+    async with transaction(pool, "find claims") as connection:
+        rows = await connection.fetch(
+            "select t.ref from technician_claims t where t.used_at is null and t.ended_at is null "
+            "and t.expires_at > $1 and exists (select from certificates c "
+            "where c.device_id = t.device_id and c.state = 'active') order by t.id",
+            now,
+        )
+    placed = 0
+    for row in rows:
+        try:
+            async with transaction(pool, "complete claim") as connection:
+                placed += await complete(connection, row["ref"], actor="server", now=now)
+        except RefusedError as error:
+            log.warning("claim not completed", claim=row["ref"], code=error.code)
+            async with transaction(pool, "end claim") as connection:
+                await connection.execute(
+                    "update technician_claims set ended_at = $2 where ref = $1 "
+                    "and used_at is null and ended_at is null",
+                    row["ref"],
+                    now,
+                )
+    return placed
+
+
+async def sweeping(pool: asyncpg.Pool, *, now: Callable[[], datetime]) -> None:
+    """Sweep until cancelled; a database that is away is asked again."""
+    while True:
+        try:
+            await sweep(pool, now=now())
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.warning("sweep put off", error=str(error) or type(error).__name__)
+        heed_cancellation()
+        await asyncio.sleep(EVERY_S)
