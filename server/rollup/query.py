@@ -7,6 +7,7 @@ whole. Freshness: see `sums`; state and coverage are as of `now_s`.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
@@ -62,33 +63,54 @@ async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: in
     spots = [spot for entity in entities for spot in entity.spots]
     histories = await load_histories(connection, spots, start_s=start_s, end_s=end_s)
     cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
-    sums = await sums_of(connection, query, entities, cut=cut, span=(start_s, end_s))
-    rows, unplaced = await asyncio.to_thread(
-        _rows, query, entities, histories, cut=cut, sums=sums, now_s=now_s
-    )
-    return CountPage(rows, unplaced, following)
+    behind: Behind | None = None
+    if query.size not in (Size.MINUTE, Size.QUARTER):
+        ids = [spot.id for spot in spots]
+        behind = await what_is_behind(connection, ids, span=(start_s, end_s))
+    rows = _Rows(query.size, histories, cut, Worth(scope=query.scope, now_s=now_s))
+    folding: asyncio.Task[None] | None = None
+    for at in range(0, len(entities), _PART):
+        part = entities[at : at + _PART]
+        try:
+            sums = await sums_of(
+                connection, query, part, cut=cut, span=(start_s, end_s), behind=behind
+            )
+        finally:
+            if folding is not None:
+                await folding  # also after a failure: no thread is left to itself
+        folding = asyncio.create_task(asyncio.to_thread(rows.add, part, sums))
+    if folding is not None:
+        await folding
+    return CountPage(rows.found, rows.unplaced, following)
 
 
-def _rows(
-    query: CountQuery,
-    entities: Sequence[Entity],
-    histories: Mapping[int, History],
-    *,
-    cut: Mapping[int, tuple[Segment, ...]],
-    sums: Sequence[Column],
-    now_s: int,
-) -> tuple[list[CountRow], list[Unplaced]]:
-    """Return the rows of all entities; for many this is too long for the event loop."""
-    cells = collect(query.size, entities, sums)
-    worth = Worth(scope=query.scope, now_s=now_s)
-    rows: list[CountRow] = []
-    unplaced: list[Unplaced] = []
-    for entity, own_cells in zip(entities, cells, strict=True):
-        own = [histories[spot.id] for spot in entity.spots]
-        placed, elsewhere = place_gaps(entity, own, cut=cut, size=query.size)
-        unplaced += elsewhere
-        rows += fold(entity, own_cells, worth.of(entity, own, cut=cut), placed=placed)
-    return rows, unplaced
+_FEW = 50
+"""Spots up to which a plan made for any spots does; made for few, it is slow for hundreds."""
+
+_PART = 128
+"""Entities whose sums are fetched at once: the rows of each part are made, in a thread since it
+is too long for the event loop, while the database adds up the next."""
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of a page, made part by part."""
+
+    size: Size
+    histories: Mapping[int, History]
+    cut: Mapping[int, tuple[Segment, ...]]
+    worth: Worth
+    found: list[CountRow] = field(default_factory=list)
+    unplaced: list[Unplaced] = field(default_factory=list)
+
+    def add(self, entities: Sequence[Entity], sums: Sequence[Column]) -> None:
+        """Add the rows of these entities. Raises TooFineError."""
+        for entity, cells in zip(entities, collect(self.size, entities, sums), strict=True):
+            own = [self.histories[spot.id] for spot in entity.spots]
+            placed, elsewhere = place_gaps(entity, own, cut=self.cut, size=self.size)
+            expected = self.worth.of(entity, own, cut=self.cut)
+            self.found += fold(entity, cells, expected, placed=placed)
+            self.unplaced += elsewhere
 
 
 async def page_of(
@@ -106,6 +128,8 @@ async def page_of(
         if query.by is By.SITE:
             entities = _by_site(list({s.site.ref: s.site for s in spots}.values()), spots)
         entities.sort(key=lambda entity: entity[0])
+    if len(spots) > _FEW:
+        await connection.execute("set local plan_cache_mode = force_custom_plan")
     chosen: list[Entity] = []
     room = query.limit
     for ref, site, spot, members in entities:
@@ -146,8 +170,12 @@ async def sums_of(
     *,
     cut: dict[int, tuple[Segment, ...]],
     span: tuple[int, int],
+    behind: Behind | None = None,
 ) -> list[Column]:
-    """Fetch all sums of the page: rows that can be taken whole, and patches for the rest."""
+    """Fetch all sums of the page: rows that can be taken whole, and patches for the rest.
+
+    `behind` is what is behind of these spots, if it is known already.
+    """
     size, (start_s, end_s) = query.size, span
     sources = [
         Source(
@@ -167,7 +195,8 @@ async def sums_of(
     left_out: list[tuple[int, Key]] = []
     patches: list[Patch] = []
     if size is not Size.QUARTER:
-        behind = await what_is_behind(connection, [s.spot for s in sources], span=span)
+        if behind is None:
+            behind = await what_is_behind(connection, [s.spot for s in sources], span=span)
         left_out, patches = plan(entities, size=size, scope=query.scope, cut=cut, behind=behind)
     days = (
         min(entity.grid[0].start_day for entity in entities),

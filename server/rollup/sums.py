@@ -24,8 +24,6 @@ UNIT = 10_000
 """Sums are in ten-thousandths of a person, the grain of calibration factors: exact integers."""
 
 _LINES = 4
-_FEW = 50
-"""Spots up to which a plan made for any spots does; made for few, it is slow for hundreds."""
 
 
 Sum = tuple[int, int, int, int]
@@ -166,8 +164,6 @@ async def add_up(
 
     Keys are `row_key`s for days, weeks and months, else the rows' instants.
     """
-    if len(sources) > _FEW:
-        await connection.execute("set local plan_cache_mode = force_custom_plan")
     open_ = "open_" if scope_open and size.is_days else ""
     within: tuple[date | datetime, ...] = days if size.is_days else (_at(start_s), _at(end_s))
     out = ([spot for spot, _ in left_out], [key for _, key in left_out]) if left_out else ()

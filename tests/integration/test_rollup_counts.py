@@ -267,3 +267,20 @@ async def test_pages_put_together_are_the_whole(world: World) -> None:
             assert rows == whole, (size, limit)
             if size == "hour":
                 break
+
+
+async def test_rows_made_in_parts_are_those_made_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    organisation = await world.organisation("own")
+    for number, name in enumerate("abcde"):
+        site = await world.site(organisation, name)
+        spot = await world.spot(organisation, site, f"spot-{name}")
+        await world.quarter(spot, utc("2026-03-03T10:00"), number)
+        if number % 2:
+            await world.derive()
+    paths = [f"/counts?from=2026-03-01&to=2026-03-08&bucket={size}" for size in SIZES[1:]]
+    whole = [await world.get(path) for path in paths]
+    assert [total(answer) for answer in whole] == [10] * len(paths)
+    monkeypatch.setattr("server.rollup.query._PART", 2)
+    assert [await world.get(path) for path in paths] == whole

@@ -5,7 +5,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.rollup.buckets import Size, buckets, day_start, hour_edges, local
@@ -22,6 +22,7 @@ zones = st.sampled_from(ZONES)
 dates = st.dates(date(2010, 1, 1), date(2035, 12, 31))
 
 
+@settings(deadline=None)
 @given(zones, st.sampled_from([*Size]), dates, st.integers(1, 3))
 def test_buckets_are_contiguous_and_cover_the_range(
     zone: str, size: Size, since: date, length: int
