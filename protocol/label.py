@@ -58,7 +58,7 @@ def label(serial: str, secret: str) -> Label:
     """Return the label of a serial and a secret without check character; LabelError."""
     plain = _plain(secret)
     if not _SECRET.fullmatch(plain):
-        raise LabelError(f"a set-up secret is {SECRET_LENGTH} of {ALPHABET}")
+        raise LabelError(f"a set-up secret has {SECRET_LENGTH} characters, and no 0, O, 1 or I")
     return Label(serial_number(serial), plain)
 
 

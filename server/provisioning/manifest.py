@@ -76,7 +76,7 @@ def read(data: bytes) -> tuple[list[Row], list[BadRow]]:
         raise RefusedError("bad_csv", f"the manifest is no CSV in UTF-8: {error}") from error
 
 
-def _read(reader: csv.DictReader[str]) -> tuple[list[Row], list[BadRow]]:
+def _read(reader: "csv.DictReader[str]") -> tuple[list[Row], list[BadRow]]:
     columns = tuple(reader.fieldnames or ())
     if not set(REQUIRED) <= set(columns) <= {*REQUIRED, *OPTIONAL}:
         raise RefusedError(
