@@ -148,7 +148,10 @@ class Broker:
         pki = self._root / "pki"
         # The broker cannot be told to read a newer list (no SIGHUP), and an expired one locks out
         # the whole fleet: its copy outlives any uptime. Revoking in seconds is the deny-list's.
-        Authority.load(pki).refresh_crl(now=datetime.now(UTC), life=CA_LIFE)
+        # What is written is verified, and an unreadable list gives way to the broker's last one.
+        Authority.load(pki).refresh_crl(
+            now=datetime.now(UTC), life=CA_LIFE, fallback=home / "device.crl"
+        )
         files = BrokerFiles(folder=home, plugin=self._program().plugin)
         conf = mosquitto_conf(
             files, bind=self._host, device_port=self.device_port, service_port=self.service_port

@@ -180,8 +180,11 @@ class Stack:
 
     def _certify(self) -> None:
         pki = self.root / "pki"
-        exists = (pki / "root.pem").exists()
-        authority = Authority.load(pki) if exists else Authority.create(pki)
+        if (pki / "root.pem").exists():
+            authority = Authority.load(pki)
+        else:  # its roots cannot sign again: for a fleet that is to stay, `vestibule ca init`
+            authority = Authority.create(pki)
+        authority.files.derive()
         authority.ensure_services(now=datetime.now(UTC))
 
     def _programs(self, progress: Progress) -> None:

@@ -1,22 +1,15 @@
-"""The fleet's authority: a root, and below it one authority for devices and one for services.
+"""The fleet's authority: roots, and below them one authority for devices and one for services.
 
-Files of its directory (keys 0600):
+`server.pki.files` says which files that is. The roots' keys are not among those that run the
+fleet: they sign authorities, a few times in twenty years, and are kept away from the machine.
 
-    root.pem, root-next.pem         the root and its successor; their keys may go offline
-    bundle.pem                      both roots: what devices and services trust, now and later
-    device-ca.pem, service-ca.pem   signed by the root, sent along with what they signed
-    device-anchor.pem, service-...  the same two, self-signed: what one listener trusts alone
-    broker.pem, https.pem, svc-...  services, each followed by the service authority
-    device.crl                      revoked device certificates
-
-The anchors are there because both authorities stand below one root: a listener that trusted the
-root would admit services where only devices belong, and devices where only services do.
+Each broker listener trusts self-signed anchors of one kind of authority only: a listener that
+trusted the root would admit services where only devices belong, and devices where only services do.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,44 +17,39 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.identity import device_id
 from server.pki import profile
-from server.pki.profile import Signer
+from server.pki.files import AuthorityError, Files, key_pem, logged, pem, write
+from server.pki.generations import Kind, first, of, signing
+from server.pki.policy import RequestRefusedError, device_uri, proven_key
+from server.pki.revocations import (
+    CRL_LIFE,
+    CrlError,
+    build_crl,
+    own_serials,
+    split_crls,
+    verify_crls,
+)
+from server.pki.roots import new_authority, new_root
+from server.pki.signer import Signer
 
 __all__ = [
     "Authority",
     "AuthorityError",
+    "Described",
     "IssuedCertificate",
     "RequestRefusedError",
     "device_uri",
     "proven_key",
 ]
 
-CRL_LIFE = timedelta(days=7)
-MAX_REQUEST_BYTES = 8192  # a P-256 request has some 400; room for extensions that we ignore
 SERVICE_PREFIX = "svc-"
+SERVERS = ("broker", "https")
+CLIENTS = ("svc-ingest", "svc-downlink", "svc-control")
 _LOCAL_DNS = ("localhost",)
 _LOCAL_IPS = ("127.0.0.1", "::1")
-
-
-class AuthorityError(Exception):
-    """The authority's directory is not what it should be."""
-
-
-class RequestRefusedError(ValueError):
-    """A certificate request that the authority does not sign, with the reason."""
-
-    code = "bad_request_for_certificate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,65 +63,88 @@ class IssuedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An authority as the database knows it."""
+    """A root or an authority as the database knows it."""
 
     name: str
+    kind: str
+    state: str
     pem: str
     spki_sha256: bytes
     not_after: datetime
 
 
 class Authority:
-    """Signs devices and services with the keys in one directory."""
+    """Signs devices and services with the keys in one directory, as it was when it was loaded.
 
-    def __init__(self, directory: Path, *, devices: Signer, services: Signer) -> None:
-        self.directory = directory
-        self._devices = devices
-        self._services = services
+    `devices` and `services` are the signers; whoever keeps the keys elsewhere gives others.
+    """
+
+    def __init__(
+        self, files: Files, *, devices: Signer | None = None, services: Signer | None = None
+    ) -> None:
+        self.files = files
+        self.directory = files.directory
+        self._device = signing(files.generations, Kind.DEVICE)
+        self._service = signing(files.generations, Kind.SERVICE)
+        self._devices = devices or files.signer(self._device.name)
+        self._services = services or files.signer(self._service.name)
+        self._given = (devices, services)
+        self._stamp = files.stamp()
 
     @classmethod
-    def create(cls, directory: Path, *, now: datetime | None = None) -> Authority:
-        """Make new roots and authorities. Raises AuthorityError where there are some already."""
+    def create(
+        cls, directory: Path, *, now: datetime | None = None, password: bytes | None = None
+    ) -> Authority:
+        """Make roots and authorities. Raises AuthorityError where there are some already.
+
+        The roots' keys are kept in `offline/` under the password. Without one they are forgotten
+        once the authorities are signed: a key that nobody holds cannot be stolen, and nobody
+        could move such a fleet to its next root.
+        """
         moment = now or datetime.now(UTC)
         if (directory / "root.pem").exists():
             raise AuthorityError(f"{directory} already holds an authority")
         directory.parent.mkdir(parents=True, exist_ok=True)
         partial = directory.with_name(directory.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700)
-        roots = [_new_root(partial, name, now=moment) for name in ("root", "root-next")]
-        _write(partial / "bundle.pem", b"".join(_pem(root.certificate) for root in roots))
-        devices = _new_authority(partial, "device", root=roots[0], now=moment)
-        services = _new_authority(partial, "service", root=roots[0], now=moment)
-        authority = cls(directory, devices=devices, services=services)
-        _write(partial / "device.crl", authority.crl(now=moment))
+        for folder in (partial, partial / "authorities"):
+            folder.mkdir(mode=0o700)
+        files = Files(partial, first())
+        keep = None if password is None else partial / "offline"
+        root = new_root(files, "root-1", keys=keep, password=password, now=moment)
+        new_root(files, "root-2", keys=keep, password=password, now=moment, bridge_from=root)
+        for kind in (Kind.DEVICE, Kind.SERVICE):
+            new_authority(files, f"{kind}-1", root=root, now=moment)
+        made = cls(files.write_list(first()))
+        made.files.derive()
+        write(partial / "device.crl", made.crl(now=moment))
         partial.rename(directory)  # whole or not at all; an empty directory gives way
-        return authority
+        return cls.load(directory)
 
     @classmethod
     def load(cls, directory: Path) -> Authority:
         """Open an existing authority; the roots' keys need not be there. Raises AuthorityError."""
-        return cls(
-            directory,
-            devices=_load_signer(directory, "device-ca"),
-            services=_load_signer(directory, "service-ca"),
-        )
+        return cls(Files.read(directory))
 
     def current(self) -> Authority:
-        """Return the authority as its directory says now."""
-        return self
+        """Return the authority as its directory says now: a rollover needs no restart."""
+        if self.files.stamp() == self._stamp:
+            return self
+        devices, services = self._given
+        return Authority(Files.read(self.directory), devices=devices, services=services)
 
     @property
     def device_authority(self) -> Described:
-        """Who signs devices now."""
-        certificate = self._devices.certificate
-        der = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return Described(
-            certificate.subject.rfc4514_string().removeprefix("CN="),
-            _pem(certificate).decode(),
-            hashlib.sha256(der).digest(),
-            certificate.not_valid_after_utc,
-        )
+        """Who signs devices."""
+        return self._described(self._device.name)
+
+    def described(self) -> list[Described]:
+        """Return every root and authority that there ever was here."""
+        return [self._described(generation.name) for generation in self.files.generations]
+
+    def bundle(self) -> str:
+        """Return the roots that devices are to trust, as they are now."""
+        return (self.directory / "bundle.pem").read_text()
 
     def issue_device(
         self, csr_pem: bytes, *, device: str, now: datetime, serial: int | None = None
@@ -143,16 +154,14 @@ class Authority:
         Raises RequestRefusedError; ValueError for an impossible id.
 
         1. The id is one that the server makes, and none of a service.
-        2. The request is of bounded size and parses.
-        3. Its key is on P-256.
-        4. Its signature proves possession of the private key.
-        5. Nothing but the key is taken from it: subject, names and extensions are ours.
+        2. The request is one that we sign (`server.pki.policy`); it proves its key.
+        3. Nothing but the key is taken from it: subject, names and extensions are ours.
         """
         identity = device_id(device)  # 1
         if identity.startswith(SERVICE_PREFIX):
             raise ValueError(f"ids that begin with {SERVICE_PREFIX!r} belong to services")
-        key = proven_key(csr_pem)  # 2-4
-        certificate = profile.certify(  # 5
+        key = proven_key(csr_pem, device=identity)  # 2
+        certificate = profile.certify(  # 3
             identity,
             key=key,
             names=[x509.UniformResourceIdentifier(device_uri(identity))],
@@ -161,7 +170,7 @@ class Authority:
             now=now,
             serial=serial,
         )
-        return _issued(certificate, signer=self._devices)
+        return _issued(certificate, above=pem(self._devices.certificate))
 
     def issue_service(
         self,
@@ -173,21 +182,25 @@ class Authority:
         now: datetime | None = None,
     ) -> IssuedCertificate:
         """Make a key and a certificate for one of our services, as <name>.key and <name>.pem."""
-        key = profile.new_key()
+        key, serial, moment = profile.new_key(), profile.new_serial(), now or datetime.now(UTC)
         names = profile.service_names(dns=dns, ips=ips)
         if not names:
             names = [x509.UniformResourceIdentifier(f"urn:vestibule:service:{name}")]
-        certificate = profile.certify(
-            name,
-            key=key.public_key(),
-            names=names,
-            server=server,
-            signer=self._services,
-            now=now or datetime.now(UTC),
-        )
-        issued = _issued(certificate, signer=self._services)
-        _write(self.directory / f"{name}.key", _key_pem(key), mode=0o600)
-        _write(self.directory / f"{name}.pem", issued.chain_pem)
+        with logged(
+            self.directory, serial=serial, subject=name, authority=self._service.name, now=moment
+        ):
+            certificate = profile.certify(
+                name,
+                key=key.public_key(),
+                names=names,
+                server=server,
+                signer=self._services,
+                now=moment,
+                serial=serial,
+            )
+        issued = _issued(certificate, above=self.files.chain_above(self._service))
+        write(self.directory / f"{name}.key", key_pem(key), mode=0o600)
+        write(self.directory / f"{name}.pem", issued.chain_pem)
         return issued
 
     def ensure_services(
@@ -196,18 +209,20 @@ class Authority:
         now: datetime,
         dns: Iterable[str] = _LOCAL_DNS,
         ips: Iterable[str] = _LOCAL_IPS,
-    ) -> None:
+    ) -> list[str]:
         """Issue what the broker, the device HTTPS listener and our MQTT clients lack or outlive.
 
-        A certificate is replaced when two thirds of its life are over.
+        A certificate is replaced when two thirds of its life are over, or when another authority
+        signs now; it keeps its names. Returns whose were issued.
         """
-        names, addresses = tuple(dns), tuple(ips)
-        for name in ("broker", "https"):
-            if self._is_due(name, now=now):
-                self.issue_service(name, dns=names, ips=addresses, server=True, now=now)
-        for name in ("svc-ingest", "svc-downlink", "svc-control"):
-            if self._is_due(name, now=now):
+        due = [name for name in (*SERVERS, *CLIENTS) if self._is_due(name, now=now)]
+        for name in due:
+            if name in CLIENTS:
                 self.issue_service(name, now=now)
+            else:
+                own_dns, own_ips = self._names_of(name) or (tuple(dns), tuple(ips))
+                self.issue_service(name, dns=own_dns, ips=own_ips, server=True, now=now)
+        return due
 
     def crl(
         self,
@@ -216,113 +231,101 @@ class Authority:
         now: datetime | None = None,
         life: timedelta = CRL_LIFE,
     ) -> bytes:
-        """Return the signed list (PEM) of revoked device certificates."""
-        moment = now or datetime.now(UTC)
-        revoked = profile.revocation_list(serials, signer=self._devices, now=moment, life=life)
-        return revoked.public_bytes(Encoding.PEM)
+        """Return the verified list file (PEM) of revoked device certificates.
 
-    def refresh_crl(self, *, now: datetime, life: timedelta = CRL_LIFE) -> None:
-        """Sign device.crl anew with the same serials, valid for `life` from now."""
+        One list of each device authority that the broker trusts, all serials on each: it refuses
+        every device of an authority whose list is not there.
+        """
+        moment, revoked = now or datetime.now(UTC), sorted(set(serials))
+        signers = self._device_signers()
+        lists = [
+            build_crl(signer, revoked, moment, life=life, previous=self._list_before(signer))
+            for signer in signers
+        ]
+        verify_crls(b"".join(lists), [s.certificate for s in signers], revoked, moment)
+        return b"".join(lists)
+
+    def refresh_crl(
+        self, *, now: datetime, life: timedelta = CRL_LIFE, fallback: Path | None = None
+    ) -> None:
+        """Sign device.crl anew with the same serials, valid for `life` from now.
+
+        `fallback`: a copy that was installed before, for when device.crl is not ours to read.
+        Raises CrlError if neither is: an empty list would let revoked devices back in.
+        """
+        serials = self.listed(fallback=fallback)
+        write(self.directory / "device.crl", self.crl(serials, now=now, life=life))
+
+    def verify_crl(self, content: bytes, serials: Iterable[int], *, now: datetime) -> None:
+        """Raise CrlError unless this file may be installed for the device listener."""
+        issuers = [signer.certificate for signer in self._device_signers()]
+        verify_crls(content, issuers, set(serials), now)
+
+    def listed(self, *, fallback: Path | None = None) -> set[int]:
+        """Return the serials of device.crl, or of an earlier copy. Raises CrlError."""
         path = self.directory / "device.crl"
-        current = x509.load_pem_x509_crl(path.read_bytes())
-        _write(path, self.crl([entry.serial_number for entry in current], now=now, life=life))
+        issuers = [signer.certificate for signer in self._device_signers()]
+        try:
+            return own_serials(path.read_bytes(), issuers)
+        except (OSError, CrlError) as error:
+            if fallback is None or not fallback.exists():
+                raise CrlError(1, f"{path} cannot be trusted: {error}") from error
+            return own_serials(fallback.read_bytes(), issuers)
+
+    def _list_before(self, signer: Signer) -> bytes | None:
+        """Return the authority's list in device.crl, whose number the next one has to pass."""
+        try:
+            blocks = split_crls((self.directory / "device.crl").read_bytes())
+            parsed = [(x509.load_pem_x509_crl(block), block) for block in blocks]
+        except (OSError, ValueError):
+            return None
+        key = profile.key_of(signer)
+        return next((block for crl, block in parsed if crl.is_signature_valid(key)), None)
+
+    def _device_signers(self) -> list[Signer]:
+        return [
+            self._devices if generation == self._device else self.files.signer(generation.name)
+            for generation in of(self.files.generations, Kind.DEVICE)
+        ]
+
+    def _described(self, name: str) -> Described:
+        (generation,) = [g for g in self.files.generations if g.name == name]
+        certificate = self.files.certificate(name)
+        der = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        digest = hashlib.sha256(der).digest()
+        return Described(
+            f"{name} {digest.hex()[:8]}",
+            generation.kind,
+            generation.state,
+            pem(certificate).decode(),
+            digest,
+            certificate.not_valid_after_utc,
+        )
 
     def _is_due(self, name: str, *, now: datetime) -> bool:
         path = self.directory / f"{name}.pem"
         if not path.exists() or not (self.directory / f"{name}.key").exists():
             return True
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        chain = path.read_bytes()
+        if not chain.endswith(self.files.chain_above(self._service)):
+            return True
+        certificate = x509.load_pem_x509_certificate(chain)
         life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         return now > certificate.not_valid_before_utc + life * 2 / 3
 
-
-def device_uri(device: str) -> str:
-    """Return the name of a device in its certificate."""
-    return f"urn:vestibule:device:{device}"
-
-
-def proven_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
-    """Return the key of a request whose sender holds it. Raises RequestRefusedError."""
-    if len(csr_pem) > MAX_REQUEST_BYTES:
-        raise RequestRefusedError(f"the request has {len(csr_pem)} bytes, over {MAX_REQUEST_BYTES}")
-    try:
-        request = x509.load_pem_x509_csr(csr_pem)
-        key = request.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise RequestRefusedError("the request is no PKCS#10 in PEM") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise RequestRefusedError("the request's key is not on P-256")
-    try:
-        proven = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise RequestRefusedError("the request's signature is of an unknown kind") from error
-    if not proven:
-        raise RequestRefusedError("the request is not signed by its own key")
-    return key
+    def _names_of(self, name: str) -> tuple[list[str], list[str]] | None:
+        path = self.directory / f"{name}.pem"
+        if not path.exists():
+            return None
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = names.get_values_for_type(x509.IPAddress)
+        return names.get_values_for_type(x509.DNSName), [str(address) for address in addresses]
 
 
-def _new_root(directory: Path, name: str, *, now: datetime) -> Signer:
-    key = profile.new_key()
-    certificate = profile.self_signed(
-        f"Vestibule {name}", key=key, path_length=1, now=now, life=profile.ROOT_LIFE
-    )
-    signer = Signer(certificate=certificate, key=key)
-    _write_signer(directory, name, signer)
-    return signer
-
-
-def _new_authority(directory: Path, kind: str, *, root: Signer, now: datetime) -> Signer:
-    key = profile.new_key()
-    name = f"Vestibule {kind} authority"
-    anchor = profile.self_signed(name, key=key, path_length=0, now=now, life=profile.CA_LIFE)
-    _write(directory / f"{kind}-anchor.pem", _pem(anchor))
-    certificate = profile.signing_authority(name, key=key, root=root, now=now)
-    signer = Signer(certificate=certificate, key=key)
-    _write_signer(directory, f"{kind}-ca", signer)
-    return signer
-
-
-def _load_signer(directory: Path, name: str) -> Signer:
-    try:
-        certificate = x509.load_pem_x509_certificate((directory / f"{name}.pem").read_bytes())
-        key = load_pem_private_key((directory / f"{name}.key").read_bytes(), password=None)
-    except (OSError, ValueError) as error:
-        raise AuthorityError(f"{directory} holds no readable {name}: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise AuthorityError(f"{directory / name}.key is not an elliptic-curve key")
-    if key.public_key() != certificate.public_key():
-        raise AuthorityError(f"{directory / name}.key does not belong to its certificate")
-    return Signer(certificate=certificate, key=key)
-
-
-def _write_signer(directory: Path, name: str, signer: Signer) -> None:
-    _write(directory / f"{name}.key", _key_pem(signer.key), mode=0o600)
-    _write(directory / f"{name}.pem", _pem(signer.certificate))
-
-
-def _issued(certificate: x509.Certificate, *, signer: Signer) -> IssuedCertificate:
+def _issued(certificate: x509.Certificate, *, above: bytes) -> IssuedCertificate:
     return IssuedCertificate(
-        chain_pem=_pem(certificate) + _pem(signer.certificate),
+        chain_pem=pem(certificate) + above,
         serial=certificate.serial_number,
         not_after=certificate.not_valid_after_utc,
     )
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Replace a file as a whole; it never exists with a wider mode than `mode`."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

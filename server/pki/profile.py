@@ -10,19 +10,18 @@ from __future__ import annotations
 import ipaddress
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from server.pki.signer import Sign, Signer, finish_certificate, finish_list
 
 __all__ = [
     "CA_LIFE",
     "LEAF_LIFE",
     "ROOT_LIFE",
-    "Signer",
     "certify",
     "new_key",
     "revocation_list",
@@ -37,14 +36,6 @@ LEAF_LIFE = timedelta(days=365)
 _BACKDATE = timedelta(minutes=5)  # a device's clock may lag ours
 
 
-@dataclass(frozen=True, slots=True)
-class Signer:
-    """An authority's certificate with its private key."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-
 def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
@@ -55,25 +46,35 @@ def new_serial() -> int:
 
 
 def self_signed(
-    name: str, *, key: ec.EllipticCurvePrivateKey, path_length: int, now: datetime, life: timedelta
+    name: str,
+    *,
+    key: ec.EllipticCurvePublicKey,
+    sign: Sign,
+    path_length: int,
+    now: datetime,
+    life: timedelta,
+    serial: int | None = None,
 ) -> x509.Certificate:
     """Return a certificate that vouches for itself: a root, or the anchor of an authority."""
-    builder = _builder(_name(name), key=key.public_key(), now=now, life=life)
+    builder = _builder(_name(name), key=key, now=now, life=life, serial=serial)
     builder = _as_authority(builder.issuer_name(_name(name)), path_length=path_length)
-    return _with_identifiers(builder, key.public_key(), issuer=key.public_key()).sign(
-        key, hashes.SHA256()
-    )
+    return finish_certificate(_with_identifiers(builder, key, issuer=key), sign=sign, key=key)
 
 
 def signing_authority(
-    name: str, *, key: ec.EllipticCurvePrivateKey, root: Signer, now: datetime
+    name: str,
+    *,
+    key: ec.EllipticCurvePublicKey,
+    root: Signer,
+    now: datetime,
+    path_length: int = 0,
+    life: timedelta = CA_LIFE,
+    serial: int | None = None,
 ) -> x509.Certificate:
-    """Return the certificate of an authority below `root` that signs leaves only."""
-    builder = _builder(_name(name), key=key.public_key(), now=now, life=CA_LIFE)
-    builder = _as_authority(builder.issuer_name(root.certificate.subject), path_length=0)
-    return _with_identifiers(builder, key.public_key(), issuer=root.key.public_key()).sign(
-        root.key, hashes.SHA256()
-    )
+    """Return the certificate of an authority below `root`; path length 0: it signs leaves only."""
+    builder = _builder(_name(name), key=key, now=now, life=life, serial=serial)
+    builder = _as_authority(builder.issuer_name(root.certificate.subject), path_length=path_length)
+    return _signed(builder, key, signer=root)
 
 
 def certify(
@@ -96,8 +97,7 @@ def certify(
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
-    builder = _with_identifiers(builder, key, issuer=signer.key.public_key())
-    return builder.sign(signer.key, hashes.SHA256(), ecdsa_deterministic=True)
+    return _signed(builder, key, signer=signer)
 
 
 def service_names(*, dns: Iterable[str], ips: Iterable[str]) -> list[x509.GeneralName]:
@@ -106,7 +106,7 @@ def service_names(*, dns: Iterable[str], ips: Iterable[str]) -> list[x509.Genera
 
 
 def revocation_list(
-    serials: Iterable[int], *, signer: Signer, now: datetime, life: timedelta
+    serials: Iterable[int], *, signer: Signer, now: datetime, life: timedelta, number: int
 ) -> x509.CertificateRevocationList:
     """Return a signed list of revoked serials; an empty one is valid too."""
     builder = (
@@ -115,15 +115,30 @@ def revocation_list(
         .last_update(now - _BACKDATE)
         .next_update(now + life)
         .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key()),
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(key_of(signer)),
             critical=False,
         )
-        .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
+        .add_extension(x509.CRLNumber(number), critical=False)
     )
     for serial in serials:
         revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
         builder = builder.add_revoked_certificate(revoked.build())
-    return builder.sign(signer.key, hashes.SHA256(), ecdsa_deterministic=True)
+    return finish_list(builder, sign=signer.sign, key=key_of(signer))
+
+
+def key_of(signer: Signer) -> ec.EllipticCurvePublicKey:
+    """Return the public key of an authority; ours are all on P-256."""
+    key = signer.certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key
+
+
+def _signed(
+    builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, *, signer: Signer
+) -> x509.Certificate:
+    issuer = key_of(signer)
+    builder = _with_identifiers(builder, key, issuer=issuer)
+    return finish_certificate(builder, sign=signer.sign, key=issuer)
 
 
 def _builder(

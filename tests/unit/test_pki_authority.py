@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import base64
+import json
+import shutil
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from server.pki.authority import Authority, AuthorityError, RequestRefusedError
+from server.pki.authority import Authority, AuthorityError
+from server.pki.revocations import CrlError, listed_serials, valid_until, verify_crl
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DEVICE = "door-4f9a21"
@@ -100,71 +102,6 @@ def test_a_device_certificate_cannot_serve(authority: Authority) -> None:
         verifier.verify(leaf, between)
 
 
-def test_nothing_but_the_key_is_taken_from_a_request(authority: Authority) -> None:
-    wishes = (
-        x509.BasicConstraints(ca=True, path_length=None),
-        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
-        x509.SubjectAlternativeName([x509.DNSName("localhost")]),
-    )
-    certificate = issue(authority, pem(request(name="svc-control", extensions=wishes)))
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    assert certificate.subject.rfc4514_string() == f"CN={DEVICE}"
-    assert names.get_values_for_type(x509.DNSName) == []
-    assert not constraints.ca
-
-
-def test_a_request_for_another_ones_key_is_refused(authority: Authority) -> None:
-    thief, victim = request(), request()
-    stolen = thief.public_bytes(Encoding.DER).replace(_point(thief), _point(victim))
-    with pytest.raises(RequestRefusedError, match="not signed by its own key"):
-        issue(authority, _as_pem(stolen))
-
-
-def _point(csr: x509.CertificateSigningRequest) -> bytes:
-    key = csr.public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _as_pem(der: bytes) -> bytes:
-    text = base64.encodebytes(der)
-    return b"-----BEGIN CERTIFICATE REQUEST-----\n" + text + b"-----END CERTIFICATE REQUEST-----\n"
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        ec.generate_private_key(ec.SECP384R1()),
-        ec.generate_private_key(ec.SECP256K1()),
-        ed25519.Ed25519PrivateKey.generate(),
-        rsa.generate_private_key(public_exponent=65537, key_size=2048),
-    ],
-    ids=["P-384", "secp256k1", "Ed25519", "RSA"],
-)
-def test_keys_off_p256_are_refused(
-    authority: Authority, key: CertificateIssuerPrivateKeyTypes
-) -> None:
-    with pytest.raises(RequestRefusedError, match="P-256"):
-        issue(authority, pem(request(key)))
-
-
-@pytest.mark.parametrize(
-    "csr",
-    [b"", b"\x00" * 100, b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n", b"x" * 100_000],
-    ids=["empty", "zeros", "cut off", "huge"],
-)
-def test_what_is_no_request_is_refused(authority: Authority, csr: bytes) -> None:
-    with pytest.raises(RequestRefusedError):
-        issue(authority, csr)
-
-
-def test_a_truncated_request_is_refused(authority: Authority) -> None:
-    whole = request().public_bytes(Encoding.DER)
-    for length in range(len(whole)):
-        with pytest.raises(RequestRefusedError):
-            issue(authority, _as_pem(whole[:length]))
-
-
 @pytest.mark.parametrize(
     "device", ["+", "#", "a/b", "x\x00y", "A" * 300, "", "Door-4F9A21", "svc-ingest", "svc-door"]
 )
@@ -176,26 +113,41 @@ def test_ids_that_the_server_would_not_make_are_refused(authority: Authority, de
 def test_keys_are_closed_and_an_authority_is_made_once(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "pki", now=NOW)
     authority.ensure_services(now=NOW)
-    keys = sorted((tmp_path / "pki").glob("*.key"))
-    assert len(keys) == 9
+    keys = sorted((tmp_path / "pki").rglob("*.key"))
+    assert len(keys) == 7
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     with pytest.raises(AuthorityError, match="already"):
         Authority.create(tmp_path / "pki", now=NOW)
 
 
-def test_an_authority_loads_without_the_roots_keys(tmp_path: Path) -> None:
+def test_a_root_key_that_nobody_can_protect_is_forgotten(tmp_path: Path) -> None:
     Authority.create(tmp_path / "pki", now=NOW)
-    for name in ("root.key", "root-next.key"):
-        (tmp_path / "pki" / name).unlink()
+    assert not list((tmp_path / "pki").rglob("root*.key"))
     issue(Authority.load(tmp_path / "pki"), pem(request()))
 
 
 def test_a_key_that_does_not_fit_its_certificate_is_noticed(tmp_path: Path) -> None:
     pki = tmp_path / "pki"
     Authority.create(pki, now=NOW)
-    (pki / "device-ca.key").write_bytes((pki / "service-ca.key").read_bytes())
+    stranger = (pki / "authorities/service-1.key").read_bytes()
+    (pki / "authorities/device-1.key").write_bytes(stranger)
     with pytest.raises(AuthorityError, match="does not belong"):
         Authority.load(pki)
+
+
+def test_every_signature_of_an_authority_is_recorded_before_it_is_made(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "pki", now=NOW)
+    authority.ensure_services(now=NOW)
+    log = tmp_path / "pki/issuance.log"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["recorded", "signed"] * (len(lines) // 2)
+    for recorded, signed in zip(lines[::2], lines[1::2], strict=True):
+        assert {**recorded, "event": "signed"} == signed
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    logged = {line["serial"] for line in lines}
+    files = [*(tmp_path / "pki").rglob("*.pem")]
+    made = [c for f in files for c in x509.load_pem_x509_certificates(f.read_bytes())]
+    assert {f"{certificate.serial_number:x}" for certificate in made} == logged
 
 
 def test_services_are_certified_anew_when_two_thirds_of_their_life_are_over(
@@ -218,8 +170,47 @@ def test_the_revocation_list_is_signed_and_keeps_its_serials_when_refreshed(
     path = tmp_path / "pki/device.crl"
     path.write_bytes(authority.crl([7, 11], now=NOW))
     authority.refresh_crl(now=NOW + timedelta(days=6))
-    listed = x509.load_pem_x509_crl(path.read_bytes())
-    issuer = x509.load_pem_x509_certificate((tmp_path / "pki/device-ca.pem").read_bytes())
-    assert listed.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
-    assert [entry.serial_number for entry in listed] == [7, 11]
-    assert listed.next_update_utc == NOW + timedelta(days=13)
+    issuer = x509.load_pem_x509_certificate(
+        (tmp_path / "pki/authorities/device-1.pem").read_bytes()
+    )
+    verify_crl(path.read_bytes(), issuer, {7, 11}, NOW + timedelta(days=6))
+    assert valid_until(path.read_bytes()) == NOW + timedelta(days=13)
+
+
+@pytest.mark.parametrize("rot", [b"", b"junk", b"foreign"])
+def test_an_unreadable_revocation_list_gives_way_to_the_one_installed_before(
+    tmp_path: Path, rot: bytes
+) -> None:
+    authority = Authority.create(tmp_path / "pki", now=NOW)
+    path, installed = tmp_path / "pki/device.crl", tmp_path / "installed.crl"
+    installed.write_bytes(authority.crl([7], now=NOW))
+    foreign = Authority.create(tmp_path / "foreign", now=NOW).crl([9], now=NOW)
+    path.write_bytes(foreign if rot == b"foreign" else rot)
+    with pytest.raises(CrlError):
+        authority.refresh_crl(now=NOW)
+    authority.refresh_crl(now=NOW, fallback=installed)
+    assert listed_serials(path.read_bytes()) == {7}
+
+
+def test_the_files_of_0_1_come_to_their_places(tmp_path: Path) -> None:
+    pki = tmp_path / "pki"
+    Authority.create(pki, now=NOW)
+    issued = issue(Authority.load(pki), pem(request()))
+    _as_of_0_1(pki)
+    authority = Authority.load(pki)
+    authority.ensure_services(now=NOW)
+    assert issue(authority, pem(request())).issuer == issued.issuer
+    assert len(x509.load_pem_x509_certificates((pki / "bundle.pem").read_bytes())) == 2
+    assert authority.listed() == set()
+
+
+def _as_of_0_1(pki: Path) -> None:
+    files = pki / "authorities"
+    (pki / "authorities.json").unlink()
+    (files / "root-1.pem").replace(pki / "root.pem")
+    (files / "root-2.pem").replace(pki / "root-next.pem")
+    for kind in ("device", "service"):
+        (files / f"{kind}-1.pem").replace(pki / f"{kind}-ca.pem")
+        (files / f"{kind}-1.key").replace(pki / f"{kind}-ca.key")
+        (files / f"{kind}-1.anchor.pem").replace(pki / f"{kind}-anchor.pem")
+    shutil.rmtree(files)
