@@ -118,5 +118,6 @@ GAP_REASONS = {
     "rotted": "Records in the device's store could not be read any more.",
     "forgotten": "The device was asked for records that it no longer has.",
     "quarantined": "A frame arrived that cannot be read; it is kept, and may be filled later.",
+    "refused": "The device was not admitted; it holds what it counted, and this is its sum.",
     "totals": "The device's totals and its readings differ; an alert was raised.",
 }

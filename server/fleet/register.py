@@ -197,6 +197,19 @@ async def assign(
     return {row["device"], *(r["id"] for r in ended)}
 
 
+async def vacate(connection: asyncpg.Connection, device: int, *, since: datetime) -> None:
+    """End the stay of a device (its row) from `since` on: its spot is free.
+
+    What it counted after that is moved by `server.ingest.reassign.settle`.
+    """
+    await connection.execute(
+        "update assignments set valid = tstzrange(lower(valid), $2) where device_id = $1 "
+        "and upper_inf(valid) and coalesce(lower(valid), '-infinity') < $2",
+        device,
+        since,
+    )
+
+
 async def grant_backfill(
     connection: asyncpg.Connection,
     *,

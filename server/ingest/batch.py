@@ -21,6 +21,7 @@ from server.ingest.places import (
     Digests,
     Piece,
     Places,
+    Standing,
     covering,
     place_in,
 )
@@ -52,7 +53,10 @@ class Refused:
 
 @dataclass(slots=True)
 class Batch:
-    """Messages in order: `frames` stand boot by boot, in each by `seq` (see `runs`)."""
+    """Messages in order: `frames` stand boot by boot, in each by `seq` (see `runs`).
+
+    `standings` are by run: what the batch was placed by. `barred`: of devices not admitted.
+    """
 
     messages: Sequence[Inbound]
     now_ms: int
@@ -65,6 +69,8 @@ class Batch:
     split: dict[int, tuple[Decoded, list[Piece]]] = field(default_factory=dict)
     hellos: list[tuple[Device, bytes]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    barred: list[tuple[Device, bytes]] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
     strays: list[tuple[str, bytes]] = field(default_factory=list)
     condemned: dict[int, str] = field(default_factory=dict)
 
@@ -80,10 +86,12 @@ def sort_out(messages: Sequence[Inbound], places: Places, *, now_ms: int, now_s:
         device = by_topic(topic)
         if device is None:
             _stray(batch, topic)
-        elif device.standing.revoked:
-            _drop("revoked")
         elif not _within_rate(device, now_s):
             _drop("rate")
+        elif device.standing.revoked:
+            _drop("revoked")
+            if not reason and kind < 16:
+                batch.barred.append((device, frame))
         elif reason:
             batch.refused.append(Refused(device, frame, Reason(reason)))
         elif kind < 16:
@@ -173,6 +181,7 @@ def unseen(batch: Batch) -> list[Boot]:
 def decode(batch: Batch) -> None:
     """Decode the frames where their devices stood; what fits in no one place is split or held."""
     now_ms = batch.now_ms
+    batch.standings = [boot.device.standing for boot, _, _ in batch.runs]
     batch.pieces = [boot.device.piece() for boot in batch.boots]
     _decode(batch)
     if all(record[STATUS] != Status.HELD for record in batch.records):

@@ -13,7 +13,9 @@ from server.ingest.places import EVER_MS, Boot, Cursor
 _READ = """
 select v.i, b.id, b.next_seq, b.digest, b.totals, b.answers, b.totals_open, b.closed,
   (extract(epoch from b.stored_to) * 1000)::bigint as stored_to_ms,
-  exists (select from undated_frames u where u.boot = b.id and u.reason = 'undated') as undated
+  exists (select from undated_frames u where u.boot = b.id and u.reason = 'undated') as undated,
+  (select max(g.to_seq) from gaps g where g.boot = b.id and g.reason = 'refused'
+    and g.filled_at is null) as refused_to
 from rows from (unnest($1::int[]), unnest($2::bigint[])) with ordinality v (device, boot_id, i)
 join all_boots b on b.device_id = v.device and b.boot_id = v.boot_id
 """
@@ -45,6 +47,7 @@ async def read(connection: asyncpg.Connection, boots: Sequence[Boot]) -> list[Bo
         boot.row = row["id"]
         boot.undated = row["undated"]
         boot.closed = row["closed"]
+        boot.refused_to = -1 if row["refused_to"] is None else row["refused_to"]
         boot.digests.clear()
         boot.cursor = cursor_of(row)
         boot.device.stored_to_ms = max(boot.device.stored_to_ms, boot.cursor.stored_to_ms)

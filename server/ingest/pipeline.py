@@ -24,7 +24,7 @@ from protocol.frame import Section, decode_time, need, read_body, read_header, s
 from server import log, metrics
 from server.clock import Clock
 from server.db.engine import transaction_on
-from server.ingest import closing, cursors, hello, strays, undated
+from server.ingest import closing, cursors, hello, refusals, strays, undated
 from server.ingest.batch import (
     DIGEST,
     QUALITY,
@@ -163,10 +163,10 @@ class Pipeline:
         for boot in await cursors.make(connection, new):
             if self._sampler.wants(f"ordinal {boot.device.name}"):
                 await strays.add(connection, "ordinal repeated", boot.device, ordinal=boot.ordinal)
-        await cursors.read(connection, new)
-        # An edit of assignments that ended while the cursors were made is not in their devices yet.
-        names = {boot.device.name: b"" for boot in new}
-        await self._places.load(connection, names)
+        # An edit that ended while the cursors were made is not in their devices yet. What is said
+        # of a device is never younger than what is known of its boots.
+        await self._places.load(connection, {boot.device.name: b"" for boot in new})
+        await cursors.read(connection, unknown)
 
     async def _store(self, batch: Batch) -> Done:
         locked = False
@@ -207,6 +207,8 @@ class Pipeline:
                         raise CursorMovedError("a boot is gone")
                     result = plan(batch, only=only)
                 await write(connection, result)
+                if refused := [move for move in result.moves if move.boot.refused_to >= 0]:
+                    await refusals.fill(connection, refused)
             self._failpoint("committed")
         adopt(batch, result)
         return result
@@ -263,6 +265,9 @@ class Pipeline:
             async with self._connection() as connection:
                 await strays.keep(connection, batch, self._sampler)
                 await check_digests(connection, batch, result.unverified)
+        if batch.barred:
+            async with self._connection() as connection:
+                await refusals.note(connection, batch.barred)
         now_ms, dataset = self._clock.now_ms(), self._dataset_u64()
         packets += receipts(result.touched, dataset=dataset, server_ms=now_ms)
         _count(result)
@@ -318,6 +323,7 @@ def _take_over(batch: Batch, again: Batch) -> None:
     batch.runs, batch.records, batch.decoded = again.runs, again.records, again.decoded
     batch.pieces, batch.split = again.pieces, again.split
     batch.hellos, batch.refused, batch.strays = again.hellos, again.refused, again.strays
+    batch.barred, batch.standings = again.barred, again.standings
     batch.condemned = {
         at: condemned[frame] for at, frame in enumerate(batch.frames) if frame in condemned
     }
@@ -328,6 +334,8 @@ def adopt(batch: Batch, result: Plan) -> None:
     for move in result.moves:
         boot = move.boot
         boot.cursor = move.after
+        if boot.refused_to < move.after.next_seq:
+            boot.refused_to = -1
         if move.after.stored_to_ms > boot.device.stored_to_ms:
             boot.device.stored_to_ms = move.after.stored_to_ms
     for held in result.held:

@@ -106,10 +106,12 @@ class Boot:
     digests: "Digests"
     undated: bool = False
     closed: bool = False
+    refused_to: int = -1  # the end of its gap of refused frames (see `refusals`), -1: it has none
 
     def forget(self) -> None:
         """Know nothing of it any more: a restored database may stand elsewhere, or not know it."""
         self.row, self.cursor, self.undated, self.closed = 0, Cursor(), False, False
+        self.refused_to = -1
         self.digests.clear()
 
 
@@ -285,6 +287,8 @@ class Places:
             device = Device(row, name, standing, head, now, stored_to_ms)
             self._by_name[name] = device
             self._by_topic[topic(device_id(name), Leg.UP).encode()] = device
+        if device.standing.assignment_version != standing.assignment_version:
+            device.boots = {}  # what of them was refused or moved meanwhile is read anew
         if device.standing != standing:
             device.standing, device.usual = standing, None
         device.loaded_at = now

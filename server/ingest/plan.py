@@ -65,7 +65,7 @@ def plan(batch: Batch, *, only: set[int] | None = None) -> Plan:
     Nothing is changed here: the boots' cursors move when the plan has been committed.
     """
     result = Plan()
-    for boot, start, end in batch.runs:
+    for (boot, start, end), standing in zip(batch.runs, batch.standings, strict=True):
         before = boot.cursor
         result.touched.append(boot)
         after = before
@@ -79,7 +79,7 @@ def plan(batch: Batch, *, only: set[int] | None = None) -> Plan:
             for at in _next(result, batch, range(start, end), before, only):
                 after = _take(result, batch, at, after)
         if after is not before:
-            result.moves.append(Move(boot, before, after))
+            result.moves.append(Move(boot, before, after, standing))
             result.late[boot.row] = boot.device.stored_to_ms
     _collect(result, batch, whole=only is None)
     return result

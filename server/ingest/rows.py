@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple
 
 from ext.layout import BUCKET_MS
 from ext.reference import PG_EPOCH_MS, observed_slots
-from server.ingest.places import Boot, Cursor, Piece
+from server.ingest.places import Boot, Cursor, Piece, Standing
 
 REFUSED_BY_DATABASE = 200  # a reason of ours, beside those of `protocol.frame.Reason`
 MAX_FINDINGS = 100  # a batch; the counter has them all
 NO_COUNTS = (0,) * 8
 
-GapReason = Literal["thinned", "rotted", "forgotten", "quarantined", "totals"]
+GapReason = Literal["thinned", "rotted", "forgotten", "quarantined", "totals", "refused"]
 COUNT_DELTA = struct.Struct("<qqqi4q")
 """ext.layout.COUNT_DELTA read in pairs: what the driver need not encode twice costs half.
 
@@ -25,11 +25,12 @@ PressDelta = tuple[int, ...]
 
 
 class Move(NamedTuple):
-    """A cursor's step."""
+    """A cursor's step, by what the register said of its device when the batch was placed."""
 
     boot: Boot
     before: Cursor
     after: Cursor
+    standing: Standing
 
 
 @dataclass(frozen=True, slots=True)

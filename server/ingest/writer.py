@@ -4,6 +4,8 @@ Invariants:
 - A cursor moves by compare-and-swap on what it was when the batch was planned, and only if its
   device's assignments are those by which the batch was placed. If any differs (another worker, a
   restored database, a swap recorded just now), nothing is stored: `CursorMovedError`.
+- What a device may do is read with the number of its assignments, and changes with it: so nothing
+  of a device is stored after the commit that takes it out.
 - Rows are copied without looking for duplicates, since the cursor proves each of them new.
 - Nothing is said to anyone before the commit has returned.
 See `ops/decisions/0003-cursor-compare-and-swap.md`.
@@ -196,6 +198,8 @@ async def _exceptions(connection: asyncpg.Connection, plan: Plan) -> None:
 
 async def move_cursors(connection: asyncpg.Connection, moves: Sequence[Move]) -> None:
     """Move each cursor from where it was to where it is now, all or none."""
+    if any(move.standing.revoked for move in moves):  # an order given while it was being read
+        raise CursorMovedError("a device is not admitted")
     after: list[Cursor] = [move.after for move in moves]
     totals = [cursor.totals for cursor in after]
     width = 8 if any(any(of_boot[4:]) for of_boot in totals) else 4  # most have two lines
@@ -203,7 +207,7 @@ async def move_cursors(connection: asyncpg.Connection, moves: Sequence[Move]) ->
         _MOVE,
         [move.boot.row for move in moves],
         [signed(move.boot.boot_id, 64) for move in moves],
-        [move.boot.device.standing.assignment_version for move in moves],
+        [move.standing.assignment_version for move in moves],
         [move.before.next_seq for move in moves],
         [cursor.next_seq for cursor in after],
         [cursor.digest for cursor in after],
