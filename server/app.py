@@ -20,17 +20,23 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ext import COMPILED
 from server.api.routes import build_api
-from server.clock import SystemClock
+from server.clock import Clock, SystemClock, at
 from server.config import Settings
 from server.db.engine import open_pool
 from server.db.migrate import check_schema
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
 from server.ingest.worker import Ingest
-from server.portal.pages import build_portal
-from server.portal.session import identify
+from server.people.entrance import Entrance
+from server.people.passwords import Passwords
+from server.people.sealing import Seal
+from server.portal.pages import add_portal
 from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
+from server.signin.account import add_account
+from server.signin.pages import add_signin
+from server.web.passes import Passes
+from server.web.site import build_site
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +88,9 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             if "api" in settings.roles:
                 api_pool = await _open(stack, settings.dsn_api.reveal(), size=10, name="api")
                 desk_pool = await _open(stack, settings.dsn_desk.reveal(), size=8, name="desk")
-                pages = _pages(settings, api_pool, desk_pool, clock)
+                passwords = Passwords()
+                stack.callback(passwords.close)
+                pages = build_pages(settings, api_pool, desk_pool, passwords, clock)
                 await _listen_for_devices(stack, running)
             _add_operations(pages, running)
             await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
@@ -93,13 +101,28 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
                 worker.cancel()
 
 
-def _pages(
-    settings: Settings, pool: asyncpg.Pool, desk: asyncpg.Pool, clock: SystemClock
+def build_pages(
+    settings: Settings,
+    pool: asyncpg.Pool,
+    desk: asyncpg.Pool,
+    passwords: Passwords,
+    clock: Clock,
 ) -> web.Application:
-    pages = build_portal(pool=pool, settings=settings)
-    api = build_api(pool=pool, clock=clock, identify=lambda request: identify(request, settings))
-    pages.add_subapp("/v1/", api)
-    return pages
+    """Return all that people and their programs see: pages and API, behind one door."""
+
+    def now() -> datetime:
+        return at(clock.now_ms())
+
+    seal = Seal(settings.session_secret)
+    site = build_site(desk=desk, settings=settings, now=now)
+    entrance = Entrance(desk, passwords, seal, now=now, monotonic=clock.monotonic)
+    passes = Passes(seal, site.sessions, now=now)
+    tools = add_signin(site, desk=desk, entrance=entrance, passwords=passwords, now=now)
+    add_account(site, tools, seal)
+    add_portal(site, pool=pool, settings=settings, passes=passes, now=now)
+    api = build_api(pool=pool, desk=desk, clock=clock, identify=passes.asker)
+    site.app.add_subapp("/v1/", api)
+    return site.app
 
 
 def _add_operations(app: web.Application, running: Running) -> None:

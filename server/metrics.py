@@ -48,6 +48,11 @@ DERIVE_SECONDS = Histogram(
     "vestibule_rollup_derive_seconds", "One pass of deriving hours and days", buckets=_FAST
 )
 
+# people
+SIGN_INS = Counter(
+    "vestibule_sign_ins", "Tries to sign in: entered, wrong, too_many, busy", ["outcome"]
+)
+
 # HTTP
 HTTP_SECONDS = Histogram(
     "vestibule_http_request_seconds",

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlencode
 
+import asyncpg
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from markupsafe import Markup
@@ -20,7 +22,9 @@ from ops.demo.impostor import speak_as
 from ops.demo.machine import Machine
 from ops.demo.supervisor import PARTS
 from protocol.identity import DeviceId, device_id
-from server.portal.session import sign_in_link
+from server.db.engine import transaction_on
+from server.people import links, users
+from server.people.roles import Grant, Role
 from server.web.catalogue import Catalogue
 from server.web.shell import Shell, protect
 from server.web.static_files import OWN, PACKAGES, StaticFiles
@@ -45,6 +49,7 @@ class Tour:
         )
         self._closing = asyncio.Event()
         self._acting = asyncio.Lock()
+        self._linking = asyncio.Lock()
 
     @asynccontextmanager
     async def serving(self, *, port: int) -> AsyncIterator[None]:
@@ -124,23 +129,20 @@ class Tour:
         return response
 
     async def _go(self, request: web.Request) -> web.Response:
-        """Lead to the portal, signed in for one of the organisations."""
+        """Lead to the portal, signed in as an analyst of one of the organisations."""
         machine = self._machine
         rows = list(machine.state.organisations.values())
         number = request.match_info["number"]
         if not number.isdigit() or int(number) >= len(rows):
             raise web.HTTPNotFound(text="no such organisation")
-        settings = machine.supervisor.settings
-        assert settings is not None
-        raise web.HTTPSeeOther(
-            sign_in_link(
-                settings,
-                rows[int(number)],
-                base=machine.supervisor.base,
-                now_s=time.time(),
-                to=request.query.get("to", "/"),
-            )
-        )
+        try:
+            async with self._linking:
+                token = await _analysts_link(machine.endpoints.dsn("desk"), rows[int(number)])
+        except (OSError, asyncpg.PostgresError) as error:
+            raise web.HTTPServiceUnavailable(text="the database is away: try again soon") from error
+        base, purpose = machine.supervisor.base, links.Purpose.SIGN_IN
+        to = urlencode({"to": request.query.get("to", "/")})
+        raise web.HTTPSeeOther(f"{links.address(base, purpose, token)}&{to}")
 
     # -- acting ------------------------------------------------------------------------------
 
@@ -222,6 +224,23 @@ class Tour:
         since, until = today - timedelta(days=6), today + timedelta(days=1)
         address = f"{machine.supervisor.base}/v1/counts?bucket=day&from={since}&to={until}"
         return f"curl -s -H 'Authorization: Bearer {key}' '{address}&format=csv'"
+
+
+async def _analysts_link(dsn: str, organisation: int) -> str:
+    """Return a sign-in link for the organisation's analyst, who is made at the first call."""
+    email, actor, now = f"analyst-{organisation}@demo.invalid", "demo", datetime.now(UTC)
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with transaction_on(connection, "demo sign-in link"):
+            if not await users.listed(connection, wanted=email):
+                row = await users.add(connection, email=email, name="Analyst", actor=actor, now=now)
+                grant = Grant(Role.ANALYST, organisation)
+                await users.grant(connection, row, grant, actor=actor, now=now)
+            user = await users.find(connection, email)
+            purpose = links.Purpose.SIGN_IN
+            return await users.link(connection, user, purpose, actor=actor, now=now)
+    finally:
+        await connection.close()
 
 
 def _event(name: str, html: str) -> bytes:

@@ -2,7 +2,7 @@
 
 Verification of `Authorization: Bearer vk_<prefix>_<secret>`:
 1. the header has this form, else refused;
-2. the prefix names a key that is not revoked;
+2. the prefix names a key that was not revoked and has not ended;
 3. SHA-256 of the secret equals the stored one, compared in constant time (a missing key is
    compared too, so that a prefix cannot be found by timing);
 4. the key has the scope that the route needs.
@@ -13,24 +13,34 @@ good before passes, since behind a proxy all callers have one address.
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import asyncpg
+import structlog
 from aiohttp import web
 
 from server.api.problems import SignInError, TooManyError
-from server.db.engine import ACQUIRE_TIMEOUT_S
-from server.errors import RefusedError
+from server.audit.log import record
+from server.db.engine import ACQUIRE_TIMEOUT_S, acting
+from server.errors import ConflictError, NotFoundError, RefusedError
+from server.people.throttle import network
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Identify = Callable[[web.Request], int | None]
-"""Tells the organisation of a signed-in page session, None if there is none."""
+Identify = Callable[[web.Request], Awaitable[tuple[int, str] | None]]
+"""Tells the organisation and the user of a signed-in page session, None if there is none."""
+
+SCOPES = frozenset({"read"})
+NOTED_EVERY_S = 60.0
+"""A key's last use is written no more often."""
+
 
 _BEARER = re.compile(r"Bearer vk_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -49,29 +59,127 @@ class Caller:
     scopes: frozenset[str]
 
 
+async def nobody(_: web.Request) -> None:
+    """Where pages and their sessions are not served."""
+
+
 async def create_api_key(
-    connection: asyncpg.Connection, organisation_id: int, note: str = ""
+    connection: asyncpg.Connection,
+    organisation_id: int,
+    note: str = "",
+    *,
+    scopes: Sequence[str] = ("read",),
+    expires_at: datetime | None = None,
+    actor: str = "command",
+    now: datetime | None = None,
 ) -> str:
-    """Create a key that may read and return it; it is not shown again. The owner's connection."""
+    """Create a key and return it; it is not shown again. RefusedError names an unknown scope."""
+    if unknown := set(scopes) - SCOPES:
+        raise RefusedError("unknown_scope", f"{sorted(unknown)}: known are {sorted(SCOPES)}")
     prefix = "".join(secrets.choice(_ALPHABET) for _ in range(8))
     secret = secrets.token_urlsafe(32)
-    await connection.execute(
-        "insert into api_keys (organisation_id, prefix, secret_sha256, note) "
-        "values ($1, $2, $3, $4)",
-        organisation_id,
-        prefix,
-        hashlib.sha256(secret.encode()).digest(),
-        note,
-    )
+    async with connection.transaction():
+        await connection.execute(
+            "insert into api_keys (organisation_id, prefix, secret_sha256, note, scopes, "
+            "expires_at) values ($1, $2, $3, $4, $5, $6)",
+            organisation_id,
+            prefix,
+            hashlib.sha256(secret.encode()).digest(),
+            note,
+            sorted(set(scopes)),
+            expires_at,
+        )
+        await record(
+            connection,
+            actor=actor,
+            act="key created",
+            subject=f"key {prefix}",
+            detail={"scopes": sorted(set(scopes))},
+            organisation=organisation_id,
+            now=now or datetime.now(UTC),
+        )
     return f"vk_{prefix}_{secret}"
 
 
-async def revoke_api_key(connection: asyncpg.Connection, prefix: str) -> bool:
+async def rotate_api_key(
+    connection: asyncpg.Connection,
+    prefix: str,
+    *,
+    overlap: timedelta,
+    actor: str = "command",
+    now: datetime,
+) -> str:
+    """Create a key that takes another's place, and end that one after `overlap`.
+
+    Raises NotFoundError if there is no valid key of this prefix, ConflictError if it was rotated.
+    """
+    async with connection.transaction():
+        old = await connection.fetchrow(
+            "select id, organisation_id, note, scopes, replaced_by from api_keys "
+            "where prefix = $1 and revoked_at is null and coalesce(expires_at > $2, true) "
+            "for update",
+            prefix,
+            now,
+        )
+        if old is None:
+            raise NotFoundError(f"no valid key vk_{prefix}")
+        if old["replaced_by"] is not None:
+            raise ConflictError(f"vk_{prefix} was rotated already, and ends by itself")
+        key = await create_api_key(
+            connection,
+            old["organisation_id"],
+            old["note"],
+            scopes=old["scopes"],
+            actor=actor,
+            now=now,
+        )
+        made = key.split("_")[1]
+        await connection.execute(
+            "update api_keys set expires_at = least(expires_at, $2), "
+            "replaced_by = (select id from api_keys where prefix = $3) where id = $1",
+            old["id"],
+            now + overlap,
+            made,
+        )
+        await record(
+            connection,
+            actor=actor,
+            act="key rotated",
+            subject=f"key {prefix}",
+            detail={"by": made, "ends": (now + overlap).isoformat(timespec="seconds")},
+            organisation=old["organisation_id"],
+            now=now,
+        )
+    return key
+
+
+async def revoke_api_key(
+    connection: asyncpg.Connection,
+    prefix: str,
+    *,
+    actor: str = "command",
+    now: datetime | None = None,
+) -> bool:
     """Revoke the key that begins `vk_<prefix>`; False if there is none that is valid."""
-    done: str = await connection.execute(
-        "update api_keys set revoked_at = now() where prefix = $1 and revoked_at is null", prefix
-    )
-    return done == "UPDATE 1"
+    now = now or datetime.now(UTC)
+    async with connection.transaction():
+        organisation = await connection.fetchval(
+            "update api_keys set revoked_at = $2 where prefix = $1 and revoked_at is null "
+            "returning organisation_id",
+            prefix,
+            now,
+        )
+        if organisation is None:
+            return False
+        await record(
+            connection,
+            actor=actor,
+            act="key revoked",
+            subject=f"key {prefix}",
+            organisation=organisation,
+            now=now,
+        )
+    return True
 
 
 @asynccontextmanager
@@ -95,12 +203,22 @@ async def temporary_api_key(dsn: str, organisation_id: int, *, note: str) -> Asy
 
 
 class SignIn:
-    """Who is asking, by session or key; failed keys are limited by address."""
+    """Who is asking, by session or key; failed keys are limited by address.
+
+    `desk` is the desk's pool, which notes when a key was last used; None: nobody does.
+    """
 
     def __init__(
-        self, pool: asyncpg.Pool, identify: Identify, *, monotonic: Callable[[], float]
+        self,
+        pool: asyncpg.Pool,
+        identify: Identify,
+        *,
+        desk: asyncpg.Pool | None,
+        monotonic: Callable[[], float],
     ) -> None:
-        self._pool, self._identify = pool, identify
+        self._pool, self._identify, self._desk = pool, identify, desk
+        self._monotonic = monotonic
+        self._noted: dict[str, float] = {}  # when each key's last use was written
         self._failures = RateLimit(
             per_s=_FAILURES_PER_S, burst=_FAILURES_AT_ONCE, monotonic=monotonic
         )
@@ -108,13 +226,13 @@ class SignIn:
 
     async def caller(self, request: web.Request) -> Caller:
         """Return who is asking. Raises SignInError, TooManyError."""
-        organisation = self._identify(request)
-        if organisation is not None:
-            return Caller(organisation, f"session {organisation}", frozenset({"read"}))
+        signed_in = await self._identify(request)
+        if signed_in is not None:
+            return Caller(*signed_in, frozenset({"read"}))
         header = request.headers.get("Authorization")
         if header is None:
             raise SignInError("this route needs an API key")
-        address, digest = _network(request.remote), hashlib.sha256(header.encode()).digest()
+        address, digest = network(request.remote), hashlib.sha256(header.encode()).digest()
         if digest not in self._good:  # 0
             self._failures.demand(address)
         try:
@@ -126,7 +244,25 @@ class SignIn:
         if len(self._good) >= _MOST_GOOD and digest not in self._good:
             del self._good[next(iter(self._good))]
         self._good[digest] = None
+        await self._note_use(found)
         return found
+
+    async def _note_use(self, caller: Caller) -> None:
+        """Write that a key is in use, at most once a minute; an answer never fails of it."""
+        now = self._monotonic()
+        if self._desk is None or now - self._noted.get(caller.by, -NOTED_EVERY_S) < NOTED_EVERY_S:
+            return
+        if len(self._noted) >= _MOST_GOOD and caller.by not in self._noted:
+            del self._noted[next(iter(self._noted))]
+        self._noted[caller.by] = now
+        try:
+            async with acting(self._desk, "note a key", organisation=caller.organisation) as db:
+                await db.execute(
+                    "update api_keys set last_used_at = now() where prefix = $1",
+                    caller.by.removeprefix("key "),
+                )
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.debug("a key's use was not noted", error=str(error))
 
 
 async def _holder(pool: asyncpg.Pool, header: str) -> Caller:
@@ -142,15 +278,6 @@ async def _holder(pool: asyncpg.Pool, header: str) -> Caller:
     if not hmac.compare_digest(digest, expected) or holder is None:  # 3
         raise SignInError("this key is not valid, or was revoked")
     return Caller(holder["organisation_id"], f"key {prefix}", frozenset(holder["scopes"]))
-
-
-def _network(address: str | None) -> str:
-    """Return what one caller has: an address of IPv4, a /64 of IPv6."""
-    try:
-        found = ipaddress.ip_address(address or "")
-    except ValueError:  # a socket that has no address
-        return ""
-    return str(ipaddress.ip_network((found, 64), strict=False) if found.version == 6 else found)
 
 
 def demand_scope(caller: Caller, scope: str) -> None:

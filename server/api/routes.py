@@ -22,7 +22,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from server.api import listings
 from server.api.answers import respond, wanted_format
-from server.api.keys import Identify, RateLimit, SignIn, demand_scope
+from server.api.keys import Identify, RateLimit, SignIn, demand_scope, nobody
 from server.api.openapi import describe, page
 from server.api.parameters import (
     ConversionParameters,
@@ -94,13 +94,14 @@ def build_api(
     *,
     pool: asyncpg.Pool,
     clock: Clock,
-    identify: Identify = lambda request: None,
+    identify: Identify = nobody,
+    desk: asyncpg.Pool | None = None,
     per_s: float = 20,
     burst: int = 60,
 ) -> web.Application:
-    """Return the application to be mounted at /v1; `pool` is of the role vestibule_api."""
+    """Return the application to be mounted at /v1; `pool` is the API's role, `desk` the desk's."""
     limit = RateLimit(per_s=per_s, burst=burst, monotonic=clock.monotonic)
-    sign_in = SignIn(pool, identify, monotonic=clock.monotonic)
+    sign_in = SignIn(pool, identify, desk=desk, monotonic=clock.monotonic)
     turns: Turns = WeakValueDictionary()
     app = web.Application(middlewares=[_guarded(clock)])
     for route in ROUTES:

@@ -58,6 +58,11 @@ class Visitor:
         """Whether some grant covers every organisation."""
         return any(grant.organisation is None for grant in self.grants)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more than one organisation to look at."""
+        return self.oversees or len({grant.organisation for grant in self.grants}) > 1
+
     def may(self, permission: Permission, place: Place) -> bool:
         return may(self.grants, permission, place)
 
@@ -97,23 +102,34 @@ async def start(
     return token, row
 
 
-async def resolve(connection: asyncpg.Connection, token: str, *, now: datetime) -> Visitor | None:
-    """Return whose session the token is, None if nobody's; notes that it was used."""
+async def resolve(
+    connection: asyncpg.Connection, token: str, *, used: bool = True, now: datetime
+) -> Visitor | None:
+    """Return whose session the token is, None if nobody's; notes that it was `used`."""
     if not _TOKEN.fullmatch(token):  # 1
         return None
-    return await _visitor(connection, token=token, session_id=None, now=now)
+    found = await _visitor(connection, token=token, session_id=None, now=now)
+    if found is None:
+        return None
+    seen, last_seen = found
+    if used and now - last_seen >= NOTED_EVERY:
+        await connection.execute(
+            "update sessions set last_seen = $2 where id = $1", seen.session_id, now
+        )
+    return seen
 
 
 async def resolve_id(
     connection: asyncpg.Connection, session_id: int, *, now: datetime
 ) -> Visitor | None:
     """Return whose session this row is, by the same rules; it cannot prove a form."""
-    return await _visitor(connection, token=None, session_id=session_id, now=now)
+    found = await _visitor(connection, token=None, session_id=session_id, now=now)
+    return None if found is None else found[0]
 
 
 async def _visitor(
     connection: asyncpg.Connection, *, token: str | None, session_id: int | None, now: datetime
-) -> Visitor | None:
+) -> tuple[Visitor, datetime] | None:
     row = await connection.fetchrow(
         "select s.id, s.organisation_id, s.last_seen, u.id as user_id, u.ref, u.name, u.language, "
         "coalesce((select json_agg(json_build_array(g.role, g.organisation_id, g.region_id, "
@@ -129,10 +145,8 @@ async def _visitor(
     )
     if row is None:
         return None
-    if token is not None and now - row["last_seen"] >= NOTED_EVERY:
-        await connection.execute("update sessions set last_seen = $2 where id = $1", row["id"], now)
     grants = tuple(Grant(Role(role), *place) for role, *place in json.loads(row["grants"]))
-    return Visitor(
+    seen = Visitor(
         row["user_id"],
         row["ref"],
         row["name"],
@@ -142,6 +156,7 @@ async def _visitor(
         looked_at(grants, row["organisation_id"]),
         "" if token is None else csrf_token(token),
     )
+    return seen, row["last_seen"]
 
 
 def looked_at(grants: Sequence[Grant], chosen: int | None) -> int | None:

@@ -57,6 +57,12 @@ async def organisation_of(connection: asyncpg.Connection) -> Organisation | None
     return None if row is None else Organisation(row["ref"], row["name"])
 
 
+async def places(connection: asyncpg.Connection) -> list[tuple[str, int, int | None]]:
+    """Return ref, row and region of each site."""
+    rows = await connection.fetch("select ref, id, region_id from sites")
+    return [(row["ref"], row["id"], row["region_id"]) for row in rows]
+
+
 async def last_stored(connection: asyncpg.Connection) -> datetime | None:
     """Return when something of this organisation was last stored: what a live page watches."""
     found: datetime | None = await connection.fetchval("select max(last_stored) from my_boots")

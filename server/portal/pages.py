@@ -1,7 +1,9 @@
-"""Routes of the portal: signing in, the sites' today, a site's day, its chart, and live refresh."""
+"""Routes of the portal: the sites' today, a site's day, its chart, and live refresh.
+
+Whose grants cover a region or some sites sees those alone, and nothing that counts the others in.
+"""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,11 +17,14 @@ from aiohttp import web
 from server.config import Settings
 from server.db.engine import reading
 from server.errors import NotFoundError
-from server.portal import numbers, session
+from server.people.roles import Permission, Place
+from server.portal import numbers
 from server.portal.chart import chart_of
 from server.portal.view import total
-from server.web.shell import Shell, choose_language, local_path, protect
-from server.web.static_files import StaticFiles
+from server.web.passes import Passes
+from server.web.sessions import Visitor, demand_organisation, home, visitor
+from server.web.shell import Shell
+from server.web.site import Site
 
 log = structlog.get_logger(__name__)
 
@@ -30,46 +35,40 @@ MAX_STREAMS_EACH = 50  # of one organisation, so that none takes those of the ot
 _FIRST_DAY = date(2000, 1, 1)
 
 
-def build_portal(
+def add_portal(
+    site: Site,
     *,
     pool: asyncpg.Pool,
     settings: Settings,
-    static: StaticFiles | None = None,
+    passes: Passes,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> web.Application:
-    """Return the application that is mounted at `/`; `pool` is the API's role."""
-    files = static or StaticFiles()
-    shell = Shell(templates=HERE / "templates", catalogues=[HERE / "catalogues"], static=files)
-    pages = Pages(pool=pool, settings=settings, shell=shell, now=now)
-    app = web.Application()
-    app.on_response_prepare.append(protect)
-    app.on_shutdown.append(pages.close)
-    app.router.add_get("/static/{name}", files.serve)
-    app.router.add_get("/language", choose_language)
-    app.router.add_get("/signin", pages.sign_in)
-    app.router.add_post("/signout", pages.sign_out)
-    app.router.add_get("/", pages.overview)
-    app.router.add_get("/sites/{site}", pages.site)
-    app.router.add_get("/sites/{site}/chart.json", pages.chart)
-    app.router.add_get("/events", pages.events)
-    return app
+) -> None:
+    """Add the portal's pages, at `/`; `pool` is the API's role."""
+    pages = Pages(site, pool=pool, settings=settings, passes=passes, now=now)
+    site.app.on_shutdown.append(pages.close)
+    site.app.router.add_get("/", pages.overview)
+    site.app.router.add_get("/sites/{site}", pages.site)
+    site.app.router.add_get("/sites/{site}/chart.json", pages.chart)
+    site.app.router.add_get("/events", pages.events)
 
 
 class Pages:
-    """The portal's handlers. Who is not signed in is told how to get in."""
+    """The portal's handlers."""
 
     def __init__(
         self,
+        site: Site,
         *,
         pool: asyncpg.Pool,
         settings: Settings,
-        shell: Shell,
+        passes: Passes,
         now: Callable[[], datetime],
     ) -> None:
-        self._pool = pool
-        self._settings = settings
-        self._shell = shell
-        self._now = now
+        self._sessions = site.sessions
+        self._shell = Shell(
+            templates=HERE / "templates", catalogues=[HERE / "catalogues"], static=site.static
+        )
+        self._pool, self._settings, self._passes, self._now = pool, settings, passes, now
         self._streams: Counter[int] = Counter()  # by organisation
         self._closing = asyncio.Event()
 
@@ -77,35 +76,18 @@ class Pages:
         """End the live streams, so that a stop does not wait for browsers."""
         self._closing.set()
 
-    async def sign_in(self, request: web.Request) -> web.Response:
-        """Exchange a link for a session."""
-        text = request.query.get("token", "")
-        now_s = self._now().timestamp()
-        token = session.check(self._settings, text, session.Purpose.LINK, now_s=now_s)
-        if token is None:
-            return self._shell.page(request, "signin.html", status=403, failed=True)
-        response = web.HTTPSeeOther(local_path(request.query.get("to", "/")))
-        session.start_session(response, self._settings, token.organisation, now_s=now_s)
-        log.info("signed in", organisation=token.organisation)
-        raise response
-
-    async def sign_out(self, request: web.Request) -> web.Response:
-        """End the session."""
-        response = web.HTTPSeeOther("/")
-        response.del_cookie(session.COOKIE)
-        raise response
-
     async def overview(self, request: web.Request) -> web.Response:
         """Every site's today; the live refresh asks for the cards alone."""
-        organisation = self._who(request)
-        if organisation is None:
-            return self._stranger(request)
+        found = visitor(request)
+        if found is not None and home(found) != "/":
+            raise web.HTTPSeeOther(home(found))
+        found, organisation = demand_organisation(request, Permission.READ_NUMBERS)
         now = self._now()
         async with reading(self._pool, "portal overview", organisation=organisation) as db:
-            owner = await numbers.organisation_of(db)
-            if owner is None:
-                return self._stranger(request)
+            owner = await self._owner(db)
             days = await numbers.overview(db, now=now)
+            seen = await self._seen(db, found, organisation)
+        days = [day for day in days if day.ref in seen]
         today = days[0].now.date() if days else now.date()
         return self._shell.page(
             request,
@@ -115,21 +97,16 @@ class Pages:
             total=total(days),
             presses=sum(day.smileys.presses for day in days if day.is_today),
             today=today,
-            curl=self._curl(request, organisation, today),
+            curl=self._curl(request, found, organisation, today),
         )
 
     async def site(self, request: web.Request) -> web.Response:
         """One site's day; the live refresh asks for its figures alone."""
-        organisation = self._who(request)
-        if organisation is None:
-            return self._stranger(request)
-        day, ref = self._day(request), request.match_info["site"]
+        found, organisation = demand_organisation(request, Permission.READ_NUMBERS)
+        ref = request.match_info["site"]
         async with reading(self._pool, "portal site", organisation=organisation) as db:
-            owner = await numbers.organisation_of(db)
-            try:
-                page = await numbers.site_page(db, ref, day=day, now=self._now())
-            except NotFoundError:
-                return self._shell.page(request, "missing.html", status=404, owner=owner)
+            owner = await self._owner(db)
+            page = await self._site_page(db, request, found, organisation)
         shown = page.site.day
         return self._shell.page(
             request,
@@ -140,29 +117,20 @@ class Pages:
             today=shown == page.site.now.date(),
             yesterday=shown - timedelta(days=1),
             tomorrow=shown + timedelta(days=1),
-            curl=self._curl(request, organisation, shown, site=ref),
+            curl=self._curl(request, found, organisation, shown, site=ref),
         )
 
     async def chart(self, request: web.Request) -> web.Response:
         """The numbers that a site's chart draws."""
-        organisation = self._who(request)
-        if organisation is None:
-            raise web.HTTPForbidden(text="sign in first")
+        found, organisation = demand_organisation(request, Permission.READ_NUMBERS)
         async with reading(self._pool, "portal chart", organisation=organisation) as db:
-            try:
-                page = await numbers.site_page(
-                    db, request.match_info["site"], day=self._day(request), now=self._now()
-                )
-            except NotFoundError as error:
-                raise web.HTTPNotFound(text=str(error)) from error
+            page = await self._site_page(db, request, found, organisation)
         headers = {"Cache-Control": "no-store"}
         return web.json_response(chart_of(page, self._shell.words(request)), headers=headers)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Say `changed` whenever something new was stored, at most every two seconds."""
-        organisation = self._who(request)
-        if organisation is None:
-            raise web.HTTPForbidden(text="sign in first")
+        found, organisation = demand_organisation(request, Permission.READ_NUMBERS)
         if self._streams[organisation] >= MAX_STREAMS_EACH:
             raise web.HTTPTooManyRequests(text="too many live pages; this one stays as it is")
         if self._streams.total() >= MAX_STREAMS:
@@ -173,17 +141,21 @@ class Pages:
         self._streams[organisation] += 1
         try:
             await response.prepare(request)
-            await self._stream(response, organisation)
+            await self._stream(response, found, organisation)
         except ConnectionError:
             log.debug("live page gone", organisation=organisation)
         finally:
             self._streams -= Counter([organisation])  # which forgets who has none left
         return response
 
-    async def _stream(self, response: web.StreamResponse, organisation: int) -> None:
+    async def _stream(
+        self, response: web.StreamResponse, found: Visitor, organisation: int
+    ) -> None:
         seen: datetime | None = None
         while not self._closing.is_set():
             try:
+                if await self._sessions.lasting(found.session_id) is None:
+                    return
                 async with reading(self._pool, "portal watch", organisation=organisation) as db:
                     stored = await numbers.last_stored(db)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -194,11 +166,32 @@ class Pages:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), REFRESH_S)
 
-    def _who(self, request: web.Request) -> int | None:
-        return session.identify(request, self._settings, now_s=self._now().timestamp())
+    async def _owner(self, db: asyncpg.Connection) -> numbers.Organisation:
+        owner = await numbers.organisation_of(db)
+        if owner is None:
+            raise web.HTTPNotFound
+        return owner
 
-    def _stranger(self, request: web.Request) -> web.Response:
-        return self._shell.page(request, "signin.html", status=401, failed=False)
+    async def _site_page(
+        self, db: asyncpg.Connection, request: web.Request, found: Visitor, organisation: int
+    ) -> numbers.SitePage:
+        ref = request.match_info["site"]
+        if ref not in await self._seen(db, found, organisation):
+            raise web.HTTPNotFound
+        try:
+            return await numbers.site_page(db, ref, day=self._day(request), now=self._now())
+        except NotFoundError as error:
+            raise web.HTTPNotFound from error
+
+    async def _seen(
+        self, db: asyncpg.Connection, found: Visitor, organisation: int
+    ) -> frozenset[str]:
+        """Return the refs of the sites whose numbers they may see."""
+        return frozenset(
+            ref
+            for ref, site, region in await numbers.places(db)
+            if found.may(Permission.READ_NUMBERS, Place(organisation, region, site))
+        )
 
     def _day(self, request: web.Request) -> date | None:
         """Return the wished day, None for today (also for what is no day, or yet to come)."""
@@ -208,9 +201,13 @@ class Pages:
                 return day
         return None
 
-    def _curl(self, request: web.Request, organisation: int, day: date, *, site: str = "") -> str:
-        """Return a command that gets the same numbers, with a key that ends within two hours."""
-        key = session.hourly_key(self._settings, organisation, now_s=time.time())
+    def _curl(
+        self, request: web.Request, found: Visitor, organisation: int, day: date, *, site: str = ""
+    ) -> str:
+        """Return a command that gets the same numbers; empty for who may not read them all."""
+        if not found.may(Permission.READ_NUMBERS, Place(organisation)):
+            return ""
+        key = self._passes.make(found, organisation)
         base = self._settings.public_url or f"http://{request.host}"
         where = f"&site={site}" if site else ""
         until = day + timedelta(days=1)

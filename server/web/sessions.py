@@ -13,26 +13,41 @@ Under `/v1/` a request that does not pass is one without a session; its key stil
 
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NoReturn
 from urllib.parse import urlencode, urlsplit
 
 import asyncpg
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from server.config import Settings
 from server.db.engine import ACQUIRE_TIMEOUT_S
-from server.people.roles import Permission, Place
-from server.people.sessions import LIFE, Visitor, csrf_token, resolve
+from server.people.roles import Permission, Place, scopes
+from server.people.sessions import LIFE, Visitor, csrf_token, resolve, resolve_id
 
-__all__ = ["Sessions", "Visitor", "demand", "form_token", "signed_in", "stranger", "visitor"]
+__all__ = [
+    "Sessions",
+    "Visitor",
+    "demand",
+    "demand_organisation",
+    "form_token",
+    "home",
+    "signed_in",
+    "stranger",
+    "visitor",
+]
 
 CSRF_FIELD = "csrf"
 CSRF_HEADER = "X-CSRF-Token"
 SIGN_IN = "/signin"
+CHOOSE = "/organisations"
+ACCOUNT = "/account"
+HOMES = ((Permission.READ_NUMBERS, "/"),)
+"""Where somebody begins: the first of these pages that is for them."""
 API = "/v1/"
+_MARK_LIFE_S = 180 * 24 * 3600
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN = ("/static/", "/healthz", "/readyz", "/metrics")
 """What asks no one's name, and so not the database either."""
@@ -65,6 +80,30 @@ def demand(request: web.Request, permission: Permission, place: Place) -> Visito
     if not found.may(permission, place):
         raise web.HTTPNotFound
     return found
+
+
+def demand_organisation(request: web.Request, permission: Permission) -> tuple[Visitor, int]:
+    """Return who is signed in and the organisation they look at, at some place of which they may.
+
+    Raises as `demand`; leads who has yet to choose an organisation to where that is done.
+    """
+    found = signed_in(request)
+    if found.organisation is None and found.chooses:
+        raise web.HTTPSeeOther(CHOOSE)
+    if found.organisation is None or not any(
+        place.organisation in (None, found.organisation)
+        for place in scopes(found.grants, permission)
+    ):
+        raise web.HTTPNotFound
+    return found, found.organisation
+
+
+def home(found: Visitor) -> str:
+    """Return the page where `found` begins."""
+    for permission, path in HOMES:
+        if scopes(found.grants, permission):
+            return path
+    return ACCOUNT
 
 
 def stranger(request: web.Request) -> NoReturn:
@@ -107,9 +146,10 @@ class Sessions:
         # __Host-: over HTTPS alone, from this host alone, for all of it
         self.cookie = "__Host-vestibule" if self._secure else "vestibule"
         self._nonce_cookie = f"{self.cookie}-form"
+        self._mark_cookie = f"{self.cookie}-known"
 
     @property
-    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    def middleware(self) -> Middleware:
         """For the outermost application."""
 
         @web.middleware
@@ -128,15 +168,34 @@ class Sessions:
         self._keep(response, self.cookie, token, max_age=int(LIFE.total_seconds()))
         self._forget(response, self._nonce_cookie)
 
+    def mark(self, request: web.Request) -> str:
+        """Return the mark of a browser that signed in before."""
+        return request.cookies.get(self._mark_cookie, "")
+
+    def keep_mark(self, response: web.StreamResponse, mark: str) -> None:
+        """Let the browser be known again."""
+        self._keep(response, self._mark_cookie, mark, max_age=_MARK_LIFE_S)
+
+    def nonce(self, request: web.Request) -> str:
+        """Return what this browser's forms are bound to while nobody is signed in."""
+        return str(request.get(_NONCE, ""))
+
     def forget(self, response: web.StreamResponse) -> None:
         """Take the browser's token away; the session itself is ended in the database."""
         self._forget(response, self.cookie)
+
+    async def lasting(self, session_id: int) -> Visitor | None:
+        """Return who a session is of, if it still lasts: for what goes on after its request."""
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            return await resolve_id(connection, session_id, now=self._now())
 
     async def _enter(self, request: web.Request) -> None:
         token, nonce = request.cookies.get(self.cookie), request.cookies.get(self._nonce_cookie)
         if nonce:
             request[_NONCE] = nonce
-        found = None if token is None else await self._visitor(token)
+        # what a page asks by itself, to stay fresh, does not keep a session awake
+        by_itself = request.method == "GET" and "HX-Request" in request.headers
+        found = None if token is None else await self._visitor(token, used=not by_itself)
         if request.method not in _SAFE:
             if not self._from_our_page(request):  # 1
                 if not request.path.startswith(API):
@@ -151,9 +210,9 @@ class Sessions:
         if found is not None:
             request[_VISITOR] = found
 
-    async def _visitor(self, token: str) -> Visitor | None:
+    async def _visitor(self, token: str, *, used: bool) -> Visitor | None:
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            return await resolve(connection, token, now=self._now())
+            return await resolve(connection, token, used=used, now=self._now())
 
     def _from_our_page(self, request: web.Request) -> bool:
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")

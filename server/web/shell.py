@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from server.web import catalogue
 from server.web.catalogue import Catalogue
+from server.web.sessions import CSRF_FIELD, form_token, visitor
 from server.web.static_files import StaticFiles
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -23,7 +24,7 @@ HEADERS: Mapping[str, str] = {
         "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer, a form of ours says `Origin: null`
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
@@ -51,6 +52,7 @@ class Shell:
             lstrip_blocks=True,
         )
         self._environment.globals["static"] = static.url
+        self._environment.globals["visitor"] = None
         self._environment.globals["languages"] = {} if language else catalogue.LANGUAGES
         self._language = language
         self.catalogues = catalogue.load([catalogue.SHARED, *catalogues])
@@ -73,13 +75,26 @@ class Shell:
     ) -> web.Response:
         """Return a whole page, or the fragment of it that a live refresh asks for."""
         words = self.words(request)
-        html = self.fragment(template, words, path=request.path_qs, **values)
+        html = self.fragment(
+            template,
+            words,
+            path=request.path_qs,
+            visitor=visitor(request),
+            csrf=lambda: _form_field(request),
+            **values,
+        )
         return web.Response(
             text=html,
             status=status,
             content_type="text/html",
             headers={"Cache-Control": "no-store", "Vary": "Cookie, Accept-Language, HX-Request"},
         )
+
+
+def _form_field(request: web.Request) -> Markup:
+    """Return the hidden field that each form of a page needs: `{{ csrf() }}`."""
+    field = '<input type="hidden" name="{}" value="{}">'
+    return Markup(field).format(CSRF_FIELD, form_token(request))  # noqa: S704 - format escapes
 
 
 async def protect(request: web.Request, response: web.StreamResponse) -> None:
@@ -93,10 +108,15 @@ async def choose_language(request: web.Request) -> web.Response:
     """Remember the language and go back: `/language?to=sv&back=/sites/x`."""
     language = catalogue.choose("", wished=request.query.get("to", ""))
     response = web.HTTPSeeOther(local_path(request.query.get("back", "/")))
+    keep_language(response, language)
+    raise response
+
+
+def keep_language(response: web.StreamResponse, language: str) -> None:
+    """Let the browser ask for this language from now on."""
     response.set_cookie(
         LANGUAGE_COOKIE, language, max_age=31_536_000, samesite="Lax", httponly=True
     )
-    raise response
 
 
 def local_path(wanted: str) -> str:

@@ -1,8 +1,10 @@
 """Static files, read once at start: ours, and the pinned packages' as they are.
 
-A file's address holds its digest, so that it may be cached for ever and is never stale.
+A file's address holds its digest, so that it may be cached for ever and is never stale. Scripts
+name each other without one: asked for so, a file is checked at each use, and sent if it changed.
 """
 
+import gzip
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +18,15 @@ PACKAGES = Path(__file__).parents[2] / ".vestibule/assets"
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FOREVER = "public, max-age=31536000, immutable"
+_CHECKED = "no-cache"
 
 
 @dataclass(frozen=True, slots=True)
 class StaticFile:
-    """One served file."""
+    """One served file; `zipped` is it for who takes gzip, as every browser does."""
 
     body: bytes
+    zipped: bytes
     content_type: str
     digest: str
 
@@ -33,11 +37,19 @@ class StaticFiles:
     def __init__(self, folders: Sequence[Path] = (PACKAGES, OWN)) -> None:
         self._files: dict[str, StaticFile] = {}
         for folder in folders:
-            for path in sorted(folder.glob("*")):
-                if path.suffix in _TYPES:
-                    body = path.read_bytes()
-                    digest = hashlib.sha256(body).hexdigest()[:12]
-                    self._files[path.name] = StaticFile(body, _TYPES[path.suffix], digest)
+            self.add(folder)
+
+    def add(self, folder: Path) -> list[str]:
+        """Serve a folder's files, too; return their names."""
+        names: list[str] = []
+        for path in sorted(folder.glob("*")):
+            if path.suffix in _TYPES:
+                body = path.read_bytes()
+                digest = hashlib.sha256(body).hexdigest()[:12]
+                zipped = gzip.compress(body, mtime=0)
+                self._files[path.name] = StaticFile(body, zipped, _TYPES[path.suffix], digest)
+                names.append(path.name)
+        return names
 
     def url(self, name: str) -> str:
         """Return the file's address. FileNotFoundError says how to get what is missing."""
@@ -50,9 +62,17 @@ class StaticFiles:
         found = self._files.get(request.match_info["name"])
         if found is None:
             raise web.HTTPNotFound(text="no such file")
+        named = request.query.get("v") == found.digest
+        headers = {
+            "Cache-Control": _FOREVER if named else _CHECKED,
+            "ETag": f'"{found.digest}"',
+            "Vary": "Accept-Encoding",
+        }
+        if any(tag.value == found.digest for tag in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        body = found.body
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            body, headers["Content-Encoding"] = found.zipped, "gzip"
         return web.Response(
-            body=found.body,
-            content_type=found.content_type,
-            charset="utf-8",
-            headers={"Cache-Control": _FOREVER},
+            body=body, content_type=found.content_type, charset="utf-8", headers=headers
         )

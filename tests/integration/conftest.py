@@ -2,3 +2,4 @@
 
 from tests.integration.api_world import world as world
 from tests.integration.api_world import world_database as world_database
+from tests.integration.people_world import people as people

@@ -105,13 +105,17 @@ async def test_a_key_is_stored_as_its_hash_only(world: World) -> None:
 async def test_a_signed_in_page_may_ask_without_a_key(world: World) -> None:
     await shop(world)
     number = await world.owner.fetchval("select id from organisations")
+
+    async def me(request: web.Request) -> tuple[int, str] | None:
+        return (number, "user me") if request.cookies.get("who") == "me" else None
+
     app = web.Application()
     app.add_subapp(
         "/v1/",
         build_api(
             pool=world.api,
             clock=world.clock,
-            identify=lambda request: number if request.cookies.get("who") == "me" else None,
+            identify=me,
         ),
     )
     url = "/v1/sites"

@@ -1,46 +1,51 @@
-"""Live pages: one organisation cannot take those of the others."""
+"""Live pages: one organisation cannot take those of the others, and one ends with its session."""
 
 import asyncio
-import time
-from pathlib import Path
 
 import pytest
-from aiohttp import ClientResponse, web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientResponse, ClientSession
 
-from server.config import Secret, Settings
-from server.portal import pages, session
-from tests.integration.api_world import World
+from server.portal import pages
+from tests.integration.people_world import People
 
 pytestmark = pytest.mark.services
 
-NONE = Secret("")
-SETTINGS = Settings(NONE, NONE, NONE, Path(), session_secret=Secret("s" * 32))
+
+async def watch(browser: ClientSession) -> ClientResponse:
+    """Open a live page."""
+    return await browser.get("/events", headers={"Accept": "text/event-stream"})
 
 
 async def test_one_organisation_cannot_take_every_live_page(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MAX_STREAMS_EACH", 2)
     monkeypatch.setattr(pages, "REFRESH_S", 0.01)
-    own, other = await world.organisation("own"), await world.organisation("other")
-    app = pages.build_portal(pool=world.api, settings=SETTINGS)
-    async with TestClient[web.Request, web.Application](TestServer(app)) as client:
+    await people.analyst()
+    await people.analyst("eva@example.com", "other")
+    own, other = await people.signed_in(), await people.signed_in("eva@example.com")
+    open_ = [await watch(own), await watch(own)]
+    assert [each.status for each in open_] == [200, 200]
+    assert (await watch(own)).status == 429
+    elsewhere = await watch(other)
+    assert elsewhere.status == 200
+    open_[0].close()
+    async with asyncio.timeout(10):
+        while (again := await watch(own)).status != 200:
+            again.close()  # the server has not noticed yet
+    for each in (open_[1], elsewhere, again):
+        each.close()
 
-        async def watch(organisation: int) -> ClientResponse:
-            token = session.issue(
-                SETTINGS, organisation, session.Purpose.SESSION, until_s=int(time.time()) + 60
-            )
-            return await client.get("/events", headers={"Cookie": f"{session.COOKIE}={token}"})
 
-        open_ = [await watch(own), await watch(own)]
-        assert [each.status for each in open_] == [200, 200]
-        assert (await watch(own)).status == 429
-        elsewhere = await watch(other)
-        assert elsewhere.status == 200
-        open_[0].close()
-        async with asyncio.timeout(10):
-            while (again := await watch(own)).status != 200:
-                again.close()  # the server has not noticed yet
-        for each in (open_[1], elsewhere, again):
-            each.close()
+async def test_a_live_page_ends_with_its_session(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "REFRESH_S", 0.01)
+    await people.analyst()
+    browser = await people.signed_in()
+    page = await watch(browser)
+    await page.content.readline()
+    await people.owner.execute("update sessions set ended_at = now()")
+    async with asyncio.timeout(10):
+        await page.read()  # to its end
+    assert (await watch(browser)).status == 401

@@ -1,4 +1,4 @@
-"""The portal's rules that need no server: tokens, languages, comparisons, gaps."""
+"""The portal's rules that need no server: languages, comparisons, gaps."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from server.config import Secret, Settings
 from server.feedback.indices import Kind, smiley_index
-from server.portal import pages, session
-from server.portal.session import Purpose
+from server.portal import pages
 from server.portal.view import Cell, Question, bars_of, cell_of, compare, smileys_of
 from server.rollup.answer import CountRow
 from server.rollup.quality import Hours, State
+from server.signin import pages as signin
 from server.web import catalogue
 from server.web.shell import local_path
 
-SETTINGS = Settings(Secret("a"), Secret("b"), Secret("c"), Path(), session_secret=Secret("s" * 32))
 NOON = datetime(2026, 11, 18, 12, 0, tzinfo=UTC)
 
 
@@ -49,8 +47,9 @@ def quarters(day: datetime, visits: int | None, *, coverage: float | None = 1.0)
     return [row(start + timedelta(minutes=15 * n), visits, coverage=coverage) for n in range(8)]
 
 
-def test_every_language_says_everything_with_the_same_names_in_it() -> None:
-    loaded = catalogue.load([catalogue.SHARED, pages.HERE / "catalogues"])
+@pytest.mark.parametrize("part", [pages.HERE, signin.HERE], ids=["portal", "signin"])
+def test_every_language_says_everything_with_the_same_names_in_it(part: Path) -> None:
+    loaded = catalogue.load([catalogue.SHARED, part / "catalogues"])
     assert catalogue.problems(loaded) == []
 
 
@@ -86,28 +85,6 @@ def test_numbers_and_days_are_written_as_in_the_language() -> None:
     assert swedish.percent(-0.034, signed=True) == "−3 %"
     assert swedish.week(NOON.date()) == "Vecka 47"
     assert swedish.day(NOON.date()) == "onsdag 18 november"
-
-
-def test_a_link_signs_in_until_it_ends_and_is_no_session() -> None:
-    link = session.issue(SETTINGS, 7, Purpose.LINK, until_s=1000)
-    assert session.check(SETTINGS, link, Purpose.LINK, now_s=999) == session.Token(7, 1000)
-    assert session.check(SETTINGS, link, Purpose.LINK, now_s=1000) is None
-    assert session.check(SETTINGS, link, Purpose.SESSION, now_s=999) is None
-
-
-def test_a_changed_token_is_not_believed() -> None:
-    body, _, signature = session.issue(SETTINGS, 7, Purpose.LINK, until_s=1000).partition(".")
-    other = session.issue(SETTINGS, 8, Purpose.LINK, until_s=1000).partition(".")[0]
-    for forged in (f"{other}.{signature}", f"{body}.", f"{body}.{signature[:-2]}", "", "é.é"):
-        assert session.check(SETTINGS, forged, Purpose.LINK, now_s=1) is None
-
-
-def test_without_a_secret_nobody_signs_in() -> None:
-    bare = replace(SETTINGS, session_secret=Secret(""))
-    with pytest.raises(ValueError, match="SESSION_SECRET"):
-        session.issue(bare, 7, Purpose.LINK, until_s=1000)
-    link = session.issue(SETTINGS, 7, Purpose.LINK, until_s=1000)
-    assert session.check(bare, link, Purpose.LINK, now_s=1) is None
 
 
 @pytest.mark.parametrize("wanted", ["//evil.example", "https://evil.example", "/\\evil", "/a\nb"])

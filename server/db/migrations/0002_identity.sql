@@ -144,6 +144,13 @@ alter table api_keys
     add column last_used_at timestamptz,
     add column replaced_by int references api_keys;
 
+create or replace function api_key_holder(wanted text)
+returns table (organisation_id int, secret_sha256 bytea, scopes text[])
+language sql stable security definer set search_path = public as $$
+    select k.organisation_id, k.secret_sha256, k.scopes from api_keys k
+    where k.prefix = wanted and k.revoked_at is null and coalesce(k.expires_at > now(), true)
+$$;
+
 -- What was done, by whom; each row's hash covers the one before in its chain (an organisation's,
 -- or 0 for the platform's own). Only ever added to.
 create table audit (

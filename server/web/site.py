@@ -1,0 +1,79 @@
+"""The application that every page is part of: who asks, static files, languages, errors as pages.
+
+What is not there and what one may not see look the same: one page, 404.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import asyncpg
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from server.config import Settings
+from server.web.sessions import API, Sessions
+from server.web.shell import TEMPLATES, Shell, choose_language, protect
+from server.web.static_files import StaticFiles
+
+_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    TimeoutError,
+    OSError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The application, and what its parts share."""
+
+    app: web.Application
+    sessions: Sessions
+    static: StaticFiles
+
+
+def build_site(
+    *,
+    desk: asyncpg.Pool,
+    settings: Settings,
+    static: StaticFiles | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Site:
+    """Return the application without any page yet; `desk` is the desk's pool."""
+    files = static or StaticFiles()
+    sessions = Sessions(desk, settings, now=now)
+    shell = Shell(templates=TEMPLATES, catalogues=[], static=files)
+    app = web.Application(middlewares=[_as_pages(shell), sessions.middleware])
+    app.on_response_prepare.append(protect)
+    app.router.add_get("/static/{name}", files.serve)
+    app.router.add_get("/language", choose_language)
+    return Site(app, sessions, files)
+
+
+def _as_pages(shell: Shell) -> Middleware:
+    """Return the middleware that shows people a page where scripts get a sentence."""
+
+    @web.middleware
+    async def show(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPNotFound as error:
+            return _problem(shell, request, error.status, "missing", error.text)
+        except web.HTTPForbidden as error:
+            return _problem(shell, request, error.status, "refused", error.text)
+        except _AWAY:
+            return _problem(shell, request, 503, "away", "the database does not answer just now")
+
+    return show
+
+
+def _problem(
+    shell: Shell, request: web.Request, status: int, what: str, text: str | None
+) -> web.Response:
+    page = "text/html" in request.headers.get("Accept", "") and not request.path.startswith(API)
+    if not page:
+        return web.Response(status=status, text=text)
+    return shell.page(request, "problem.html", status=status, what=what)
