@@ -23,6 +23,7 @@ DEFAULT_FOLDER = Path(__file__).parents[2] / ".vestibule/assets"
 FILES = {
     "htmx.js": "htmx.org/dist/htmx.min.js",
     "htmx-sse.js": "htmx-ext-sse/dist/sse.min.js",
+    "jsqr.js": "jsqr/dist/jsQR.js",
     "uplot.js": "uplot/dist/uPlot.iife.min.js",
     "uplot.css": "uplot/dist/uPlot.min.css",
     "axe.js": "axe-core/axe.min.js",
