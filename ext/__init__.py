@@ -11,6 +11,7 @@ from ext import reference
 from ext.layout import (
     BUCKET_MS,
     COUNT_DELTA,
+    COUNT_ROW,
     PRESS_DELTA,
     PRESSES_COLUMNS,
     READINGS_COLUMNS,
@@ -49,14 +50,15 @@ def _compiled() -> ModuleType | None:
 COMPILED: bool = _compiled() is not None
 
 if COMPILED:
-    from ext._decoder import crc32c, decode, decode_packed, pack_places, scan
+    from ext._decoder import crc32c, decode, decode_packed, pack_places, scan, sum_counts
 else:
-    from ext.reference import crc32c, decode, decode_packed, pack_places, scan
+    from ext.reference import crc32c, decode, decode_packed, pack_places, scan, sum_counts
 
 __all__ = [
     "BUCKET_MS",
     "COMPILED",
     "COUNT_DELTA",
+    "COUNT_ROW",
     "PRESSES_COLUMNS",
     "PRESS_DELTA",
     "READINGS_COLUMNS",
@@ -75,4 +77,5 @@ __all__ = [
     "place",
     "reference",
     "scan",
+    "sum_counts",
 ]

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-# distutils: depends = ext/layout.h ext/kernels.h ext/framing.h ext/decoder.h
+# distutils: depends = ext/layout.h ext/kernels.h ext/framing.h ext/decoder.h ext/sums.h
 """The compiled decoder: `ext.reference.decode` and its kin, equal bit for bit; core in decoder.h.
 
 Python objects are touched a frame, never a reading: a tuple holds the frames alive while the core
@@ -45,6 +45,18 @@ cdef extern from "decoder.h" nogil:
     int vst_decode(const vst_kernel *k, vst_out *o, const vst_frame *frames,
                    const vst_place *places, size_t n, vst_record *records)
     int VST_TOO_LARGE
+
+cdef extern from "sums.h" nogil:
+    ctypedef struct vst_count_delta:
+        int32_t boot
+        int64_t bucket_ms
+    ctypedef struct vst_count_row:
+        pass
+    ctypedef struct count_key:
+        pass
+    const int64_t BUCKET_MS
+    size_t vst_sum_counts(const vst_count_delta *deltas, const uint8_t *late, size_t n,
+                          count_key *keys, vst_count_row *rows)
 
 cdef extern from "Python.h":
     tuple PySequence_Tuple(object frames)
@@ -129,6 +141,34 @@ def scan(frames):
         return seen
     finally:
         free(at)
+
+
+def sum_counts(bytes deltas, dict late):
+    """Return `deltas` summed by spot and bucket, in that order, as COUNT_ROWs."""
+    cdef size_t i, made, n = PyBytes_GET_SIZE(deltas) // sizeof(vst_count_delta)
+    if PyBytes_GET_SIZE(deltas) != <Py_ssize_t>(n * sizeof(vst_count_delta)):
+        raise ValueError(f"{len(deltas)} bytes are no whole deltas")
+    cdef const vst_count_delta *given = <const vst_count_delta *>PyBytes_AS_STRING(deltas)
+    cdef int64_t until_ms = 0
+    cdef int32_t boot = 0
+    cdef size_t size = sizeof(vst_count_row) + sizeof(count_key) + 1
+    cdef uint8_t *room = <uint8_t *>malloc((n or 1) * size)
+    if room == NULL:
+        raise MemoryError
+    cdef count_key *keys = <count_key *>room
+    cdef vst_count_row *rows = <vst_count_row *>(keys + n)
+    cdef uint8_t *flags = <uint8_t *>(rows + n)
+    try:
+        for i in range(n):
+            if i == 0 or given[i].boot != boot:  # they come boot by boot
+                boot = given[i].boot
+                until_ms = late[boot]
+            flags[i] = given[i].bucket_ms + BUCKET_MS <= until_ms
+        with nogil:
+            made = vst_sum_counts(given, flags, n, keys, rows)
+        return PyBytes_FromStringAndSize(<char *>rows, made * sizeof(vst_count_row))
+    finally:
+        free(room)
 
 
 def crc32c(const uint8_t[::1] data):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ext.layout import (
     BUCKET_MS,
     COUNT_DELTA,
+    COUNT_ROW,
     PRESS_DELTA,
     RECORD,
     SLOT_MS,
@@ -168,6 +169,27 @@ def scan(frames: Sequence[bytes]) -> list[tuple[int, int, int, int, int]]:
         else:
             seen.append((0, header.kind, header.boot_id, header.seq, header.ordinal))
     return seen
+
+
+def sum_counts(deltas: bytes, late: dict[int, int]) -> bytes:
+    """Return `deltas` summed by spot and bucket, in that order, as COUNT_ROWs.
+
+    A row is late if any of its boots had stored up to its bucket's end before: `late` is by boot,
+    in ms; KeyError if one is not there. A sum above i32 is as large as i32 can tell.
+    """
+    sums: dict[tuple[int, int], list[int]] = {}
+    for delta in COUNT_DELTA.iter_unpack(deltas):
+        spot, boot, bucket_ms, observed, resolution_s, lines, *counts = delta
+        row = sums.setdefault((spot, bucket_ms), [0] * 12)
+        row[0] |= observed
+        row[1] = max(row[1], resolution_s)
+        row[2] |= bucket_ms + BUCKET_MS <= late[boot]
+        row[3] |= lines
+        row[4:] = [min(a + b, 0x7FFF_FFFF) for a, b in zip(row[4:], counts, strict=True)]
+    return b"".join(
+        COUNT_ROW.pack(spot, bucket_ms // BUCKET_MS, *row)
+        for (spot, bucket_ms), row in sorted(sums.items())
+    )
 
 
 def place(data: bytes, pieces: Sequence[Place], *, offset_ms: int | None = None) -> Decoded:

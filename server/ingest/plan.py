@@ -45,6 +45,7 @@ from server.ingest.rows import (
     NO_COUNTS,
     REFUSED_BY_DATABASE,
     Attribution,
+    CountDelta,
     Finding,
     GapReason,
     GapRow,
@@ -56,6 +57,7 @@ from server.ingest.rows import (
     observe,
 )
 
+_COUNTER, _RENDERED = int(Kind.COUNTER), int(Status.RENDERED)  # compared a frame: no enum
 MAX_ANSWERS = 1024  # of a boot: a frame tells of 256 at most, and a questionnaire may change
 
 
@@ -65,17 +67,15 @@ def plan(batch: Batch, *, only: set[int] | None = None) -> Plan:
     Nothing is changed here: the boots' cursors move when the plan has been committed.
     """
     result = Plan()
+    usual = only is None and not batch.condemned
     for (boot, start, end), standing in zip(batch.runs, batch.standings, strict=True):
         before = boot.cursor
         result.touched.append(boot)
-        after = before
-        record = batch.records[start]
-        if end - start == 1 and record[SEQ] == before.next_seq and only is None:
-            if record[KIND] == Kind.COUNTER and record[STATUS] == Status.RENDERED:
-                after = _counter(result, batch, start, before)
-            else:
-                after = _take(result, batch, start, before)
+        after = _straight(batch.records[start:end], before) if usual else None
+        if after is not None:
+            result.taken.extend(range(start, end))
         else:
+            after = before
             for at in _next(result, batch, range(start, end), before, only):
                 after = _take(result, batch, at, after)
         if after is not before:
@@ -83,6 +83,25 @@ def plan(batch: Batch, *, only: set[int] | None = None) -> Plan:
             result.late[boot.row] = boot.device.stored_to_ms
     _collect(result, batch, whole=only is None)
     return result
+
+
+def _straight(records: Sequence[FrameRecord], cursor: Cursor) -> Cursor | None:
+    """Return the cursor after a run of counter frames if all is in order: the hot path.
+
+    None if any is not next in sequence, not rendered, or its totals differ from the last.
+    """
+    next_seq, digest, totals, answers, _, stored_to_ms = cursor
+    for record in records:
+        if record[SEQ] != next_seq or record[KIND] != _COUNTER or record[STATUS] != _RENDERED:
+            return None
+        told = record[TOTALS]
+        if tuple(map(sub, told, record[SUMS])) != totals:
+            return None
+        totals, digest = told, record[DIGEST]
+        next_seq += 1
+        if record[END_MS] > stored_to_ms:
+            stored_to_ms = record[END_MS]
+    return Cursor(next_seq, digest, totals, answers, False, stored_to_ms)
 
 
 def _next(
@@ -134,7 +153,7 @@ def note(
 
 
 def _counter(result: Plan, batch: Batch, at: int, cursor: Cursor) -> Cursor:
-    """Take a counter frame whose rows are rendered: the hot path."""
+    """Take a counter frame that is the next one."""
     record = batch.records[at]
     totals = record[TOTALS]
     if tuple(map(sub, totals, record[SUMS])) != cursor.totals:
@@ -371,19 +390,21 @@ def _collect(result: Plan, batch: Batch, *, whole: bool) -> None:
     odd = bool(batch.split) or bool(batch.condemned)
     if whole and len(taken) == len(batch.frames) and not odd:
         result.readings, result.presses = decoded.readings, decoded.presses
-        result.counts = list(COUNT_DELTA.iter_unpack(decoded.count_deltas))
+        result.counts = decoded.count_deltas
         result.answers = list(PRESS_DELTA.iter_unpack(decoded.press_deltas))
     else:
         _collect_some(result, batch, decoded)
     if any(piece.imported for piece in {id(p): p for p in batch.pieces}.values()):
         _note_imports(result, batch)
+    stretches: list[CountDelta] = []
     observed = [
-        _observe(result, batch, at)
+        _observe(stretches, batch, at)
         for at in taken
         if records[at][KIND] == Kind.KIOSK and at not in batch.condemned
     ]
     if observed:
         result.readings = b"".join((result.readings, *observed))
+        result.counts += b"".join(COUNT_DELTA.pack(*delta) for delta in stretches)
 
 
 def _collect_some(result: Plan, batch: Batch, decoded: Decoded) -> None:
@@ -413,7 +434,7 @@ def _collect_some(result: Plan, batch: Batch, decoded: Decoded) -> None:
                 source.press_deltas[record[DELTAS_AT] * size : record[DELTAS_END] * size]
             )
     result.readings, result.presses = b"".join(readings), b"".join(presses)
-    result.counts = list(COUNT_DELTA.iter_unpack(b"".join(counts)))
+    result.counts = b"".join(counts)
     result.answers = list(PRESS_DELTA.iter_unpack(b"".join(answers)))
 
 
@@ -432,13 +453,13 @@ def _note_imports(result: Plan, batch: Batch) -> None:
     by_boot: dict[int, list[tuple[int, int]]] = {}
     for row, low, high in windows:
         by_boot.setdefault(row, []).append((low, high))
-    for key, bucket, *_ in result.counts:
+    for key, bucket, *_ in COUNT_DELTA.iter_unpack(result.counts):
         if any(low <= bucket + BUCKET_MS - 1 and bucket < high
                for low, high in by_boot.get(key >> 32, ())):  # fmt: skip
             result.imported.add((key & 0xFFFF_FFFF, bucket))
 
 
-def _observe(result: Plan, batch: Batch, at: int) -> bytes:
+def _observe(into: list[CountDelta], batch: Batch, at: int) -> bytes:
     """Add what a kiosk frame observed: no counts, but the stretch in which presses were heard."""
     record, boot = batch.records[at], batch.boots[at]
     pieces: Sequence[Piece]
@@ -449,7 +470,7 @@ def _observe(result: Plan, batch: Batch, at: int) -> bytes:
     else:
         return b""
     return observe(
-        result.counts,
+        into,
         boot.row,
         pieces,
         seq=record[SEQ],

@@ -15,7 +15,7 @@ NO_COUNTS = (0,) * 8
 
 GapReason = Literal["thinned", "rotted", "forgotten", "quarantined", "totals", "refused"]
 COUNT_DELTA = struct.Struct("<qqqi4q")
-"""ext.layout.COUNT_DELTA read in pairs: what the driver need not encode twice costs half.
+"""ext.layout.COUNT_DELTA read in pairs.
 
 spot | boot << 32, bucket_ms, observed, resolution_s | lines << 16, and in | out << 32 by line.
 """
@@ -107,7 +107,7 @@ class Plan:
     taken: list[int] = field(default_factory=list)
     readings: bytes = b""
     presses: bytes = b""
-    counts: list[CountDelta] = field(default_factory=list)
+    counts: bytes = b""  # ext.layout.COUNT_DELTAs
     answers: list[PressDelta] = field(default_factory=list)
     imported: set[tuple[int, int]] = field(default_factory=set)  # (spot, bucket_ms)
     late: dict[int, int] = field(default_factory=dict)  # boot row -> stored to, before this

@@ -17,12 +17,13 @@ from collections.abc import Iterable, Sequence
 
 import asyncpg
 
-from ext.layout import BUCKET_MS, PRESSES_COLUMNS, READINGS_COLUMNS
+from ext import sum_counts
+from ext.layout import BUCKET_MS, COUNT_ROW, PRESSES_COLUMNS, READINGS_COLUMNS
 from protocol.frame import signed
 from server import metrics
 from server.clock import at as at_time
-from server.ingest.places import EVER_MS, Cursor
-from server.ingest.rows import CountDelta, GapRow, Measured, Move, Plan, PressDelta
+from server.ingest.places import EVER_MS
+from server.ingest.rows import COUNT_DELTA, CountDelta, GapRow, Measured, Move, Plan, PressDelta
 
 COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = b"\xff\xff"
@@ -32,14 +33,23 @@ its four lines together, still fit the derived rollups' integers."""
 MAX_METRIC_NAMES = 1000  # of the whole fleet; values of further names are not kept
 MAX_METRIC_NAMES_EACH = 100  # that one device may bring, so that none uses up the fleet's
 
+_MOVED = struct.Struct(">iQiqqqq8Q")  # 896 bits, as _MOVE reads them
 _MOVE = """
-update boots b set next_seq = v.next_seq, digest = v.digest,
-  totals = ($8::bigint[])[v.i * $9 - $9 + 1 : v.i * $9] || b.totals[$9 + 1 :],
-  stored_to = greatest(b.stored_to, timestamptz 'epoch' + v.stored_to * interval '1 ms'),
+update boots b set next_seq = v.next_seq, digest = v.digest, totals = v.totals,
+  stored_to = greatest(b.stored_to, to_timestamp(v.stored_to_ms / 1e3::float8)),
   totals_open = false, last_stored = now()
-from rows from (unnest($1::int[]), unnest($2::bigint[]), unnest($3::int[]), unnest($4::bigint[]),
-    unnest($5::bigint[]), unnest($6::bigint[]), unnest($7::bigint[])) with ordinality
-  v (id, boot_id, version, expected, next_seq, digest, stored_to, i)
+from (
+  select substring($1, at + 1, 32)::int as id,
+    substring($1, at + 33, 64)::bigint as boot_id, substring($1, at + 97, 32)::int as version,
+    substring($1, at + 129, 64)::bigint as expected,
+    substring($1, at + 193, 64)::bigint as next_seq,
+    substring($1, at + 257, 64)::bigint as digest,
+    nullif(substring($1, at + 321, 64)::bigint, 0) as stored_to_ms,
+    array[substring($1, at + 385, 64)::bigint, substring($1, at + 449, 64)::bigint,
+      substring($1, at + 513, 64)::bigint, substring($1, at + 577, 64)::bigint,
+      substring($1, at + 641, 64)::bigint, substring($1, at + 705, 64)::bigint,
+      substring($1, at + 769, 64)::bigint, substring($1, at + 833, 64)::bigint] as totals
+  from generate_series(0, bit_length($1::varbit) - 1, 896) at limit $2) v
 where b.id = v.id and b.boot_id = v.boot_id and b.assignment_version = v.version
   and b.next_seq = v.expected
 """
@@ -53,21 +63,21 @@ _COUNTS = """
 with changed as (
   insert into rollup_15m as r (bucket, observed, spot, in0, out0, in1, out1, in2, out2, in3, out3,
     revision, resolution_s, origin)
-  select timestamptz 'epoch' + bucket * interval '1 ms', bit_or(observed),
-    (key & 4294967295)::int as spot,
-    case when bit_or(shape) & 65536 > 0 then sum((a & 4294967295)::int)::int end,
-    case when bit_or(shape) & 65536 > 0 then sum((a >> 32)::int)::int end,
-    case when bit_or(shape) & 131072 > 0 then sum((b & 4294967295)::int)::int end,
-    case when bit_or(shape) & 131072 > 0 then sum((b >> 32)::int)::int end,
-    case when bit_or(shape) & 262144 > 0 then coalesce(sum((c & 4294967295)::int), 0)::int end,
-    case when bit_or(shape) & 262144 > 0 then coalesce(sum((c >> 32)::int), 0)::int end,
-    case when bit_or(shape) & 524288 > 0 then coalesce(sum((d & 4294967295)::int), 0)::int end,
-    case when bit_or(shape) & 524288 > 0 then coalesce(sum((d >> 32)::int), 0)::int end,
-    coalesce(max(flags & 1), 0), max(shape & 65535), coalesce(max(flags >> 1), 0)
-  from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::bigint[], $6::bigint[],
-    $7::bigint[], $8::bigint[], $9::int[])
-    v (key, bucket, observed, shape, a, b, c, d, flags)
-  group by spot, bucket order by spot, bucket
+  select to_timestamp(quarter * 900::float8), observed, spot,
+    case when lines & 1 > 0 then in0 end, case when lines & 1 > 0 then out0 end,
+    case when lines & 2 > 0 then in1 end, case when lines & 2 > 0 then out1 end,
+    case when lines & 4 > 0 then in2 end, case when lines & 4 > 0 then out2 end,
+    case when lines & 8 > 0 then in3 end, case when lines & 8 > 0 then out3 end,
+    lines >> 8 & 1, (lines >> 16)::smallint, (lines >> 9 & 1)::smallint
+  from (
+    select substring($1, at + 1, 32)::int as spot,
+      substring($1, at + 33, 32)::int as quarter, substring($1, at + 65, 64)::bigint as observed,
+      substring($1, at + 129, 32)::int as lines,
+      substring($1, at + 161, 32)::int as in0, substring($1, at + 193, 32)::int as out0,
+      substring($1, at + 225, 32)::int as in1, substring($1, at + 257, 32)::int as out1,
+      substring($1, at + 289, 32)::int as in2, substring($1, at + 321, 32)::int as out2,
+      substring($1, at + 353, 32)::int as in3, substring($1, at + 385, 32)::int as out3
+    from generate_series(0, bit_length($1::varbit) - 1, 416) at limit $2) v
   on conflict (spot, bucket) do update set
     observed = r.observed | excluded.observed,
     in0 = coalesce(r.in0 + excluded.in0, r.in0, excluded.in0),
@@ -157,7 +167,7 @@ async def write(connection: asyncpg.Connection, plan: Plan) -> None:
     await copy(connection, "readings", READINGS_COLUMNS, plan.readings)
     await copy(connection, "presses", PRESSES_COLUMNS, plan.presses)
     if plan.counts:
-        await add_counts(connection, plan.counts, late=plan.late, imported=plan.imported)
+        await _add_counts(connection, plan.counts, late=plan.late, imported=plan.imported)
     if plan.answers:
         await add_answers(connection, plan.answers, late=plan.late)
     if plan.measured:
@@ -200,21 +210,21 @@ async def move_cursors(connection: asyncpg.Connection, moves: Sequence[Move]) ->
     """Move each cursor from where it was to where it is now, all or none."""
     if any(move.standing.revoked for move in moves):  # an order given while it was being read
         raise CursorMovedError("a device is not admitted")
-    after: list[Cursor] = [move.after for move in moves]
-    totals = [cursor.totals for cursor in after]
-    width = 8 if any(any(of_boot[4:]) for of_boot in totals) else 4  # most have two lines
-    done = await connection.execute(
-        _MOVE,
-        [move.boot.row for move in moves],
-        [signed(move.boot.boot_id, 64) for move in moves],
-        [move.standing.assignment_version for move in moves],
-        [move.before.next_seq for move in moves],
-        [cursor.next_seq for cursor in after],
-        [cursor.digest for cursor in after],
-        [None if c.stored_to_ms == -EVER_MS else c.stored_to_ms for c in after],
-        [total for of_boot in totals for total in of_boot[:width]],
-        width,
-    )
+    pack = _MOVED.pack
+    packed = [
+        pack(
+            boot.row,
+            boot.boot_id,
+            standing.assignment_version,
+            before.next_seq,
+            after.next_seq,
+            after.digest,
+            max(after.stored_to_ms, 0),
+            *after.totals,
+        )
+        for boot, before, after, standing in moves
+    ]
+    done = await connection.execute(_MOVE, b"".join(packed), len(moves))
     if done != f"UPDATE {len(moves)}":
         raise CursorMovedError(f"{done}, expected {len(moves)} cursors")
     rest = [m for m in moves if m.after.open or m.after.answers != m.before.answers]
@@ -254,23 +264,33 @@ async def add_counts(
     imported: set[tuple[int, int]],
     revise: bool = False,
 ) -> None:
+    """Add deltas that were made one by one, as `_add_counts` does; `revise` revises all."""
+    packed = b"".join(COUNT_DELTA.pack(*delta) for delta in deltas)
+    if revise:
+        late = {delta[0] >> 32: EVER_MS for delta in deltas}
+    await _add_counts(connection, packed, late=late, imported=imported)
+
+
+async def _add_counts(
+    connection: asyncpg.Connection,
+    deltas: bytes,
+    *,
+    late: dict[int, int],
+    imported: set[tuple[int, int]],
+) -> None:
     """Add to the 15-minute rollup; a bucket that ended before `late` is revised.
 
-    `late` is by boot: up to when its device had stored before; `revise` revises all.
+    `late` is by boot: up to when its device had stored before.
     """
-    keys, buckets, observed, shapes, *counts = zip(*deltas, strict=True)
-    flags: list[int] = []
-    if revise:
-        flags = [1] * len(keys)
-    elif imported or min(buckets) + BUCKET_MS <= max(late.values()):
-        flags = [int(b + BUCKET_MS <= late[k >> 32]) for b, k in zip(buckets, keys, strict=True)]
+    rows = sum_counts(deltas, late)
     if imported:
-        for i, (key, bucket) in enumerate(zip(keys, buckets, strict=True)):
-            flags[i] |= ((key & 0xFFFF_FFFF, bucket) in imported) << 1
-    if not any(counts[3]):  # nobody has four lines: what is left out is as good as zero
-        counts = [*counts[:2], (), ()] if not any(counts[2]) else counts
-    most = await connection.fetchval(_COUNTS, keys, buckets, observed, shapes, *counts, flags)
-    _believe(most)
+        rows = b"".join(
+            COUNT_ROW.pack(
+                *row[:4], row[4] | ((row[0], row[1] * BUCKET_MS) in imported) << 1, *row[5:]
+            )
+            for row in COUNT_ROW.iter_unpack(rows)
+        )
+    _believe(await connection.fetchval(_COUNTS, rows, len(rows) // COUNT_ROW.size))
 
 
 async def add_answers(

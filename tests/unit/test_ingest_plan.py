@@ -12,6 +12,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ext import COUNT_DELTA
 from protocol.identity import DeviceId
 from server.clock import ManualClock
 from server.ingest.batch import decode, sort_out
@@ -67,8 +68,7 @@ class World:
             self.unplaced[gap.boot.boot_id] += sum(gap.counts)
         for attribution in made.attributions:
             self.unplaced[attribution.boot.boot_id] += sum(attribution.counts)
-        rolled = sum(c & 0xFFFFFFFF for d in made.counts for c in d[4:])
-        rolled += sum(c >> 32 for d in made.counts for c in d[4:])
+        rolled = sum(sum(delta[6:]) for delta in COUNT_DELTA.iter_unpack(made.counts))
         assert rolled == sum(sum(batch.records[at][25:33]) for at in made.taken)
         adopt(batch, made)
         return made

@@ -340,6 +340,7 @@ create index quarantine_id on quarantine (id);
 -- 15 minutes, written with the readings. Raw counts by physical line; observed is a mask of
 -- 60 slots of 15 s; resolution is the coarsest reading interval in it; revision counts the
 -- transactions that changed it after it was complete; origin 1 is import.
+-- A batch updates whole pages at once, so room for a second copy of each row keeps the index still.
 create table rollup_15m (
     bucket timestamptz not null,
     observed bigint not null default 0,
@@ -348,7 +349,7 @@ create table rollup_15m (
     revision int not null default 0,
     resolution_s smallint not null,
     origin smallint not null default 0
-) with (fillfactor = 70);
+) with (fillfactor = 50);
 select create_hypertable('rollup_15m', by_range('bucket', interval '90 days'), create_default_indexes => false);
 create unique index rollup_15m_key on rollup_15m (spot, bucket);
 
