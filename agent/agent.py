@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import identity
+from agent import factory, identity
 from agent.clock import Clock, SystemClock
 from agent.config import AgentConfig
 from agent.feed import SocketSensor, StdinSensor
@@ -185,11 +185,13 @@ class Agent:
 
 
 async def run(config: AgentConfig) -> None:
-    """Run an agent until SIGTERM or SIGINT."""
+    """Run an agent until SIGTERM or SIGINT; one that is not enrolled yet asks to be."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    agent = Agent(config)
     if task is not None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
     with suppress(asyncio.CancelledError):
-        await agent.run()
+        await factory.enrolled(
+            config, clock=SystemClock(), rng=random.SystemRandom(), notifier=Notifier()
+        )
+        await Agent(config).run()

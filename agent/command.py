@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import logging
+import random
 import socket
 import sys
 import time
@@ -12,18 +13,20 @@ from pathlib import Path
 
 import structlog
 
-from agent import agent, config
+from agent import agent, config, factory
 from agent.clock import SystemClock
 from agent.config import AgentConfig, ConfigError
 from agent.doctor import State, examine
-from agent.enrol import EnrolError, TokenError, enrol
-from agent.identity import NotEnrolledError
+from agent.enrol import EnrolError, Ticket, TokenError, enrol_by, parse_token, pause_s
+from agent.identity import Enrolled, NotEnrolledError
 from agent.outbox import OutboxBusyError
 from protocol.frame import Quality
+from protocol.label import LabelError
 
 OK, FAILED, USAGE, NOT_ENROLLED, REFUSED, BUSY, TEMPORARY = 0, 1, 2, 3, 4, 5, 75
 ANSWER_S = 10.0
 START_S = 5.0
+WAITED_FOR = frozenset({"pending", "too_many"})  # what `enrol` waits out; else it says 75
 
 _EPILOG = """\
 first count in five commands: see agent/README.md
@@ -46,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(USAGE, str(error))
     except NotEnrolledError as error:
         return _fail(NOT_ENROLLED, str(error))
+    except EnrolError as error:
+        return _fail(REFUSED, str(error))
     except OutboxBusyError as error:
         return _fail(BUSY, f"{error}: is the agent running already?")
     except KeyboardInterrupt:
@@ -62,15 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="settings file (TOML)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser(
-        "enrol",
-        help="turn a claim token into this device's certificate",
-        description="Make a key here, and have it certified by the server that made the claim. "
-        "May be repeated with the same token after any interruption.",
-    )
-    one.add_argument("token", help="vst1.… as `vestibule device add` printed it; '-' reads stdin")
-    one.add_argument("--again", action="store_true", help="replace an identity that exists")
-    one.set_defaults(act=_enrol)
+    _add_enrol(commands)
 
     one = commands.add_parser(
         "run",
@@ -93,6 +90,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_enrol(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    one = commands.add_parser(
+        "enrol",
+        help="turn a claim token, or this device's label, into its certificate",
+        description="Make a key here, and have it certified by the server that made the claim, or "
+        "that knows the label. May be repeated after any interruption. By its label a device waits "
+        "until a technician has said where it stands.",
+    )
+    one.add_argument(
+        "token", nargs="?", help="vst1.… as `vestibule device add` printed it; '-' reads stdin"
+    )
+    one.add_argument("--serial", help="of the label (or `serial` in the settings)")
+    one.add_argument("--secret", help="of the label; '-' reads stdin (or `setup_secret`)")
+    one.add_argument("--server", help="https://host[:port] (or `server`)")
+    one.add_argument("--root", help="SHA-256 of the fleet's root, in hex (or `root_sha256`)")
+    one.add_argument("--voucher", default="", help="vsv1.… from a technician's phone")
+    one.add_argument("--spot", default="", help="where it stands, with a voucher")
+    one.add_argument("--no-wait", action="store_true", help="do not wait for a technician")
+    one.add_argument("--again", action="store_true", help="replace an identity that exists")
+    one.set_defaults(act=_enrol)
+
+
 def _add_count(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     one = commands.add_parser(
         "count",
@@ -110,18 +129,63 @@ def _add_count(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _enrol(settings: AgentConfig, arguments: argparse.Namespace) -> int:
-    text = sys.stdin.readline() if arguments.token in ("-", "") else arguments.token
-    timeless = SystemClock().offset()[0] is Quality.NONE
     try:
-        done = enrol(text, state=settings.state, timeless=timeless, again=arguments.again)
-    except TokenError as error:
-        return _fail(USAGE, str(error))
+        done = _enrol_waiting(settings, arguments, _ticket(settings, arguments))
     except EnrolError as error:
         return _fail(REFUSED if error.permanent else TEMPORARY, str(error))
+    except (TokenError, LabelError) as error:
+        return _fail(USAGE, str(error))
     except PermissionError as error:
         return _fail(FAILED, f"{error}; run as root or as the agent's user")
     print(f"enrolled as {done.device}, a {done.kind}; broker {done.broker_host}:{done.broker_port}")
     return OK
+
+
+def _enrol_waiting(
+    settings: AgentConfig, arguments: argparse.Namespace, ticket: Ticket
+) -> Enrolled:
+    """Enrol; what waiting helps against is said once, and waited for."""
+    timeless = SystemClock().offset()[0] is Quality.NONE
+    began, said = time.monotonic(), ""
+    while True:
+        try:
+            return enrol_by(ticket, state=settings.state, timeless=timeless, again=arguments.again)
+        except EnrolError as error:
+            if error.code not in WAITED_FOR or arguments.no_wait:
+                raise
+            if str(error) != said:
+                said = str(error)
+                print(said, file=sys.stderr, flush=True)
+            waited_s = time.monotonic() - began
+            wait_s = pause_s(error, waited_s=waited_s, dice=random.SystemRandom().random())
+        time.sleep(wait_s)
+
+
+def _ticket(settings: AgentConfig, arguments: argparse.Namespace) -> Ticket:
+    """Return what the command line shows, or else what factory and technician have left here."""
+    if arguments.token is not None:
+        text = sys.stdin.readline() if arguments.token in ("-", "") else arguments.token
+        return parse_token(text)
+    named = (arguments.serial, arguments.secret, arguments.voucher, arguments.spot)
+    if not any(named) and (found := factory.ticket(settings)) is not None:
+        return found
+    secret = sys.stdin.readline() if arguments.secret == "-" else arguments.secret  # noqa: S105
+    given = {
+        "--server": arguments.server or settings.server,
+        "--root": arguments.root or settings.root_sha256,
+        "--serial": arguments.serial or settings.serial,
+        "--secret": secret or settings.setup_secret,
+    }
+    if missing := [name for name, text in given.items() if not text]:
+        raise TokenError(f"give a claim token, or the label: {', '.join(missing)} not known")
+    return factory.labelled(
+        given["--server"],
+        given["--root"],
+        serial=given["--serial"],
+        secret=given["--secret"],
+        voucher=arguments.voucher,
+        spot=arguments.spot,
+    )
 
 
 def _run(settings: AgentConfig, arguments: argparse.Namespace) -> int:

@@ -43,6 +43,10 @@ class AgentConfig:
     max_mb: float = 64.0
     questionnaire: str = "0" * 16  # hex of its hash until the screen says otherwise
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    server: str = ""  # where a labelled device enrols, such as https://fleet.example:8443
+    root_sha256: str = ""  # of the fleet's root certificate, in hex
+    serial: str = ""
+    setup_secret: str = field(default="", repr=False)  # both as on the label
     gpio: GpioSettings = field(default_factory=GpioSettings)
 
     @property

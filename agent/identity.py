@@ -20,7 +20,7 @@ class NotEnrolledError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The contents of `identity.json`; `claim` is the SHA-256 of the claim that made it."""
+    """The contents of `identity.json`; `claim`: SHA-256 of the claim or label that made it."""
 
     device: str
     kind: Kind

@@ -37,7 +37,7 @@ By either way again:
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -232,7 +232,8 @@ async def _check_label(
         raise refused("device_not_admitted")
     device = _Device(row["id"], row["device"], row["kind"], row["organisation_id"], "label")
     if await _certified(connection, device.row, spki, now=now):  # 8
-        return device
+        # step 15 may be due still, and with it the voucher's use
+        return device if shown.spot else replace(device, voucher=shown.voucher)
     if row["allowed_until"] is not None and row["allowed_until"] <= now:  # 9
         raise refused("allowance_expired")
     claimed = await _claimed(connection, device.row, now=now)
@@ -259,9 +260,7 @@ async def _by_voucher(
     if voucher.organisation != device.organisation:
         raise refused("other_organisation")
     if not shown.spot:
-        return _Device(
-            device.row, device.device, device.kind, device.organisation, "label", shown.voucher
-        )
+        return replace(device, voucher=shown.voucher)
     await technician.open_claim(
         connection,
         user_id=voucher.user_id,

@@ -212,7 +212,7 @@ async def provisioning(
             pools[0],
             pools[1],
             Authority.load(stack.endpoints.pki),
-            VoucherSigner(ec.generate_private_key(ec.SECP256R1())),
+            VoucherSigner.load(stack.endpoints.pki),
             clock,
             Guesses(clock.monotonic),
         )
