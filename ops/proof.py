@@ -432,7 +432,7 @@ _READINGS = """
            ((extract(epoch from r.time)::bigint + r.interval_s * ((n - 1) / 2)) / 60)::int,
            coalesce(sum(c) filter (where n % 2 = 1), 0)::int,
            coalesce(sum(c) filter (where n % 2 = 0), 0)::int
-    from readings r join boots b on b.id = r.boot join devices d on d.id = b.device_id,
+    from readings r join all_boots b on b.id = r.boot join devices d on d.id = b.device_id,
          unnest(r.counts) with ordinality u (c, n)
     where c <> 0
       and (extract(epoch from r.time)::bigint + r.interval_s * ((n - 1) / 2)) / 60 < $1::bigint
@@ -442,7 +442,7 @@ _READINGS = """
 _PRESSES = """
     select d.device, floor(extract(epoch from p.time) / 60)::int, p.question::int, p.answer::int,
            count(*)::int
-    from presses p join boots b on b.id = p.boot join devices d on d.id = b.device_id
+    from presses p join all_boots b on b.id = p.boot join devices d on d.id = b.device_id
     where extract(epoch from p.time) < $1::bigint * 60
       and ($2::text[] is null or d.device = any($2::text[]))
     group by 1, 2, 3, 4

@@ -18,7 +18,7 @@ select d.device, d.id as device_row, r.boot, r.seq, r.spot, r.line, r.interval_s
        r.time + r.lead_ms * interval '1 ms' as observed_from,
        r.counts[2 * n - 1]::bigint as entered, r.counts[2 * n]::bigint as left_
 from readings r
-join boots b on b.id = r.boot join devices d on d.id = b.device_id,
+join all_boots b on b.id = r.boot join devices d on d.id = b.device_id,
 generate_series(1, cardinality(r.counts) / 2) n
 """
 
@@ -26,14 +26,14 @@ generate_series(1, cardinality(r.counts) / 2) n
 _ROWS_TWICE = """
 select device, line, boot_id, seq, min(at) as at, max(rows) as rows
 from (select c.device, c.line, b.boot_id, c.seq, c.at, count(*) as rows
-      from verify_cells c join boots b on b.id = c.boot group by 1, 2, 3, 4, 5) each
+      from verify_cells c join all_boots b on b.id = c.boot group by 1, 2, 3, 4, 5) each
 where rows > 1 group by 1, 2, 3, 4 order by 1, 3, 4, 2
 """
 
 # Every frame of a counter must be somewhere: a row, a metric, a gap, or held aside.
 _FRAMES_MISSING = """
 with ours as (
-    select b.id, b.boot_id, b.next_seq, d.device from boots b
+    select b.id, b.boot_id, b.next_seq, d.device from all_boots b
     join devices d on d.id = b.device_id where d.kind = 'counter'),
 kept as (
     select boot, seq::bigint from readings
@@ -54,7 +54,7 @@ with lines as (select generate_series(0, 3) as line),
 stated as (
     select b.id as boot, b.boot_id, d.device, l.line,
         b.totals[2 * l.line + 1] as entered, b.totals[2 * l.line + 2] as left_
-    from boots b join devices d on d.id = b.device_id, lines l),
+    from all_boots b join devices d on d.id = b.device_id, lines l),
 counted as (
     select boot, line::int, sum(entered)::bigint as entered, sum(left_)::bigint as left_
     from (select boot, line, entered, left_ from verify_cells
@@ -120,12 +120,12 @@ order by 2, 1, 4, 5
 
 _HELD = """
 select d.device, b.boot_id, u.seq, u.reason from undated_frames u
-join boots b on b.id = u.boot join devices d on d.id = b.device_id order by 1, 2, 3
+join all_boots b on b.id = u.boot join devices d on d.id = b.device_id order by 1, 2, 3
 """
 
 _BROKEN_TOTALS = """
 select d.device, b.boot_id, g.from_seq, g.counts::text, g.answers::text from gaps g
-join boots b on b.id = g.boot join devices d on d.id = g.device_id
+join all_boots b on b.id = g.boot join devices d on d.id = g.device_id
 where g.reason = 'totals' and g.filled_at is null order by 1, 2, 3
 """
 

@@ -86,7 +86,7 @@ async def verify(truth: Truth, dsn: str, *, api: Api | None = None) -> Verdict:
             if api is not None:
                 differences += await served(connection, api)
             frames, unplaced = await connection.fetchrow(
-                "select (select sum(next_seq) from boots), (select coalesce(sum((select sum(c) "
+                "select (select sum(next_seq) from all_boots), (select coalesce(sum((select sum(c) "
                 "from unnest(counts) c)), 0) from gaps where filled_at is null)"
             )
     finally:
@@ -187,7 +187,7 @@ async def _touches(connection: asyncpg.Connection, touches: Sequence[Touch]) -> 
     for row in await connection.fetch(
         "select d.device, p.visit, p.question::int, p.answer::int, "
         "(extract(epoch from p.time) * 1000)::bigint as at_ms from presses p "
-        "join boots b on b.id = p.boot join devices d on d.id = b.device_id order by 1, at_ms"
+        "join all_boots b on b.id = p.boot join devices d on d.id = b.device_id order by 1, at_ms"
     ):
         key = (row["device"], row["visit"], row["question"], row["answer"])
         stored[key] += 1

@@ -182,5 +182,5 @@ _CURSORS = """
            case d.kind when 'counter' then (select coalesce(sum(t), 0) from unnest(b.totals) t)
            else (select coalesce(sum(t), 0) from unnest(b.answers) with ordinality u(t, n)
                  where n % 3 = 0) end::bigint
-    from boots b join devices d on d.id = b.device_id
+    from all_boots b join devices d on d.id = b.device_id
 """
