@@ -1,4 +1,4 @@
-"""`vestibule site|device|key`: the fleet's register from the command line.
+"""`vestibule site|device`: the fleet's register from the command line.
 
 Devices may come one by one or as CSV with the columns
 
@@ -24,9 +24,9 @@ from pathlib import Path
 import asyncpg
 import segno
 
+from ops.admission import Follow, add_commands
 from ops.deployment import Deployment, deployment
 from protocol.label import Label, LabelError, label, serial_number, typed
-from server.api.keys import create_api_key, revoke_api_key
 from server.config import Settings
 from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
@@ -40,7 +40,7 @@ Action = Callable[[asyncpg.Connection, argparse.Namespace, Deployment], Awaitabl
 
 
 def main(argv: list[str]) -> int:
-    """Run `site ...`, `device ...` or `key ...` in one transaction: all of it, or none."""
+    """Run `site ...` or `device ...` in one transaction: all of it, or none."""
     options = _parser().parse_args(argv)
     return asyncio.run(_run(options))
 
@@ -52,7 +52,9 @@ async def _run(options: argparse.Namespace) -> int:
         await check_schema(connection)
         async with connection.transaction():
             act: Action = options.act
-            return await act(connection, options, found)
+            code = await act(connection, options, found)
+        follow: Follow | None = getattr(options, "follow", None)
+        return code if code or follow is None else await follow(connection, options)
     finally:
         await connection.close()
 
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    nouns = parser.add_subparsers(required=True, metavar="site|device|key")
+    nouns = parser.add_subparsers(required=True, metavar="site|device")
 
     site = nouns.add_parser("site", help="sites").add_subparsers(required=True)
     add = site.add_parser("add", help="add a site")
@@ -102,16 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     assign.add_argument("spot", help="the spot's ref, such as spot-7k2m9qxw")
     assign.add_argument("--since", type=datetime.fromisoformat, help="ISO time with offset")
     assign.set_defaults(act=_assign)
-
-    key = nouns.add_parser("key", help="API keys").add_subparsers(required=True)
-    add = key.add_parser("add", help="make a key; it is shown once")
-    add.add_argument("organisation")
-    add.add_argument("--note", default="")
-    add.set_defaults(act=_add_key)
-    key.add_parser("list", help="list keys, without their secrets").set_defaults(act=_list_keys)
-    revoke = key.add_parser("revoke", help="end a key at once")
-    revoke.add_argument("prefix", help="the 8 characters after vk_")
-    revoke.set_defaults(act=_revoke_key)
+    add_commands(device)
     return parser
 
 
@@ -294,35 +287,4 @@ async def _assign(
         raise RefusedError("bad_time", "--since needs its offset, such as +01:00")
     moved = await reassign(connection, device=options.device, spot=options.spot, since=since)
     print(f"{moved} stored rows moved with it")
-    return 0
-
-
-async def _add_key(
-    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
-) -> int:
-    organisation = await connection.fetchval(
-        "select id from organisations where name = $1 or ref = $1", options.organisation
-    )
-    if organisation is None:
-        raise NotFoundError(f"no organisation {options.organisation!r}")
-    print(await create_api_key(connection, organisation, note=options.note))
-    print("shown once; keep it where secrets are kept", file=sys.stderr)
-    return 0
-
-
-async def _list_keys(connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment) -> int:
-    for row in await connection.fetch(
-        "select k.prefix, o.name, k.note, k.created_at::date, k.revoked_at::date from api_keys k "
-        "join organisations o on o.id = k.organisation_id order by k.id"
-    ):
-        print("\t".join("" if value is None else str(value) for value in row.values()))
-    return 0
-
-
-async def _revoke_key(
-    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
-) -> int:
-    prefix = options.prefix.removeprefix("vk_")[:8]
-    if not await revoke_api_key(connection, prefix):
-        raise NotFoundError(f"no valid key vk_{prefix}")
     return 0

@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ext import COMPILED
 from server.api.routes import build_api
+from server.audit import anchor
 from server.clock import Clock, SystemClock, at
 from server.config import Settings
 from server.db.engine import open_pool
@@ -83,6 +84,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))
+            workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
         try:
             pages = web.Application()
             if "api" in settings.roles:

@@ -60,6 +60,11 @@ class Settings:
     roles: frozenset[str] = frozenset({"api", "ingest", "rollup"})
 
     @property
+    def pages_url(self) -> str:
+        """Where people reach the pages."""
+        return self.public_url or f"http://{self.http_host}:{self.http_port}"
+
+    @property
     def enrolment_url(self) -> str:
         """Where devices enrol."""
         return self.enrol_url or f"https://{self.https_host}:{self.https_port}"

@@ -12,6 +12,9 @@ from server.audit.chain import BEGINNING, Break, Entry, breaks, digest
 PLATFORM = 0
 """The chain of acts that concern no one organisation."""
 
+Heads = Mapping[int, tuple[int, bytes]]
+"""Number and hash of each chain's last row."""
+
 _LOCK = 0x6175_6469  # "audi"
 
 
@@ -60,8 +63,16 @@ async def record(
     )
 
 
+async def heads(connection: asyncpg.Connection) -> Heads:
+    """Return where each chain ends."""
+    rows = await connection.fetch(
+        "select distinct on (chain) chain, number, hash from audit order by chain, number desc"
+    )
+    return {row["chain"]: (row["number"], row["hash"]) for row in rows}
+
+
 async def verify(
-    connection: asyncpg.Connection, *, heads: Mapping[int, tuple[int, bytes]] | None = None
+    connection: asyncpg.Connection, *, heads: Heads | None = None
 ) -> tuple[int, list[Break]]:
     """Return how many rows there are, and where chains do not hold; `heads` were noted earlier."""
     heads = heads or {}
@@ -72,5 +83,9 @@ async def verify(
     ):
         entry = replace(Entry(*row.values()), detail=json.loads(row["detail"]))
         chains.setdefault(entry.chain, []).append(entry)
-    found = [b for chain, entries in chains.items() for b in breaks(entries, head=heads.get(chain))]
+    found = [
+        replace(each, chain=chain)  # also of a chain that is gone
+        for chain, entries in chains.items()
+        for each in breaks(entries, head=heads.get(chain))
+    ]
     return sum(map(len, chains.values())), found

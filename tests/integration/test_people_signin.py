@@ -6,6 +6,7 @@ import re
 import pytest
 from aiohttp import ClientSession
 
+from server.api.keys import create_api_key
 from server.config import Secret
 from server.people import links, sessions, users
 from server.people.links import Purpose
@@ -457,6 +458,51 @@ async def test_everything_that_was_done_stands_in_a_chain_that_holds(people: Peo
     text = str(await people.owner.fetch("select * from audit"))
     assert "ada@" not in text
     assert (await verify(people.owner))[1] == []
+
+
+async def test_a_flood_of_sign_ins_is_bounded_and_the_server_answers_meanwhile(
+    people: People,
+) -> None:
+    await people.analyst()
+    browser, flooding = await people.signed_in(), people.browser()
+    form = await form_of(flooding, "/signin")
+    forms = [
+        {**form, "email": f"someone-{n % 40}@example.com", "password": f"guess {n}"}
+        for n in range(200)
+    ]
+    flood = [asyncio.create_task(post(flooding, "/signin", each)) for each in forms]
+    seen = []
+    while not all(task.done() for task in flood):
+        seen.append((await load(browser, "/account"))[0])
+    assert set(seen) == {200}
+    statuses = [task.result().status for task in flood]
+    assert set(statuses) <= {401, 429, 503}
+    assert 401 in statuses
+    assert statuses.count(401) <= 21  # what one network may try before it waits
+    assert (await post(browser, "/signout", await form_of(browser, "/account"))).status == 303
+    assert (await sign_in(browser)).status == 303  # this browser is known
+
+
+async def test_a_keys_use_is_noted_at_most_once_a_minute(people: People) -> None:
+    key = await create_api_key(people.owner, people.organisations["own"], "till")
+    last = "select last_used_at from api_keys"
+
+    async def ask() -> object:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with people.browser().get("/v1/sites", headers=headers) as response:
+            assert response.status == 200
+        return await people.owner.fetchval(last)
+
+    first = await ask()
+    assert first is not None
+    people.clock.advance(59)
+    assert await ask() == first
+    people.clock.advance(1)
+    assert await ask() != first
+    await people.owner.execute("update api_keys set expires_at = now()")
+    headers = {"Authorization": f"Bearer {key}"}
+    async with people.browser().get("/v1/sites", headers=headers) as response:
+        assert response.status == 401
 
 
 def cookie(browser: ClientSession) -> str:

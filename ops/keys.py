@@ -1,0 +1,132 @@
+"""`vestibule key`: an organisation's API keys. Each is shown once; every act is audited.
+
+To change a key without a pause: `vestibule key rotate PREFIX --overlap 7d` prints its successor,
+and the old one goes on for so long.
+"""
+
+import argparse
+import asyncio
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+
+from ops.deployment import deployment
+from ops.people import organisation_of
+from server.api.keys import SCOPES, create_api_key, revoke_api_key, rotate_api_key
+from server.db.migrate import check_schema
+from server.errors import NotFoundError
+
+Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def main(argv: list[str]) -> int:
+    """Run the subcommand in one transaction."""
+    asyncio.run(_run(_parser().parse_args(argv)))
+    return 0
+
+
+async def _run(options: argparse.Namespace) -> None:
+    connection = await asyncpg.connect(deployment().owner_dsn.reveal())
+    try:
+        await check_schema(connection)
+        async with connection.transaction():
+            action: Action = options.action
+            await action(connection, options)
+    finally:
+        await connection.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vestibule key",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(required=True, metavar="add|list|rotate|revoke")
+    add = verbs.add_parser("add", help="make a key")
+    add.add_argument("organisation", help="its name or ref")
+    add.add_argument("--note", default="", help="what it is for")
+    add.add_argument("--scope", action="append", choices=sorted(SCOPES), help="(default: read)")
+    add.add_argument("--expires", type=span, metavar="SPAN", help="after so long: 90d, 12h")
+    add.set_defaults(action=_add)
+    listing = verbs.add_parser("list", help="list keys, without their secrets")
+    listing.set_defaults(action=_list)
+    rotating = verbs.add_parser("rotate", help="make a key's successor, and let it end")
+    rotating.add_argument("prefix", help="the 8 characters after vk_")
+    rotating.add_argument(
+        "--overlap", type=span, default=timedelta(days=7), metavar="SPAN", help="(default: 7d)"
+    )
+    rotating.set_defaults(action=_rotate)
+    revoking = verbs.add_parser("revoke", help="end a key at once")
+    revoking.add_argument("prefix", help="the 8 characters after vk_")
+    revoking.set_defaults(action=_revoke)
+    return parser
+
+
+def span(text: str) -> timedelta:
+    """Read `7d`, `12h` or `30m`."""
+    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a span such as 7d, 12h or 30m, got {text!r}")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+async def _add(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
+    now = datetime.now(UTC)
+    key = await create_api_key(
+        connection,
+        await organisation_of(connection, options.organisation),
+        options.note,
+        scopes=options.scope or ("read",),
+        expires_at=now + options.expires if options.expires else None,
+        now=now,
+    )
+    _print(key)
+
+
+async def _list(connection: asyncpg.Connection, _: argparse.Namespace) -> None:
+    rows = await connection.fetch(
+        "select k.prefix, o.name, array_to_string(k.scopes, ','), k.note, k.created_at, "
+        "k.last_used_at, k.expires_at, k.revoked_at, r.prefix as successor from api_keys k "
+        "join organisations o on o.id = k.organisation_id "
+        "left join api_keys r on r.id = k.replaced_by order by k.id"
+    )
+    now = datetime.now(UTC)
+    for row in rows:
+        prefix, organisation, scopes, note, created, used, expires, revoked, successor = row
+        words = [f"created {created:%Y-%m-%d}"]
+        words.append(f"used {used:%Y-%m-%d %H:%M}" if used else "never used")
+        if revoked:
+            words.append(f"revoked {revoked:%Y-%m-%d}")
+        elif expires:
+            words.append(f"{'ended' if expires <= now else 'ends'} {expires:%Y-%m-%d %H:%M}")
+        if successor:
+            words.append(f"succeeded by vk_{successor}")
+        print("\t".join((f"vk_{prefix}", organisation, scopes, note, ", ".join(words))))
+
+
+async def _rotate(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
+    _print(
+        await rotate_api_key(
+            connection, _prefix(options), overlap=options.overlap, now=datetime.now(UTC)
+        )
+    )
+
+
+async def _revoke(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
+    if not await revoke_api_key(connection, _prefix(options)):
+        raise NotFoundError(f"no valid key vk_{_prefix(options)}")
+
+
+def _prefix(options: argparse.Namespace) -> str:
+    text: str = options.prefix
+    return text.removeprefix("vk_")[:8]
+
+
+def _print(key: str) -> None:
+    print(key)
+    print("shown once; keep it where secrets are kept", file=sys.stderr)
