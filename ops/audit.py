@@ -102,8 +102,8 @@ async def _show(connection: asyncpg.Connection, options: argparse.Namespace) -> 
     if since is not None and since.tzinfo is None:
         since = since.astimezone()
     rows = await connection.fetch(
-        "select * from (select a.id, a.at, a.chain, a.number, coalesce(o.name, ''), a.actor, a.act, "
-        "a.subject, a.detail from audit a left join organisations o on o.id = a.chain "
+        "select * from (select a.id, a.at, a.chain, a.number, coalesce(o.name, ''), a.actor, "
+        "a.act, a.subject, a.detail from audit a left join organisations o on o.id = a.chain "
         "where ($1::timestamptz is null or a.at >= $1) and ($2::int is null or a.chain = $2) "
         "and ($3::text is null or a.act = $3) order by a.id desc limit $4) newest order by id",
         since,

@@ -24,7 +24,6 @@ from pathlib import Path
 import asyncpg
 import segno
 
-from ops.admission import Follow, add_commands
 from ops.deployment import Deployment, deployment
 from protocol.label import Label, LabelError, label, serial_number, typed
 from server.config import Settings
@@ -52,9 +51,7 @@ async def _run(options: argparse.Namespace) -> int:
         await check_schema(connection)
         async with connection.transaction():
             act: Action = options.act
-            code = await act(connection, options, found)
-        follow: Follow | None = getattr(options, "follow", None)
-        return code if code or follow is None else await follow(connection, options)
+            return await act(connection, options, found)
     finally:
         await connection.close()
 
@@ -104,7 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     assign.add_argument("spot", help="the spot's ref, such as spot-7k2m9qxw")
     assign.add_argument("--since", type=datetime.fromisoformat, help="ISO time with offset")
     assign.set_defaults(act=_assign)
-    add_commands(device)
     return parser
 
 
