@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "serve": Subcommand("ops.serve", "run the server"),
     "migrate": Subcommand("ops.migrate", "bring the database to this release's schema"),
     "services": Subcommand("ops.services.command", "private PostgreSQL and broker"),
+    "ca": Subcommand("ops.ca", "roots, authorities and the fleet's trust in them"),
     "site": Subcommand("ops.register", "add or list sites and their spots"),
     "device": Subcommand("ops.register", "add and import devices, make their claims and labels"),
     "key": Subcommand("ops.keys", "make, rotate and end an organisation's API keys"),

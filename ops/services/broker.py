@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ops.broker.bundles import FILES, note_installed
 from ops.broker.configuration import ACCESS_LIST, BrokerFiles, dynamic_security, mosquitto_conf
 from ops.services.account import Account, data_directory
 from ops.services.endpoints import Endpoints
@@ -36,8 +37,6 @@ from server.pki.authority import Authority
 from server.pki.profile import CA_LIFE
 
 __all__ = ["Broker", "BrokerProgram", "ConfiguredBroker", "host_mosquitto"]
-
-_FROM_PKI = ("device-anchor.pem", "service-anchor.pem", "broker.pem", "broker.key", "device.crl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +160,9 @@ class Broker:
         self._write(home / "mosquitto.conf", conf.encode())
         self._write(home / "acl", ACCESS_LIST.encode())
         self._write(denied, dynamic_security(previous).encode())
-        for name in _FROM_PKI:
+        for name in FILES:
             self._write(home / name, (pki / name).read_bytes())
+        note_installed(pki)
 
     def _write(self, path: Path, content: bytes) -> None:
         partial = path.with_name(path.name + ".partial")

@@ -132,6 +132,14 @@ class Stack:
             self.postgres.prepare()
         return self.endpoints
 
+    def restart_broker(self) -> None:
+        """Stop the broker and start it with the files as they are now; devices come back alone."""
+        with locked(self.root / "lock"):
+            self._certify()
+            self.broker.stop()
+            self.broker.start()
+            self.broker.wait_ready()
+
     def down(self) -> None:
         """Stop both services, the broker first; data stays."""
         if not (self.root / "endpoints.json").exists():

@@ -142,6 +142,10 @@ class Authority:
         """Return every root and authority that there ever was here."""
         return [self._described(generation.name) for generation in self.files.generations]
 
+    def spki_of(self, name: str) -> bytes:
+        """Return the SHA-256 of a root's or an authority's key."""
+        return self._described(name).spki_sha256
+
     def bundle(self) -> str:
         """Return the roots that devices are to trust, as they are now."""
         return (self.directory / "bundle.pem").read_text()

@@ -27,6 +27,7 @@ from server.db.engine import transaction
 from server.errors import RefusedError, UnavailableError
 from server.pki.authority import Authority, Described, RequestRefusedError
 from server.pki.profile import LEAF_LIFE, new_serial
+from server.provisioning.authorities import authority_row
 
 ABANDONED_AFTER = timedelta(hours=1)
 _EARLIEST, _LATEST = 0.5, 0.75  # of a certificate's life, in which its renewal begins
@@ -148,25 +149,6 @@ async def record_trust(
         root_spki,
         now,
     )
-
-
-async def authority_row(connection: asyncpg.Connection, signing: Described) -> int:
-    """Return the row of an authority that signs devices, made if it is new."""
-    row: int | None = await connection.fetchval(
-        "select id from authorities where kind = 'device' and spki_sha256 = $1", signing.spki_sha256
-    )
-    if row is None:
-        row = await connection.fetchval(
-            "insert into authorities (name, kind, certificate, spki_sha256, not_after, state) "
-            "values ($1, 'device', $2, $3, $4, 'signing') "
-            "on conflict (name) do update set state = 'signing' returning id",
-            signing.name,
-            signing.pem,
-            signing.spki_sha256,
-            signing.not_after,
-        )
-    assert row is not None
-    return row
 
 
 async def log_issuance(
