@@ -142,10 +142,8 @@ def test_the_reader_is_spoken_to_in_their_language(
 
 def test_a_stranger_is_told_how_to_get_in(demo: Demo, new_page: NewPage) -> None:
     signed_in = open_portal(new_page(complains="status of 401"), demo)  # once it signed out
-    stranger = new_page(complains="status of 401")
-    response = stranger.goto(signed_in.url)
-    assert response is not None
-    assert response.status == 401
+    stranger = new_page()
+    stranger.goto(signed_in.url)
     expect(stranger.locator("h1")).to_have_text("Sign in")
     assert violations(stranger) == []
     signed_in.get_by_role("button", name="Sign out").click()
