@@ -32,6 +32,7 @@ from server.people.entrance import Entrance
 from server.people.passwords import Passwords
 from server.people.sealing import Seal
 from server.portal.pages import add_portal
+from server.provisioning.listener import listener_tls
 from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
@@ -136,15 +137,14 @@ def _add_operations(app: web.Application, running: Running) -> None:
 
 async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
     settings = running.settings
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.pki / "https.pem", settings.pki / "https.key")
     enrolment = build_enrolment(
         pool=running.pool,
         pki=settings.pki,
         broker=(settings.device_broker_host, settings.device_broker_port),
         now=lambda: datetime.now(UTC),
     )
-    await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=context)
+    tls = listener_tls(settings.pki)
+    await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=tls)
 
 
 async def _start(

@@ -70,6 +70,7 @@ class Enrolment:
     device: str
     kind: str
     chain_pem: str
+    renew_after: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +299,7 @@ async def _certify(
     )
     async with transaction(pool, "complete enrolment") as connection:  # 15
         await _complete(connection, signer, device, issued, spki=spki, now=now)
-    return Enrolment(device.device, device.kind, issued.chain_pem)
+    return Enrolment(device.device, device.kind, issued.chain_pem, issued.renew_after)
 
 
 async def _complete(

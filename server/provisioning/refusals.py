@@ -205,6 +205,56 @@ TABLE: dict[str, Refusal] = {
         "Serveren kan ikke svare lige nu. Enheden prøver igen af sig selv.",
         "The server cannot answer just now. The device tries again by itself.",
     ),
+    # what a device meets that renews its certificate
+    "no_certificate": Refusal(
+        401,
+        Then.GIVE_UP,
+        "Förnyelse kräver enhetens eget certifikat. Anslut enheten på nytt.",
+        "Fornyelse kræver enhedens eget certifikat. Tilslut enheden på ny.",
+        "A renewal takes the device's own certificate. Enrol the device again.",
+    ),
+    "certificate_unknown": Refusal(
+        403,
+        Then.ASK,
+        "Certifikatet är inte utfärdat här. Anslut enheten på nytt.",
+        "Certifikatet er ikke udstedt her. Tilslut enheden på ny.",
+        "This certificate was not issued here. Enrol the device again.",
+    ),
+    "certificate_revoked": Refusal(
+        403,
+        Then.ASK,
+        "Certifikatet är spärrat. Tala med driften, eller anslut enheten på nytt.",
+        "Certifikatet er spærret. Tal med driften, eller tilslut enheden på ny.",
+        "This certificate was revoked. Talk to operations, or enrol the device again.",
+    ),
+    "certificate_replaced": Refusal(
+        403,
+        Then.ASK,
+        "Certifikatet är redan ersatt av ett nyare. Anslut enheten på nytt.",
+        "Certifikatet er allerede erstattet af et nyere. Tilslut enheden på ny.",
+        "This certificate was replaced by a newer one. Enrol the device again.",
+    ),
+    "grace_over": Refusal(
+        403,
+        Then.ASK,
+        "Certifikatet gick ut för över 180 dagar sedan. Anslut enheten på nytt.",
+        "Certifikatet udløb for over 180 dage siden. Tilslut enheden på ny.",
+        "This certificate ended over 180 days ago. Enrol the device again.",
+    ),
+    "key_used": Refusal(
+        409,
+        Then.GIVE_UP,
+        "Nyckeln har redan haft ett certifikat. Enheten gör en ny av sig själv.",
+        "Nøglen har allerede haft et certifikat. Enheden laver en ny af sig selv.",
+        "This key had a certificate before. The device makes another by itself.",
+    ),
+    "renewal_too_early": Refusal(
+        409,
+        Then.WAIT,
+        "Certifikatet gäller och behöver inte förnyas än. Ingenting behöver göras.",
+        "Certifikatet gælder og skal ikke fornyes endnu. Der skal ikke gøres noget.",
+        "The certificate holds and need not be renewed yet. Nothing has to be done.",
+    ),
     # what only technicians meet
     "unknown_spot": Refusal(
         404,

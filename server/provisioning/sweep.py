@@ -9,7 +9,7 @@ import structlog
 
 from server.db.engine import transaction
 from server.errors import RefusedError
-from server.provisioning import issuing
+from server.provisioning import issuing, renew
 from server.provisioning.technician import complete
 from server.tasks import heed_cancellation
 
@@ -23,6 +23,7 @@ async def sweep(pool: asyncpg.Pool, *, now: datetime) -> int:
     A claim that can't be completed any more is ended, with the reason in the log.
     """
     await issuing.sweep(pool, now=now)
+    await renew.retire(pool, now=now)
     async with transaction(pool, "find claims") as connection:
         rows = await connection.fetch(
             "select t.ref from technician_claims t where t.used_at is null and t.ended_at is null "

@@ -1,15 +1,20 @@
-"""The two HTTPS routes a device calls before it has a certificate: `/v1/trust`, `/v1/enrol`.
+"""The HTTPS routes of devices: `/v1/trust` and `/v1/enrol`, and with a certificate `/v1/renew`.
 
 `POST /v1/enrol` takes {"claim", "csr"}, or {"serial", "secret", "csr"} and perhaps {"voucher"} and
 {"spot"}. It answers 200 with the identity, 202 with `retry_after` seconds while a technician's word
 is waited for, and else a problem whose `code`, sentence and `then` are a row of `refusals.TABLE`;
 the sentence is in the language that `Accept-Language` prefers.
+
+`POST /v1/renew` takes {"csr"} on a connection that shows the device's certificate, and answers with
+the next one. `POST /v1/renew/confirm` takes {"roots", "promoted"} on a connection that shows the
+new one; `roots` are the SHA-256, in hex, of the keys of the roots that the device trusts.
 """
 
 import asyncio
 import math
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -24,11 +29,15 @@ from server.errors import VestibuleError
 from server.people.throttle import TooManyTriesError
 from server.pki.authority import Authority
 from server.provisioning.enrol import Enrolment, Guesses, Pending, Shown, enrol, enrol_by_label
+from server.provisioning.listener import peer_certificate
 from server.provisioning.refusals import TABLE, Then, language
+from server.provisioning.renew import MOST_ROOTS, TooEarlyError, confirm, renew
 from server.provisioning.sweep import sweeping
 from server.provisioning.vouchers import VoucherSigner
 
 log = structlog.get_logger(__name__)
+
+_Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 MAX_REQUEST = 16 * 1024  # a claim and a P-256 request have 1 kB
 WAIT_S = 10  # after what is to be tried again, if nothing else is known
@@ -53,6 +62,26 @@ class EnrolRequest(msgspec.Struct, forbid_unknown_fields=True):
         return "EnrolRequest(…)"  # claim, secret and voucher are secrets
 
 
+class RenewRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request for a certificate of a new key; whose, the connection says."""
+
+    csr: str
+
+
+class ConfirmRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The roots that the device trusts, and whether the pair before this is gone."""
+
+    roots: list[str] = []
+    promoted: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.roots) > MOST_ROOTS or not all(map(_DIGEST.fullmatch, self.roots)):
+            raise ValueError(f"up to {MOST_ROOTS} roots of 64 hexadecimal digits")
+
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
 def build_enrolment(
     *,
     pool: asyncpg.Pool,
@@ -65,10 +94,9 @@ def build_enrolment(
     authority = Authority.load(pki)
     signer = VoucherSigner.load(pki)
     guesses = Guesses(monotonic)
-    bundle = (pki / "bundle.pem").read_text()
 
     async def trust(_: web.Request) -> web.Response:
-        return web.Response(text=bundle, content_type="application/x-pem-file")
+        return web.Response(text=authority.bundle(), content_type="application/x-pem-file")
 
     async def ask(wanted: EnrolRequest, address: str | None) -> Enrolment | Pending:
         if wanted.claim:
@@ -117,7 +145,8 @@ def build_enrolment(
                 "device": got.device,
                 "kind": got.kind,
                 "chain": got.chain_pem,
-                "bundle": bundle,
+                "renew_after": got.renew_after.isoformat(),
+                "bundle": authority.bundle(),
                 "broker_host": broker[0],
                 "broker_port": broker[1],
             }
@@ -133,8 +162,77 @@ def build_enrolment(
     app = web.Application(client_max_size=MAX_REQUEST)
     app.router.add_get("/v1/trust", trust)
     app.router.add_post("/v1/enrol", enrolment)
+    _add_renewal(app, pool=pool, authority=authority, now=now)
     app.cleanup_ctx.append(swept)
     return app
+
+
+def _add_renewal(
+    app: web.Application,
+    *,
+    pool: asyncpg.Pool,
+    authority: Authority,
+    now: Callable[[], datetime],
+) -> None:
+    """Add what a device asks with its certificate; each answer brings the roots of now."""
+
+    async def renewal(request: web.Request) -> web.Response:
+        wanted = msgspec.json.decode(await request.read(), type=RenewRequest)
+        issued = await renew(
+            pool, authority, shown=peer_certificate(request), csr_pem=wanted.csr, now=now()
+        )
+        log.info("certificate staged", certificate=issued.serial)
+        return web.json_response(
+            {
+                "chain": issued.chain_pem,
+                "not_after": issued.not_after.isoformat(),
+                "renew_after": issued.renew_after.isoformat(),
+                "bundle": authority.bundle(),
+            }
+        )
+
+    async def confirmation(request: web.Request) -> web.Response:
+        wanted = msgspec.json.decode(await request.read(), type=ConfirmRequest)
+        standing = await confirm(
+            pool,
+            authority,
+            shown=peer_certificate(request),
+            roots=[bytes.fromhex(text) for text in wanted.roots],
+            promoted=wanted.promoted,
+            now=now(),
+        )
+        return web.json_response(
+            {
+                "device": standing.device,
+                "state": standing.state,
+                "not_after": standing.not_after.isoformat(),
+                "renew_after": standing.renew_after.isoformat(),
+                "bundle": authority.bundle(),
+            }
+        )
+
+    def answered(act: _Handler) -> _Handler:
+        async def handler(request: web.Request) -> web.Response:
+            try:
+                return await act(request)
+            except msgspec.DecodeError as error:
+                log.info("renewal malformed", error=str(error))
+                return _refusal(request, "malformed")
+            except TooEarlyError as error:
+                wait_s = math.ceil((error.renew_after - now()).total_seconds())
+                return _refusal(request, error.code, retry_after_s=max(1, wait_s))
+            except VestibuleError as error:
+                code = error.code if error.code in TABLE else "unavailable"
+                log.warning("renewal refused", code=error.code, address=request.remote)
+                return _refusal(request, code)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.warning("renewal failed", error=str(error) or type(error).__name__)
+                return _refusal(request, "unavailable")
+
+        return handler
+
+    app.router.add_post("/v1/renew", answered(renewal))
+    app.router.add_post("/v1/renew/confirm", answered(confirmation))
 
 
 def _serial(text: str) -> str:
