@@ -4,6 +4,7 @@ NO_EXT=1 skips it (the device's agent does not need it); REQUIRE_EXT=1 makes a f
 """
 
 import os
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -31,7 +32,7 @@ def extensions() -> list[Extension]:
             Extension(
                 "ext._decoder",
                 ["ext/_decoder.pyx"],
-                depends=[f"ext/{name}.h" for name in ("decoder", "framing", "kernels", "layout")],
+                depends=sorted(map(str, Path("ext").glob("*.h"))),
                 extra_compile_args=flags,
                 extra_link_args=["-fsanitize=address"] if SANITIZE else [],
             )
