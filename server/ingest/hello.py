@@ -17,11 +17,11 @@ from protocol.identity import DeviceId
 from protocol.session import Answer, BootCursor, Hello, decode_hello, encode_answer
 from protocol.topics import Leg, topic
 from server import log, metrics
-from server.clock import Clock
-from server.ingest import strays
+from server.clock import Clock, at
 from server.ingest.mqtt import publish_head
 from server.ingest.places import MAX_SEQ, Device
 from server.ingest.strays import Sampler
+from server.provisioning.clones import suspect_clone
 
 WILL = "will"  # the agent's name in the greeting that the broker sends in its stead
 VERSIONS = frozenset({VERSION})
@@ -39,6 +39,8 @@ update boots b set quality = v.quality, offset_ms = v.offset_ms from v
 where b.device_id = v.device and b.boot_id = v.boot_id and v.quality >= b.quality
   and (b.offset_ms is distinct from v.offset_ms or b.quality <> v.quality)
 """
+
+_GREETED = "update devices set greeted_at = $2 where id = any($1::int[]) and greeted_at is null"
 
 _STAND = """
 select b.device_id, b.boot_id, b.next_seq, b.digest, b.quality > 0 and exists (
@@ -70,11 +72,13 @@ async def answer(
             continue
         greetings.append((device, hello))
         another = _is_another(device, int.from_bytes(frame[8:16], "little"))
-        if another and sampler.wants(f"duplicate identity {device.name}"):
-            _log.warning("duplicate identity", device=device.name)
-            await strays.add(connection, "duplicate identity", device)
+        if another and sampler.wants(f"cloned {device.name}"):
+            epochs = (f"{hello.nonce >> 32:08x}", *(f"{b:016x}" for b in device.running))
+            detail = {"connection": epochs[0], "boots": " ".join(epochs[1:])}
+            await suspect_clone(connection, device.row, detail, at(clock.now_ms()))
     if not greetings:
         return [], []
+    await connection.execute(_GREETED, [device.row for device, _ in greetings], at(clock.now_ms()))
     await _learn(connection, greetings)
     stands = await _stand(connection, greetings)
     now_ms = clock.now_ms()

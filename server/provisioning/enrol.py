@@ -45,6 +45,7 @@ import asyncpg
 from cryptography.hazmat.primitives import serialization
 
 from protocol.label import digest as label_digest
+from server.admission.orders import CHANGED
 from server.audit.log import record
 from server.db.engine import transaction
 from server.errors import RefusedError
@@ -332,7 +333,7 @@ async def _complete(
         now,
     )
     if claim is not None:
-        await technician.complete(connection, claim, actor=actor, now=now)
+        await technician.complete_or_end(connection, claim, actor=actor, now=now)
 
 
 async def _begin(
@@ -354,13 +355,7 @@ async def _begin(
     await connection.execute(
         "update certificates set reason = $2 where serial = $1", issued.serial, reason
     )
-    older = await connection.fetch(
-        "update certificates set state = 'revoked', revoked_at = $3 where device_id = $1 "
-        "and spki_sha256 <> $2 and state in ('staged', 'active', 'retiring') returning serial",
-        device.row,
-        spki,
-        now,
-    )
+    older = await _revoke_others(connection, device.row, spki, now=now)
     await connection.execute(
         "update devices set enrolled_at = coalesce(enrolled_at, $2), greeted_at = null, "
         "asked_at = $2, asked = 'enrolled' where id = $1",
@@ -376,12 +371,33 @@ async def _begin(
         detail={
             "certificate": issued.serial,
             "reason": reason,
-            "revoked": [row["serial"] for row in older],
+            "revoked": older,
         },
         organisation=device.organisation,
         now=now,
     )
     await notify(connection, device.device)
+
+
+async def _revoke_others(
+    connection: asyncpg.Connection, device_row: int, spki: bytes, *, now: datetime
+) -> list[str]:
+    """Revoke what other keys of the device have; return the serials. They were lost, or stolen."""
+    rows = await connection.fetch(
+        "with gone as (update certificates set state = 'revoked', revoked_at = $3 "
+        "where device_id = $1 and spki_sha256 <> $2 and state in ('staged', 'active', 'retiring') "
+        "returning serial, device_id, authority_id) "
+        "insert into issuance_log (at, serial, event, subject, authority) "
+        "select $3, g.serial, 'revoked', d.device, coalesce(a.name, 'device') from gone g "
+        "join devices d on d.id = g.device_id left join authorities a on a.id = g.authority_id "
+        "returning serial, subject",
+        device_row,
+        spki,
+        now,
+    )
+    for row in rows[:1]:
+        await connection.execute("select pg_notify($1, $2)", CHANGED, row["subject"])
+    return [row["serial"] for row in rows]
 
 
 async def _certified(

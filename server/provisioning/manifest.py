@@ -17,8 +17,10 @@ from enum import StrEnum
 import asyncpg
 
 from protocol.label import SECRET_LENGTH, Label, LabelError, label, typed
+from server.admission.orders import move
 from server.audit.log import record
 from server.errors import NotFoundError, RefusedError
+from server.fleet.lifecycle import State
 from server.fleet.register import new_device_id
 
 REQUIRED = ("serial", "model", "kind", "hardware_revision", "setup_secret")
@@ -241,20 +243,22 @@ async def carry_out(
     )
     await connection.executemany(
         "update devices set model = $2, hardware_revision = $3, setup_sha256 = $4, "
-        "intended_site_id = $5, allowed_until = $6, "
-        "state = case when $7 then 'manufactured' else state end, "
-        "state_since = case when $7 then $8::timestamptz else state_since end where id = $1",
-        [
-            (p.device, *_said(p), p.deed is Deed.AGAIN, now)
-            for p in planned
-            if p.deed in (Deed.CHANGE, Deed.AGAIN)
-        ],
+        "intended_site_id = $5, allowed_until = $6 where id = $1",
+        [(p.device, *_said(p)) for p in planned if p.deed in (Deed.CHANGE, Deed.AGAIN)],
     )
-    await connection.executemany(  # it was thrown out of the broker when it was returned
-        "insert into admissions (organisation_id, device_id, admit, reason, asked_by, asked_at) "
-        "values ($1, $2, true, 'manufactured again', $3, $4)",
-        [(organisation, p.device, actor, now) for p in planned if p.deed is Deed.AGAIN],
-    )
+    for one in planned:
+        if one.deed is Deed.AGAIN:
+            device = await connection.fetchval(
+                "select device from devices where id = $1", one.device
+            )
+            await move(
+                connection,
+                device=device,
+                to=State.MANUFACTURED,
+                reason="manufactured again",
+                actor=actor,
+                now=now,
+            )
     serials = [p.row.label.serial for p in planned if p.deed is not Deed.NOTHING]
     if not serials:
         return

@@ -67,7 +67,7 @@ where t.ref = $1 and t.organisation_id = $2
 """
 
 _STORED = """
-select b.next_seq > 0 as stored, b.quality > 0 as clock from all_boots b
+select b.stored_to is not null as clock from all_boots b
 where b.device_id = $1 and b.next_seq > 0 and (b.stored_to >= $2 or b.stored_to is null
   or b.first_seen >= $2)
 order by b.first_seen desc limit 1

@@ -10,7 +10,7 @@ import structlog
 from server.db.engine import transaction
 from server.errors import RefusedError
 from server.provisioning import issuing, renew
-from server.provisioning.technician import complete
+from server.provisioning.technician import complete_or_end
 from server.tasks import heed_cancellation
 
 EVERY_S = 30.0
@@ -18,10 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 async def sweep(pool: asyncpg.Pool, *, now: datetime) -> int:
-    """Place enrolled devices whose claims nobody completed; return how many.
-
-    A claim that can't be completed any more is ended, with the reason in the log.
-    """
+    """Place enrolled devices whose claims nobody completed; return how many."""
     await issuing.sweep(pool, now=now)
     await renew.retire(pool, now=now)
     async with transaction(pool, "find claims") as connection:
@@ -35,16 +32,9 @@ async def sweep(pool: asyncpg.Pool, *, now: datetime) -> int:
     for row in rows:
         try:
             async with transaction(pool, "complete claim") as connection:
-                placed += await complete(connection, row["ref"], actor="server", now=now)
-        except RefusedError as error:
-            log.warning("claim not completed", claim=row["ref"], code=error.code)
-            async with transaction(pool, "end claim") as connection:
-                await connection.execute(
-                    "update technician_claims set ended_at = $2 where ref = $1 "
-                    "and used_at is null and ended_at is null",
-                    row["ref"],
-                    now,
-                )
+                placed += await complete_or_end(connection, row["ref"], actor="server", now=now)
+        except RefusedError as error:  # it is held: the claim waits, or expires
+            log.debug("claim not completed", claim=row["ref"], code=error.code)
     return placed
 
 

@@ -29,13 +29,14 @@ from enum import StrEnum
 import asyncpg
 
 from protocol import label
+from server.admission.orders import move
 from server.audit.log import record
-from server.errors import ConflictError
+from server.errors import ConflictError, RefusedError
 from server.fleet.lifecycle import State
 from server.fleet.register import new_ref
 from server.ingest.reassign import reassign
 from server.provisioning.acts import once
-from server.provisioning.lives import advance, take_out
+from server.provisioning.lives import advance
 from server.provisioning.refusals import refused
 from server.provisioning.vouchers import (
     Voucher,
@@ -325,6 +326,7 @@ async def complete(
             replaced=claim["replaces_id"],
             since=claim["since"],
             may_move=True,
+            may_be_gone=True,
         )
         try:
             await reassign(
@@ -333,11 +335,12 @@ async def complete(
         except ConflictError as error:
             raise refused("bad_time") from error
     await advance(connection, claim["device_id"], State.INSTALLED, now=now)
-    if claim["replaces_id"] is not None:
-        await take_out(
+    replaced = devices.get(claim["replaces_id"])
+    if replaced is not None and not await _stands(connection, replaced["id"]):
+        await move(
             connection,
-            claim["replaces_id"],
-            State.RETURNED,
+            device=replaced["device"],
+            to=State.RETURNED,
             reason="replaced",
             actor=actor,
             now=now,
@@ -354,12 +357,45 @@ async def complete(
             "claim": claim_ref,
             "spot": claim["spot"],
             "since": claim["since"].isoformat(),
-            "replaces": devices[claim["replaces_id"]]["device"] if claim["replaces_id"] else "",
+            "replaces": "" if replaced is None else replaced["device"],
         },
         organisation=claim["organisation_id"],
         now=now,
     )
     return True
+
+
+async def complete_or_end(
+    connection: asyncpg.Connection, claim_ref: str, *, actor: str, now: datetime
+) -> bool:
+    """Complete a claim; one that the world has made impossible is ended, and the audit says why.
+
+    So a claim that has gone stale keeps no device out. Raises RefusedError `device_not_admitted`.
+    """
+    try:
+        async with connection.transaction():
+            return await complete(connection, claim_ref, actor=actor, now=now)
+    except RefusedError as error:
+        if error.code == "device_not_admitted":
+            raise
+        row = await connection.fetchrow(
+            "update technician_claims t set ended_at = $2 from devices d where t.ref = $1 "
+            "and d.id = t.device_id and t.used_at is null and t.ended_at is null "
+            "returning d.device, t.organisation_id",
+            claim_ref,
+            now,
+        )
+        if row is not None:
+            await record(
+                connection,
+                actor=actor,
+                act="device claim ended",
+                subject=row["device"],
+                detail={"claim": claim_ref, "why": error.code},
+                organisation=row["organisation_id"],
+                now=now,
+            )
+        return False
 
 
 async def _open(
@@ -398,7 +434,10 @@ async def _open(
     await _give_way(connection, found, spot, user_id=user_id, reason=reason, now=now)  # 4
     if since > now + CLOCKS_DIFFER or since < now - MOST_BACK:  # 5
         raise refused("bad_time")
-    if not await _stands(connection, found.row, spot.row):
+    if await _stands(connection, found.row, spot.row):
+        if replaced is not None:  # 6
+            raise refused("not_replaceable")
+    else:
         await _check_place(  # 5, 6, 7
             connection,
             device=found.row,
@@ -523,11 +562,11 @@ async def _give_way(
         )
 
 
-async def _stands(connection: asyncpg.Connection, device: int, spot: int) -> bool:
-    """True if the device stands at the spot already."""
+async def _stands(connection: asyncpg.Connection, device: int, spot: int | None = None) -> bool:
+    """True if the device stands at the spot already, or anywhere."""
     found: bool = await connection.fetchval(
-        "select exists (select from assignments where device_id = $1 and spot_id = $2 "
-        "and upper_inf(valid))",
+        "select exists (select from assignments where device_id = $1 "
+        "and spot_id = coalesce($2, spot_id) and upper_inf(valid))",
         device,
         spot,
     )
@@ -542,8 +581,12 @@ async def _check_place(
     replaced: int | None,
     since: datetime,
     may_move: bool,
+    may_be_gone: bool = False,
 ) -> None:
-    """Refuse unless device and spot are free from `since` on, but for what is to be replaced."""
+    """Refuse unless device and spot are free from `since` on, but for what is to be replaced.
+
+    `may_be_gone`: what is to be replaced may have been taken away meanwhile.
+    """
     rows = await connection.fetch(
         "select device_id, spot_id, upper_inf(valid) and coalesce(lower(valid), '-infinity') < $3 "
         "as ends from assignments where (device_id = $1 or spot_id = $2) "
@@ -557,7 +600,9 @@ async def _check_place(
     holders = {row["device_id"] for row in rows if row["spot_id"] == spot}
     if replaced is None and holders:
         raise refused("spot_taken")
-    if replaced is not None and (replaced == device or holders != {replaced}):
+    if replaced is not None and (
+        replaced == device or (holders != {replaced} and not (may_be_gone and not holders))
+    ):
         raise refused("not_replaceable")
     if not may_move and any(row["spot_id"] != spot for row in rows):
         raise refused("stands_elsewhere")

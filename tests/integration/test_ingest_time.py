@@ -275,7 +275,30 @@ async def test_two_machines_with_one_identity_are_noticed(
     await ingest.take((one, one.counter()))
     await ingest.take((two, two.counter()))
     rows = await owner.fetch("select finding from findings order by id")
-    assert [row[0] for row in rows] == ["duplicate identity", "ordinal repeated"]
+    assert [row[0] for row in rows] == ["cloned", "ordinal repeated"]
+    acts = await owner.fetch("select act from audit")
+    assert [row["act"] for row in acts] == ["device cloned"]
+    assert await owner.fetchval("select state from devices") == "in service"
+
+
+async def test_a_clone_is_quarantined_if_its_organisation_wants_that(
+    ingest: Ingesting, owner: asyncpg.Connection
+) -> None:
+    fleet = await register(owner, 2)
+    await owner.execute("update organisations set clones = 'quarantine'")
+    one, bystander = fleet.agent(), fleet.agent(1)
+    two = Agent(one.device, one.boot_id + 1, ordinal=1)
+    for agent in (one, bystander, two, one, two):
+        await ingest.take((agent, agent.hello()))
+    rows = await owner.fetch("select device, state, state_before from devices order by id")
+    assert [tuple(row) for row in rows] == [
+        (one.device, "quarantined", "in service"),
+        (bystander.device, "in service", None),
+    ]
+    orders = await owner.fetch("select admit, reason, asked_by from admissions")
+    assert [tuple(order) for order in orders] == [(False, "cloned", "server")]
+    detail = await owner.fetchval("select detail->>'boots' from findings limit 1")
+    assert {f"{agent.boot_id:016x}" for agent in (one, two)} == set(detail.split())
 
 
 async def test_a_redriven_frame_fills_its_gap_once(

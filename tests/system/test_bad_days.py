@@ -291,7 +291,7 @@ def test_a_cloned_device_is_found_and_doubles_nothing(system: System, device: De
         (row,) = sql(
             system,
             "select count(*) from findings f join devices d on d.id = f.device_id "
-            "where d.device = $1 and f.finding in ('duplicate identity', 'ordinal repeated')",
+            "where d.device = $1 and f.finding in ('cloned', 'ordinal repeated')",
             device.device,
         )
         assert row["count"] > 0
