@@ -12,7 +12,7 @@ import uvloop
 
 from ops.deployment import deployment
 from server.app import run
-from server.config import Settings, read_roles
+from server.config import ROLES, Settings, read_roles
 from server.db.migrate import migrate
 from server.log import configure
 
@@ -20,7 +20,9 @@ from server.log import configure
 def main(argv: list[str]) -> int:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="vestibule serve", description=__doc__)
-    parser.add_argument("--roles", help="comma-separated: api, ingest, rollup (default all)")
+    parser.add_argument(
+        "--roles", help=f"comma-separated, of {', '.join(sorted(ROLES))} (default all)"
+    )
     options = parser.parse_args(argv)
     configure()
     if os.environ.get("VESTIBULE_DSN_INGEST"):

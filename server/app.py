@@ -19,6 +19,8 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ext import COMPILED
+from server.admission.probe import Listener
+from server.admission.worker import Admission
 from server.api.routes import build_api
 from server.audit import anchor
 from server.clock import Clock, SystemClock, at
@@ -81,6 +83,11 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             ingest = Ingest(pool, _broker(settings), clock)
             running = Running(settings, pool, ingest)
             workers.append(group.create_task(ingest.run(), name="ingest"))
+        if "admission" in settings.roles:
+            order_pool = await _open(stack, settings.dsn_ingest.reveal(), size=2, name="admission")
+            control = _broker(settings, "svc-control")
+            admission = Admission(order_pool, control, _devices(settings), clock)
+            workers.append(group.create_task(admission.run(), name="admission"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
@@ -224,11 +231,15 @@ async def _when_there(attempt: Callable[[], Awaitable[T]]) -> T:
             wait_s = min(wait_s * 2, _WAIT_MOST_S)
 
 
-def _broker(settings: Settings) -> BrokerSettings:
+def _broker(settings: Settings, identity: str = "svc-ingest") -> BrokerSettings:
     return BrokerSettings(
         host=settings.broker_host,
         port=settings.broker_service_port,
         cafile=settings.pki / "bundle.pem",
-        certfile=settings.pki / "svc-ingest.pem",
-        keyfile=settings.pki / "svc-ingest.key",
+        certfile=settings.pki / f"{identity}.pem",
+        keyfile=settings.pki / f"{identity}.key",
     )
+
+
+def _devices(settings: Settings) -> Listener:
+    return Listener(settings.device_broker_host, settings.device_broker_port, settings.pki)

@@ -57,7 +57,7 @@ class Settings:
     enrol_url: str = ""
     session_secret: Secret = field(default=Secret(""))
     dsn_desk: Secret = field(default=Secret(""))
-    roles: frozenset[str] = frozenset({"api", "ingest", "rollup"})
+    roles: frozenset[str] = frozenset({"admission", "api", "ingest", "rollup"})
 
     @property
     def pages_url(self) -> str:
@@ -107,7 +107,7 @@ class Settings:
         )
 
 
-ROLES = frozenset({"api", "ingest", "rollup"})
+ROLES = frozenset({"admission", "api", "ingest", "rollup"})
 
 
 def read_roles(text: str) -> frozenset[str]:

@@ -34,6 +34,18 @@ INGEST_STATE = Gauge(
 INGEST_WAITING = Gauge("vestibule_ingest_waiting_frames", "Frames received and not yet committed")
 BROKER_CONNECTIONS = Counter("vestibule_broker_connections", "Connections made to the broker")
 
+# admission: who is thrown out of the broker and let in again
+ADMISSION_SECONDS = Histogram(
+    "vestibule_admission_seconds",
+    "From an order to the broker's word that it is done",
+    buckets=_FAST,
+)
+ADMISSIONS_WAITING = Gauge("vestibule_admission_waiting_orders", "Orders not yet at the broker")
+DENIED_DEVICES = Gauge("vestibule_admission_denied_devices", "Devices on the deny-list")
+RECONCILED = Counter(
+    "vestibule_admission_reconciled", "Where the broker's list was not ours", ["what"]
+)  # what: missing, weak, extra, role
+
 # database
 TRANSACTION_SECONDS = Histogram(
     "vestibule_database_transaction_seconds", "Named transactions", ["name"], buckets=_FAST

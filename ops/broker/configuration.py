@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.services.errors import ServicesError
+from server.admission.denylist import REVOKED_ROLE, REVOKED_RULES
 
 __all__ = [
     "ACCESS_LIST",
@@ -24,7 +25,6 @@ __all__ = [
 
 MAX_PAYLOAD_BYTES = 65536
 _HEADER_ROOM = 1024  # topic and properties beside the payload
-REVOKED_ROLE = "revoked"
 
 ACCESS_LIST = """\
 # %u is the name in the client's certificate, forced on it by the listener.
@@ -115,7 +115,10 @@ def dynamic_security(previous: str | None) -> str:
             *_denied(previous),
         ],
         "groups": [],
-        "roles": [*(_service_role(name) for name in _SERVICES), _revoked_role()],
+        "roles": [
+            *(_service_role(name) for name in _SERVICES),
+            {"rolename": REVOKED_ROLE, "acls": list(REVOKED_RULES)},
+        ],
     }
     return json.dumps(document, indent=1)
 
@@ -152,13 +155,5 @@ def _service_role(name: str) -> dict[str, object]:
     return {"rolename": name, "acls": rules}
 
 
-def _revoked_role() -> dict[str, object]:
-    kinds = ("publishClientSend", "publishClientReceive", "subscribePattern")
-    return {
-        "rolename": REVOKED_ROLE,
-        "acls": [_rule(kind, "#", allow=False, priority=100) for kind in kinds],
-    }
-
-
-def _rule(kind: str, topic: str, *, allow: bool, priority: int = 0) -> dict[str, object]:
-    return {"acltype": kind, "topic": topic, "priority": priority, "allow": allow}
+def _rule(kind: str, topic: str, *, allow: bool) -> dict[str, object]:
+    return {"acltype": kind, "topic": topic, "priority": 0, "allow": allow}

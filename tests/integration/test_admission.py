@@ -1,0 +1,496 @@
+"""Orders at the real broker: out, inert, in again, whatever is killed or tampered with."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiomqtt
+import asyncpg
+import pytest
+
+from ops.services.stack import Stack
+from protocol.identity import device_id
+from protocol.topics import Leg, topic
+from server.admission import broker
+from server.admission.broker import ControlError, open_control, survives_reload
+from server.admission.denylist import REVOKED_ROLE
+from server.admission.probe import DENIED
+from server.clock import SystemClock
+from server.fleet.lifecycle import State
+from server.pki.authority import Authority
+from tests.admission_world import (
+    Certificate,
+    Skipping,
+    admitting,
+    certify,
+    client,
+    connected,
+    done,
+    order,
+    service,
+    speaks,
+)
+from tests.bench.revoke import cut
+from tests.ingest_world import Fleet, owning, register
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
+    async with owning(stack, database) as connection:
+        yield connection
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Stack]:
+    """Services that no other test uses, to be killed."""
+    with tempfile.TemporaryDirectory(prefix="vestibule-admission-") as folder:
+        Path(folder).chmod(0o755)
+        stack = Stack(Path(folder) / "stack", role="test")
+        try:
+            stack.up()
+            stack.postgres.create_database("own")
+            yield stack
+        finally:
+            stack.remove()
+
+
+async def enrolled(
+    owner: asyncpg.Connection, stack: Stack, folder: Path, *, count: int = 1, prefix: str
+) -> tuple[Fleet, list[Certificate]]:
+    fleet = await register(owner, count, prefix=prefix)
+    return fleet, [await certify(owner, stack, fleet, i, folder=folder) for i in range(count)]
+
+
+async def denied(stack: Stack) -> dict[str, bool]:
+    """Return the broker's deny-list, without our probe."""
+    async with open_control(service(stack), SystemClock()) as control:
+        found = await control.listed()
+    return {name: whole for name, whole in found.items() if name != DENIED}
+
+
+# -- what orders do ------------------------------------------------------------------------------
+
+
+async def test_a_suspended_device_is_thrown_out_and_a_reinstated_one_comes_back(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet, certificates = await enrolled(owner, stack, tmp_path, count=2, prefix="dc-susp")
+    tls = [each.tls for each in certificates]
+    async with admitting(stack, database), connected(stack, fleet.devices, tls) as (out, other):
+        await done(owner, await order(owner, out.device, State.SUSPENDED))
+        await out.ended()
+        assert not await speaks(stack, out.device, tls[0])
+        assert await denied(stack) == {out.device: True}
+        await other.publish(b"still here")
+        assert other.ended_at is None
+        row = await owner.fetchrow("select * from admissions")
+        assert row["asked_at"] <= row["broker_at"] <= row["crl_at"] <= row["proved_at"]
+        assert row["trouble"] == ""
+        await done(owner, await order(owner, out.device, None))
+        assert await speaks(stack, out.device, tls[0])
+        assert await denied(stack) == {}
+    listed = Authority.load(stack.endpoints.pki).listed()
+    assert int(certificates[0].serial, 16) not in listed
+
+
+async def test_a_retired_devices_certificate_stands_on_the_verified_list(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet, (certificate,) = await enrolled(owner, stack, tmp_path, prefix="dc-retire")
+    before = Authority.load(stack.endpoints.pki).listed()
+    async with admitting(stack, database):
+        await done(owner, await order(owner, fleet.devices[0], State.RETIRED))
+    authority = Authority.load(stack.endpoints.pki)
+    assert authority.listed() == before | {int(certificate.serial, 16)}
+    path = stack.endpoints.pki / "device.crl"
+    authority.verify_crl(path.read_bytes(), authority.listed(), now=datetime.now(UTC))
+
+
+async def test_twenty_of_a_hundred_are_out_and_the_others_notice_nothing(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with admitting(stack, database):
+        result = await cut(
+            owner, stack, stack.endpoints.dsn("owner", database), folder=tmp_path, count=100, out=20
+        )
+    print(result.line())  # noqa: T201 - `pytest -s` shows it
+    assert result.passed
+
+
+async def test_two_operators_at_once_leave_a_device_that_is_out(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet, (certificate,) = await enrolled(owner, stack, tmp_path, prefix="dc-two")
+    (device,) = fleet.devices
+    async with (
+        admitting(stack, database),
+        asyncpg.create_pool(stack.endpoints.dsn("owner", database), min_size=2) as pool,
+        pool.acquire() as one,
+        pool.acquire() as other,
+    ):
+        moved = await asyncio.gather(
+            order(one, device, State.SUSPENDED),
+            order(other, device, State.RETIRED),
+            return_exceptions=True,
+        )
+        await done(owner, *(m for m in moved if not isinstance(m, BaseException)))
+        assert not await speaks(stack, device, certificate.tls)
+    assert await owner.fetchval("select state from devices") == "retired"
+
+
+async def test_a_device_let_in_before_it_was_thrown_out_keeps_its_session(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """The state decides, not the orders: both are done, and nothing is to do."""
+    fleet, (certificate,) = await enrolled(owner, stack, tmp_path, prefix="dc-undone")
+    async with connected(stack, fleet.devices, [certificate.tls]) as (session,):
+        orders = [await order(owner, session.device, to) for to in (State.SUSPENDED, None)]
+        async with admitting(stack, database):
+            await done(owner, *orders)
+        await session.publish(b"still here")
+        assert session.ended_at is None
+
+
+# -- what goes wrong -----------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """A process that ends at a named point."""
+
+
+STEPS = (
+    "compared",
+    "looked",
+    "denied",
+    "admitted",
+    "broker noted",
+    "list wanted",
+    "list installed",
+    "list noted",
+    "proved",
+)
+
+
+async def test_an_order_survives_a_crash_between_any_two_steps(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet, certificates = await enrolled(
+        owner, stack, tmp_path, count=len(STEPS), prefix="dc-crash"
+    )
+    for device, certificate, step in zip(fleet.devices, certificates, STEPS, strict=True):
+        moved = await order(owner, device, State.RETIRED)
+
+        def die(name: str, at: str = step) -> None:
+            if name == at:
+                raise Killed(name)
+
+        async with admitting(stack, database, failpoint=die) as task:
+            with pytest.raises(Killed, match=step):
+                await asyncio.wait_for(task, 30)
+        async with admitting(stack, database):
+            await done(owner, moved)
+        assert not await speaks(stack, device, certificate.tls), step
+        assert int(certificate.serial, 16) in Authority.load(stack.endpoints.pki).listed(), step
+
+
+async def test_only_one_worker_gives_orders_and_another_takes_over(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet, _ = await enrolled(owner, stack, tmp_path, count=2, prefix="dc-relay")
+    async with admitting(stack, database) as first, admitting(stack, database):
+        await done(owner, await order(owner, fleet.devices[0], State.SUSPENDED))
+        first.cancel()
+        await done(owner, await order(owner, fleet.devices[1], State.SUSPENDED))
+    assert await denied(stack) == dict.fromkeys(fleet.devices, True)
+
+
+async def test_tampering_with_the_brokers_list_is_mended_both_ways(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet, certificates = await enrolled(owner, stack, tmp_path, count=4, prefix="dc-tamper")
+    freed, weak, good, strange = fleet.devices
+    clock = Skipping()
+    async with admitting(stack, database, clock=clock):
+        await done(
+            owner, *[await order(owner, device, State.SUSPENDED) for device in (freed, weak)]
+        )
+        role = [{"rolename": REVOKED_ROLE}]
+        rule = {"acltype": "publishClientSend", "topic": "#", "allow": True}
+        async with open_control(service(stack), SystemClock()) as control:
+            await control._ask(
+                [
+                    {"command": "deleteClient", "username": freed},
+                    {"command": "enableClient", "username": weak},
+                    {"command": "createClient", "username": good, "roles": role},
+                    {"command": "disableClient", "username": good},
+                    {"command": "createRole", "rolename": "everything", "acls": [rule]},
+                    {
+                        "command": "createClient",
+                        "username": strange,
+                        "roles": [{"rolename": "everything"}],
+                    },
+                    {"command": "modifyRole", "rolename": REVOKED_ROLE, "acls": []},
+                ]
+            )
+        assert await speaks(stack, freed, certificates[0].tls)
+        clock.skipped_s += 61
+
+        async with asyncio.timeout(20):
+            while await denied(stack) != {freed: True, weak: True}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert not await speaks(stack, freed, certificates[0].tls)
+        assert not await speaks(stack, weak, certificates[1].tls)
+        assert await speaks(stack, good, certificates[2].tls)
+
+
+async def test_the_deny_list_stays_fast_with_two_hundred_on_it(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet = await register(owner, 201, prefix="dc-many")
+    await certify(owner, stack, fleet, folder=tmp_path)
+    await owner.execute(
+        "update devices set state = 'suspended', state_before = 'in service' where id <> $1",
+        fleet.rows[0],
+    )
+    async with admitting(stack, database):
+        moved = await order(owner, fleet.devices[0], State.SUSPENDED)
+        await done(owner, moved, timeout_s=60)
+        assert len(await denied(stack)) == 201
+        took = []
+        for to in (None, State.SUSPENDED) * 5:
+            await done(owner, moved := await order(owner, fleet.devices[0], to))
+            took.append(
+                await owner.fetchval(
+                    "select extract(epoch from broker_at - asked_at)::float8 from admissions "
+                    "where id = $1",
+                    moved.order,
+                )
+            )
+    words = f"{min(took) * 1000:.0f} to {max(took) * 1000:.0f} ms"
+    print(f"10 orders with 200 on the list: {words}")  # noqa: T201 - `pytest -s` shows it
+
+
+async def test_ingests_identity_cannot_order(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "TIMEOUT_S", 1.0)
+
+    async def deny() -> None:
+        async with open_control(service(stack, "svc-ingest"), SystemClock()) as control:
+            await control.deny(["dc-victim-1"])
+
+    with pytest.raises(ControlError, match="no answer"):
+        await deny()
+    assert "dc-victim-1" not in await denied(stack)
+
+
+async def test_a_broker_that_is_killed_in_the_middle_of_an_order_hears_it_when_it_is_back(
+    own: Stack, tmp_path: Path
+) -> None:
+    killed = asyncio.Event()
+
+    def kill(name: str) -> None:
+        if name == "looked" and not killed.is_set():
+            killed.set()
+            own.broker.kill()
+
+    async with owning(own, "own") as owner:
+        fleet, (certificate,) = await enrolled(owner, own, tmp_path, prefix="dc-killed")
+        moved = await order(owner, fleet.devices[0], State.SUSPENDED)
+        async with admitting(own, "own", failpoint=kill):
+            await waits(owner, "the broker is not under control")
+            assert await owner.fetchval("select broker_at from admissions") is None
+            assert await owner.fetchval("select crl_at is not null from admissions")
+            own.broker.start()
+            own.broker.wait_ready()
+            await done(owner, moved)
+            assert not await speaks(own, fleet.devices[0], certificate.tls)
+
+
+async def test_a_broker_that_comes_back_with_nothing_is_told_all_again(
+    own: Stack, tmp_path: Path
+) -> None:
+    async with owning(own, "own") as owner:
+        fleet, (certificate,) = await enrolled(owner, own, tmp_path, prefix="dc-wiped")
+        async with admitting(own, "own"):
+            await done(owner, await order(owner, fleet.devices[0], State.SUSPENDED))
+            own.broker.kill()
+            for path in own.root.resolve().rglob("dynamic-security.json"):
+                path.unlink()
+            own.broker.start()
+            own.broker.wait_ready()
+            async with asyncio.timeout(20):
+                while await denied(own) != {fleet.devices[0]: True}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert not await speaks(own, fleet.devices[0], certificate.tls)
+
+
+async def test_the_list_comes_to_the_broker_at_its_restart_and_clears_the_deny_list(
+    own: Stack, tmp_path: Path
+) -> None:
+    """What is spent needs no entry any more: the broker knows no session from before."""
+    async with owning(own, "own") as owner:
+        fleet, certificates = await enrolled(owner, own, tmp_path, count=2, prefix="dc-spent")
+        spent, kept = fleet.devices
+        async with admitting(own, "own"):
+            await done(
+                owner, *[await order(owner, device, State.RETIRED) for device in (spent, kept)]
+            )
+        await owner.execute(
+            "update certificates set not_after = now() - interval '1 hour' where device_id = $1",
+            fleet.rows[0],
+        )
+        own.broker.kill()
+        own.broker.start()
+        own.broker.wait_ready()
+        for device, certificate in zip(fleet.devices, certificates, strict=True):
+            with pytest.raises(aiomqtt.MqttError):  # not even let in: the list has it
+                await client(own, device, certificate.tls).__aenter__()
+        clock = Skipping()
+        async with admitting(own, "own", clock=clock), asyncio.timeout(60):
+            while await denied(own) != {kept: True}:
+                clock.skipped_s += 61
+                await asyncio.sleep(0.5)
+
+
+async def waits(owner: asyncpg.Connection, trouble: str) -> None:
+    """Return when the orders say that this is in the way."""
+    async with asyncio.timeout(30):
+        while trouble not in (await owner.fetchval("select trouble from admissions")):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_a_list_that_cannot_be_signed_is_said_and_made_up_for(
+    own: Stack, tmp_path: Path
+) -> None:
+    async with owning(own, "own") as owner:
+        fleet, _ = await enrolled(owner, own, tmp_path, prefix="dc-nokey")
+        keys = [p for p in own.endpoints.pki.rglob("*.key") if p.name.startswith("device-")]
+        assert keys
+        for key in keys:
+            key.rename(key.with_suffix(".away"))
+        clock = Skipping()
+        async with admitting(own, "own", clock=clock):
+            moved = await order(owner, fleet.devices[0], State.RETIRED)
+            await waits(owner, "the revocation list is not signed")
+            assert await owner.fetchval("select broker_at is not null from admissions")
+            for key in keys:
+                key.with_suffix(".away").rename(key)
+            clock.skipped_s += 61
+            await done(owner, moved)
+
+
+# -- certificates that end -----------------------------------------------------------------------
+
+CONNECT = bytes.fromhex("0004 4d515454 05 02 003c 00")
+
+
+def packet(kind: int, body: bytes) -> bytes:
+    assert len(body) < 128
+    return bytes((kind, len(body))) + body
+
+
+def text(words: str) -> bytes:
+    return len(words).to_bytes(2, "big") + words.encode()
+
+
+async def hello_over_tls(
+    stack: Stack, device: str, tls: ssl.SSLContext, session: ssl.SSLSession | None
+) -> tuple[bool, int, ssl.SSLSession | None]:
+    """Connect and subscribe; return whether TLS was resumed, the answer's code, the session."""
+
+    def talk() -> tuple[bool, int, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", stack.endpoints.broker_device_port), 10) as raw,
+            tls.wrap_socket(raw, server_hostname="127.0.0.1", session=session) as sock,
+        ):
+            sock.sendall(packet(0x10, CONNECT + text(device)))
+            assert sock.recv(1000)[0] == 0x20
+            own = topic(device_id(device), Leg.DOWN)
+            sock.sendall(packet(0x82, b"\0\1\0" + text(own) + b"\1"))
+            answer = sock.recv(1000)
+            assert answer[0] == 0x90
+            return bool(sock.session_reused), answer[-1], sock.session
+
+    return await asyncio.to_thread(talk)
+
+
+async def test_an_expired_certificate_ends_its_session_and_its_resumption(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet = await register(owner, 1, prefix="dc-expiry")
+    (device,) = fleet.devices
+    ending = await certify(owner, stack, fleet, folder=tmp_path, lasts_s=6)
+    ending.tls.maximum_version = ssl.TLSVersion.TLSv1_2  # whose sessions Python can hand on
+    _, granted, session = await hello_over_tls(stack, device, ending.tls, None)
+    assert granted == 1
+    async with (
+        admitting(stack, database),
+        connected(stack, fleet.devices, [ending.tls]) as (live,),
+    ):
+        await live.publish(b"before")
+        await live.ended()  # when the certificate does
+        assert datetime.now(UTC) >= ending.not_after
+        resumed, refused, _ = await hello_over_tls(stack, device, ending.tls, session)
+        assert resumed, "the broker lets in whom it knows: that is why the deny-list has to"
+        assert refused >= 0x80
+        await wait_for_orders(owner, [(False, "certificate expired")])
+        renewed = await certify(owner, stack, fleet, folder=tmp_path)
+        await wait_for_orders(
+            owner, [(False, "certificate expired"), (True, "certificate renewed")]
+        )
+        assert await speaks(stack, device, renewed.tls)
+    assert await denied(stack) == {}
+
+
+async def wait_for_orders(owner: asyncpg.Connection, wanted: list[tuple[bool, str]]) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            rows = await owner.fetch(
+                "select admit, reason from admissions where broker_at is not null order by id"
+            )
+            if [tuple(row) for row in rows] == wanted:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_device_with_another_valid_certificate_is_left_alone(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet = await register(owner, 1, prefix="dc-staged")
+    ending = await certify(owner, stack, fleet, folder=tmp_path, lasts_s=3)
+    await owner.execute("update certificates set state = 'retiring'")
+    staged = await certify(owner, stack, fleet, folder=tmp_path)
+    await owner.execute("update certificates set state = 'staged' where serial = $1", staged.serial)
+    async with (
+        admitting(stack, database),
+        connected(stack, fleet.devices, [staged.tls]) as (session,),
+    ):
+        while datetime.now(UTC) < ending.not_after:  # noqa: ASYNC110 - real certificates
+            await asyncio.sleep(0.1)
+        await done(owner, await order(owner, fleet.devices[0], State.SUSPENDED))
+        await session.ended()
+    assert await owner.fetchval("select count(*) from admissions") == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "survives"),
+    [
+        ("2.0.21", False),
+        ("2.0.22", False),
+        ("2.0.23", True),
+        ("2.1.2", True),
+        (None, False),
+        ("unknown", False),
+    ],
+)
+def test_only_a_broker_that_survives_it_is_told_to_reload(
+    version: str | None, survives: bool
+) -> None:
+    assert survives_reload(version) is survives
