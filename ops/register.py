@@ -24,6 +24,7 @@ from pathlib import Path
 import asyncpg
 import segno
 
+from ops.admission import Follow, add_commands
 from ops.deployment import Deployment, deployment
 from protocol.label import Label, LabelError, label, serial_number, typed
 from server.config import Settings
@@ -51,7 +52,9 @@ async def _run(options: argparse.Namespace) -> int:
         await check_schema(connection)
         async with connection.transaction():
             act: Action = options.act
-            return await act(connection, options, found)
+            code = await act(connection, options, found)
+        follow: Follow | None = getattr(options, "follow", None)
+        return code if code or follow is None else await follow(connection, options)
     finally:
         await connection.close()
 
@@ -101,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     assign.add_argument("spot", help="the spot's ref, such as spot-7k2m9qxw")
     assign.add_argument("--since", type=datetime.fromisoformat, help="ISO time with offset")
     assign.set_defaults(act=_assign)
+    add_commands(device)
     return parser
 
 
