@@ -308,6 +308,7 @@ async def complete(
     if claim is None:
         raise refused("no_such_claim")
     devices = await _lock(connection, claim["device_id"], claim["replaces_id"])
+    await connection.execute("select from spots where id = $1 for update", claim["spot_id"])
     open_still = await connection.fetchval(
         "select used_at is null and ended_at is null from technician_claims where id = $1 "
         "for update",
