@@ -24,6 +24,26 @@ from server.web.shell import keep_language
 from server.web.site import Site
 
 _SETTING_UP = "codes being set up"
+_BROWSERS = (
+    ("Edg", "Edge"),
+    ("OPR/", "Opera"),
+    ("SamsungBrowser", "Samsung Internet"),
+    ("Firefox", "Firefox"),
+    ("FxiOS", "Firefox"),
+    ("CriOS", "Chrome"),
+    ("Chrome", "Chrome"),
+    ("Safari", "Safari"),
+)
+_SYSTEMS = (
+    ("Android", "Android"),
+    ("iPhone", "iOS"),
+    ("iPad", "iPadOS"),
+    ("Windows", "Windows"),
+    ("Mac OS X", "macOS"),
+    ("CrOS", "ChromeOS"),
+    ("Linux", "Linux"),
+)
+"""Marks in a User-Agent; the first that is there says it, since most pretend to be others too."""
 
 
 def add_account(site: Site, tools: Tools, seal: Seal) -> None:
@@ -231,11 +251,21 @@ class Account:
             status=status,
             user=user,
             sessions=listed,
+            browser_words=browser_words,
             current=found.session_id,
             grants=found.grants,
             problem=problem,
             wait=wait,
         )
+
+
+def browser_words(user_agent: str) -> str:
+    """Return a browser and its system in words, such as `Firefox, Windows`; empty if unknown."""
+    found = [
+        next((word for mark, word in marks if mark in user_agent), "")
+        for marks in (_BROWSERS, _SYSTEMS)
+    ]
+    return ", ".join(filter(None, found))
 
 
 async def _reached(connection: asyncpg.Connection, found: Visitor) -> list[asyncpg.Record]:

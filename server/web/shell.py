@@ -81,6 +81,7 @@ class Shell:
             path=request.path_qs,
             visitor=visitor(request),
             csrf=lambda: _form_field(request),
+            csrf_token=lambda: form_token(request),
             **values,
         )
         return web.Response(
@@ -92,7 +93,10 @@ class Shell:
 
 
 def _form_field(request: web.Request) -> Markup:
-    """Return the hidden field that each form of a page needs: `{{ csrf() }}`."""
+    """Return the hidden field that each form of a page needs: `{{ csrf() }}`.
+
+    What sends no form puts `{{ csrf_token() }}` into the header `X-CSRF-Token`.
+    """
     field = '<input type="hidden" name="{}" value="{}">'
     return Markup(field).format(CSRF_FIELD, form_token(request))  # noqa: S704 - format escapes
 

@@ -13,6 +13,8 @@ from ops.proof import Sources, Spot
 from ops.replay import Place
 from ops.services.endpoints import Endpoints
 from server.config import Secret, Settings
+from server.people.entrance import Browser, CodeWanted, Entered
+from server.people.sessions import Visitor
 from server.provisioning.web import EnrolRequest
 from simulators.command import Claim
 
@@ -39,6 +41,10 @@ SPOT = Spot(ref="spot-1", label="Lund", kind="counter", zone="UTC", key=HIDDEN)
         Made({}, {"Lund": HIDDEN}, {}, {}),
         EnrolRequest(claim=HIDDEN, csr=""),
         Token("h", 443, bytes(32), HIDDEN),
+        Visitor(1, "user-1", "Ada", "en", (), 1, None, csrf=HIDDEN),
+        Browser("h", "b", mark=HIDDEN, nonce=HIDDEN),
+        Entered("user-1", "en", "link", token=HIDDEN, mark=HIDDEN),
+        CodeWanted(HIDDEN),
     ],
     ids=lambda holder: type(holder).__name__,
 )
