@@ -88,6 +88,8 @@ class Authority:
         self._service = signing(files.generations, Kind.SERVICE)
         self._devices = devices or files.signer(self._device.name)
         self._services = services or files.signer(self._service.name)
+        self.device_authority = self._described(self._device.name)
+        """Who signs devices."""
         self._given = (devices, services)
         self._stamp = files.stamp()
 
@@ -132,11 +134,6 @@ class Authority:
             return self
         devices, services = self._given
         return Authority(Files.read(self.directory), devices=devices, services=services)
-
-    @property
-    def device_authority(self) -> Described:
-        """Who signs devices."""
-        return self._described(self._device.name)
 
     def described(self) -> list[Described]:
         """Return every root and authority that there ever was here."""

@@ -17,7 +17,6 @@ as that is valid. A device has one active and at most one staged certificate.
 
 import asyncio
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -54,6 +53,12 @@ class _Order:
     reason: str
     authority: Described
 
+    @property
+    def key_lock(self) -> int:
+        """Serialises those who ask for one key, and before the device's row: no two then wait
+        for each other."""
+        return int.from_bytes(self.spki[:8], signed=True)
+
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
@@ -85,7 +90,8 @@ async def issue(
     authority = authority.current()
     order = _Order(device_row, device, organisation, spki, reason, authority.device_authority)
     async with transaction(pool, "record certificate") as connection:
-        if not await _locked(connection, order):
+        await connection.execute("select pg_advisory_xact_lock($1)", order.key_lock)
+        if not await _admitted(connection, order):
             raise _not_admitted(device)
         found = await _found(connection, order, now=now)
         if isinstance(found, Issued):
@@ -110,7 +116,7 @@ async def issue(
         renewal_time(device, recorded.serial, since=recorded.at),
     )
     async with transaction(pool, "complete certificate") as connection:
-        if admitted := await _locked(connection, order):
+        if admitted := await _admitted(connection, order):
             issued = await _complete(connection, order, issued, now=now, stage=stage)  # 3
         else:
             await _fail(connection, [recorded.serial], now=now, why="device_not_admitted")
@@ -151,37 +157,8 @@ async def record_trust(
     )
 
 
-async def log_issuance(
-    connection: asyncpg.Connection,
-    *,
-    event: str,
-    serial: str,
-    subject: str,
-    authority: str,
-    now: datetime,
-    detail: dict[str, str],
-) -> None:
-    """Add a line to the log of all signatures; `event` is of the table's list."""
-    await connection.execute(
-        "insert into issuance_log (at, serial, event, subject, authority, detail) "
-        "values ($1, $2, $3, $4, $5, $6)",
-        now,
-        serial,
-        event,
-        subject,
-        authority,
-        json.dumps(detail),
-    )
-
-
-async def _locked(connection: asyncpg.Connection, order: _Order) -> bool:
-    """Serialise by key and by device; return whether the device may have a certificate now.
-
-    The key first, everywhere: two devices that show one key then cannot wait for each other.
-    """
-    await connection.execute(
-        "select pg_advisory_xact_lock($1)", int.from_bytes(order.spki[:8], signed=True)
-    )
+async def _admitted(connection: asyncpg.Connection, order: _Order) -> bool:
+    """Return whether the device may have a certificate now; that stands until the commit."""
     admitted: bool | None = await connection.fetchval(
         "select admitted from devices where id = $1 for no key update", order.device_row
     )
@@ -193,8 +170,10 @@ async def _found(
 ) -> Issued | list[asyncpg.Record]:
     """Return the key's valid certificate, or what was recorded for it and not completed."""
     rows = await connection.fetch(
-        "select serial, device_id, state, chain, not_after, renew_after, revoked_at, recorded_at, "
-        "authority_id from certificates where spki_sha256 = $1 order by recorded_at desc, serial",
+        "select c.serial, c.device_id, c.state, c.chain, c.not_after, c.renew_after, c.revoked_at, "
+        "c.recorded_at, c.authority_id, a.state = 'gone' as gone from certificates c "
+        "left join authorities a on a.id = c.authority_id where c.spki_sha256 = $1 "
+        "order by c.recorded_at desc, c.serial",
         order.spki,
     )
     for row in rows:
@@ -203,7 +182,7 @@ async def _found(
         if row["revoked_at"] is not None or row["state"] == "revoked":
             raise RefusedError("key_revoked", "this key was revoked; make a new one")
     for row in rows:
-        if row["chain"] is not None and row["not_after"] > now:
+        if row["chain"] is not None and row["not_after"] > now and not row["gone"]:
             return _issued(row)
     return [row for row in rows if row["state"] == "recorded"]
 
@@ -227,9 +206,12 @@ async def _record(
         return _Recorded(usable[0]["serial"], usable[0]["recorded_at"])
     serial = f"{new_serial():x}"
     await connection.execute(
-        "insert into certificates (serial, organisation_id, device_id, spki_sha256, "
-        "recorded_at, state, authority_id, reason) "
-        "values ($1, $2, $3, $4, $5, 'recorded', $6, $7)",
+        "with recorded as (insert into certificates (serial, organisation_id, device_id, "
+        "spki_sha256, recorded_at, state, authority_id, reason) "
+        "values ($1, $2, $3, $4, $5, 'recorded', $6, $7)) "
+        "insert into issuance_log (at, serial, event, subject, authority, detail) "
+        "values ($5, $1, 'recorded', $8, $9, "
+        "jsonb_build_object('reason', $7, 'spki_sha256', encode($4, 'hex')))",
         serial,
         order.organisation,
         order.device_row,
@@ -237,9 +219,9 @@ async def _record(
         now,
         authority,
         order.reason,
+        order.device,
+        order.authority.name,
     )
-    detail = {"reason": order.reason, "spki_sha256": order.spki.hex()}
-    await _log(connection, order, event="recorded", serial=serial, now=now, detail=detail)
     return _Recorded(serial, now)
 
 
@@ -268,19 +250,21 @@ async def _complete(
         stage,
     )
     await connection.execute(
-        "update certificates set chain = $2, not_after = $3, renew_after = $4, "
+        "with completed as (update certificates set chain = $2, not_after = $3, renew_after = $4, "
         "state = case when $5 then 'staged' else 'active' end, "
         "staged_at = case when $5 then $6::timestamptz end, "
-        "activated_at = case when $5 then null else $6::timestamptz end where serial = $1",
+        "activated_at = case when $5 then null else $6::timestamptz end where serial = $1) "
+        "insert into issuance_log (at, serial, event, subject, authority, detail) "
+        "values ($6, $1, 'signed', $7, $8, jsonb_build_object('not_after', $3::timestamptz))",
         issued.serial,
         issued.chain_pem,
         issued.not_after,
         issued.renew_after,
         stage,
         now,
+        order.device,
+        order.authority.name,
     )
-    detail = {"not_after": issued.not_after.isoformat()}
-    await _log(connection, order, event="signed", serial=issued.serial, now=now, detail=detail)
     return issued
 
 
@@ -300,26 +284,6 @@ async def _fail(
         serials,
         now,
         why,
-    )
-
-
-async def _log(
-    connection: asyncpg.Connection,
-    order: _Order,
-    *,
-    event: str,
-    serial: str,
-    now: datetime,
-    detail: dict[str, str],
-) -> None:
-    await log_issuance(
-        connection,
-        event=event,
-        serial=serial,
-        subject=order.device,
-        authority=order.authority.name,
-        now=now,
-        detail=detail,
     )
 
 
