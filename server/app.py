@@ -39,6 +39,7 @@ from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
+from server.tasks import spare_the_collector
 from server.web.passes import Passes
 from server.web.site import build_site
 
@@ -66,6 +67,7 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with serving(settings):
+        spare_the_collector()
         ready()
         await stop.wait()
         log.info("stopping")

@@ -1,6 +1,7 @@
 """Long-lived tasks: loops that outlive what fails around them, and end when they are told to."""
 
 import asyncio
+import gc
 
 
 def heed_cancellation() -> None:
@@ -14,3 +15,14 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def spare_the_collector() -> None:
+    """Look for garbage less often, once all that lives as long as the process is there.
+
+    A batch, or a page of many rows, makes thousands of objects that live until its end and hold no
+    cycles: at the usual thresholds looking through them took a fifth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)

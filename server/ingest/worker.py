@@ -1,7 +1,6 @@
 """The ingest worker: opens what ingest needs, in order, and owns its tasks."""
 
 import asyncio
-import gc
 import random
 from collections.abc import Callable
 
@@ -61,7 +60,6 @@ class Ingest:
     async def run(self) -> None:
         """Serve for ever. NotDurableError if the database's settings would lose data."""
         await self._await_database()
-        spare_the_collector()
         _log.info("ingest starts", decoder="compiled" if ext.COMPILED else "reference (slow)")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -150,17 +148,6 @@ class Ingest:
                     await closing.forget(connection, self._places)
             except SYSTEM_ERRORS as error:
                 _log.warning("boots not folded", error=f"{type(error).__name__}: {error}")
-
-
-def spare_the_collector() -> None:
-    """Look for garbage less often.
-
-    A batch makes thousands of tuples that live until its commit and hold no cycles; at the usual
-    thresholds looking through them again and again took a fifth of the worker's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
 
 
 async def assert_durable(connection: asyncpg.Connection) -> None:

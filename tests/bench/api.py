@@ -32,7 +32,7 @@ from server.api.routes import build_api
 from server.clock import ManualClock
 from server.db.engine import open_pool
 from server.db.migrate import migrate
-from server.ingest.worker import spare_the_collector
+from server.tasks import spare_the_collector
 
 SITES = 500
 NOW = datetime(2026, 1, 1, 6, tzinfo=UTC)

@@ -33,8 +33,9 @@ from server.db.migrate import migrate
 from server.ingest.mqtt import Inbound
 from server.ingest.pipeline import Pipeline
 from server.ingest.places import Places
-from server.ingest.worker import assert_durable, spare_the_collector
+from server.ingest.worker import assert_durable
 from server.ingest.writer import COPY_SIGNATURE, COPY_TRAILER
+from server.tasks import spare_the_collector
 from tests.ingest_world import DAY, NOON, Agent, Fleet, differences, register
 
 DEVICES = 5_000
