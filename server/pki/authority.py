@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 from cryptography import x509
@@ -135,9 +136,13 @@ class Authority:
         devices, services = self._given
         return Authority(Files.read(self.directory), devices=devices, services=services)
 
-    def described(self) -> list[Described]:
+    def described(self) -> Sequence[Described]:
         """Return every root and authority that there ever was here."""
-        return [self._described(generation.name) for generation in self.files.generations]
+        return self._all
+
+    @cached_property
+    def _all(self) -> tuple[Described, ...]:
+        return tuple(self._described(generation.name) for generation in self.files.generations)
 
     def spki_of(self, name: str) -> bytes:
         """Return the SHA-256 of a root's or an authority's key."""

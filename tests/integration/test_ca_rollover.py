@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import os
 import random
+import shutil
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -40,6 +42,7 @@ from server.pki.generations import State
 from server.provisioning.issuing import issue, record_trust
 from tests.ingest_world import Fleet, register
 from tests.integration.simulators_world import Server
+from tests.integration.test_broker_mtls import refused
 
 pytestmark = pytest.mark.services
 
@@ -344,7 +347,11 @@ async def test_a_forced_switch_leaves_nobody_out_who_only_knows_the_old_root(wor
     await world.settled()
 
 
-async def test_one_authority_is_replaced_below_the_same_root_without_a_gate(world: World) -> None:
+async def test_a_stolen_device_authority_is_shut_out_below_the_same_root(
+    world: World, tmp_path: Path
+) -> None:
+    thief = await asyncio.to_thread(stolen, world, tmp_path)
+    assert not await refused(world.stack.endpoints.broker_device_port, thief())
     assert await run("issue-intermediate", "device") == 0
     assert await run("install") == 0
     assert await run("rollover", "switch") == 0
@@ -355,6 +362,30 @@ async def test_one_authority_is_replaced_below_the_same_root_without_a_gate(worl
     await world.settled()
     generations = world.authority.files.generations
     assert [g.name for g in generations if g.state is State.GONE] == ["device-1"]
+    assert await refused(world.stack.endpoints.broker_device_port, thief())
+
+
+def stolen(world: World, tmp_path: Path) -> Callable[[], ssl.SSLContext]:
+    """Certify a key with a copy of the present device authority; returns TLS that shows it."""
+    copy = tmp_path / "stolen"
+    shutil.copytree(world.stack.endpoints.pki, copy)
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    issued = Authority.load(copy).issue_device(
+        csr.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM),
+        device="dc-impostor",
+        now=datetime.now(UTC),
+    )
+    path = tmp_path / "impostor.pem"
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(pem + issued.chain_pem)
+
+    def tls() -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=world.stack.endpoints.pki / "bundle.pem")
+        context.load_cert_chain(path)
+        return context
+
+    return tls
 
 
 async def test_show_says_what_there_is(world: World, capsys: pytest.CaptureFixture[str]) -> None:
