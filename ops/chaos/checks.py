@@ -40,7 +40,7 @@ kept as (
     union select boot, seq::bigint from device_metrics
     union select boot, seq from undated_frames
     union select g.boot, s from gaps g, generate_series(g.from_seq, g.to_seq) s
-        where g.reason <> 'totals')
+        where g.reason not in ('totals', 'refused'))  -- refused: the device still has them
 select o.device, o.boot_id, seq,
     (select max(r.time) from readings r where r.boot = o.id and r.seq < seq) as after
 from ours o, generate_series(0, o.next_seq - 1) seq
@@ -60,7 +60,7 @@ counted as (
     from (select boot, line, entered, left_ from verify_cells
           union all
           select g.boot, l.line, g.counts[2 * l.line + 1], g.counts[2 * l.line + 2]
-          from gaps g, lines l where g.filled_at is null) x
+          from gaps g, lines l where g.filled_at is null and g.reason <> 'refused') x
     group by 1, 2)
 select s.device, s.boot_id, s.line, s.entered, s.left_,
     coalesce(c.entered, 0) as entered_found, coalesce(c.left_, 0) as left_found
