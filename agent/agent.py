@@ -29,6 +29,7 @@ from agent.link import Link, LinkOptions
 from agent.notify import Notifier
 from agent.outbox import Outbox
 from agent.recorder import Recorder
+from agent.renewal import Renewal
 from agent.sensor import Crossing, Event, Sensor
 from agent.session import Session
 
@@ -73,6 +74,7 @@ class Agent:
                 spread_s=config.spread_s,
             ),
         )
+        self.renewal = self._renewal(rng)
         self.sensor = sensor or self._sensor()
         self._visits = Visits()
         self._changed = asyncio.Event()
@@ -106,6 +108,8 @@ class Agent:
                 tasks.create_task(self._journal(), name="journal")
                 tasks.create_task(self._health(), name="health")
                 tasks.create_task(self.link.run(), name="link")
+                if self.renewal is not None:
+                    tasks.create_task(self.renewal.run(), name="renewal")
                 self._notifier.tell("READY=1")
         finally:
             self._notifier.tell("STOPPING=1")
@@ -166,8 +170,11 @@ class Agent:
             "link.resent": float(tally.resent),
             "link.conflicts": float(tally.conflicts),
             "clock.quality": float(self.clock.offset()[0]),
+            "link.refused": float(self.link.refused),
             "uptime.s": self.clock.monotonic_ms() / 1000,
         }
+        if self.renewal is not None:
+            values["certificate.days"] = self.renewal.days_left
         with suppress(OSError):
             values["disk.free"] = float(shutil.disk_usage(self.config.state).free)
             values["cpu.load"] = os.getloadavg()[0]
@@ -175,6 +182,23 @@ class Agent:
             zone = Path("/sys/class/thermal/thermal_zone0/temp")
             values["cpu.celsius"] = int(zone.read_text()) / 1000
         return values | self.sensor.health()
+
+    def _renewal(self, rng: random.Random) -> Renewal | None:
+        """Return what renews the certificate, if it is known where."""
+        server = identity.server(self.enrolled, self.config.server)
+        if server is None:
+            log.warning("the certificate can't be renewed: set `server` in the settings")
+            return None
+        renewal = Renewal(
+            self.config.state,
+            self.link,
+            server=server,
+            clock=self.clock,
+            rng=rng,
+            last_utc_ms=lambda: self.outbox.last_utc_ms,
+        )
+        self.link.on_change = renewal.network
+        return renewal
 
     def _sensor(self) -> Sensor:
         if self.config.sensor == "gpio":

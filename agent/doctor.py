@@ -18,10 +18,12 @@ from agent.config import AgentConfig
 from agent.identity import NotEnrolledError
 from agent.link import tls_context
 from agent.outbox import Outbox, OutboxBusyError
+from agent.renewal import Step, found
 from protocol.frame import Quality
 
 SPARE_BYTES = 256 << 20
 EXPIRY_WARNING = timedelta(days=14)
+GRACE = timedelta(days=180)  # the server's: how long after its end a certificate can be renewed
 TIMEOUT_S = 10.0
 REFUSAL_S = 0.5
 
@@ -141,27 +143,38 @@ def _outbox(config: AgentConfig) -> Finding:
 
 
 def _certificate(config: AgentConfig) -> Finding:
-    identity.read(config.state)
-    chain = identity.files(config.state).chain.read_bytes()
-    ends = x509.load_pem_x509_certificates(chain)[0].not_valid_after_utc
+    enrolled = identity.read(config.state)
+    files = identity.files(config.state)
+    ends = x509.load_pem_x509_certificates(files.chain.read_bytes())[0].not_valid_after_utc
     left = ends - datetime.now(UTC)
-    what = f"valid until {ends:%F}"
+    server = identity.server(enrolled, config.server)
+    if server is None:
+        return Finding(
+            "certificate",
+            State.WARN,
+            f"valid until {ends:%F}, and it is not known where to renew it",
+            "Set `server` to https://host:port, where this device was enrolled.",
+        )
+    where = f"https://{server[0]}:{server[1]}"
     if left <= timedelta(0):
         return Finding(
             "certificate",
             State.FAIL,
             f"ended on {ends:%F}",
-            "Check the clock first; if it is right, make a new claim and run"
-            " `vestibule-agent enrol --again TOKEN`.",
+            f"Check the clock first. The agent renews it by itself for {GRACE.days} days, once it"
+            f" reaches {where}; after that, make a new claim and run `vestibule-agent enrol --again"
+            " TOKEN`.",
         )
     if left < EXPIRY_WARNING:
         return Finding(
             "certificate",
             State.WARN,
-            what,
-            "Bring the device online so that it can renew, or enrol it again.",
+            f"valid until {ends:%F}, and not renewed yet",
+            f"Let this device reach {where}; its log says why a renewal was put off.",
         )
-    return Finding("certificate", State.OK, what)
+    under_way = found(files)
+    more = "" if under_way is Step.REST else f"; its renewal is under way ({under_way.value})"
+    return Finding("certificate", State.OK, f"valid until {ends:%F}{more}")
 
 
 def _broker(config: AgentConfig) -> Finding:

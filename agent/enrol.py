@@ -30,8 +30,9 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -302,10 +303,29 @@ def _post(
 
 
 def _ask(token: Ticket, context: ssl.SSLContext, method: str, path: str, body: str | None) -> str:
-    connection = http.client.HTTPSConnection(
-        token.host, token.port, timeout=TIMEOUT_S, context=context
-    )
+    return ask(token.host, token.port, context, method=method, path=path, body=body)
+
+
+def ask(
+    host: str,
+    port: int,
+    context: ssl.SSLContext,
+    *,
+    method: str,
+    path: str,
+    body: str | None,
+    check: Callable[[bytes], None] | None = None,
+) -> str:
+    """Return what the server answers to one request on a connection of its own.
+
+    `check` is given the server's certificate (DER) before anything is asked. Raises EnrolError if
+    it refuses; OSError, HTTPException.
+    """
+    connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
     try:
+        connection.connect()
+        if check is not None:
+            check(connection.sock.getpeercert(binary_form=True) or b"")
         headers = {"Accept-Language": _language(os.environ)}
         headers |= {"Content-Type": "application/json"} if body else {}
         connection.request(method, path, body, headers)
@@ -361,6 +381,9 @@ def _checked(
             str(answer["broker_host"]),
             int(str(answer["broker_port"])),
             ticket.claim,
+            ticket.host,
+            ticket.port,
+            renew_after_ms=instant_ms(answer.get("renew_after")),
         )
     except (KeyError, ValueError, IndexError) as error:
         raise EnrolError(f"the server's answer is malformed: {error!r}") from error
@@ -369,6 +392,11 @@ def _checked(
     if root not in roots:
         raise EnrolError("the bundle that came lacks the root that vouched for it")
     return enrolled, chain, bundle
+
+
+def instant_ms(text: object) -> int:
+    """Return an ISO time as UTC milliseconds, 0 for none; ValueError."""
+    return round(datetime.fromisoformat(str(text)).timestamp() * 1000) if text else 0
 
 
 def _spki(key: object) -> bytes:

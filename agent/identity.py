@@ -1,13 +1,17 @@
 """What enrolment leaves on the device: key, chain, bundle, and who we are to which broker.
 
 Files are written beside, synced and renamed; `identity.json` comes last, so its presence says
-that enrolment is complete.
+that enrolment is complete. It names the pair that is in force: its replacement is the one step by
+which another pair, from a renewal or another enrolment, takes the place of that one. The pair with
+the next number is being prepared; all others are left over and removed.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agent.config import Kind
 from agent.link import Identity
@@ -20,25 +24,39 @@ class NotEnrolledError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The contents of `identity.json`; `claim`: SHA-256 of the claim or label that made it."""
+    """The contents of `identity.json`.
+
+    `claim`: SHA-256 of the claim or label that made it; `server_host`: where it is renewed, empty
+    if that was not noted; `pair`: which pair is in force; `renew_after_ms`: UTC, 0 if nobody said.
+    """
 
     device: str
     kind: Kind
     broker_host: str
     broker_port: int
     claim: str
+    server_host: str = ""
+    server_port: int = 443
+    pair: int = 0
+    renew_after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where an identity's parts lie."""
+    """Where an identity's parts lie: a pair of key and certificate, and whom to trust with it."""
 
     folder: Path
+    pair: int = 0
+
+    @property
+    def next(self) -> "Files":
+        """The pair that may take this one's place."""
+        return Files(self.folder, self.pair + 1)
 
     @property
     def key(self) -> Path:
         """The private key, mode 0600; it never leaves."""
-        return self.folder / "key.pem"
+        return self._part("key")
 
     def pending_key(self, claim: str) -> Path:
         """The key that a claim was, or will be, presented with."""
@@ -47,27 +65,34 @@ class Files:
     @property
     def chain(self) -> Path:
         """Our certificate and those above it."""
-        return self.folder / "chain.pem"
+        return self._part("chain")
 
     @property
     def bundle(self) -> Path:
         """Whom we trust."""
-        return self.folder / "bundle.pem"
+        return self._part("bundle")
 
     @property
     def identity(self) -> Path:
         """The file that makes it complete."""
         return self.folder / "identity.json"
 
+    def _part(self, name: str) -> Path:
+        return self.folder / (f"{name}.{self.pair}.pem" if self.pair else f"{name}.pem")
+
 
 def files(state: Path) -> Files:
-    """Return where the identity lies under the state directory."""
-    return Files(state / "identity")
+    """Return where the identity that is in force lies under the state directory."""
+    folder = state / "identity"
+    try:
+        return Files(folder, read(state).pair)
+    except NotEnrolledError:
+        return Files(folder)
 
 
 def read(state: Path) -> Enrolled:
     """Return who we are; NotEnrolledError if enrolment has not been completed."""
-    path = files(state).identity
+    path = Files(state / "identity").identity
     try:
         got = json.loads(path.read_text())
         kind: Kind = "kiosk" if got["kind"] == "kiosk" else "counter"
@@ -77,6 +102,10 @@ def read(state: Path) -> Enrolled:
             str(got["broker_host"]),
             int(got["broker_port"]),
             str(got["claim"]),
+            str(got.get("server_host", "")),
+            int(got.get("server_port", 443)),
+            int(got.get("pair", 0)),
+            int(got.get("renew_after_ms", 0)),
         )
     except FileNotFoundError:
         raise NotEnrolledError(
@@ -87,8 +116,27 @@ def read(state: Path) -> Enrolled:
 
 
 def for_link(state: Path) -> Identity:
-    """Return the identity as the link needs it."""
-    enrolled, found = read(state), files(state)
+    """Return the identity in force as the link needs it."""
+    enrolled = read(state)
+    return of_pair(enrolled, Files(state / "identity", enrolled.pair))
+
+
+def server(enrolled: Enrolled, configured: str) -> tuple[str, int] | None:
+    """Return host and port of the server that renews, or None: noted at enrolment, or configured.
+
+    `configured` is https://host[:port]; what can't be read is passed over.
+    """
+    if enrolled.server_host:
+        return enrolled.server_host, enrolled.server_port
+    try:
+        parts = urlsplit(configured)
+        return (parts.hostname, parts.port or 443) if parts.hostname else None
+    except ValueError:
+        return None
+
+
+def of_pair(enrolled: Enrolled, found: Files) -> Identity:
+    """Return the identity with these files as the link needs it."""
     return Identity(
         device_id(enrolled.device),
         enrolled.broker_host,
@@ -100,13 +148,50 @@ def for_link(state: Path) -> Identity:
 
 
 def write(state: Path, enrolled: Enrolled, *, key: Path, chain: str, bundle: str) -> None:
-    """Complete the identity; `key` is the pending key, which goes last."""
+    """Complete the identity; `key` is the pending key, which goes last.
+
+    One that was there stays whole until the new one takes its place.
+    """
     found = files(state)
+    if found.identity.exists():
+        discard(found)
+        found = found.next
     put(found.key, key.read_bytes(), mode=0o600)
     put(found.chain, chain.encode())
     put(found.bundle, bundle.encode())
-    put(found.identity, json.dumps(asdict(enrolled), indent=1).encode() + b"\n")
+    note(state, replace(enrolled, pair=found.pair))
     key.unlink()
+    tidy(found)
+
+
+def note(state: Path, enrolled: Enrolled) -> None:
+    """Make this the contents of `identity.json`."""
+    path = Files(state / "identity").identity
+    put(path, json.dumps(asdict(enrolled), indent=1).encode() + b"\n")
+
+
+def promote(state: Path) -> Enrolled:
+    """Let the next pair take the place of the one in force, whose files go."""
+    before = read(state)
+    enrolled = replace(before, pair=before.pair + 1, renew_after_ms=0)
+    note(state, enrolled)
+    tidy(files(state))
+    return enrolled
+
+
+def discard(found: Files) -> None:
+    """Remove the pair being prepared beside this one; its certificate first, the key last."""
+    for path in (found.next.chain, found.next.bundle, found.next.key):
+        path.unlink(missing_ok=True)
+
+
+def tidy(found: Files) -> None:
+    """Remove what is left of pairs that are neither this one nor the next."""
+    kept = {found.pair, found.pair + 1}
+    for path in sorted(found.folder.glob("*.pem")):
+        match = re.fullmatch(r"(?:key|chain|bundle)(?:\.(\d+))?\.pem", path.name)
+        if match and int(match.group(1) or 0) not in kept:
+            path.unlink(missing_ok=True)
 
 
 def put(path: Path, data: bytes, *, mode: int = 0o644) -> None:

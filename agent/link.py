@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client as PahoClient
 
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME
+TRIAL_S = 180.0  # the link's longest wait between attempts, and an attempt that takes its time
 LOOKS_PER_KEEPALIVE = 9  # a ping is 5 s late at 45; the broker waits for half a keepalive more
 REFUSALS = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 
@@ -97,7 +98,7 @@ class Link:
         self.connected = False
         self.connects = 0
         self.last_error = ""
-        self.on_change: Callable[[bool], None] | None = None
+        self.on_change: Callable[[bool], None] | None = None  # and at each refusal, with False
         self._outbox = outbox
         self._clock = clock
         self._rng = rng
@@ -105,6 +106,7 @@ class Link:
         self._context: tuple[ssl.SSLContext, bool] | None = None
         self._failures = 0
         self._refused = False
+        self._trial: asyncio.Future[None] | None = None
         self._up = topic(identity.device, Leg.UP)
         self._down = topic(identity.device, Leg.DOWN)
         self._receipts = topic(identity.device, Leg.RECEIPT)
@@ -118,29 +120,73 @@ class Link:
         else:
             self._event.set()
 
+    @property
+    def refused(self) -> bool:
+        """True if the broker's last word to us was no."""
+        return self._refused
+
     def renew_identity(self, identity: Identity) -> None:
-        """Use other files from the next connection on."""
+        """Use other files: a connection that was made with others ends, and is made anew."""
         self.identity = identity
         self._context = None
+        self._failures = 0
+        self._event.set()
+
+    def reread(self) -> None:
+        """Read the identity's files again for the next connection; the present one stays."""
+        self._context = None
+
+    async def try_identity(self, identity: Identity) -> None:
+        """Connect with other files; return once the broker has taken us with them.
+
+        At the first failure the files of before are in force again, and LinkError is raised.
+        """
+        before, self._trial = self.identity, asyncio.get_running_loop().create_future()
+        self.renew_identity(identity)
+        try:
+            async with asyncio.timeout(TRIAL_S):
+                await self._trial
+        except BaseException as error:
+            self.renew_identity(before)
+            if isinstance(error, TimeoutError):
+                raise LinkError("the link did not get to try another certificate") from error
+            raise
+        finally:
+            self._trial = None
 
     async def run(self) -> None:
         """Connect, serve, wait, again; ends only by cancellation."""
         while True:
             began = self._clock.monotonic_ms()
+            identity = self.identity
             try:
-                await self._connection()
+                await self._connection(identity)
             except (LinkError, aiomqtt.MqttError, OSError) as error:
                 refused = isinstance(error, RefusedLinkError)
-                self._report(str(error), refused=refused)
+                if self._tries(identity):
+                    self._trial_failed(error)
+                else:
+                    self._report(str(error), refused=refused)
             finally:
                 self._set_connected(False)
             _heed_cancellation()
+            if self.identity is not identity:
+                continue
             lasted_s = (self._clock.monotonic_ms() - began) / 1000
             await self._clock.sleep(self._pause_s(lasted_s, refused=self._refused))
 
-    async def _connection(self) -> None:
+    def _tries(self, identity: Identity) -> bool:
+        """True if a connection with these files is the one that `try_identity` waits for."""
+        trial = self._trial
+        return trial is not None and not trial.done() and identity is self.identity
+
+    def _trial_failed(self, error: Exception) -> None:
+        assert self._trial is not None
+        known = error if isinstance(error, LinkError) else LinkError(str(error))
+        self._trial.set_exception(known)
+
+    async def _connection(self, identity: Identity) -> None:
         epoch = self._rng.getrandbits(32)
-        self._refused = False
         will = aiomqtt.Will(
             self._up, self.session.greeting(epoch << 32, agent="will"), qos=1, retain=False
         )
@@ -153,14 +199,21 @@ class Link:
             self.connects += 1
             self._set_connected(True)
             self.session.connected(epoch)
-            await self._serve(wire)
+            if self._tries(identity) and self._trial is not None:
+                self._trial.set_result(None)
+            await self._serve(wire, identity)
         finally:
             self.session.disconnected()
             await wire.close()
 
-    async def _serve(self, wire: "_Wire") -> None:
-        """Send what the session wants to send, whenever something happened or its time has come."""
+    async def _serve(self, wire: "_Wire", identity: Identity) -> None:
+        """Send what the session wants to send, whenever something happened or its time has come.
+
+        Returns when another identity is to be used.
+        """
         while not wire.dropped:
+            if self.identity is not identity:
+                return
             self._event.clear()
             for frame in self.session.next(self._clock.monotonic_ms()):
                 wire.publish(self._up, frame)
@@ -198,12 +251,14 @@ class Link:
         if error != self.last_error:
             (log.error if refused else log.warning)("link down", error=error, refused=refused)
         self.last_error = error
+        if refused and self.on_change is not None:
+            self.on_change(False)
 
     def _set_connected(self, value: bool) -> None:
         if value != self.connected:
             self.connected = value
             if value:
-                self.last_error = ""
+                self.last_error, self._refused = "", False
             if self.on_change is not None:
                 self.on_change(value)
 
