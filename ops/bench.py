@@ -14,7 +14,7 @@ from typing import TypedDict
 from rich.console import Console
 from rich.table import Table
 
-SUITES = ("decode", "agent", "storage", "writer", "ingest", "api", "pki", "hold")
+SUITES = ("decode", "agent", "storage", "writer", "ingest", "api", "pki", "enrol", "hold")
 RESULTS = Path("tests/bench/results.json")
 
 

@@ -324,14 +324,14 @@ async def _complete(
     if certificate["state"] == "revoked":  # another key has come since
         raise refused("certificate_withdrawn")
     actor = f"device {device.device}"
-    if certificate["reason"] == _BEGUN:
-        await _begin(connection, signer, device, issued, spki=spki, actor=actor, now=now)
     claim = await connection.fetchval(
         "select ref from technician_claims where device_id = $1 and used_at is null "
         "and ended_at is null and expires_at > $2",
         device.row,
         now,
     )
+    if certificate["reason"] == _BEGUN:
+        await _begin(connection, signer, device, issued, spki=spki, actor=actor, now=now)
     if claim is not None:
         await technician.complete_or_end(connection, claim, actor=actor, now=now)
 
@@ -363,7 +363,8 @@ async def _begin(
         now,
     )
     await advance(connection, device.row, State.PROVISIONED, now=now)
-    await record(
+    await notify(connection, device.device)
+    await record(  # last: the next of this organisation waits until we commit
         connection,
         actor=actor,
         act="device enrolled",
@@ -376,7 +377,6 @@ async def _begin(
         organisation=device.organisation,
         now=now,
     )
-    await notify(connection, device.device)
 
 
 async def _revoke_others(

@@ -55,6 +55,14 @@ def test_a_row_says_it_in_three_languages_and_what_comes_next(code: str) -> None
     assert str(refused(code)) == row.en
 
 
+def test_the_page_shows_the_table_as_it_is() -> None:
+    rows = [
+        f"| `{code}` | {row.status} | {row.then.value} | {row.en} |" for code, row in TABLE.items()
+    ]
+    shown = (FOLDER / "README.md").read_text().splitlines()
+    assert [line for line in shown if line.startswith("| `") and line.count("|") == 5] == rows
+
+
 def test_every_step_has_its_hint() -> None:
     assert set(HINTS) == set(Step)
 
