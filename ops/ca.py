@@ -111,7 +111,8 @@ async def show(options: argparse.Namespace) -> int:
 async def issue_intermediate(options: argparse.Namespace) -> int:
     kind, now = Kind(options.kind), _now()
     files = Files.read(options.directory)
-    password = _password()
+    rules.with_authority(files.generations, kind)  # says what stands against it before it asks
+    password = _opening(files, rules.signing(files.generations, Kind.ROOT), options)
     async with _acting(f"{kind} authority begun", now) as connection:
         authority = await asyncio.to_thread(
             rollover.begin_authority, files, kind, keys=_keys(options), password=password, now=now
@@ -124,7 +125,7 @@ async def issue_intermediate(options: argparse.Namespace) -> int:
 async def start(options: argparse.Namespace) -> int:
     now, files = _now(), Files.read(options.directory)
     rules.with_rollover(files.generations)  # says what stands against it before it asks
-    password = _password()
+    password = _opening(files, rules.next_root(files.generations), options)
     async with _acting("rollover begun", now) as connection:
         authority = await asyncio.to_thread(
             rollover.begin_rollover, files, keys=_keys(options), password=password, now=now
@@ -353,6 +354,15 @@ def _password(*, new: bool = False) -> bytes:
     if new and getpass.getpass("once more: ") != given:
         raise AuthorityError("the two were not the same")
     return given.encode()
+
+
+def _opening(files: Files, root: rules.Generation, options: argparse.Namespace) -> bytes:
+    """Return the password once it has opened the root's key: nothing is begun without it."""
+    if not (_keys(options) / f"{root.name}.key").exists():
+        raise AuthorityError(f"{root.name}.key is not in {_keys(options)}: name its folder, --keys")
+    password = _password()
+    files.root_signer(root.name, keys=_keys(options), password=password)
+    return password
 
 
 def _keys(options: argparse.Namespace) -> Path:
