@@ -33,10 +33,14 @@ from tests.ingest_world import Fleet
 
 
 class Skipping(SystemClock):
-    """The host's clock, whose durations can be made longer: what is due once a minute is due."""
+    """The host's clock, whose durations can be made longer, and which can be set wrong."""
 
     def __init__(self) -> None:
         self.skipped_s = 0.0
+        self.ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
 
     def monotonic(self) -> float:
         return super().monotonic() + self.skipped_s

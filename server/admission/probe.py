@@ -103,9 +103,10 @@ def _serves(authority: Authority, name: str, *, now: datetime) -> bool:
         certificate = x509.load_pem_x509_certificate(chain)
     except (OSError, ValueError):
         return False
-    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    begins = certificate.not_valid_before_utc
+    life = certificate.not_valid_after_utc - begins
     signer = authority.device_authority.pem.encode().strip()
-    return signer in chain and now < certificate.not_valid_before_utc + life * 2 / 3
+    return signer in chain and begins <= now < begins + life * 2 / 3
 
 
 def _path(listener: Listener, name: str) -> Path:

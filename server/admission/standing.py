@@ -75,6 +75,19 @@ async def of(
     return [Standing(**row) for row in rows]
 
 
+async def lapsed_share(connection: asyncpg.Connection, *, now: datetime) -> float:
+    """Return the share of the devices that are admitted and certified, whose certificates ended."""
+    share: float = await connection.fetchval(
+        "select coalesce(avg((not usable)::int), 0)::float8 from (select exists ("
+        "select from certificates c where c.device_id = d.id and c.revoked_at is null "
+        "and c.state in ('staged', 'active', 'retiring') and c.not_after > $1) as usable "
+        "from devices d where d.admitted and exists (select from certificates c "
+        "where c.device_id = d.id and c.chain is not null)) each",
+        now,
+    )
+    return share
+
+
 async def everyone(
     connection: asyncpg.Connection, *, now: datetime, broker_since: datetime | None
 ) -> list[Standing]:

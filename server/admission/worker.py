@@ -9,6 +9,8 @@ is written down when it is done; whatever is killed in between, the next turn go
 3. The proof: the broker says of each denied device that it is disabled, nothing of it was stored
    after its order, and our probes find a denied identity inert and an admitted one not. `proved_at`
 
+Devices whose certificates ended are denied one by one as they end. If a good part of the fleet
+lapses at once it is the clock that is wrong, or nobody renews: that is said, and nobody denied.
 What cannot be done waits; `trouble` says why. Once a minute, and on each new connection before
 anything else, the broker's whole list is compared with the database's, and mended.
 """
@@ -46,6 +48,7 @@ STANDBY_S = 5.0
 MOST_NAMED = 500  # in one turn: anyone may send a notice, and the next comparison sees to the rest
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 1.0
 AT_ONCE = 500  # orders in one turn
+MANY_LAPSED, LAPSED_SHARE = 20, 0.2  # beyond both, the clock is doubted
 EXPIRED, RENEWED = "certificate expired", "certificate renewed"
 DATABASE_ERRORS = (
     asyncpg.PostgresError,
@@ -97,6 +100,7 @@ class Admission:
         self._reconciled_at = self._tried_at = -1e9
         self._list_checked_at = -1e9
         self._version: str | None = None
+        self._clock_doubted = False
 
     async def run(self) -> None:
         """Serve for ever, whatever is away."""
@@ -211,12 +215,12 @@ class Admission:
         """Step 1. The orders were read before their devices' standing: it is as new as they are."""
         found = await self._standing(connection, control, turn.devices)
         self._failpoint("looked")
-        await control.deny([s.device for s in found if s.denied])
+        await control.deny([s.device for s in found if self._denied(s)])
         self._failpoint("denied")
-        await control.admit([s.device for s in found if not s.denied])
+        await control.admit([s.device for s in found if not self._denied(s)])
         self._failpoint("admitted")
         self._lapsed -= turn.devices
-        self._lapsed |= {s.id for s in found if s.admitted and s.denied}
+        self._lapsed |= {s.id for s in found if s.lapsed}
         for row in await connection.fetch(
             "update admissions a set broker_at = clock_timestamp(), trouble = '' from devices d "
             "where a.id = any($1::bigint[]) and a.broker_at is null and d.id = a.device_id "
@@ -273,7 +277,11 @@ class Admission:
         self._tried_at = self._clock.monotonic()
         found = await self._standing(connection, control, turn.proving)
         known = await control.look([s.device for s in found])
-        wrong = {s.device for s in found if known.get(s.device) is not (True if s.denied else None)}
+        wrong = {
+            s.device
+            for s in found
+            if known.get(s.device) is not (True if self._denied(s) else None)
+        }
         stored = set(await _stored_after(connection, [s.id for s in found]))
         try:
             await self._certify_probes(connection)
@@ -339,8 +347,12 @@ class Admission:
         self._expiries_seen = now
         if not looked_at:
             return
-        for device in await standing.of(connection, sorted(looked_at), now=now, broker_since=None):
-            if device.lapsed:
+        found = await standing.of(connection, sorted(looked_at), now=now, broker_since=None)
+        await self._doubt_clock(connection, sum(device.lapsed for device in found), now=now)
+        for device in found:
+            if device.lapsed and self._clock_doubted:
+                self._lapsed.add(device.id)
+            elif device.lapsed:
                 self._lapsed.add(device.id)
                 await _order_expired(connection, device)
             else:
@@ -359,8 +371,9 @@ class Admission:
         everyone = await standing.everyone(
             connection, now=self._now(), broker_since=_since(control)
         )
-        self._lapsed = {s.id for s in everyone if s.admitted and s.denied}
-        wanted = {s.device for s in everyone if s.denied} | {probe.DENIED}
+        self._lapsed = {s.id for s in everyone if s.lapsed}
+        await self._doubt_clock(connection, len(self._lapsed), now=self._now())
+        wanted = {s.device for s in everyone if self._denied(s)} | {probe.DENIED}
         wrong = denylist.compare(found, wanted)
         self._failpoint("compared")
         if wrong:
@@ -379,6 +392,20 @@ class Admission:
         if stored := await _stored_after(connection, [s.id for s in everyone if not s.admitted]):
             _log.error("frames stored after the order", devices=stored)
         self._reconciled_at = self._clock.monotonic()
+
+    async def _doubt_clock(
+        self, connection: asyncpg.Connection, lapsed: int, *, now: datetime
+    ) -> None:
+        """Find out whether so many certificates have ended that it can hardly be true."""
+        share = 0.0
+        if lapsed > MANY_LAPSED:
+            share = await standing.lapsed_share(connection, now=now)
+        self._clock_doubted = share > LAPSED_SHARE
+        words = f"{lapsed} devices have no valid certificate at {now:%Y-%m-%d}: is the clock right?"
+        self._say("clock", words if self._clock_doubted else "")
+
+    def _denied(self, device: Standing) -> bool:
+        return device.denied and not (device.lapsed and self._clock_doubted)
 
     # -- small things ----------------------------------------------------------------------------
 

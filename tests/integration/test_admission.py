@@ -479,6 +479,26 @@ async def test_a_device_with_another_valid_certificate_is_left_alone(
     assert await owner.fetchval("select count(*) from admissions") == 1
 
 
+async def test_a_clock_that_runs_a_year_ahead_locks_nobody_out(
+    stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    fleet, certificates = await enrolled(owner, stack, tmp_path, count=22, prefix="dc-clock")
+    clock = Skipping()
+    clock.ahead_ms = 400 * 86_400_000
+    async with (
+        admitting(stack, database, clock=clock),
+        connected(stack, fleet.devices[:1], [certificates[0].tls]) as (session,),
+    ):
+        suspended = await order(owner, fleet.devices[1], State.SUSPENDED)
+        await wait_for_orders(owner, [(False, "test")])
+        clock.ahead_ms = 0
+        clock.skipped_s += 61
+        await done(owner, suspended)
+        assert await denied(stack) == {fleet.devices[1]: True}
+        await session.publish(b"still here")
+        assert session.ended_at is None
+
+
 @pytest.mark.parametrize(
     ("version", "survives"),
     [
