@@ -24,9 +24,11 @@ from pathlib import Path
 import asyncpg
 import segno
 
+from ops import sites
 from ops.admission import Follow, add_commands
 from ops.deployment import Deployment, deployment
 from protocol.label import Label, LabelError, label, serial_number, typed
+from server.audit.log import record
 from server.config import Settings
 from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--opens", help="HH:MM every day (default: never closes)")
     add.add_argument("--closes", help="HH:MM; before --opens means past midnight")
     add.set_defaults(act=_add_site)
-    site.add_parser("list", help="list sites and spots").set_defaults(act=_list_sites)
+    sites.add_commands(site)
 
     device = nouns.add_parser("device", help="devices").add_subparsers(required=True)
     add = device.add_parser("add", help="add one device, or a CSV of them; prints the claims")
@@ -125,7 +127,17 @@ async def _add_site(
         currency=options.currency,
         hours=hours,
     )
-    print(await connection.fetchval("select ref from sites where id = $1", row))
+    ref = await connection.fetchval("select ref from sites where id = $1", row)
+    await record(
+        connection,
+        actor="command",
+        act="site added",
+        subject=ref,
+        detail={"name": options.name, "time_zone": options.time_zone},
+        organisation=organisation,
+        now=datetime.now(UTC),
+    )
+    print(ref)
     return 0
 
 
@@ -134,16 +146,6 @@ def _minutes(text: str | None) -> int:
     if not (hour.isdigit() and minute.isdigit() and int(hour) < 24 and int(minute) < 60):
         raise RefusedError("bad_time", f"expected --opens and --closes as HH:MM, got {text!r}")
     return int(hour) * 60 + int(minute)
-
-
-async def _list_sites(connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment) -> int:
-    for row in await connection.fetch(
-        "select o.name as organisation, s.ref, s.name, s.time_zone, p.ref as spot, p.name as at, "
-        "p.kind from sites s join organisations o on o.id = s.organisation_id "
-        "left join spots p on p.site_id = s.id order by o.name, s.name, p.name"
-    ):
-        print("\t".join("" if value is None else str(value) for value in row.values()))
-    return 0
 
 
 async def _add_devices(
