@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.enrol import Token
+from agent.config import AgentConfig
+from agent.enrol import Labelled, Token
 from ops.chaos.served import Api
 from ops.demo.build import Made
 from ops.demo.state import State
@@ -12,9 +13,11 @@ from ops.deployment import Deployment
 from ops.proof import Sources, Spot
 from ops.replay import Place
 from ops.services.endpoints import Endpoints
+from protocol.label import Label
 from server.config import Secret, Settings
 from server.people.entrance import Browser, CodeWanted, Entered
 from server.people.sessions import Visitor
+from server.provisioning.enrol import Shown
 from server.provisioning.web import EnrolRequest
 from simulators.command import Claim
 
@@ -40,7 +43,12 @@ SPOT = Spot(ref="spot-1", label="Lund", kind="counter", zone="UTC", key=HIDDEN)
         State(0, 0, {}, keys={"Lund": HIDDEN}),
         Made({}, {"Lund": HIDDEN}, {}, {}),
         EnrolRequest(claim=HIDDEN, csr=""),
+        EnrolRequest(serial="DC-1", secret=HIDDEN, voucher=HIDDEN, csr=""),
         Token("h", 443, bytes(32), HIDDEN),
+        Labelled("h", 443, bytes(32), "DC-1", HIDDEN, HIDDEN),
+        AgentConfig(setup_secret=HIDDEN),
+        Label("DC-1", HIDDEN),
+        Shown("DC-1", HIDDEN, HIDDEN),
         Visitor(1, "user-1", "Ada", "en", (), 1, None, csrf=HIDDEN),
         Browser("h", "b", mark=HIDDEN, nonce=HIDDEN),
         Entered("user-1", "en", "link", token=HIDDEN, mark=HIDDEN),
