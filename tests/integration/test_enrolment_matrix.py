@@ -9,6 +9,7 @@ server after its supervisor do. The device is the real agent, over real HTTPS.
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,10 +25,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from agent import command, factory, identity
 from agent import enrol as agent_enrol
-from agent import identity
+from agent.clock import SystemClock
+from agent.config import AgentConfig
 from agent.enrol import EnrolError, Labelled, Then, Ticket, enrol_by, parse_token
 from agent.identity import Enrolled
+from agent.notify import Notifier
 from ops.services.stack import Stack
 from protocol.label import Label, bind_proof
 from server.db import engine
@@ -460,3 +464,45 @@ async def test_whatever_is_lost_or_killed_the_end_is_the_same(stage: Stage, name
         for error in stage.said:  # who waits is told so by the table
             assert error.code in ("", "pending", "unavailable"), (step, error)
             assert not error.code or TABLE[error.code].en in str(error)
+
+
+async def test_an_agent_that_starts_first_is_let_in_while_it_waits(stage: Stage) -> None:
+    place = stage.place
+    await place.policy("technician")
+    label = await place.device("DC-9001")
+    settings = AgentConfig(
+        state=stage.folder / "first",
+        server=stage.url,
+        root_sha256=stage.fingerprint,
+        serial=label.serial,
+        setup_secret=label.typed,
+    )
+    waiting = asyncio.Event()
+
+    class Clock(SystemClock):
+        async def sleep(self, seconds: float) -> None:
+            if seconds != factory.BEAT_S:
+                waiting.set()
+            await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(
+            factory.enrolled(settings, clock=Clock(), rng=random.Random(1), notifier=Notifier({}))
+        )
+        await waiting.wait()
+        assert not asking.done()
+        await place.claim(label.text, "door-1")
+    assert asking.result() == identity.read(settings.state)
+    assert await place.state("DC-9001") == "installed"
+
+
+async def test_the_command_says_the_tables_sentence_in_the_systems_language(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = await stage.place.device("DC-9002", state="suspended")
+    monkeypatch.setenv("LC_ALL", "sv_SE.UTF-8")
+    monkeypatch.setenv("VESTIBULE_AGENT_STATE", str(stage.folder / "state"))
+    words = ["enrol", "--server", stage.url, "--root", stage.fingerprint]
+    words += ["--serial", label.serial, "--secret", label.secret]
+    assert await asyncio.to_thread(command.main, words) == command.REFUSED
+    assert TABLE["device_not_admitted"].sv in capsys.readouterr().err
