@@ -492,6 +492,16 @@ schema_compatibility = Table(
     Column("version", Integer, nullable=False),
     Column("compatible_from", Integer, nullable=False),
 )
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("organisation_id", Integer, ForeignKey("organisations.id"), primary_key=True),
+    Column("caller", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_sha256", LargeBinary, nullable=False),
+    Column("created_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("answer", LargeBinary),
+)
 admissions = Table(
     "admissions",
     metadata,

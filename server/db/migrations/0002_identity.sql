@@ -310,7 +310,32 @@ begin
     end loop;
 end $$;
 
+-- What of one organisation a page shows beside the register.
+create view my_findings with (security_barrier) as
+    select f.id, f.at, f.device_id, f.seq, f.finding, f.detail
+    from findings f join devices d on d.id = f.device_id
+    where d.organisation_id = current_organisation();
+
+-- What was answered to a write that bore an Idempotency-Key, for a day: done once, answered the
+-- same.
+create table idempotency_keys (
+    organisation_id int not null references organisations,
+    caller text not null,
+    key text not null,
+    request_sha256 bytea not null check (octet_length(request_sha256) = 32),
+    created_at timestamptz not null default now(),
+    answer bytea,
+    primary key (organisation_id, caller, key)
+);
+create index on idempotency_keys (created_at);
+alter table idempotency_keys enable row level security;
+create policy desk on idempotency_keys to vestibule_desk
+    using (organisation_id = current_organisation())
+    with check (organisation_id = current_organisation());
+
 grant usage on schema public to vestibule_desk;
+grant select on my_findings, my_boots to vestibule_desk;
+grant select, insert, update, delete on idempotency_keys to vestibule_desk;
 grant select on all tables in schema public to vestibule_ingest, vestibule_maint;
 revoke select on users, sessions, one_time_links, grants from vestibule_ingest, vestibule_maint;
 grant select on regions, mountings to vestibule_api;
