@@ -189,7 +189,7 @@ class Agent:
         if server is None:
             log.warning("the certificate can't be renewed: set `server` in the settings")
             return None
-        renewal = Renewal(
+        return Renewal(
             self.config.state,
             self.link,
             server=server,
@@ -197,8 +197,6 @@ class Agent:
             rng=rng,
             last_utc_ms=lambda: self.outbox.last_utc_ms,
         )
-        self.link.on_change = renewal.network
-        return renewal
 
     def _sensor(self) -> Sensor:
         if self.config.sensor == "gpio":

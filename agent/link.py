@@ -25,7 +25,7 @@ import aiomqtt
 import structlog
 from aiomqtt.exceptions import MqttConnectError
 from cryptography import x509
-from paho.mqtt.client import MQTT_ERR_SUCCESS, MQTTMessage
+from paho.mqtt.client import MQTT_ERR_SUCCESS, MQTT_LOG_ERR, MQTTMessage
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
@@ -98,7 +98,8 @@ class Link:
         self.connected = False
         self.connects = 0
         self.last_error = ""
-        self.on_change: Callable[[bool], None] | None = None  # and at each refusal, with False
+        self.on_change: Callable[[bool], None] | None = None
+        self.on_refusal: Callable[[], None] | None = None
         self._outbox = outbox
         self._clock = clock
         self._rng = rng
@@ -251,8 +252,8 @@ class Link:
         if error != self.last_error:
             (log.error if refused else log.warning)("link down", error=error, refused=refused)
         self.last_error = error
-        if refused and self.on_change is not None:
-            self.on_change(False)
+        if refused and self.on_refusal is not None:
+            self.on_refusal()
 
     def _set_connected(self, value: bool) -> None:
         if value != self.connected:
@@ -340,6 +341,8 @@ class _Wire:
         )
         self._paho.connect_timeout = options.connect_timeout_s / 2
         self._paho.on_message = self._on_message
+        self._paho.on_log = self._on_log
+        self._alert = False
         self._open = False
 
     @property
@@ -381,7 +384,8 @@ class _Wire:
             raise kind(f"the broker refused the connection: {error}") from error
         except aiomqtt.MqttError as error:
             self._paho.disconnect()
-            kind = RefusedLinkError if isinstance(error.__context__, ssl.SSLError) else LinkError
+            refused = self._alert or isinstance(error.__context__, ssl.SSLError)
+            kind = RefusedLinkError if refused else LinkError
             raise kind(f"no connection to the broker: {error}") from error
         self._open = True
         self._client._disconnected.add_done_callback(lambda _: self._link.changed())
@@ -409,6 +413,12 @@ class _Wire:
         gone = self._client._disconnected
         if gone.done() and not gone.cancelled():
             gone.exception()  # seen
+
+    def _on_log(self, client: "PahoClient", userdata: object, level: int, text: str) -> None:
+        """Note that the broker has refused us by an alert: with TLS 1.3 only after our part."""
+        del client, userdata
+        if level == MQTT_LOG_ERR and "_ALERT_" in text:
+            self._alert = True
 
     def _on_message(self, client: "PahoClient", userdata: object, message: MQTTMessage) -> None:
         del client, userdata

@@ -268,6 +268,7 @@ class Renewal:
         self._rng = rng
         self._last_utc_ms = last_utc_ms
         self._look_s = look_s
+        link.on_change, link.on_refusal = self._changed, self.network
         self.enrolled = identity.read(state)
         files = identity.files(state)
         identity.tidy(files)
@@ -282,11 +283,14 @@ class Renewal:
         """How long the certificate in force is valid yet."""
         return (self.not_after - self._now()).total_seconds() / 86_400
 
-    def network(self, connected: bool) -> None:
+    def network(self) -> None:
         """The broker has taken us, or refused us: there is a network."""
-        del connected
         now_ms = self._clock.monotonic_ms()
         self.progress = nudged(self.progress, now_ms, dice=self._rng.random())
+
+    def _changed(self, connected: bool) -> None:
+        if connected:
+            self.network()
 
     async def run(self) -> None:
         """Renew whenever it is due; ends only by cancellation."""

@@ -617,7 +617,7 @@ async def test_a_device_without_a_clock_renews_when_the_broker_refuses_it(
     assert not renewal._due()
     link: Any = renewal._link
     link.refused = True
-    renewal.network(False)
+    renewal.network()
     await device.runs(renewal, until=device.done)
 
 
