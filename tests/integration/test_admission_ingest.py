@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiomqtt
 import asyncpg
 import pytest
 
@@ -58,6 +59,9 @@ async def test_nothing_is_stored_from_the_order_on_and_nothing_is_lost_by_it(
             await eventually(refused)
             async with admitting(stack, database):
                 await done(owner, suspended)
+            with pytest.raises(aiomqtt.MqttError):
+                while True:
+                    await device.hear()
             assert await people(owner, spot) == (10, 10)
         async with admitting(stack, database):
             await done(owner, await order(owner, agent.device, None))

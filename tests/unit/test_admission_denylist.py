@@ -51,7 +51,12 @@ def test_services_are_no_entries() -> None:
     rows = [entry("svc-control", "svc-control", disabled=False), entry("a", REVOKED_ROLE)]
     response = {"command": "listClients", "data": {"totalCount": 2, "clients": rows}}
     assert denylist.page(response) == ({"a": True}, 2)
-    for broken in ({"error": "no"}, {"data": {"clients": []}}, {"data": {"totalCount": 1}}):
+    no_answers: list[dict[str, object]] = [
+        {"error": "no"},
+        {"data": {"clients": []}},
+        {"data": {"totalCount": 1}},
+    ]
+    for broken in no_answers:
         with pytest.raises(ValueError, match="listClients"):
             denylist.page(broken)
 
