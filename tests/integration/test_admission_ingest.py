@@ -38,6 +38,12 @@ async def unplaced(owner: asyncpg.Connection) -> int:
     return found
 
 
+async def heard_out(device: Door) -> None:
+    """Hear until the connection ends, which raises MqttError."""
+    while True:
+        await device.hear()
+
+
 async def test_nothing_is_stored_from_the_order_on_and_nothing_is_lost_by_it(
     stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
@@ -60,8 +66,7 @@ async def test_nothing_is_stored_from_the_order_on_and_nothing_is_lost_by_it(
             async with admitting(stack, database):
                 await done(owner, suspended)
             with pytest.raises(aiomqtt.MqttError):
-                while True:
-                    await device.hear()
+                await heard_out(device)
             assert await people(owner, spot) == (10, 10)
         async with admitting(stack, database):
             await done(owner, await order(owner, agent.device, None))
