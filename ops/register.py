@@ -18,7 +18,7 @@ import csv
 import getpass
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -34,7 +34,7 @@ from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
 from server.fleet import register
 from server.ingest.reassign import reassign
-from server.provisioning import manifest
+from server.provisioning import manifest, renew
 from server.provisioning.claims import claim_token
 
 COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
@@ -90,7 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--kind", choices=("counter", "kiosk"), default="counter")
     add.add_argument("--serial", default="")
     add.set_defaults(act=_add_devices)
-    device.add_parser("list", help="list devices").set_defaults(act=_list_devices)
+    add = device.add_parser("list", help="list devices")
+    add.add_argument(
+        "--expiring",
+        nargs="?",
+        const=14,
+        type=int,
+        metavar="DAYS",
+        help="those whose certificate ends within so many days (14), and is not renewed",
+    )
+    add.set_defaults(act=_list_devices)
+    add = device.add_parser("renew", help="let a device renew its certificate within a day")
+    add.add_argument("device")
+    add.set_defaults(act=_renew)
     add = device.add_parser("import", help="allow what a factory's manifest lists")
     add.add_argument("file", type=Path, help="CSV, columns as above")
     add.add_argument("--organisation", required=True, help="its name or ref")
@@ -267,8 +279,10 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 async def _list_devices(
-    connection: asyncpg.Connection, _: argparse.Namespace, __: Deployment
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
 ) -> int:
+    if options.expiring is not None:
+        return await _list_expiring(connection, timedelta(days=options.expiring))
     for row in await connection.fetch(
         "select d.device, d.kind, d.state, d.serial, s.name as site, p.name as spot, "
         "max(b.last_stored) as last_stored from devices d "
@@ -278,6 +292,19 @@ async def _list_devices(
         "group by d.id, s.name, p.name order by s.name, p.name"
     ):
         print("\t".join("" if value is None else str(value) for value in row.values()))
+    return 0
+
+
+async def _list_expiring(connection: asyncpg.Connection, within: timedelta) -> int:
+    for one in await renew.expiring(connection, now=datetime.now(UTC), within=within):
+        seen = "never seen" if one.last_seen is None else f"last seen {one.last_seen:%F}"
+        print(f"{one.device}\t{one.organisation}\tends {one.not_after:%F}\t{seen}")
+    return 0
+
+
+async def _renew(connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment) -> int:
+    await renew.bring_forward(connection, options.device, now=datetime.now(UTC))
+    print(f"{options.device} renews when it next asks: within a day, if it is online")
     return 0
 
 

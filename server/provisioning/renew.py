@@ -41,7 +41,7 @@ from cryptography.hazmat.primitives import serialization
 
 from server.audit.log import record
 from server.db.engine import transaction
-from server.errors import RefusedError
+from server.errors import NotFoundError, RefusedError
 from server.fleet.register import notify
 from server.pki.authority import Authority, RequestRefusedError, device_uri, proven_key
 from server.pki.profile import LEAF_LIFE
@@ -193,6 +193,28 @@ async def retire(pool: asyncpg.Pool, *, now: datetime) -> int:
             now - OVERLAP,
         )
     return int(done.split()[-1])
+
+
+async def bring_forward(connection: asyncpg.Connection, device: str, *, now: datetime) -> None:
+    """Let a device renew now; it hears of it when it next confirms. NotFoundError."""
+    row = await connection.fetchrow(
+        "update certificates c set renew_after = least(renew_after, $2) from devices d "
+        "where d.id = c.device_id and d.device = $1 and c.state = 'active' "
+        "returning c.serial, c.organisation_id",
+        device,
+        now,
+    )
+    if row is None:
+        raise NotFoundError(f"no device {device!r} with a certificate in force")
+    await record(
+        connection,
+        actor="command",
+        act="renewal ordered",
+        subject=device,
+        detail={"certificate": row["serial"]},
+        organisation=row["organisation_id"],
+        now=now,
+    )
 
 
 async def expiring(

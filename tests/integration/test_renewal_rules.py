@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ops.services.stack import Stack
 from server.db import engine
-from server.errors import RefusedError
+from server.errors import NotFoundError, RefusedError
 from server.pki.authority import Authority
 from server.provisioning import issuing, renew
 from server.provisioning.issuing import Issued, issue
@@ -211,7 +211,9 @@ async def test_a_renewal_that_is_brought_forward_is_told_when_the_device_confirm
 ) -> None:
     old = await desk.enrol()
     soon = NOW + timedelta(days=1)
-    await desk.owner.execute("update certificates set renew_after = $1", soon)
+    await renew.bring_forward(desk.owner, desk.fleet.devices[0], now=soon)
+    with pytest.raises(NotFoundError):
+        await renew.bring_forward(desk.owner, "door-nobody1", now=soon)
     assert (await desk.confirm(old, now=NOW)).renew_after == soon
     await desk.renew(old, now=soon)
 
