@@ -18,6 +18,7 @@ from server.errors import NotFoundError, RefusedError
 from server.people import links, users
 from server.people.links import Purpose
 from server.people.roles import Grant, Role
+from server.provisioning.vouchers import void_vouchers_of
 from server.web.catalogue import LANGUAGES
 
 ACTOR = "command"
@@ -128,9 +129,11 @@ async def _list(connection: asyncpg.Connection, _: argparse.Namespace, __: Deplo
 async def _disable(
     connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
 ) -> int:
-    user = await users.find(connection, options.email)
-    ended = await users.disable(connection, user.id, actor=ACTOR, now=datetime.now(UTC))
-    print(f"{ended} sessions ended")
+    user, now = await users.find(connection, options.email), datetime.now(UTC)
+    async with connection.transaction():
+        ended = await users.disable(connection, user.id, actor=ACTOR, now=now)
+        held = await void_vouchers_of(connection, user.id, actor=ACTOR, now=now)
+    print(f"{ended} sessions ended, {held} vouchers")
     return 0
 
 

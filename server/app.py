@@ -40,6 +40,7 @@ from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
 from server.tasks import spare_the_collector
+from server.web.deadline import listening
 from server.web.passes import Passes
 from server.web.site import build_site
 
@@ -164,10 +165,8 @@ async def _start(
     port: int,
     tls: ssl.SSLContext | None,
 ) -> None:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, host, port, ssl_context=tls).start()
+    listener = listening(app, host=host, port=port, tls=tls, shutdown_s=SHUTDOWN_S)
+    await stack.enter_async_context(listener)
 
 
 async def _healthy(_: web.Request) -> web.Response:

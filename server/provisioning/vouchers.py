@@ -222,7 +222,7 @@ async def withdraw_voucher(
 async def withdraw_vouchers_of(
     connection: asyncpg.Connection, user_id: int, *, actor: str, now: datetime
 ) -> int:
-    """End all that a user holds, as when the user is disabled; return how many."""
+    """End all that a user holds now; what was done before stands. Return how many."""
     refs = await connection.fetch(
         "select ref from vouchers where user_id = $1 and withdrawn_at is null and expires_at > $2 "
         "order by id for update",
@@ -232,6 +232,20 @@ async def withdraw_vouchers_of(
     for row in refs:
         await withdraw_voucher(connection, row["ref"], actor=actor, now=now)
     return len(refs)
+
+
+async def void_vouchers_of(
+    connection: asyncpg.Connection, user_id: int, *, actor: str, now: datetime
+) -> int:
+    """Take from a user who is dismissed all they hold, from its beginning; return how many held.
+
+    The phone says when an act was done, so one that comes later could say that it was before.
+    """
+    held = await withdraw_vouchers_of(connection, user_id, actor=actor, now=now)
+    await connection.execute(
+        "update vouchers set withdrawn_at = created_at where user_id = $1", user_id
+    )
+    return held
 
 
 async def actor_of(connection: asyncpg.Connection, user_id: int) -> str:

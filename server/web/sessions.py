@@ -8,6 +8,9 @@ numbers stand in the code:
 2. It carries the session's form token, in the field `csrf` or the header `X-CSRF-Token`. Who is
    not signed in has a nonce in a cookie instead, whose token the sign-in form carries.
 
+What another site's page loads into itself (0), a live page or a file, has no session; only who
+follows a link from there keeps theirs.
+
 Under `/v1/` a request that does not pass is one without a session; its key still counts.
 """
 
@@ -195,7 +198,10 @@ class Sessions:
             request[_NONCE] = nonce
         # what a page asks by itself, to stay fresh, does not keep a session awake
         by_itself = request.method == "GET" and "HX-Request" in request.headers
-        found = None if token is None else await self._visitor(token, used=not by_itself)
+        if token is None or _from_elsewhere(request):  # 0
+            found = None
+        else:
+            found = await self._visitor(token, used=not by_itself)
         if request.method not in _SAFE:
             if not self._from_our_page(request):  # 1
                 if not request.path.startswith(API):
@@ -246,6 +252,12 @@ class Sessions:
 
     def _forget(self, response: web.StreamResponse, name: str) -> None:
         response.del_cookie(name, path="/", httponly=True, samesite="Lax", secure=self._secure)
+
+
+def _from_elsewhere(request: web.Request) -> bool:
+    """Whether the browser says that another site's page asks, and not for a page to go to."""
+    site, mode = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")
+    return request.method in _SAFE and site in ("cross-site", "same-site") and mode != "navigate"
 
 
 def _origin(url: str) -> str:
