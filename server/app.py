@@ -39,6 +39,7 @@ from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
+from server.tech.pages import add_tech
 from server.tasks import spare_the_collector
 from server.web.deadline import listening
 from server.web.passes import Passes
@@ -103,7 +104,9 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
                 desk_pool = await _open(stack, settings.dsn_desk.reveal(), size=8, name="desk")
                 passwords = Passwords()
                 stack.callback(passwords.close)
-                pages = build_pages(settings, api_pool, desk_pool, passwords, clock)
+                pages = build_pages(
+                    settings, api_pool, desk_pool, passwords, clock, ingest=running.pool
+                )
                 await _listen_for_devices(stack, running)
             _add_operations(pages, running)
             await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
@@ -120,8 +123,13 @@ def build_pages(
     desk: asyncpg.Pool,
     passwords: Passwords,
     clock: Clock,
+    *,
+    ingest: asyncpg.Pool | None = None,
 ) -> web.Application:
-    """Return all that people and their programs see: pages and API, behind one door."""
+    """Return all that people and their programs see: pages and API, behind one door.
+
+    Without `ingest`, which places devices, there are no technician's pages.
+    """
 
     def now() -> datetime:
         return at(clock.now_ms())
@@ -133,6 +141,8 @@ def build_pages(
     tools = add_signin(site, desk=desk, entrance=entrance, passwords=passwords, now=now)
     add_account(site, tools, seal)
     add_portal(site, pool=pool, settings=settings, passes=passes, now=now)
+    if ingest is not None:
+        add_tech(site, desk=desk, api=pool, ingest=ingest, settings=settings, now=now)
     api = build_api(pool=pool, desk=desk, clock=clock, identify=passes.asker)
     site.app.add_subapp("/v1/", api)
     return site.app

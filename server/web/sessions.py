@@ -11,7 +11,8 @@ numbers stand in the code:
 What another site's page loads into itself (0), a live page or a file, has no session; only who
 follows a link from there keeps theirs.
 
-Under `/v1/` a request that does not pass is one without a session; its key still counts.
+Under `/v1/` a request that does not pass is one without a session; its key still counts. So do the
+vouchers in what a technician's phone sends.
 """
 
 import hmac
@@ -47,9 +48,11 @@ CSRF_HEADER = "X-CSRF-Token"
 SIGN_IN = "/signin"
 CHOOSE = "/organisations"
 ACCOUNT = "/account"
-HOMES = ((Permission.READ_NUMBERS, "/"),)
+HOMES = ((Permission.READ_NUMBERS, "/"), (Permission.PROVISION, "/tech"))
 """Where somebody begins: the first of these pages that is for them."""
 API = "/v1/"
+_OTHERWISE_PROVED = (API, "/tech/acts")
+"""Where what does not pass may bring another right than a session."""
 _MARK_LIFE_S = 180 * 24 * 3600
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN = ("/static/", "/healthz", "/readyz", "/metrics")
@@ -204,11 +207,11 @@ class Sessions:
             found = await self._visitor(token, used=not by_itself)
         if request.method not in _SAFE:
             if not self._from_our_page(request):  # 1
-                if not request.path.startswith(API):
+                if not request.path.startswith(_OTHERWISE_PROVED):
                     raise web.HTTPForbidden(text="only a page of this server may do this")
                 found = None
             elif not await self._proved(request, found):  # 2
-                if not request.path.startswith(API):
+                if not request.path.startswith(_OTHERWISE_PROVED):
                     if found is None:
                         stranger(request)
                     raise web.HTTPForbidden(text="this form has ended: load its page again")

@@ -120,7 +120,8 @@ async def sign_in(
 @pytest.fixture
 async def people(stack: Stack, world_database: str, tmp_path: Path) -> AsyncIterator[People]:
     """An emptied database and the whole of what people see. Passwords are hashed cheaply."""
-    dsn = {role: stack.endpoints.dsn(role, world_database) for role in ("owner", "api", "desk")}
+    roles = ("owner", "api", "desk", "ingest")
+    dsn = {role: stack.endpoints.dsn(role, world_database) for role in roles}
     clock = ManualClock(int(NOW.timestamp() * 1000))
     settings = Settings(
         Secret(""), Secret(dsn["api"]), Secret(""), tmp_path, session_secret=Secret("s" * 32)
@@ -135,9 +136,10 @@ async def people(stack: Stack, world_database: str, tmp_path: Path) -> AsyncIter
         await owner.execute(f"truncate {tables} restart identity")
         api = await exits.enter_async_context(open_pool(dsn["api"], size=4, name="api"))
         desk = await exits.enter_async_context(open_pool(dsn["desk"], size=4, name="desk"))
+        ingest = await exits.enter_async_context(open_pool(dsn["ingest"], size=4, name="ingest"))
         passwords = Passwords(CHEAP)
         exits.callback(passwords.close)
-        app = build_pages(replace(settings), api, desk, passwords, clock)
+        app = build_pages(replace(settings), api, desk, passwords, clock, ingest=ingest)
         server = await exits.enter_async_context(TestServer(app))
         found = People(owner, desk, app, server, clock, passwords)
         for name in ("own", "other"):
