@@ -121,7 +121,9 @@ class Agent:
     def status(self) -> dict[str, object]:
         """Return what `vestibule-agent status` shows."""
         quality, _ = self.clock.offset()
-        return {
+        renewal = self.renewal
+        certificate = {} if renewal is None else renewal.status()
+        return certificate | {
             "device": self.enrolled.device,
             "kind": self.enrolled.kind,
             "connected": self.link.connected,

@@ -283,6 +283,10 @@ class Renewal:
         """How long the certificate in force is valid yet."""
         return (self.not_after - self._now()).total_seconds() / 86_400
 
+    def status(self) -> dict[str, object]:
+        """Return what `vestibule-agent status` shows of it."""
+        return {"certificate_ends": f"{self.not_after:%F}", "renewal": self.progress.step.value}
+
     def network(self) -> None:
         """The broker has taken us, or refused us: there is a network."""
         now_ms = self._clock.monotonic_ms()

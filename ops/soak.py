@@ -65,6 +65,7 @@ def parts(work: Path) -> list[Part]:
         *(Part(f"chaos-{seed}", [*chaos, f"{seed}"], 120) for seed in (1, 2, 3)),
         Part("simulate-1000", [*simulate, "1000", "--duration", "600"], 600),
         Part("simulate-2000", [*simulate, "2000", "--duration", "120"], 120, tried=True),
+        Part("year", python("-m", "ops.year", "--devices", "2000"), 600),
         Part("replay", replay, 1800, LEEDS),
         Part("revoke-1000", python("-m", "tests.bench.revoke", "--devices", "1000"), 300),
     ]

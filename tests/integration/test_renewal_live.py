@@ -226,6 +226,10 @@ async def test_a_live_agent_renews_goes_on_counting_and_loses_nothing(world: Wor
             await until(lambda: public.people > counted + 20)
             assert agent.link.connects == connects <= 2
             assert agent.link.identity == identity.for_link(state)
+            ends = f"{datetime.now(UTC) + timedelta(days=365):%F}"
+            told = agent.status()
+            assert (told["renewal"], told["certificate_ends"]) == ("rest", ends)
+            assert agent.metrics()["certificate.days"] > 364
         public.closed = True
         async with living(state, public) as agent:  # what was open is sealed, and is sent now
             await until(lambda: agent.link.connected and not agent.outbox.pending())
