@@ -25,6 +25,7 @@ from server.api.routes import build_api
 from server.audit import anchor
 from server.clock import Clock, SystemClock, at
 from server.config import Settings
+from server.console.pages import add_console
 from server.db.engine import open_pool
 from server.db.migrate import check_schema
 from server.ingest.mqtt import BrokerSettings
@@ -39,8 +40,8 @@ from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
-from server.tech.pages import add_tech
 from server.tasks import spare_the_collector
+from server.tech.pages import add_tech
 from server.web.deadline import listening
 from server.web.passes import Passes
 from server.web.site import build_site
@@ -141,6 +142,7 @@ def build_pages(
     tools = add_signin(site, desk=desk, entrance=entrance, passwords=passwords, now=now)
     add_account(site, tools, seal)
     add_portal(site, pool=pool, settings=settings, passes=passes, now=now)
+    add_console(site, desk=desk, ingest=ingest, settings=settings, now=now)
     if ingest is not None:
         add_tech(site, desk=desk, api=pool, ingest=ingest, settings=settings, now=now)
     api = build_api(pool=pool, desk=desk, clock=clock, identify=passes.asker)

@@ -1,1 +1,1 @@
-"""The console: where the NOC keeps the register, people, keys and authorities."""
+"""Pages of those who run fleets: organisations, sites, devices, people, the audit."""

@@ -7,7 +7,7 @@ time is an error of ours, never a key shown to a person.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -66,10 +66,12 @@ class Catalogue:
         return self("week", number=day.isocalendar().week)
 
 
-def load(folders: Sequence[Path]) -> dict[str, Catalogue]:
+def load(
+    folders: Sequence[Path], languages: Iterable[str] = tuple(LANGUAGES)
+) -> dict[str, Catalogue]:
     """Return each language's catalogue out of `folders`' `<language>.json` files."""
     found: dict[str, Catalogue] = {}
-    for language in LANGUAGES:
+    for language in languages:
         texts: dict[str, str] = {}
         for folder in folders:
             texts |= json.loads((folder / f"{language}.json").read_text())

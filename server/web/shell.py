@@ -11,6 +11,7 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from server.people.roles import Permission, scopes
 from server.web import catalogue
 from server.web.catalogue import Catalogue
 from server.web.sessions import CSRF_FIELD, form_token, visitor
@@ -33,7 +34,8 @@ HEADERS: Mapping[str, str] = {
 class Shell:
     """Templates and catalogues of one part of the site, on top of the shared ones.
 
-    `language`: the only one of pages that speak no other.
+    `language`: the only one of pages that speak no other; `languages`: those of pages that do not
+    speak all.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Shell:
         catalogues: Sequence[Path],
         static: StaticFiles,
         language: str = "",
+        languages: Sequence[str] = tuple(catalogue.LANGUAGES),
     ) -> None:
         self._environment = Environment(
             loader=FileSystemLoader([templates, TEMPLATES]),
@@ -53,9 +56,11 @@ class Shell:
         )
         self._environment.globals["static"] = static.url
         self._environment.globals["visitor"] = None
-        self._environment.globals["languages"] = {} if language else catalogue.LANGUAGES
+        self._environment.globals["console"] = False
+        offered = {code: name for code, name in catalogue.LANGUAGES.items() if code in languages}
+        self._environment.globals["languages"] = {} if language else offered
         self._language = language
-        self.catalogues = catalogue.load([catalogue.SHARED, *catalogues])
+        self.catalogues = catalogue.load([catalogue.SHARED, *catalogues], tuple(offered))
 
     def words(self, request: web.Request) -> Catalogue:
         """Return the catalogue of the reader's language, or of the only one there is."""
@@ -63,7 +68,8 @@ class Shell:
             return self.catalogues[self._language]
         wished = request.cookies.get(LANGUAGE_COOKIE, "")
         accepted = request.headers.get("Accept-Language", "")
-        return self.catalogues[catalogue.choose(accepted, wished=wished)]
+        chosen = catalogue.choose(accepted, wished=wished)
+        return self.catalogues.get(chosen, self.catalogues[catalogue.DEFAULT_LANGUAGE])
 
     def fragment(self, template: str, words: Catalogue, **values: object) -> Markup:
         """Return a template's text."""
@@ -80,6 +86,7 @@ class Shell:
             words,
             path=request.path_qs,
             visitor=visitor(request),
+            console=_runs_fleet(request),
             csrf=lambda: _form_field(request),
             csrf_token=lambda: form_token(request),
             **values,
@@ -90,6 +97,15 @@ class Shell:
             content_type="text/html",
             headers={"Cache-Control": "no-store", "Vary": "Cookie, Accept-Language, HX-Request"},
         )
+
+
+def _runs_fleet(request: web.Request) -> bool:
+    """Whether who is signed in has business in the console."""
+    found = visitor(request)
+    return found is not None and any(
+        scopes(found.grants, permission)
+        for permission in (Permission.CHANGE_REGISTER, Permission.MANAGE_PEOPLE)
+    )
 
 
 def _form_field(request: web.Request) -> Markup:

@@ -1,0 +1,240 @@
+"""Routes of the console, at `/console`: the organisations, and one's regions and sites."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncpg
+from aiohttp import web
+
+from server.config import Settings
+from server.console import reads
+from server.console.audit import add_audit
+from server.console.devices import add_devices
+from server.console.files import add_files
+from server.console.office import (
+    CONSOLE,
+    Here,
+    Office,
+    Problem,
+    asked,
+    form_of,
+    here,
+    paged,
+    part,
+    tried,
+)
+from server.console.people import add_people
+from server.console.site import add_site_pages
+from server.db.engine import overseeing
+from server.fleet import organisations
+from server.fleet.checks import Known
+from server.fleet.organisations import CLONES, ENROLMENTS, Organisation, Region
+from server.people.roles import EVERYWHERE, Permission, scopes
+from server.web.sessions import demand, signed_in
+from server.web.shell import Shell
+from server.web.site import Site
+
+HERE = Path(__file__).parent
+LANGUAGES = ("sv", "en")
+
+
+def console_shell(site: Site) -> Shell:
+    return Shell(
+        templates=HERE / "templates",
+        catalogues=[HERE / "catalogues"],
+        static=site.static,
+        languages=LANGUAGES,
+    )
+
+
+def add_console(
+    site: Site,
+    *,
+    desk: asyncpg.Pool,
+    settings: Settings,
+    ingest: asyncpg.Pool | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Add the console's pages; the pools are of the roles that they are named after."""
+    office = Office(desk, ingest, console_shell(site), settings, now)
+    pages = Pages(office)
+    routes = site.app.router
+    routes.add_get(CONSOLE, pages.overview)
+    routes.add_post(f"{CONSOLE}/organisations", pages.add_organisation)
+    base = CONSOLE + "/o/{organisation}"
+    routes.add_get(base, pages.organisation)
+    routes.add_post(base, pages.edit_organisation)
+    routes.add_post(f"{base}/regions", pages.add_region)
+    routes.add_post(base + "/regions/{region}", pages.edit_region)
+    add_site_pages(site.app, office, base)
+    add_devices(site.app, office, base)
+    add_files(site.app, office, base)
+    add_people(site.app, office, base)
+    add_audit(site.app, office, base)
+
+
+class Pages:
+    """The handlers of the first two pages."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    async def overview(self, request: web.Request) -> web.Response:
+        """The organisations that one's grants cover."""
+        return await self._overview(request)
+
+    async def add_organisation(self, request: web.Request) -> web.Response:
+        """Add an organisation; who may change the register everywhere."""
+        found = demand(request, Permission.CHANGE_REGISTER, EVERYWHERE)
+        form = await form_of(request)
+
+        async def act() -> Known[Organisation]:
+            async with overseeing(self._office.desk, "add organisation") as connection:
+                return await organisations.add(
+                    connection,
+                    Organisation(form.get("name", "")),
+                    actor=found.actor,
+                    now=self._office.now(),
+                )
+
+        made = await tried(act)
+        if isinstance(made, Problem):
+            return await self._overview(request, problem=made)
+        raise web.HTTPSeeOther(f"{CONSOLE}/o/{made.ref}")
+
+    async def _overview(
+        self, request: web.Request, *, problem: Problem | None = None
+    ) -> web.Response:
+        found = signed_in(request)
+        reached = [place.organisation for place in scopes(found.grants, Permission.READ_FLEET)]
+        if not reached:
+            raise web.HTTPNotFound
+        async with overseeing(self._office.desk, "console overview") as connection:
+            rows = await connection.fetch(
+                "select o.ref, o.name, "
+                "(select count(*) from sites s where s.organisation_id = o.id) as sites, "
+                "(select count(*) from devices d where d.organisation_id = o.id) as devices, "
+                "(select count(*) from devices d where d.organisation_id = o.id "
+                "and not d.admitted) as held "
+                "from organisations o where $1 or o.id = any($2::int[]) order by lower(o.name)",
+                *(None in reached, [row for row in reached if row is not None]),
+            )
+        return self._office.shell.page(
+            request,
+            "overview.html",
+            status=problem.status if problem else 200,
+            rows=rows,
+            platform={
+                "register": found.may(Permission.CHANGE_REGISTER, EVERYWHERE),
+                "unknown": found.may(Permission.PROVISION, EVERYWHERE),
+                "people": found.may(Permission.MANAGE_PEOPLE, EVERYWHERE),
+                "audit": found.may(Permission.READ_AUDIT, EVERYWHERE),
+            },
+            problem=problem,
+        )
+
+    # -- an organisation -------------------------------------------------------------------------
+
+    async def organisation(self, request: web.Request) -> web.Response:
+        """Its regions and sites; the filter asks for the table alone."""
+        return await self._page(request, await here(self._office, request, Permission.READ_FLEET))
+
+    async def edit_organisation(self, request: web.Request) -> web.Response:
+        """Change its name, what its devices need to enrol, and what becomes of clones."""
+        at = await here(self._office, request, Permission.CHANGE_REGISTER)
+        at.demand(Permission.CHANGE_REGISTER)
+        form = await form_of(request)
+
+        async def act() -> None:
+            async with at.acting("edit organisation") as connection:
+                await organisations.edit(
+                    connection,
+                    at.ref,
+                    Organisation(
+                        form.get("name", ""), form.get("enrolment", ""), form.get("clones", "")
+                    ),
+                    seen=form.get("version", ""),
+                    actor=at.visitor.actor,
+                    now=self._office.now(),
+                )
+
+        return await self._done(request, at, await tried(act))
+
+    async def add_region(self, request: web.Request) -> web.Response:
+        at = await here(self._office, request, Permission.CHANGE_REGISTER)
+        at.demand(Permission.CHANGE_REGISTER)
+        form = await form_of(request)
+
+        async def act() -> None:
+            async with at.acting("add region") as connection:
+                await organisations.add_region(
+                    connection,
+                    at.id,
+                    Region(form.get("name", "")),
+                    actor=at.visitor.actor,
+                    now=self._office.now(),
+                )
+
+        return await self._done(request, at, await tried(act))
+
+    async def edit_region(self, request: web.Request) -> web.Response:
+        at = await here(self._office, request, Permission.CHANGE_REGISTER)
+        at.demand(Permission.CHANGE_REGISTER)
+        form, ref = await form_of(request), part(request, "region")
+
+        async def act() -> None:
+            async with at.acting("edit region") as connection:
+                await organisations.edit_region(
+                    connection,
+                    at.id,
+                    ref,
+                    Region(form.get("name", "")),
+                    seen=form.get("version", ""),
+                    actor=at.visitor.actor,
+                    now=self._office.now(),
+                )
+
+        return await self._done(request, at, await tried(act))
+
+    async def _done(self, request: web.Request, at: Here, done: Problem | None) -> web.Response:
+        if done is None:
+            raise web.HTTPSeeOther(at.path)
+        return await self._page(request, at, problem=done)
+
+    async def _page(
+        self, request: web.Request, at: Here, *, problem: Problem | None = None
+    ) -> web.Response:
+        words, region, page = asked(request, "q"), asked(request, "region"), paged(request)
+        async with at.acting("console organisation") as connection:
+            rows = await reads.sites(
+                connection,
+                at.id,
+                at.reach(Permission.READ_FLEET),
+                words=words,
+                region=region,
+                page=page,
+                now=self._office.now(),
+            )
+            regions = await organisations.regions(connection, at.id)
+            known = await organisations.find(connection, at.ref)
+        alone = "HX-Request" in request.headers and problem is None
+        return self._office.shell.page(
+            request,
+            "sites.html" if alone else "organisation.html",
+            status=problem.status if problem else 200,
+            at=at,
+            rows=rows[: reads.PAGE],
+            more=len(rows) > reads.PAGE,
+            wanted=words,
+            region=region,
+            page=page,
+            regions=regions,
+            known=known,
+            enrolments=ENROLMENTS,
+            clones=CLONES,
+            may_change=at.may(Permission.CHANGE_REGISTER),
+            may_people=at.may(Permission.MANAGE_PEOPLE),
+            may_audit=at.may(Permission.READ_AUDIT),
+            problem=problem,
+        )

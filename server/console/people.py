@@ -1,0 +1,329 @@
+"""People: who may what in an organisation and on the platform; invitations by one-time links.
+
+Who manages an organisation's people sees and changes their grants there alone. What concerns the
+whole account (its links, whether it may sign in) takes the right to give all that the account
+holds: else a link for somebody's password would be a way into another organisation.
+"""
+
+from dataclasses import dataclass
+
+import asyncpg
+from aiohttp import web
+
+from server.console.office import (
+    CONSOLE,
+    Here,
+    Office,
+    Problem,
+    form_of,
+    here,
+    part,
+    tried,
+)
+from server.db.engine import overseeing
+from server.errors import NotFoundError, RefusedError
+from server.fleet import organisations
+from server.people import links, users
+from server.people.links import Purpose
+from server.people.roles import EVERYWHERE, Grant, Permission, Role
+from server.people.sessions import Visitor
+from server.people.users import User, may_give
+from server.web import catalogue
+from server.web.sessions import demand
+
+MANAGE = Permission.MANAGE_PEOPLE
+_SCOPES = {
+    "organisation": "select id from organisations where ref = $1 and coalesce(id = $2, true)",
+    "region": "select id from regions where ref = $1 and organisation_id = $2",
+    "site": "select id from sites where ref = $1 and organisation_id = $2",
+}
+"""How a form says a scope: `site:<ref>`; nothing is the page's organisation, or everything."""
+
+
+def add_people(app: web.Application, office: Office, base: str) -> None:
+    """Add the routes below an organisation's address, and the platform's."""
+    pages = Pages(office)
+    for root in (CONSOLE, base):
+        app.router.add_get(f"{root}/people", pages.show)
+        app.router.add_post(f"{root}/people", pages.invite)
+        app.router.add_post(root + "/people/{user}/grant", pages.give)
+        app.router.add_post(root + "/people/{user}/revoke", pages.take)
+        app.router.add_post(root + "/people/{user}/link", pages.link)
+        app.router.add_post(root + "/people/{user}/disable", pages.disable)
+        app.router.add_post(root + "/people/{user}/enable", pages.enable)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Whose people: an organisation's, or (`at` None) the platform's."""
+
+    visitor: Visitor
+    at: Here | None
+
+    @property
+    def path(self) -> str:
+        return f"{self.at.path if self.at else CONSOLE}/people"
+
+    @property
+    def organisation(self) -> int | None:
+        return self.at.id if self.at else None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A user as the page shows them; `whole`: the visitor may do all to the account."""
+
+    user: User
+    grants: list[tuple[Grant, str, str]]  # with the scope's name, and as a form says it
+    whole: bool
+    itself: bool
+
+
+class Pages:
+    """The handlers."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    async def show(self, request: web.Request) -> web.Response:
+        return await self._page(request, await self._where(request))
+
+    async def invite(self, request: web.Request) -> web.Response:
+        """Add a user with a role, and show the link once; who has an account is given the role."""
+        where, form = await self._where(request), await form_of(request)
+        made: list[str] = []
+
+        async def act() -> None:
+            email = users.demand_email(form.get("email", ""))
+            async with overseeing(self._office.desk, "invite") as connection:
+                given = await self._grant(connection, where, form)
+                by = {"actor": where.visitor.actor}
+                try:
+                    user = await users.find(connection, email)
+                except NotFoundError:
+                    row = await users.add(
+                        connection,
+                        email=email,
+                        name=form.get("name", ""),
+                        language=_language(form),
+                        organisation=where.organisation,
+                        now=self._office.now(),
+                        **by,
+                    )
+                    user = await users.find(connection, email)
+                    token = await users.link(
+                        connection, user, Purpose.INVITATION, now=self._office.now(), **by
+                    )
+                    made.append(self._address(Purpose.INVITATION, token))
+                    await users.grant(connection, row, given, now=self._office.now(), **by)
+                    return
+                await users.grant(connection, user.id, given, now=self._office.now(), **by)
+
+        problem = await tried(act)
+        if problem is None and not made:
+            raise web.HTTPSeeOther(where.path)
+        return await self._page(request, where, problem=problem, link="".join(made))
+
+    async def give(self, request: web.Request) -> web.Response:
+        """Give a user another role."""
+        where, form = await self._where(request), await form_of(request)
+
+        async def act() -> None:
+            async with overseeing(self._office.desk, "give role") as connection:
+                user = (await self._user(connection, request, where)).user
+                given = await self._grant(connection, where, form)
+                await users.grant(
+                    connection, user.id, given, actor=where.visitor.actor, now=self._office.now()
+                )
+
+        return await self._done(request, where, await tried(act))
+
+    async def take(self, request: web.Request) -> web.Response:
+        """Take a role away."""
+        where, form = await self._where(request), await form_of(request)
+
+        async def act() -> None:
+            async with overseeing(self._office.desk, "take role") as connection:
+                user = (await self._user(connection, request, where)).user
+                taken = await self._grant(connection, where, form)
+                await users.revoke(
+                    connection, user.id, taken, actor=where.visitor.actor, now=self._office.now()
+                )
+
+        return await self._done(request, where, await tried(act))
+
+    async def link(self, request: web.Request) -> web.Response:
+        """Make a new link: an invitation, or for who has a password another one."""
+        where = await self._where(request)
+        made: list[str] = []
+
+        async def act() -> None:
+            async with overseeing(self._office.desk, "make link") as connection:
+                user = await self._whole(connection, request, where)
+                purpose = Purpose.INVITATION if user.invited else Purpose.PASSWORD
+                token = await users.link(
+                    connection, user, purpose, actor=where.visitor.actor, now=self._office.now()
+                )
+                made.append(self._address(purpose, token))
+
+        problem = await tried(act)
+        return await self._page(request, where, problem=problem, link="".join(made))
+
+    async def disable(self, request: web.Request) -> web.Response:
+        """Shut a user out at once; nobody shuts themselves out."""
+        where = await self._where(request)
+
+        async def act() -> None:
+            async with overseeing(self._office.desk, "disable user") as connection:
+                user = await self._whole(connection, request, where)
+                if user.id == where.visitor.user_id:
+                    raise RefusedError("yourself", "you cannot shut yourself out")
+                await users.disable(
+                    connection, user.id, actor=where.visitor.actor, now=self._office.now()
+                )
+
+        return await self._done(request, where, await tried(act))
+
+    async def enable(self, request: web.Request) -> web.Response:
+        """Let a user in again."""
+        where = await self._where(request)
+
+        async def act() -> None:
+            async with overseeing(self._office.desk, "enable user") as connection:
+                user = await self._whole(connection, request, where)
+                await users.enable(
+                    connection, user.id, actor=where.visitor.actor, now=self._office.now()
+                )
+
+        return await self._done(request, where, await tried(act))
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    async def _where(self, request: web.Request) -> Where:
+        if "organisation" not in request.match_info:
+            return Where(demand(request, MANAGE, EVERYWHERE), None)
+        at = await here(self._office, request, MANAGE)
+        at.demand(MANAGE)
+        return Where(at.visitor, at)
+
+    async def _user(
+        self, connection: asyncpg.Connection, request: web.Request, where: Where
+    ) -> Listed:
+        """Return the address's user, who has some role here; else 404."""
+        wanted = part(request, "user")
+        for listed in await self._listed(connection, where):
+            if listed.user.ref == wanted:
+                return listed
+        raise web.HTTPNotFound
+
+    async def _whole(
+        self, connection: asyncpg.Connection, request: web.Request, where: Where
+    ) -> User:
+        listed = await self._user(connection, request, where)
+        if not listed.whole:
+            raise RefusedError("elsewhere", "this account has roles that are not yours to give")
+        return listed.user
+
+    async def _listed(self, connection: asyncpg.Connection, where: Where) -> list[Listed]:
+        names = await self._names(connection, where)
+        found: list[Listed] = []
+        for user in await users.listed(connection):
+            grants = await users.grants_of(connection, user.id)
+            shown = [
+                grant
+                for grant in grants
+                if where.organisation is None or grant.organisation == where.organisation
+            ]
+            if where.organisation is not None and not shown:
+                continue
+            whole = all(may_give(where.visitor.grants, grant) for grant in grants)
+            told = [
+                (grant, *names.get((grant.organisation, grant.region, grant.site), ("", "")))
+                for grant in shown
+            ]
+            found.append(Listed(user, told, whole, user.id == where.visitor.user_id))
+        return found
+
+    async def _names(
+        self, connection: asyncpg.Connection, where: Where
+    ) -> dict[tuple[int | None, int | None, int | None], tuple[str, str]]:
+        """Return each scope's name, and how a form says it."""
+        rows = await connection.fetch(
+            "select id as o, null::int as r, null::int as s, name, 'organisation:' || ref as said "
+            "from organisations where $1::int is null or id = $1 union all "
+            "select organisation_id, id, null, name, 'region:' || ref from regions "
+            "where $1::int is null or organisation_id = $1 union all "
+            "select organisation_id, null, id, name, 'site:' || ref from sites "
+            "where $1::int is null or organisation_id = $1",
+            where.organisation,
+        )
+        return {(row["o"], row["r"], row["s"]): (row["name"], row["said"]) for row in rows}
+
+    async def _grant(
+        self, connection: asyncpg.Connection, where: Where, form: dict[str, str]
+    ) -> Grant:
+        """Return the grant that a form describes, which the visitor may give."""
+        if form.get("role") not in list(Role):
+            raise RefusedError("bad_role", "expected a role")
+        kind, _, ref = form.get("scope", "").partition(":")
+        organisation, region, site = where.organisation, None, None
+        if kind:
+            row = await connection.fetchval(
+                _SCOPES.get(kind, _SCOPES["site"]), ref, where.organisation
+            )
+            if row is None or kind not in _SCOPES:
+                raise RefusedError("bad_scope", "region and site must be the organisation's own")
+            if kind == "organisation":
+                organisation = row
+            else:
+                region, site = (row, None) if kind == "region" else (None, row)
+        given = Grant(Role(form["role"]), organisation, region, site)
+        if not may_give(where.visitor.grants, given):
+            raise RefusedError("not_yours", "this role is not yours to give")
+        return given
+
+    def _address(self, purpose: Purpose, token: str) -> str:
+        return links.address(self._office.settings.pages_url, purpose, token)
+
+    async def _done(self, request: web.Request, where: Where, done: Problem | None) -> web.Response:
+        if done is None:
+            raise web.HTTPSeeOther(where.path)
+        return await self._page(request, where, problem=done)
+
+    async def _page(
+        self,
+        request: web.Request,
+        where: Where,
+        *,
+        problem: Problem | None = None,
+        link: str = "",
+    ) -> web.Response:
+        async with overseeing(self._office.desk, "console people") as connection:
+            listed = await self._listed(connection, where)
+            regions, sites = [], []
+            if where.organisation is not None:
+                regions = await organisations.regions(connection, where.organisation)
+                sites = await connection.fetch(
+                    "select ref, name from sites where organisation_id = $1 "
+                    "order by lower(name) limit 2000",
+                    where.organisation,
+                )
+        return self._office.shell.page(
+            request,
+            "people.html",
+            status=problem.status if problem else 200,
+            at=where.at,
+            base=where.path,
+            people=listed,
+            roles=list(Role),
+            regions=regions,
+            sites=sites,
+            all_languages=catalogue.LANGUAGES,
+            link=link,
+            problem=problem,
+        )
+
+
+def _language(form: dict[str, str]) -> str:
+    chosen = form.get("language", "")
+    return chosen if chosen in catalogue.LANGUAGES else catalogue.DEFAULT_LANGUAGE
