@@ -1,0 +1,406 @@
+"""Every route of the application, asked with the names of another organisation's things.
+
+Whatever belongs to another organisation is answered like what does not exist: through every part of
+an address, filter, form field and act of a phone. A route that is in none of the tables below fails
+the last test: whoever adds one says here what can be named through it.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import ClientSession, FormData, web
+
+from server.api.keys import create_api_key
+from server.people.roles import Grant, Role
+from tests.integration.people_world import HTML, NOW, People, form_of
+
+pytestmark = pytest.mark.services
+MARK = "zebra"
+"""Stands in every name that the other organisation has given."""
+
+KINDS = ("site", "region", "door", "spot", "user", "claim", "organisation", "voucher")
+OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
+THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
+ABSENT = {kind: f"{kind}-none2345" for kind in KINDS} | {"device": "dc-none23456789"}
+CONSOLE = "/console/o/{organisation}"
+SITE = CONSOLE + "/sites/{site}"
+RANGE = {"from": "2026-03-01", "to": "2026-03-05"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a route can be asked: fixed texts, and `slots`, which name something of a kind.
+
+    `{kind}` in a slot's text is where the name goes; parts of the address are slots by themselves.
+    """
+
+    fixed: dict[str, str] = field(default_factory=dict)
+    slots: dict[str, str] = field(default_factory=dict)
+
+
+GET: dict[str, Asked] = {
+    "/": Asked(),
+    "/sites/{site}": Asked({"day": "2026-04-01"}),
+    "/sites/{site}/chart.json": Asked(),
+    "/account": Asked(),
+    "/organisations": Asked(),
+    "/console": Asked(),
+    CONSOLE: Asked({}, {"region": "{region}", "q": "{site}"}),
+    f"{CONSOLE}/sites": Asked(),
+    SITE: Asked(),
+    f"{CONSOLE}/devices": Asked({}, {"q": "{device}"}),
+    CONSOLE + "/devices/{device}": Asked(),
+    f"{CONSOLE}/export": Asked(),
+    f"{CONSOLE}/import": Asked(),
+    f"{CONSOLE}/people": Asked(),
+    f"{CONSOLE}/audit": Asked({"verify": "1"}, {"q": "{site}"}),
+    "/console/unknown": Asked(),
+    "/console/people": Asked(),
+    "/console/audit": Asked(),
+    "/tech": Asked({}, {"q": "{site}"}),
+    "/tech/sites/{site}": Asked(),
+    "/tech/sites/{site}/mount": Asked({}, {"spot": "{spot}", "replaces": "{device}"}),
+    "/tech/sites/{site}/device": Asked({}, {"device": "{device}", "serial": "{device}"}),
+    "/tech/claims/{claim}": Asked(),
+    "/tech/claims/{claim}/sheet": Asked(),
+    "/tech/walk": Asked({}, {"claim": "{claim}"}),
+    "/tech/outbox": Asked(),
+    "/tech/away": Asked(),
+    "/tech/session": Asked(),
+    "/v1/sites": Asked(),
+    "/v1/sites/{ref:site}": Asked(),
+    "/v1/spots": Asked({}, {"site": "{site}"}),
+    "/v1/devices": Asked(),
+    "/v1/counts": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+    "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+    "/v1/conversion": Asked(RANGE, {"site": "{site}"}),
+    "/v1/gaps": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+}
+FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
+SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
+POST: dict[str, Asked] = {
+    "/organisations": Asked({}, {"organisation": "{organisation}"}),
+    "/account/sessions/end": Asked({}, {"session": "{session}"}),
+    "/console/organisations": Asked({"name": "A"}),
+    CONSOLE: Asked({"name": "A", "version": "0"}),
+    f"{CONSOLE}/regions": Asked({"name": ""}),
+    CONSOLE + "/regions/{region}": Asked({"name": "A", "version": "0"}),
+    f"{CONSOLE}/sites": Asked(FACTS, {"region": "{region}"}),
+    SITE: Asked(FACTS, {"region": "{region}"}),
+    f"{SITE}/doors": Asked({"name": "A"}, {"behind": "{door}"}),
+    SITE + "/doors/{door}": Asked({"name": "A", "version": "0"}, {"behind": "{door}"}),
+    f"{SITE}/spots": Asked(SPOT, {"door": "{door}"}),
+    SITE + "/spots/{spot}": Asked(SPOT, {"door": "{door}"}),
+    SITE + "/spots/{spot}/calibrate": Asked({"line": "9", "reason": "x"}),
+    CONSOLE + "/devices/{device}/state": Asked({"to": "retired", "seen": "x", "reason": "x"}),
+    CONSOLE + "/devices/{device}/spot": Asked({}, {"spot": "{spot}"}),
+    f"{CONSOLE}/import": Asked(
+        {"apply": "yes"},
+        {
+            "text": "site_ref,time_zone\n{site},Europe/Nowhere\n",
+            "text:door": "site,door_ref,behind\nmine,{door},\n",
+            "text:spot": "site,spot_ref,kind\nmine,{spot},kiosk\n",
+        },
+    ),
+    f"{CONSOLE}/people": Asked(
+        {"email": "x@example.com", "role": "no role"}, {"scope": "site:{site}"}
+    ),
+    CONSOLE + "/people/{user}/grant": Asked(
+        {"role": "analyst"}, {"scope": "site:{site}", "scope:region": "region:{region}"}
+    ),
+    CONSOLE + "/people/{user}/revoke": Asked(
+        {"role": "analyst"},
+        {"scope": "site:{site}", "scope:other": "organisation:{organisation}"},
+    ),
+    CONSOLE + "/people/{user}/link": Asked(),
+    CONSOLE + "/people/{user}/disable": Asked(),
+    CONSOLE + "/people/{user}/enable": Asked(),
+    "/console/unknown/dismiss": Asked({"serial": "x"}),
+    "/console/people": Asked({"email": "x@example.com"}, {"scope": "site:{site}"}),
+    "/console/people/{user}/grant": Asked({"role": "analyst"}),
+    "/console/people/{user}/revoke": Asked({"role": "analyst"}),
+    "/console/people/{user}/link": Asked(),
+    "/console/people/{user}/disable": Asked(),
+    "/console/people/{user}/enable": Asked(),
+    "/tech/sites/{site}/voucher": Asked(),
+    "/tech/claims/{claim}/end": Asked(),
+    "/tech/claims/{claim}/compare": Asked(),
+}
+WHO_ONE_IS = (
+    {
+        ("POST", path)
+        for path in ("/signin", "/signin/code", "/signout", "/link", "/invitation", "/password")
+    }
+    | {("POST", f"/account/{path}") for path in ("self", "password", "codes", "codes/confirm")}
+    | {("POST", "/account/codes/end")}
+    | {("GET", path) for path in ("/signin", "/link", "/invitation", "/password", "/language")}
+)
+"""Here nothing is named but oneself, by a password or a secret: see test_people_signin."""
+ASSETS = {
+    ("GET", path)
+    for path in (
+        "/static/{name}",
+        "/tech/manifest.webmanifest",
+        "/tech/worker.js",
+        "/v1/openapi.json",
+        "/v1/docs",
+    )
+}
+"""The same for everyone."""
+ELSEWHERE = {("GET", "/events"), ("POST", "/tech/acts")}
+"""Tested below by themselves: a stream, and what a phone's acts name."""
+
+
+@dataclass
+class Fuzz:
+    """Somebody who may do everything in the own organisation, and nothing in the other."""
+
+    people: People
+    browser: ClientSession
+    csrf: str
+    key: str
+    sessions: dict[str, str]
+
+    async def ask(
+        self, method: str, path: str, asked: Asked, names: dict[str, dict[str, str]]
+    ) -> str:
+        """Return status and text of an answer, with what was named taken out of it."""
+        values = dict(asked.fixed)
+        for name, text in asked.slots.items():
+            chosen = names.get(name)
+            if ":" not in name or chosen is not None:
+                values[name.split(":")[0]] = self._filled(text, chosen or OWN)
+        address = re.sub(r"{(?:(\w+):)?(\w+)}", lambda m: names.get(f"/{m[2]}", OWN)[m[2]], path)
+        headers = dict(HTML)
+        if address.startswith("/v1/"):
+            headers = {"Authorization": f"Bearer {self.key}"}
+        if method == "GET":
+            request = self.browser.get(
+                address, params=values, headers=headers, allow_redirects=False
+            )
+        else:
+            form = FormData({**values, "csrf": self.csrf})
+            request = self.browser.request(
+                method, address, data=form, headers=headers, allow_redirects=False
+            )
+        async with request as response:
+            text = f"{response.status} {response.headers.get('Location', '')}\n"
+            if not response.content_type.startswith("text/event-stream"):
+                text += await response.text()
+        return text
+
+    def _filled(self, text: str, chosen: dict[str, str]) -> str:
+        return re.sub(
+            r"{(\w+)}",
+            lambda m: self.sessions[chosen["site"]] if m[1] == "session" else chosen[m[1]],
+            text,
+        )
+
+
+def neutral(text: str, chosen: dict[str, str], sessions: dict[str, str]) -> str:
+    """Return an answer without the names that were asked for, and what is new each time."""
+    for name in [*chosen.values(), *sessions.values()]:
+        text = text.replace(name, "X")
+    text = re.sub(r'"request_id":"[^"]*"', "", text)
+    return re.sub(r'id="link"[^>]*>[^<]*<', "", text)
+
+
+@pytest.fixture
+async def fuzz(people: People) -> Fuzz:
+    owner = people.owner
+    await owner.execute("delete from sites")
+    for names, organisation, words in (
+        (OWN, people.organisations["own"], "mine"),
+        (THEIRS, people.organisations["other"], MARK),
+    ):
+        await fill(people, names, organisation, words)
+    browser = await people.signed_in("mine@example.com")
+    await people.signed_in(f"{MARK}@example.com")
+    csrf = (await form_of(browser, "/account"))["csrf"]
+    rows = dict(
+        await owner.fetch(
+            "select u.ref, s.id::text from sessions s join users u on u.id = s.user_id"
+        )
+    )
+    sessions = {
+        THEIRS["site"]: rows[THEIRS["user"]],
+        ABSENT["site"]: "99999999",
+        OWN["site"]: "99999998",
+    }
+    key = await create_api_key(owner, people.organisations["own"], "fuzz")
+    return Fuzz(people, browser, csrf, key, sessions)
+
+
+async def fill(people: People, names: dict[str, str], organisation: int, words: str) -> None:
+    """Give an organisation one of everything that can be named."""
+    owner = people.owner
+    await people.user(f"{words}@example.com", Grant(Role.ADMINISTRATOR, organisation))
+    await owner.execute(
+        "update users set ref = $2, name = $3 where email = $1",
+        *(f"{words}@example.com", names["user"], words),
+    )
+    await owner.execute(
+        "update organisations set ref = $2, name = $3 where id = $1",
+        *(organisation, names["organisation"], words),
+    )
+    region = await owner.fetchval(
+        "insert into regions (organisation_id, ref, name) values ($1, $2, $3) returning id",
+        *(organisation, names["region"], words),
+    )
+    site = await owner.fetchval(
+        "insert into sites (organisation_id, ref, name, time_zone, region_id, address) "
+        "values ($1, $2, $3, 'Europe/Oslo', $4, $3) returning id",
+        *(organisation, names["site"], words, region),
+    )
+    door = await owner.fetchval(
+        "insert into doors (organisation_id, site_id, ref, name) values ($1, $2, $3, $4) "
+        "returning id",
+        *(organisation, site, names["door"], words),
+    )
+    spot = await owner.fetchval(
+        "insert into spots (organisation_id, site_id, door_id, ref, name, kind) "
+        "values ($1, $2, $3, $4, $5, 'counter') returning id",
+        *(organisation, site, door, names["spot"], words),
+    )
+    device = await owner.fetchval(
+        "insert into devices (organisation_id, device, kind, serial, model, state) "
+        "values ($1, $2, 'counter', $3, $4, 'in service') returning id",
+        *(organisation, names["device"], f"DC-{words}", words),
+    )
+    await owner.execute(
+        "insert into assignments (organisation_id, device_id, spot_id, valid) "
+        "values ($1, $2, $3, tstzrange(null, null))",
+        *(organisation, device, spot),
+    )
+    await owner.execute(
+        "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
+        "expires_at) select $1, $2, id, $3, $4, $5, $5 from users where ref = $6",
+        *(organisation, names["claim"], device, spot, NOW, names["user"]),
+    )
+
+
+async def state_of(people: People) -> str:
+    """Return a digest of all that belongs to the other organisation."""
+    other, found = people.organisations["other"], []
+    tables = await people.owner.fetch(
+        "select table_name as name from information_schema.columns c join pg_tables t "
+        "on t.tablename = c.table_name where t.schemaname = 'public' "
+        "and c.column_name = 'organisation_id' and table_name <> 'sessions' order by 1"
+    )
+    for table in tables:
+        found += await people.owner.fetch(
+            f"select t::text from {table['name']} t where organisation_id = $1 order by 1", other
+        )
+    for sql in (
+        "select t::text from organisations t where id = $1",
+        "select t::text from audit t where chain = $1 order by 1",
+        "select (u.ref, u.name, u.password_hash, u.disabled_at, s.ended_at)::text from users u "
+        "join grants g on g.user_id = u.id left join sessions s on s.user_id = u.id "
+        "where g.organisation_id = $1 order by 1",
+    ):
+        found += await people.owner.fetch(sql, other)
+    return hashlib.sha256("\n".join(str(row[0]) for row in found).encode()).hexdigest()
+
+
+TABLE = [("GET", *each) for each in GET.items()] + [("POST", *each) for each in POST.items()]
+
+
+async def test_what_is_anothers_is_answered_like_what_is_not_there(fuzz: Fuzz) -> None:
+    before, tried = await state_of(fuzz.people), 0
+    for method, path, asked in TABLE:
+        parts = [f"/{name}" for name in re.findall(r"{(?:\w+:)?(\w+)}", path)]
+        for slot in [*parts, *asked.slots]:
+            theirs = await fuzz.ask(method, path, asked, {slot: THEIRS})
+            absent = await fuzz.ask(method, path, asked, {slot: ABSENT})
+            where = f"{method} {path} by {slot}"
+            assert not theirs.startswith("500"), where
+            assert neutral(theirs, THEIRS, fuzz.sessions) == neutral(
+                absent, ABSENT, fuzz.sessions
+            ), where
+            assert MARK not in theirs, where
+            tried += 1
+        if not parts and not asked.slots:
+            assert MARK not in await fuzz.ask(method, path, asked, {}), path
+    assert tried > 80
+    assert await state_of(fuzz.people) == before
+
+
+async def test_the_own_things_are_there(fuzz: Fuzz) -> None:
+    """Else the test above would prove nothing."""
+    for path, asked in GET.items():
+        if path.startswith(("/console/unknown", "/console/people", "/console/audit")):
+            continue  # of who oversees everything
+        if path == "/v1/feedback":  # there is no kiosk
+            asked = Asked(asked.fixed, {"site": "{site}"})
+        answer = await fuzz.ask("GET", path, asked, {})
+        assert answer.startswith("200"), (path, answer[:200])
+
+
+async def test_a_phones_acts_name_nothing_of_another(fuzz: Fuzz) -> None:
+    before = await state_of(fuzz.people)
+    at_ms = int(NOW.timestamp() * 1000)
+    acts: list[tuple[str, dict[str, object]]] = [
+        ("site", {"kind": "spot", "ref": "spot-newx2345", "takes": "counter", "name": "A"}),
+        ("spot", {"kind": "claim", "label": "V1:DC-1:ABCD"}),
+        ("spot", {"kind": "bind", "serial": "DC-1", "proof": "00"}),
+        ("claim", {"kind": "walk", "begun_ms": at_ms, "until_ms": at_ms, "taps": []}),
+        ("claim", {"kind": "sign off", "staff": "A"}),
+    ]
+    for number, (slot, act) in enumerate(acts):
+        answers = []
+        for names in (THEIRS, ABSENT):
+            one = {**act, "act": f"act-{number}-{names['site']}", "at_ms": at_ms, slot: names[slot]}
+            async with fuzz.browser.post(
+                "/tech/acts",
+                data=json.dumps({"acts": [one]}),
+                headers={
+                    **HTML,
+                    "X-CSRF-Token": fuzz.csrf,
+                    "Content-Type": "application/json",
+                },
+            ) as response:
+                text = await response.text()
+            answers.append(neutral(text, names, {}).replace(str(one["act"]), "ACT"))
+            assert response.status == 200, text
+        assert answers[0] == answers[1], slot
+        assert MARK not in answers[0]
+    assert await state_of(fuzz.people) == before
+
+
+async def test_a_live_page_says_nothing_of_another(fuzz: Fuzz) -> None:
+    async def stored(names: dict[str, str], boot: int) -> None:
+        await fuzz.people.owner.execute(
+            "insert into boots (device_id, boot_id, ordinal, last_stored) "
+            "select id, $2, 1, now() from devices where device = $1",
+            *(names["device"], boot),
+        )
+
+    await stored(OWN, 1)
+    async with fuzz.browser.get("/events", headers=HTML) as response:
+        assert response.status == 200
+        assert await response.content.readuntil(b"\n\n") == b": alive\n\n"
+        await stored(THEIRS, 2)
+        assert await response.content.readuntil(b"\n\n") == b": alive\n\n"
+        await stored(OWN, 3)
+        assert await response.content.readuntil(b"\n\n") == b"event: changed\ndata: 1\n\n"
+
+
+def routes_of(app: web.Application) -> set[tuple[str, str]]:
+    """Return method and address of every route, those of sub-applications too."""
+    found = set()
+    for route in app.router.routes():
+        assert route.resource is not None
+        if route.method != "HEAD":
+            found.add((route.method, route.resource.canonical))
+    return found
+
+
+async def test_every_route_is_fuzzed(people: People) -> None:
+    covered = {(method, re.sub(r"{(\w+):\w+}", r"{\1}", path)) for method, path, _ in TABLE}
+    covered |= WHO_ONE_IS | ASSETS | ELSEWHERE
+    there = routes_of(people.app)
+    assert there - covered == set(), "say in the tables above what can be named through these"
+    assert covered - there == set(), "these are gone"
