@@ -64,6 +64,7 @@ class Fleet:
         self.devices = list(devices)
         self.truth = truth
         self._handshakes = handshakes
+        self._group: asyncio.TaskGroup | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="truth")
 
     def stats(self) -> Stats:
@@ -87,6 +88,7 @@ class Fleet:
         )
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 tasks = [
                     group.create_task(self._step_all(), name="steps"),
                     group.create_task(self._connect_all(group), name="connects"),
@@ -108,6 +110,12 @@ class Fleet:
             if self.truth is not None:
                 await loop.run_in_executor(self._writer, self.truth.commit)
             self._writer.shutdown()
+
+    def join(self, device: SimDevice) -> None:
+        """Take one more device in, while the fleet is running."""
+        self.devices.append(device)
+        if self._group is not None:
+            device.plug(self._group)
 
     async def drain(self, *, timeout_s: float) -> bool:
         """Seal all open frames and wait until all is receipted; False if that took too long."""

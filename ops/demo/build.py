@@ -17,22 +17,26 @@ import msgspec
 from agent import identity
 from agent.enrol import EnrolError, enrol
 from agent.link import Identity
+from ops.demo.newcomer import new_label
 from ops.demo.state import Folder, State
 from ops.demo.world import QUESTIONNAIRE, QUESTIONS, Place, PlannedOrganisation, PlannedSite
 from ops.services.errors import ServiceFailedError
 from protocol.identity import DeviceId
+from protocol.label import Label
 from server.api.keys import create_api_key
 from server.config import Settings
 from server.fleet import register
 from server.provisioning.claims import claim_token
 
 _AT_ONCE = 8
+EMPTY_SITE, EMPTY_SPOT = "Lund", "Staff entrance"
 
 
 async def build_world(connection: asyncpg.Connection, state: State) -> dict[str, object]:
     """Create organisations, sites, spots, devices and keys; return what the state keeps of it."""
     since = datetime.fromtimestamp(state.since_ms / 1000, UTC)
     made = Made({}, {}, {}, {})
+    newcomer = new_label()
     rows: dict[PlannedSite, int] = {}
     for device, place in state.places().items():
         owner = await _organisation(connection, place.organisation, made)
@@ -40,7 +44,11 @@ async def build_world(connection: asyncpg.Connection, state: State) -> dict[str,
         if site is None:
             site = rows[place.site] = await _site(connection, owner, place.site)
         await _device(connection, owner, site, place, device, since=since, made=made)
+    owner = next(iter(made.organisations.values()))
+    site = next(row for planned, row in rows.items() if planned.name == EMPTY_SITE)
     return {
+        "newcomer": await _await_newcomer(connection, owner, site, newcomer),
+        "label": newcomer.text,
         "organisations": made.organisations,
         "keys": made.keys,
         "spots": made.spots,
@@ -57,6 +65,30 @@ class Made:
     keys: dict[str, str] = field(repr=False)
     spots: dict[str, str]
     sites: dict[str, str]
+
+
+async def _await_newcomer(
+    connection: asyncpg.Connection, owner: int, site: int, shown: Label
+) -> str:
+    """Announce a device by its label, and leave it a spot; return its id.
+
+    Its organisation wants a technician's word for whoever comes by a label.
+    """
+    await connection.execute(
+        "update organisations set enrolment = 'technician' where id = $1", owner
+    )
+    await register.add_spot(
+        connection, owner, site=site, name=EMPTY_SPOT, kind="counter", door=EMPTY_SPOT
+    )
+    row, device = await register.add_device(
+        connection, owner, kind="counter", serial=shown.serial, model="Tröskel 2"
+    )
+    await connection.execute(
+        "update devices set setup_sha256 = $2, state = 'manufactured' where id = $1",
+        row,
+        shown.secret_sha256,
+    )
+    return device
 
 
 async def _organisation(

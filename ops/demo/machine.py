@@ -17,6 +17,8 @@ from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Outbox
 from ops.demo.inspector import InspectedDevice
 from ops.demo.meter import Door, Meter, Sum
+from ops.demo.newcomer import FRAME_S as NEWCOMER_FRAME_S
+from ops.demo.newcomer import Newcomer
 from ops.demo.recovery import recover
 from ops.demo.state import Folder, State
 from ops.demo.supervisor import Supervisor
@@ -24,6 +26,8 @@ from ops.demo.world import busy_shift_ms
 from ops.proof import Proof, Sources, Spot, verify
 from ops.services.stack import Endpoints
 from protocol.identity import DeviceId
+from protocol.label import parse
+from server.provisioning.claims import root_fingerprint
 from simulators.device import Conditions, SimDevice
 from simulators.faults import FaultProxy, true_offset_ms
 from simulators.fleet import Fleet, raise_file_limit
@@ -52,6 +56,7 @@ class Machine:
     fleet: Fleet
     meter: Meter
     spots: dict[str, Spot]
+    newcomer: Newcomer | None
     unplugged: list[DeviceId] = field(default_factory=list)
 
     @property
@@ -64,13 +69,21 @@ class Machine:
         if not plugged:
             self.cable.reset_all()
 
+    def welcome(self, device: SimDevice) -> None:
+        """Let the newcomer be one of the devices."""
+        self.meter.join(device)
+        self.devices.append(device)
+        self.fleet.join(device)
+
     async def prove(self, *, on_their_way: int = 0, before_minute: int | None = None) -> Proof:
         """Verify what was generated (before a minute since 1970) against SQL and API."""
+        new = self.newcomer
+        placed = {} if new is None or new.spot is None else {new.name: new.spot}
         sources = Sources(
             truths=self.folder.truths(),
             dsn=self.endpoints.dsn("maint"),
             api=self.supervisor.base,
-            spots=self.spots,
+            spots=self.spots | placed,
         )
         return await verify(sources, on_their_way=on_their_way, before_minute=before_minute)
 
@@ -132,6 +145,9 @@ async def running(
     cable = FaultProxy(endpoints.broker_host, endpoints.broker_device_port)
     async with cable.serving(), asyncio.TaskGroup() as group:
         devices, inspected = _devices(folder, state, identities, truth, cable)
+        newcomer = _newcomer(folder, state, supervisor, truth)
+        if newcomer is not None and newcomer.device is not None:
+            devices.append(newcomer.device)
         if marker.exists():  # the last demo was killed
             added = await asyncio.to_thread(recover, devices, book, truth)
             log.warning("the last demo was killed", told_by_outboxes=added)
@@ -152,6 +168,7 @@ async def running(
             fleet=fleet,
             meter=meter,
             spots=spots_of(state),
+            newcomer=newcomer,
             unplugged=[d for d, place in state.places().items() if place.device.unplugged],
         )
         watch = group.create_task(supervisor.watch(), name="supervisor")
@@ -160,14 +177,51 @@ async def running(
             for device in machine.unplugged
         ]
         try:
-            async with fleet.running():
+            async with fleet.running(), asyncio.TaskGroup() as waiting:
+                asking = waiting.create_task(_welcome(machine))
                 yield machine
+                asking.cancel()
         finally:
             for task in (watch, *uploads):
                 task.cancel()
             await meter.close()
             truth.close()
             marker.unlink()
+
+
+async def _welcome(machine: Machine) -> None:
+    """Let the newcomer ask, and join once it is let in."""
+    if machine.newcomer is not None:
+        await machine.newcomer.run(
+            dsn=machine.endpoints.dsn("maint"),
+            key=next(iter(machine.state.keys.values())),
+            joined=machine.welcome,
+        )
+
+
+def _newcomer(
+    folder: Folder, state: State, supervisor: Supervisor, truth: TruthFile
+) -> Newcomer | None:
+    """Return the device that waits for a technician; None in a world that was built without."""
+    if not state.label:
+        return None
+    assert supervisor.settings is not None
+    return Newcomer(
+        state.newcomer,
+        parse(state.label),
+        disk=folder.device(state.newcomer),
+        outbox=folder.outbox(state.newcomer),
+        server=supervisor.settings.enrolment_url,
+        root_sha256=root_fingerprint(supervisor.settings.pki),
+        true_offset_ms=true_offset_ms(),
+        truth=truth,
+        conditions=Conditions(
+            options=LINK,
+            interval_s=NEWCOMER_FRAME_S,
+            frame_s=NEWCOMER_FRAME_S,
+            quiet_frame_s=NEWCOMER_FRAME_S,
+        ),
+    )
 
 
 async def upload(identity: Identity, outbox_path: Path) -> None:

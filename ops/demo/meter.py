@@ -96,6 +96,10 @@ class Meter:
         self._cursors: Mapping[tuple[str, int], int] = {}
         self.last = self._balance(None, None)
 
+    def join(self, device: SimDevice) -> None:
+        """Count one more device, which has joined the others."""
+        self._before[id(device)] = device.confirmed
+
     async def read(self) -> Balance:
         """Return the account now."""
         try:

@@ -36,6 +36,8 @@ class State:
     keys: dict[str, str] = field(default_factory=dict, repr=False)
     spots: dict[str, str] = field(default_factory=dict)  # device to spot
     sites: dict[str, str] = field(default_factory=dict)  # device to site
+    newcomer: str = ""  # a device that waits to be mounted
+    label: str = field(default="", repr=False)  # the text of its label
 
     def device(self, place: Place) -> DeviceId:
         return device_id(self.devices[place.key])

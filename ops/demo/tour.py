@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlencode
 
 import asyncpg
+import segno
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from markupsafe import Markup
 
+from ops.demo.build import EMPTY_SITE, EMPTY_SPOT
 from ops.demo.impostor import speak_as
 from ops.demo.machine import Machine
 from ops.demo.supervisor import PARTS
@@ -72,10 +75,12 @@ class Tour:
         app.router.add_get("/static/{name}", self._static.serve)
         app.router.add_get("/", self._page)
         app.router.add_get("/events", self._events)
+        app.router.add_get("/go/technician", self._go_technician)
         app.router.add_get("/go/{number}", self._go)
         app.router.add_post("/cable", self._cable)
         app.router.add_post("/kill/{part}", self._kill)
         app.router.add_post("/impostor", self._impostor)
+        app.router.add_post("/pass/{way}", self._pass)
         app.router.add_post("/proof", self._proof)
         return app
 
@@ -106,6 +111,8 @@ class Tour:
             organisations=list(self._machine.state.organisations),
             curl=self._curl(),
             victim=self._victim(),
+            label_image=self._label_image(),
+            empty=(EMPTY_SITE, EMPTY_SPOT),
         )
         return _html(html)
 
@@ -118,7 +125,7 @@ class Tour:
         last: dict[str, str] = {}
         with suppress(ConnectionError):
             while not self._closing.is_set():
-                for name in ("strip", "parts", "door", "frames"):
+                for name in ("strip", "parts", "door", "frames", "newcomer"):
                     html = self._fragment(name)
                     if last.get(name) != html:
                         last[name] = html
@@ -128,21 +135,30 @@ class Tour:
                     await asyncio.wait_for(self._closing.wait(), REFRESH_S)
         return response
 
-    async def _go(self, request: web.Request) -> web.Response:
+    async def _go(self, request: web.Request) -> NoReturn:
         """Lead to the portal, signed in as an analyst of one of the organisations."""
         machine = self._machine
         rows = list(machine.state.organisations.values())
         number = request.match_info["number"]
         if not number.isdigit() or int(number) >= len(rows):
             raise web.HTTPNotFound(text="no such organisation")
+        grant = Grant(Role.ANALYST, rows[int(number)])
+        await self._lead("Analyst", grant, to=request.query.get("to", "/"))
+
+    async def _go_technician(self, _: web.Request) -> NoReturn:
+        """Lead to the technician's pages, signed in as one of the first organisation's."""
+        organisation = next(iter(self._machine.state.organisations.values()))
+        await self._lead("Technician", Grant(Role.TECHNICIAN, organisation), to="/tech")
+
+    async def _lead(self, name: str, grant: Grant, *, to: str) -> NoReturn:
+        machine = self._machine
         try:
             async with self._linking:
-                token = await _analysts_link(machine.endpoints.dsn("desk"), rows[int(number)])
+                token = await _sign_in_link(machine.endpoints.dsn("desk"), name, grant)
         except (OSError, asyncpg.PostgresError) as error:
             raise web.HTTPServiceUnavailable(text="the database is away: try again soon") from error
         base, purpose = machine.supervisor.base, links.Purpose.SIGN_IN
-        to = urlencode({"to": request.query.get("to", "/")})
-        raise web.HTTPSeeOther(f"{links.address(base, purpose, token)}&{to}")
+        raise web.HTTPSeeOther(f"{links.address(base, purpose, token)}&{urlencode({'to': to})}")
 
     # -- acting ------------------------------------------------------------------------------
 
@@ -174,6 +190,14 @@ class Tour:
             return _html(self._fragment("away", error=str(error) or "no answer"))
         return _html(self._fragment("attempt", attempt=attempt))
 
+    async def _pass(self, request: web.Request) -> web.Response:
+        """Let somebody through the newcomer's door."""
+        new, way = self._machine.newcomer, request.match_info["way"]
+        if new is None or new.device is None or way not in ("in", "out"):
+            raise web.HTTPNotFound(text="there is no such door yet")
+        new.device.pass_by(entered=int(way == "in"), left=int(way == "out"))
+        return _html(self._fragment("newcomer"))
+
     async def _proof(self, _: web.Request) -> web.Response:
         """Verify every minute that is old enough, now."""
         before = int(time.time()) // 60 - PROVED_AGO_MIN
@@ -202,6 +226,7 @@ class Tour:
             "device": machine.inspected.spec.device,
             "connected": machine.inspected.connected,
             "frames": list(machine.inspected.shoulder.frames)[:6],
+            "newcomer": machine.newcomer,
         }
 
     def _fragment(self, name: str, **values: object) -> Markup:
@@ -216,6 +241,14 @@ class Tour:
             if place.device.sensor.backwards
         )
 
+    def _label_image(self) -> str:
+        """Return the newcomer's QR code as an image's address."""
+        if self._machine.newcomer is None:
+            return ""
+        text = self._machine.newcomer.label.text.upper()
+        image: str = segno.make(text, error="m", micro=False).svg_data_uri(scale=5, light="white")
+        return image
+
     def _curl(self) -> str:
         """Return the command that asks for the first organisation's last seven days."""
         machine = self._machine
@@ -226,15 +259,15 @@ class Tour:
         return f"curl -s -H 'Authorization: Bearer {key}' '{address}&format=csv'"
 
 
-async def _analysts_link(dsn: str, organisation: int) -> str:
-    """Return a sign-in link for the organisation's analyst, who is made at the first call."""
-    email, actor, now = f"analyst-{organisation}@demo.invalid", "demo", datetime.now(UTC)
+async def _sign_in_link(dsn: str, name: str, grant: Grant) -> str:
+    """Return a sign-in link for somebody with this grant, who is made at the first call."""
+    email, actor = f"{name.lower()}-{grant.organisation}@demo.invalid", "demo"
+    now = datetime.now(UTC)
     connection = await asyncpg.connect(dsn)
     try:
         async with transaction_on(connection, "demo sign-in link"):
             if not await users.listed(connection, wanted=email):
-                row = await users.add(connection, email=email, name="Analyst", actor=actor, now=now)
-                grant = Grant(Role.ANALYST, organisation)
+                row = await users.add(connection, email=email, name=name, actor=actor, now=now)
                 await users.grant(connection, row, grant, actor=actor, now=now)
             user = await users.find(connection, email)
             purpose = links.Purpose.SIGN_IN

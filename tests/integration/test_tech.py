@@ -454,7 +454,7 @@ async def test_a_walk_test_is_compared_and_signed_off(shop: Shop) -> None:
     walk = shop.act("walk", claim=claim, begun_ms=begun, until_ms=until, taps=walked)
     early = await compared(shop, claim, begun, until, walked)
     assert (early["verdict"], early["whole"]) == ("waiting", False)
-    assert "24 taps wait" in early["html"]
+    assert "tell of its minutes: 24." in early["html"]
     await counted(shop, [(14, 10), (0, 0)], since=since)
     late = await compared(shop, claim, begun, until, walked)
     assert (late["verdict"], late["whole"], late["counts"]) == ("good", True, True)
