@@ -352,7 +352,7 @@ class Pages:
             if (request.content_length or 0) > MAX_BODY:
                 raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0)
             batch = msgspec.json.decode(await request.read(), type=Batch)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:  # nested without end
             raise web.HTTPBadRequest(text="expected {acts: [...]}") from error
         words, found = self._shell.words(request), visitor(request)
         answers: list[dict[str, object]] = []

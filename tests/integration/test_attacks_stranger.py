@@ -245,6 +245,14 @@ async def test_x50_the_server_begins_both_its_listeners_so(monkeypatch: pytest.M
     assert asked == [1, 2]
 
 
+async def test_x47_the_listeners_keep_no_log_of_addresses(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with answering() as (port, _):
+        asked = b"GET /?key=vk_hush HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        assert b"taken" in await closed(port, asked)
+    assert "hush" not in caplog.text
+
+
 # -- another site's page -------------------------------------------------------------------------
 
 

@@ -1,0 +1,126 @@
+"""What a technician does who was dismissed, or who recorded another's request; or their phone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from server.people import users
+from server.provisioning.vouchers import void_vouchers_of
+from tests.integration.people_world import HTML, load
+from tests.integration.provisioning_world import Key, Provisioning
+from tests.integration.test_enrolment_web import Client, ask
+from tests.integration.test_enrolment_web import client as client
+from tests.integration.test_enrolment_web import place as place
+from tests.integration.test_tech import JSON, Shop
+from tests.integration.test_tech import shop as shop
+
+pytestmark = pytest.mark.services
+
+
+async def test_x23_a_recorded_request_is_of_no_use_to_who_replays_it(
+    place: Provisioning, client: Client
+) -> None:
+    """Its sender gets what they had; under another device's label it is refused."""
+    first, second, key = await place.device(), await place.device("DC-0002"), Key()
+    shown = {"serial": first.serial, "secret": first.secret, "csr": key.csr}
+    status, given = await ask(client, **shown)
+    assert status == 200
+    place.later(minutes=11)
+    assert (await ask(client, **shown))[1]["chain"] == given["chain"]
+    status, answer = await ask(client, serial=second.serial, secret=second.secret, csr=key.csr)
+    assert status in (403, 409, 422), answer
+    assert await place.owner.fetchval("select count(*) from certificates") == 1
+    assert await place.owner.fetchval("select count(*) from audit where act like 'cert%'") <= 1
+
+
+async def test_x24_a_dismissed_technician_ends_with_the_sentence(shop: Shop) -> None:
+    """Sessions, and what the phone still holds, whenever it says that it was done."""
+    people = shop.people
+    found, voucher = await shop.device(), await shop.voucher()
+    before = shop.act(
+        "spot",
+        site="own-site",
+        ref="spot-abcdefgh",
+        name="Cellar",
+        takes="counter",
+        voucher=voucher["text"],
+    )
+    bound = shop.bound(found, voucher)  # both done, says the phone, before the dismissal
+    people.clock.advance(60)
+    async with people.owner.transaction():
+        assert await users.disable(people.owner, shop.user, actor="command", now=people.now) == 1
+        assert await void_vouchers_of(people.owner, shop.user, actor="command", now=people.now) == 1
+    assert "own-site" not in (await load(shop.phone, "/tech"))[1]
+    async with shop.phone.get("/tech/session", headers=JSON) as response:
+        assert response.status == 401
+    for phone in (shop.phone, people.browser()):
+        answers = await shop.send(before, bound, phone=phone, csrf="")
+        assert [answer["code"] for answer in answers] == ["voucher_withdrawn"] * 2
+    assert await shop.stands() == []
+    assert await people.owner.fetchval("select count(*) from spots where name = 'Cellar'") == 0
+    async with shop.phone.post(
+        "/tech/sites/own-site/voucher", headers={**JSON, "X-CSRF-Token": "x"}
+    ) as response:
+        assert response.status in (401, 403)
+
+
+async def test_x45_unknown_fields_in_what_a_device_or_a_phone_sends_are_refused(
+    shop: Shop,
+) -> None:
+    found = await shop.device()
+    for extra in ({"organisation_id": 2}, {"role": "administrator"}, {"state": "in service"}):
+        act = shop.act("claim", spot="door-1", label=found.text, **extra)
+        [answer] = await shop.send(act)
+        assert answer["code"] == "bad_act"
+    assert await shop.people.owner.fetchval("select count(*) from technician_claims") == 0
+
+
+async def test_x45_unknown_fields_at_the_devices_listener_are_refused(
+    place: Provisioning, client: Client
+) -> None:
+    label = await place.device()
+    shown = {"serial": label.serial, "secret": label.secret, "csr": Key().csr}
+    for extra in ("device", "organisation_id", "state", "not_after"):
+        status, answer = await ask(client, **shown, **{extra: "1"})
+        assert (status, answer["code"]) == (400, "malformed")
+    for path in ("/v1/renew", "/v1/renew/confirm"):
+        async with client.post(path, json={"csr": "", "device": "dc-other"}) as response:
+            assert response.status == 400
+    assert await place.owner.fetchval("select count(*) from certificates") == 0
+
+
+@pytest.mark.parametrize("opening", ["[", '{"csr":', '{"acts":['])
+async def test_x18_nesting_without_end_is_refused_by_the_listener(
+    place: Provisioning, client: Client, opening: str
+) -> None:
+    for path in ("/v1/enrol", "/v1/renew", "/v1/renew/confirm"):
+        deep = (opening * 16_384)[: 16 * 1024 - 1]
+        async with client.post(path, data=deep.encode()) as response:
+            assert response.status == 400, path
+        async with client.post(path, data=bytes(17 * 1024)) as response:
+            assert response.status == 413, path
+
+
+async def test_x18_nesting_without_end_in_a_phones_act_harms_nobody(shop: Shop) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    body = json.dumps({"acts": ["DEEP"]}).replace('"DEEP"', deep)
+    async with shop.phone.post("/tech/acts", data=body.encode(), headers=JSON) as response:
+        assert response.status == 400
+    assert (await load(shop.phone, "/tech"))[0] == 200
+
+
+async def test_x17_a_name_that_is_a_script_is_shown_as_text(shop: Shop) -> None:
+    script = "<script>alert(1)</script>"
+    await shop.people.owner.execute("update sites set name = $1 where ref = 'own-site'", script)
+    await shop.people.owner.execute("update spots set name = $1", f'"><img src=x>{script}')
+    for path in ("/tech", "/tech/sites/own-site"):
+        async with shop.phone.get(path, headers=HTML) as response:
+            html = await response.text()
+            assert response.status == 200
+            policy = response.headers["Content-Security-Policy"]
+        assert "unsafe-inline" not in policy.split("script-src", 1)[-1].split(";")[0]
+        assert script not in html
+        assert "<img src=x>" not in html
+        assert "&lt;script&gt;" in html
