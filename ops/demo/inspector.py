@@ -68,7 +68,7 @@ class Shoulder:
                 seq=header.seq,
                 kind=kind.name.lower(),
                 words=in_words(frame),
-                hex=frame.hex(" ", 4),
+                hex=frame.hex(" ", -4),
                 length=len(frame),
                 sequenced=kind.sequenced,
             )

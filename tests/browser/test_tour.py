@@ -56,7 +56,7 @@ def test_frames_are_seen_with_their_receipts(tour: Page) -> None:
     until(lambda: newest.inner_text() != before)
     until(lambda: "stored, receipt after" in newest.inner_text())
     assert re.search(r"counter \d+", newest.inner_text())
-    assert newest.locator("pre").inner_text().startswith("5645 01")
+    assert newest.locator("pre").inner_text().startswith("56450101 ")
     assert "in," in newest.inner_text()
     assert "since boot" in newest.inner_text()
 
