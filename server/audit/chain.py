@@ -41,18 +41,16 @@ class Break:
 
 def digest(entry: Entry) -> bytes:
     """Return the hash that `entry` must have."""
-    content = [
-        entry.chain,
-        entry.number,
-        (entry.at - _EPOCH) // timedelta(microseconds=1),
-        entry.actor,
-        entry.act,
-        entry.subject,
-        entry.detail,
-        entry.previous.hex(),
-    ]
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    middle = said(entry.at, entry.actor, entry.act, entry.subject, entry.detail)
+    text = f'[{entry.chain},{entry.number},{middle},"{entry.previous.hex()}"]'
     return hashlib.sha256(text.encode()).digest()
+
+
+def said(at: datetime, actor: str, act: str, subject: str, detail: Mapping[str, object]) -> str:
+    """Return what of the hashed text does not depend on the row's place in the chain."""
+    content = [(at - _EPOCH) // timedelta(microseconds=1), actor, act, subject, detail]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text[1:-1]
 
 
 def breaks(entries: Iterable[Entry], *, head: tuple[int, bytes] | None = None) -> list[Break]:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import asyncpg
 
-from server.audit.chain import BEGINNING, Break, Entry, breaks, digest
+from server.audit.chain import BEGINNING, Break, Entry, breaks, said
 
 PLATFORM = 0
 """The chain of acts that concern no one organisation."""
@@ -16,6 +16,11 @@ Heads = Mapping[int, tuple[int, bytes]]
 """Number and hash of each chain's last row."""
 
 _LOCK = 0x6175_6469  # "audi"
+
+
+def holding(chain: str) -> str:
+    """Return the call, in SQL, that holds a chain (`$1`, say) until the transaction ends."""
+    return f"pg_advisory_xact_lock({_LOCK}, {chain})"
 
 
 async def record(
@@ -27,40 +32,44 @@ async def record(
     detail: Mapping[str, object] | None = None,
     organisation: int | None = None,
     now: datetime,
+    held: bool = False,
 ) -> None:
     """Add a row; whoever else adds to the same chain waits until this transaction ends.
 
     `actor` is `user <ref>`, `device <id>`, `command` or `server`; `act` is `<noun> <verb>ed`, such
-    as `device revoked`. Secrets do not belong into `detail`.
+    as `device revoked`. Secrets do not belong into `detail`. `held`: an earlier statement of this
+    transaction has taken the chain with `holding`.
     """
     chain = organisation or PLATFORM
-    await connection.execute("select pg_advisory_xact_lock($1, $2)", _LOCK, chain)
-    last = await connection.fetchrow(
-        "select number, hash from audit where chain = $1 order by number desc limit 1", chain
-    )
-    entry = Entry(
+    if not held:
+        await connection.execute(_HOLD, chain)
+    content = detail or {}
+    await connection.execute(
+        _ADD,
         chain,
-        1 if last is None else last["number"] + 1,
         now,
         actor,
         act,
         subject,
-        dict(detail or {}),
-        BEGINNING if last is None else last["hash"],
+        json.dumps(content),
+        said(now, actor, act, subject, content),
+        BEGINNING,
     )
-    await connection.execute(
-        "insert into audit (chain, number, at, actor, act, subject, detail, previous, hash) "
-        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        entry.chain,
-        entry.number,
-        entry.at,
-        entry.actor,
-        entry.act,
-        entry.subject,
-        json.dumps(entry.detail),
-        entry.previous,
-        digest(entry),
-    )
+
+
+_HOLD = f"select {holding('$1')}"
+
+# A statement of its own after the lock's: it sees what whoever held the chain before has added.
+# The hash is `server.audit.chain.digest`, computed where the row before it is read.
+_ADD = """
+with last as (select number, hash from audit where chain = $1 order by number desc limit 1),
+next as (select coalesce((select number from last), 0) + 1 as number,
+  coalesce((select hash from last), $8::bytea) as previous)
+insert into audit (chain, number, at, actor, act, subject, detail, previous, hash)
+select $1, n.number, $2, $3, $4, $5, $6, n.previous, sha256(convert_to(
+  '[' || $1::int || ',' || n.number || ',' || $7 || ',"' || encode(n.previous, 'hex') || '"]',
+  'UTF8')) from next n
+"""
 
 
 async def heads(connection: asyncpg.Connection) -> Heads:
