@@ -24,7 +24,7 @@ from protocol.identity import device_id
 from server.pki import profile
 from server.pki.files import AuthorityError, Files, key_pem, logged, pem, write
 from server.pki.generations import Kind, first, of, signing
-from server.pki.policy import RequestRefusedError, device_uri, proven_key
+from server.pki.policy import Proof, RequestRefusedError, device_uri, proof, proven_key
 from server.pki.revocations import (
     CRL_LIFE,
     CrlError,
@@ -41,8 +41,10 @@ __all__ = [
     "AuthorityError",
     "Described",
     "IssuedCertificate",
+    "Proof",
     "RequestRefusedError",
     "device_uri",
+    "proof",
     "proven_key",
 ]
 
@@ -153,11 +155,12 @@ class Authority:
         return (self.directory / "bundle.pem").read_text()
 
     def issue_device(
-        self, csr_pem: bytes, *, device: str, now: datetime, serial: int | None = None
+        self, request: bytes | Proof, *, device: str, now: datetime, serial: int | None = None
     ) -> IssuedCertificate:
         """Sign a device's key, under `serial` if one was recorded already.
 
-        Raises RequestRefusedError; ValueError for an impossible id.
+        `request`: in PEM, or what it has proved. Raises RequestRefusedError; ValueError for an
+        impossible id.
 
         1. The id is one that the server makes, and none of a service.
         2. The request is one that we sign (`server.pki.policy`); it proves its key.
@@ -166,7 +169,10 @@ class Authority:
         identity = device_id(device)  # 1
         if identity.startswith(SERVICE_PREFIX):
             raise ValueError(f"ids that begin with {SERVICE_PREFIX!r} belong to services")
-        key = proven_key(csr_pem, device=identity)  # 2
+        if isinstance(request, Proof):  # 2
+            key = request.key
+        else:
+            key = proven_key(request, device=identity)
         certificate = profile.certify(  # 3
             identity,
             key=key,

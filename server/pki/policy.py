@@ -12,13 +12,16 @@ hear so. Verification, in this order; the same numbers stand in the code:
 6. It asks for no extension but those that a device gets anyway.
 """
 
+import hashlib
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 MAX_REQUEST_BYTES = 8192  # a P-256 request has some 400
@@ -54,9 +57,24 @@ class RequestRefusedError(ValueError):
         super().__init__(message)
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A request that we sign: its key, and the SHA-256 of that. Only `proof` makes one."""
+
+    key: ec.EllipticCurvePublicKey
+    spki_sha256: bytes
+
+
 def device_uri(device: str) -> str:
     """Return the name of a device in its certificate."""
     return f"urn:vestibule:device:{device}"
+
+
+def proof(csr_pem: bytes, *, device: str | None = None) -> Proof:
+    """Return what a request that we sign proves. Raises RequestRefusedError, as `proven_key`."""
+    key = proven_key(csr_pem, device=device)
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Proof(key, hashlib.sha256(der).digest())
 
 
 def proven_key(csr_pem: bytes, *, device: str | None = None) -> ec.EllipticCurvePublicKey:

@@ -30,11 +30,13 @@ By either way again:
 14. The serial is recorded before anything is signed, and nothing but the key is taken from the
     request (`issuing`).
 15. One transaction completes it: the device's life, the older keys' end, the voucher's use, the
-    technician's claim with its spot, the audit. A crash before it leaves a certificate that nobody
-    has: the same key asking again completes it.
+    technician's claim with its spot, the audit. A crash before it leaves a serial and no
+    certificate: the same key asking again completes it.
+
+The right (2 to 12) is used in the transaction that records the serial (14), or not at all; and the
+certificate is filled in by the one that completes (15). So an exchange is two transactions.
 """
 
-import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -42,21 +44,30 @@ from datetime import datetime
 from typing import Literal
 
 import asyncpg
-from cryptography.hazmat.primitives import serialization
 
 from protocol.label import digest as label_digest
 from server.admission.orders import CHANGED
-from server.audit.log import record
+from server.audit.log import holding, record
 from server.db.engine import transaction
 from server.errors import RefusedError
+from server.fleet import register
 from server.fleet.lifecycle import State
-from server.fleet.register import notify
 from server.people.throttle import Throttle, TooManyTriesError, network
-from server.pki.authority import Authority, RequestRefusedError, proven_key
+from server.pki.authority import Authority, Proof, RequestRefusedError, proof
 from server.provisioning import technician, unknown
 from server.provisioning.claims import digest
-from server.provisioning.issuing import Issued, issue
-from server.provisioning.lives import advance
+from server.provisioning.issuing import (
+    Issued,
+    Order,
+    Recorded,
+    Standing,
+    begin,
+    complete,
+    hold,
+    key_lock,
+    sign,
+)
+from server.provisioning.lives import advanced
 from server.provisioning.refusals import refused
 from server.provisioning.vouchers import VoucherSigner, check_voucher, spend
 
@@ -138,19 +149,12 @@ async def enrol(
     pool: asyncpg.Pool, authority: Authority, *, secret: str, csr_pem: str, now: datetime
 ) -> Enrolment:
     """Enrol the device that holds the claim. Raises RefusedError with the rule's code."""
-    spki = _key_hash(csr_pem)  # 1
-    async with transaction(pool, "check claim") as connection:
-        claim = await _check_claim(connection, secret=secret, spki=spki, now=now)
-        await connection.execute(
-            "update claims set used_at = coalesce(used_at, $2), spki_sha256 = $3 where id = $1",
-            claim["id"],
-            now,
-            spki,
-        )
-    device = _Device(
-        claim["device_id"], claim["device"], claim["kind"], claim["organisation_id"], "claim"
-    )
-    return await _certify(pool, authority, None, device, csr_pem=csr_pem, spki=spki, now=now)
+    proved = _proved(csr_pem)  # 1
+    async with transaction(pool, "begin enrolment") as connection:
+        device = await _check_claim(connection, secret=secret, spki=proved.spki_sha256, now=now)
+        order = _order(authority, device, proved)
+        begun = await begin(connection, order, now=now)  # 14
+    return await _certify(pool, None, device, order, proved, begun, now=now)
 
 
 async def enrol_by_label(
@@ -166,14 +170,17 @@ async def enrol_by_label(
 ) -> Enrolment | Pending:
     """Enrol the device that shows its label, or let it wait. Raises RefusedError."""
     guesses.demand(shown.serial, address)  # 5
-    spki = _key_hash(csr_pem)  # 1
+    proved = _proved(csr_pem)  # 1
+    spki = proved.spki_sha256
     try:
-        async with transaction(pool, "check label") as connection:
+        async with transaction(pool, "begin enrolment") as connection:
             device = await _check_label(connection, signer, shown=shown, spki=spki, now=now)
-        guesses.right(shown.serial, address)
-        if isinstance(device, Pending):
-            return device
-        return await _certify(pool, authority, signer, device, csr_pem=csr_pem, spki=spki, now=now)
+            guesses.right(shown.serial, address)
+            if isinstance(device, Pending):
+                return device
+            order = _order(authority, device, proved)
+            begun = await begin(connection, order, now=now)  # 14
+        return await _certify(pool, signer, device, order, proved, begun, now=now)
     except RefusedError as error:
         if error.code in ("unknown_serial", "bad_secret"):
             guesses.failed(shown.serial, address)
@@ -189,14 +196,12 @@ async def enrol_by_label(
 
 async def _check_claim(
     connection: asyncpg.Connection, *, secret: str, spki: bytes, now: datetime
-) -> asyncpg.Record:
-    """Steps 2 to 4, and 13; the claim's row stays locked until the transaction ends."""
-    claim = await connection.fetchrow(
-        "select c.id, c.organisation_id, c.device_id, c.expires_at, c.used_at, c.spki_sha256, "
-        "d.device, d.kind, d.admitted from claims c join devices d on d.id = c.device_id "
-        "where c.secret_sha256 = $1 for update of c",
-        digest(secret),
-    )
+) -> _Device:
+    """Steps 2 to 4, and 13. Claim, key and device stay locked until the transaction ends.
+
+    The claim is marked as used at once; a refusal takes that back with the transaction.
+    """
+    claim = await connection.fetchrow(_USE_CLAIM, digest(secret), spki, now, key_lock(spki))
     if claim is None:  # 2
         raise refused("unknown_claim")
     again = claim["spki_sha256"] == spki
@@ -206,7 +211,21 @@ async def _check_claim(
         raise refused("claim_used")
     if not claim["admitted"]:  # 13
         raise refused("device_not_admitted")
-    return claim
+    return _Device(claim["id"], claim["device"], claim["kind"], claim["organisation_id"], "claim")
+
+
+# Locks the claim, then its key, then the device; `was` is the claim as it was before.
+_USE_CLAIM = """
+with was as materialized (
+  select id, device_id, expires_at, used_at, spki_sha256 from claims where secret_sha256 = $1
+  for update),
+used as (
+  update claims c set used_at = coalesce(c.used_at, $3), spki_sha256 = $2 from was
+  where c.id = was.id),
+key as materialized (select was.*, pg_advisory_xact_lock($4) from was)
+select k.expires_at, k.used_at, k.spki_sha256, d.id, d.organisation_id, d.device, d.kind, d.admitted
+from key k join devices d on d.id = k.device_id for no key update of d
+"""
 
 
 async def _check_label(
@@ -217,12 +236,14 @@ async def _check_label(
     spki: bytes,
     now: datetime,
 ) -> _Device | Pending:
-    """Steps 6 to 13; the device's row stays locked until the transaction ends."""
+    """Steps 6 to 13. Key and device stay locked until the transaction ends."""
     row = await connection.fetchrow(
+        "with key as materialized (select pg_advisory_xact_lock($2)) "
         "select d.id, d.device, d.kind, d.organisation_id, d.admitted, d.setup_sha256, "
-        "d.allowed_until, o.enrolment from devices d join organisations o "
+        "d.allowed_until, o.enrolment from key, devices d join organisations o "
         "on o.id = d.organisation_id where d.serial = $1 and d.serial <> '' for update of d",
         shown.serial,
+        key_lock(spki),
     )
     if row is None:  # 6
         raise refused("unknown_serial")
@@ -275,31 +296,38 @@ async def _by_voucher(
     return device
 
 
+def _order(authority: Authority, device: _Device, proved: Proof) -> Order:
+    return Order(
+        device.row,
+        device.device,
+        device.organisation,
+        proved.spki_sha256,
+        _BEGUN,
+        authority.current(),
+    )
+
+
 async def _certify(
     pool: asyncpg.Pool,
-    authority: Authority,
     signer: VoucherSigner | None,
     device: _Device,
+    order: Order,
+    proved: Proof,
+    begun: Issued | Recorded,
     *,
-    csr_pem: str,
-    spki: bytes,
     now: datetime,
 ) -> Enrolment:
-    """Steps 14 and 15, for a device that has passed all others."""
-    issued = await issue(  # 14
-        pool,
-        authority,
-        device_row=device.row,
-        device=device.device,
-        organisation=device.organisation,
-        csr_pem=csr_pem,
-        spki=spki,
-        reason=_BEGUN,
-        now=now,
-        stage=False,
-    )
+    """Steps 14 and 15, for a device that has passed all others, and whose serial is recorded."""
+    issued = begun
+    if isinstance(issued, Recorded):
+        issued = await sign(pool, order, proved, issued, now=now)  # 14
     async with transaction(pool, "complete enrolment") as connection:  # 15
-        await _complete(connection, signer, device, issued, spki=spki, now=now)
+        standing = await hold(connection, order, issued.serial, now=now)
+        if standing is not None:
+            issued = standing.issued or issued
+            await _complete(connection, signer, device, order, issued, standing, now=now)
+    if standing is None:  # 13
+        raise refused("device_not_admitted")
     return Enrolment(device.device, device.kind, issued.chain_pem, issued.renew_after)
 
 
@@ -307,31 +335,22 @@ async def _complete(
     connection: asyncpg.Connection,
     signer: VoucherSigner | None,
     device: _Device,
+    order: Order,
     issued: Issued,
+    standing: Standing,
     *,
-    spki: bytes,
     now: datetime,
 ) -> None:
     """Step 15; what is done already is not done again."""
-    admitted = await connection.fetchval(
-        "select admitted from devices where id = $1 for update", device.row
-    )
-    if not admitted:  # 13
-        raise refused("device_not_admitted")
-    certificate = await connection.fetchrow(
-        "select reason, state from certificates where serial = $1 for update", issued.serial
-    )
-    if certificate["state"] == "revoked":  # another key has come since
+    if standing.state == "revoked":  # another key has come since
         raise refused("certificate_withdrawn")
     actor = f"device {device.device}"
-    claim = await connection.fetchval(
-        "select ref from technician_claims where device_id = $1 and used_at is null "
-        "and ended_at is null and expires_at > $2",
-        device.row,
-        now,
-    )
-    if certificate["reason"] == _BEGUN:
-        await _begin(connection, signer, device, issued, spki=spki, actor=actor, now=now)
+    if standing.issued is None or standing.reason == _BEGUN:
+        claim = await _begin(
+            connection, signer, device, order, issued, standing, actor=actor, now=now
+        )
+    else:
+        claim = await connection.fetchval(f"select ({_CLAIM})", device.row, now)
     if claim is not None:
         await technician.complete_or_end(connection, claim, actor=actor, now=now)
 
@@ -340,30 +359,34 @@ async def _begin(
     connection: asyncpg.Connection,
     signer: VoucherSigner | None,
     device: _Device,
+    order: Order,
     issued: Issued,
+    standing: Standing,
     *,
-    spki: bytes,
     actor: str,
     now: datetime,
-) -> None:
-    """Let the new key be the only one, and the device be provisioned."""
+) -> str | None:
+    """Let the new key be the only one, and the device be provisioned.
+
+    Returns the technician's claim in force; the chain of the audit is held.
+    """
     reason = f"enrolment by {device.right}"
     if device.voucher and signer is not None:
         voucher = await check_voucher(connection, signer, device.voucher, at=now)
         await spend(connection, voucher, device=device.device, actor=actor, now=now)
         reason = f"enrolment by {voucher.ref}"
-    await connection.execute(
-        "update certificates set reason = $2 where serial = $1", issued.serial, reason
-    )
-    older = await _revoke_others(connection, device.row, spki, now=now)
-    await connection.execute(
-        "update devices set enrolled_at = coalesce(enrolled_at, $2), greeted_at = null, "
-        "asked_at = $2, asked = 'enrolled' where id = $1",
+    order = replace(order, reason=reason)
+    older = await complete(connection, order, issued, now=now, stage=False, only=True)
+    if older:
+        await connection.execute("select pg_notify($1, $2)", CHANGED, device.device)
+    claim: str | None = await connection.fetchval(
+        _PROVISION,
         device.row,
         now,
+        advanced(standing.life, State.PROVISIONED),
+        register.CHANGED,
+        device.organisation,
     )
-    await advance(connection, device.row, State.PROVISIONED, now=now)
-    await notify(connection, device.device)
     await record(  # last: the next of this organisation waits until we commit
         connection,
         actor=actor,
@@ -376,28 +399,22 @@ async def _begin(
         },
         organisation=device.organisation,
         now=now,
+        held=True,
     )
+    return claim
 
 
-async def _revoke_others(
-    connection: asyncpg.Connection, device_row: int, spki: bytes, *, now: datetime
-) -> list[str]:
-    """Revoke what other keys of the device have; return the serials. They were lost, or stolen."""
-    rows = await connection.fetch(
-        "with gone as (update certificates set state = 'revoked', revoked_at = $3 "
-        "where device_id = $1 and spki_sha256 <> $2 and state in ('staged', 'active', 'retiring') "
-        "returning serial, device_id, authority_id) "
-        "insert into issuance_log (at, serial, event, subject, authority) "
-        "select $3, g.serial, 'revoked', d.device, coalesce(a.name, 'device') from gone g "
-        "join devices d on d.id = g.device_id left join authorities a on a.id = g.authority_id "
-        "returning serial, subject",
-        device_row,
-        spki,
-        now,
-    )
-    for row in rows[:1]:
-        await connection.execute("select pg_notify($1, $2)", CHANGED, row["subject"])
-    return [row["serial"] for row in rows]
+_CLAIM = """select ref from technician_claims where device_id = $1 and used_at is null
+  and ended_at is null and expires_at > $2"""
+
+_PROVISION = f"""
+with device as (
+  update devices set enrolled_at = coalesce(enrolled_at, $2), greeted_at = null, asked_at = $2,
+    asked = 'enrolled', state = $3,
+    state_since = case when state = $3 then state_since else $2 end
+  where id = $1 returning device)
+select ({_CLAIM}), pg_notify($4, device), {holding("$5")} from device
+"""  # noqa: S608
 
 
 async def _certified(
@@ -448,13 +465,9 @@ async def _note(connection: asyncpg.Connection, serial: str, code: str, *, now: 
     )
 
 
-def _key_hash(csr_pem: str) -> bytes:
-    """SHA-256 of the key that the request proves to hold; RefusedError if it proves none."""
+def _proved(csr_pem: str) -> Proof:
+    """Return what the request proves; RefusedError if it proves no key."""
     try:
-        key = proven_key(csr_pem.encode())
+        return proof(csr_pem.encode())
     except RequestRefusedError as error:
         raise refused("bad_request_for_certificate") from error
-    der = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).digest()

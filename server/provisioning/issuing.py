@@ -9,7 +9,8 @@ The steps, each a transaction or none; the same numbers stand in the code:
    retiring; or staged, until a session has proved it.
 
 Between 1 and 3 a crash leaves a row in state `recorded`. The same key asking again completes it;
-`sweep` writes it off after an hour.
+`sweep` writes it off after an hour. `issue` does all three; `enrol` does 1 (`begin`) and 3 (`hold`,
+`complete`) in transactions of its own, with what else is to be true then.
 
 Invariants: a key belongs to one device for ever. The same key gets the same certificate, as long
 as that is valid. A device has one active and at most one staged certificate.
@@ -24,7 +25,8 @@ import asyncpg
 
 from server.db.engine import transaction
 from server.errors import RefusedError, UnavailableError
-from server.pki.authority import Authority, Described, RequestRefusedError
+from server.fleet.lifecycle import State
+from server.pki.authority import Authority, Proof, RequestRefusedError
 from server.pki.profile import LEAF_LIFE, new_serial
 from server.provisioning.authorities import authority_row
 
@@ -43,7 +45,7 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class Order:
     """What is to be certified, why, and who signs it."""
 
     device_row: int
@@ -51,21 +53,25 @@ class _Order:
     organisation: int
     spki: bytes
     reason: str
-    authority: Described
-
-    @property
-    def key_lock(self) -> int:
-        """Serialises those who ask for one key, and before the device's row: no two then wait
-        for each other."""
-        return int.from_bytes(self.spki[:8], signed=True)
+    authority: Authority
 
 
 @dataclass(frozen=True, slots=True)
-class _Recorded:
+class Recorded:
     """A serial that may be signed, and the certificate's time."""
 
     serial: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A certificate and its device under their locks; `issued` once it is complete."""
+
+    life: State
+    state: str
+    reason: str
+    issued: Issued | None
 
 
 async def issue(
@@ -87,21 +93,76 @@ async def issue(
     before it replaces the active one. Raises RefusedError: `bad_request_for_certificate`,
     `key_in_use` (another device's), `key_revoked`, `device_not_admitted`.
     """
-    authority = authority.current()
-    order = _Order(device_row, device, organisation, spki, reason, authority.device_authority)
+    order = Order(device_row, device, organisation, spki, reason, authority.current())
     async with transaction(pool, "record certificate") as connection:
-        await connection.execute("select pg_advisory_xact_lock($1)", order.key_lock)
         if not await _admitted(connection, order):
             raise _not_admitted(device)
-        found = await _found(connection, order, now=now)
-        if isinstance(found, Issued):
-            return found
-        recorded = await _record(connection, order, found, now=now)  # 1
+        recorded = await begin(connection, order, now=now)  # 1
+    if isinstance(recorded, Issued):
+        return recorded
+    issued = await sign(pool, order, csr_pem.encode(), recorded, now=now)  # 2
+    async with transaction(pool, "complete certificate") as connection:
+        standing = await hold(connection, order, issued.serial, now=now)
+        if standing is not None and standing.state == "revoked":
+            raise UnavailableError("the certificate was withdrawn while it was signed; ask again")
+        if standing is not None and standing.issued is None:
+            await complete(connection, order, issued, now=now, stage=stage)  # 3
+    if standing is None:
+        raise _not_admitted(device)
+    return standing.issued or issued
+
+
+def key_lock(spki: bytes) -> int:
+    """Return the advisory lock that serialises those who ask for one key.
+
+    It is taken before the device's row: no two then wait for each other.
+    """
+    return int.from_bytes(spki[:8], signed=True)
+
+
+async def begin(
+    connection: asyncpg.Connection, order: Order, *, now: datetime
+) -> Issued | Recorded:
+    """Step 1: return the serial to sign, recorded here or begun before; or what is issued already.
+
+    The caller's transaction holds the key's lock and the row of the device, which is admitted. What
+    was begun too long ago, or for another authority, is written off.
+    """
+    found = await _record(connection, order, now=now)
+    if isinstance(found, Recorded):
+        return found
+    for row in found:
+        if row["device_id"] != order.device_row:
+            raise RefusedError("key_in_use", "this key belongs to another device; make a new one")
+        if row["revoked_at"] is not None or row["state"] == "revoked":
+            raise RefusedError("key_revoked", "this key was revoked; make a new one")
+    for row in found:
+        if row["chain"] is not None and row["not_after"] > now and not row["gone"]:
+            return _issued(row)
+    begun = [row for row in found if row["state"] == "recorded"]
+    usable = [
+        row
+        for row in begun
+        if row["recorded_at"] > now - ABANDONED_AFTER and row["authority_id"] == row["signing"]
+    ][:1]
+    rest = [row["serial"] for row in begun if row not in usable]
+    await _fail(connection, rest, now=now, why="abandoned")
+    if usable:
+        return Recorded(usable[0]["serial"], usable[0]["recorded_at"])
+    again = await _record(connection, order, now=now, known=True)
+    assert isinstance(again, Recorded)
+    return again
+
+
+async def sign(
+    pool: asyncpg.Pool, order: Order, request: bytes | Proof, recorded: Recorded, *, now: datetime
+) -> Issued:
+    """Step 2: sign what is recorded, and committed. Raises RefusedError, and writes it off."""
     try:
-        signed = await asyncio.to_thread(  # 2
-            authority.issue_device,
-            csr_pem.encode(),
-            device=device,
+        signed = await asyncio.to_thread(
+            order.authority.issue_device,
+            request,
+            device=order.device,
             serial=int(recorded.serial, 16),
             now=recorded.at,
         )
@@ -109,20 +170,97 @@ async def issue(
         async with transaction(pool, "refuse certificate") as connection:
             await _fail(connection, [recorded.serial], now=now, why=error.code)
         raise RefusedError(error.code, str(error)) from error
-    issued = Issued(
+    return Issued(
         recorded.serial,
         signed.chain_pem.decode(),
         signed.not_after,
-        renewal_time(device, recorded.serial, since=recorded.at),
+        renewal_time(order.device, recorded.serial, since=recorded.at),
     )
-    async with transaction(pool, "complete certificate") as connection:
-        if admitted := await _admitted(connection, order):
-            issued = await _complete(connection, order, issued, now=now, stage=stage)  # 3
-        else:
-            await _fail(connection, [recorded.serial], now=now, why="device_not_admitted")
-    if not admitted:
-        raise _not_admitted(device)
-    return issued
+
+
+async def hold(
+    connection: asyncpg.Connection, order: Order, serial: str, *, now: datetime
+) -> Standing | None:
+    """Lock the device and its certificate until the commit, and return how they stand.
+
+    None: the device is not admitted, and what was recorded is written off. If the same key asked
+    twice at once, the other may have completed it already.
+    """
+    row = await connection.fetchrow(
+        "select d.admitted, d.state as life, c.serial, c.state, c.reason, c.chain, c.not_after, "
+        "c.renew_after from devices d, certificates c where d.id = $1 and c.serial = $2 "
+        "for no key update of d, c",
+        order.device_row,
+        serial,
+    )
+    if not row["admitted"]:
+        await _fail(connection, [serial], now=now, why="device_not_admitted")
+        return None
+    if row["chain"] is None and row["state"] not in ("recorded", "revoked"):
+        raise UnavailableError("the certificate was written off while it was signed; ask again")
+    issued = None if row["state"] == "recorded" or row["chain"] is None else _issued(row)
+    return Standing(State(row["life"]), row["state"], row["reason"], issued)
+
+
+async def complete(
+    connection: asyncpg.Connection,
+    order: Order,
+    issued: Issued,
+    *,
+    now: datetime,
+    stage: bool,
+    only: bool = False,
+) -> list[str]:
+    """Step 3: fill the row in, after what it supersedes has given way; `hold` has locked it.
+
+    `only`: no other key of the device is to be good any more. Returns the serials revoked for that.
+    """
+    rows = await connection.fetch(
+        _COMPLETE,
+        issued.serial,
+        order.device_row,
+        order.spki,
+        now,
+        stage,
+        only,
+        issued.chain_pem,
+        issued.not_after,
+        issued.renew_after,
+        order.reason,
+        order.device,
+        order.authority.device_authority.name,
+    )
+    return [row["serial"] for row in rows if row["event"] == "revoked"]
+
+
+# One statement; `completed` reads `gone`, so the active one has given way before the next is.
+_COMPLETE = """
+with gone as (
+  update certificates set
+    state = case when $6 and spki_sha256 <> $3 then 'revoked'
+      when state = 'staged' then 'retired' else 'retiring' end,
+    revoked_at = case when $6 and spki_sha256 <> $3 then $4::timestamptz end,
+    retired_at = case when state = 'staged' and not ($6 and spki_sha256 <> $3)
+      then $4::timestamptz end
+  where device_id = $2 and serial <> $1 and (state = 'staged' or (state = 'active' and not $5)
+    or ($6 and spki_sha256 <> $3 and state = 'retiring'))
+  returning serial, state, authority_id),
+completed as (
+  update certificates set chain = $7, not_after = $8, renew_after = $9, reason = $10,
+    state = case when $5 then 'staged' else 'active' end,
+    staged_at = case when $5 then $4::timestamptz end,
+    activated_at = case when $5 then null else $4::timestamptz end
+  from (select count(*) from gone) before where serial = $1)
+insert into issuance_log (at, serial, event, subject, authority, detail)
+select $4::timestamptz, serial, event, $11::text, authority, detail from (
+  select 1 as number, serial, 'signed' as event, $12::text as authority,
+    jsonb_build_object('not_after', $8::timestamptz) as detail
+    from certificates where serial = $1 and state = 'recorded'
+  union all
+  select 2, g.serial, 'revoked', coalesce(a.name, 'device'), '{}'
+    from gone g left join authorities a on a.id = g.authority_id where g.state = 'revoked'
+) done order by number, serial returning serial, event
+"""
 
 
 def renewal_time(device: str, serial: str, *, since: datetime) -> datetime:
@@ -157,115 +295,63 @@ async def record_trust(
     )
 
 
-async def _admitted(connection: asyncpg.Connection, order: _Order) -> bool:
-    """Return whether the device may have a certificate now; that stands until the commit."""
+async def _admitted(connection: asyncpg.Connection, order: Order) -> bool:
+    """Lock key and device; return whether the device may have a certificate until the commit."""
     admitted: bool | None = await connection.fetchval(
-        "select admitted from devices where id = $1 for no key update", order.device_row
+        "with key as materialized (select pg_advisory_xact_lock($2)) "
+        "select d.admitted from key, devices d where d.id = $1 for no key update of d",
+        order.device_row,
+        key_lock(order.spki),
     )
     return admitted or False
 
 
-async def _found(
-    connection: asyncpg.Connection, order: _Order, *, now: datetime
-) -> Issued | list[asyncpg.Record]:
-    """Return the key's valid certificate, or what was recorded for it and not completed."""
-    rows = await connection.fetch(
-        "select c.serial, c.device_id, c.state, c.chain, c.not_after, c.renew_after, c.revoked_at, "
-        "c.recorded_at, c.authority_id, a.state = 'gone' as gone from certificates c "
-        "left join authorities a on a.id = c.authority_id where c.spki_sha256 = $1 "
-        "order by c.recorded_at desc, c.serial",
-        order.spki,
-    )
-    for row in rows:
-        if row["device_id"] != order.device_row:
-            raise RefusedError("key_in_use", "this key belongs to another device; make a new one")
-        if row["revoked_at"] is not None or row["state"] == "revoked":
-            raise RefusedError("key_revoked", "this key was revoked; make a new one")
-    for row in rows:
-        if row["chain"] is not None and row["not_after"] > now and not row["gone"]:
-            return _issued(row)
-    return [row for row in rows if row["state"] == "recorded"]
-
-
 async def _record(
-    connection: asyncpg.Connection, order: _Order, begun: list[asyncpg.Record], *, now: datetime
-) -> _Recorded:
-    """Return the serial to sign: one that was begun, or a new one, recorded here.
-
-    What was begun too long ago, or for another authority, is written off.
-    """
-    authority = await authority_row(connection, order.authority)
-    usable = [
-        row
-        for row in begun
-        if row["recorded_at"] > now - ABANDONED_AFTER and row["authority_id"] == authority
-    ][:1]
-    rest = [row["serial"] for row in begun if row not in usable]
-    await _fail(connection, rest, now=now, why="abandoned")
-    if usable:
-        return _Recorded(usable[0]["serial"], usable[0]["recorded_at"])
-    serial = f"{new_serial():x}"
-    await connection.execute(
-        "with recorded as (insert into certificates (serial, organisation_id, device_id, "
-        "spki_sha256, recorded_at, state, authority_id, reason) "
-        "values ($1, $2, $3, $4, $5, 'recorded', $6, $7)) "
-        "insert into issuance_log (at, serial, event, subject, authority, detail) "
-        "values ($5, $1, 'recorded', $8, $9, "
-        "jsonb_build_object('reason', $7, 'spki_sha256', encode($4, 'hex')))",
+    connection: asyncpg.Connection, order: Order, *, now: datetime, known: bool = False
+) -> Recorded | list[asyncpg.Record]:
+    """Record a new serial; or return what there is of this key, unless that is `known`."""
+    serial, described = f"{new_serial():x}", order.authority.device_authority
+    rows: list[asyncpg.Record] = await connection.fetch(
+        _RECORD,
         serial,
         order.organisation,
         order.device_row,
         order.spki,
         now,
-        authority,
         order.reason,
         order.device,
-        order.authority.name,
+        described.name,
+        described.state,
+        known,
     )
-    return _Recorded(serial, now)
+    if rows[0]["recorded"] is not None:
+        return Recorded(serial, now)
+    if rows[0]["signing"] is None:  # this authority's first, or its first since its state changed
+        await authority_row(connection, described)
+        return await _record(connection, order, now=now, known=known)
+    return rows
 
 
-async def _complete(
-    connection: asyncpg.Connection, order: _Order, issued: Issued, *, now: datetime, stage: bool
-) -> Issued:
-    """Fill the recorded row in, after what it supersedes has given way; return what stands there.
-
-    If the same key asked twice at once, the other may have been first.
-    """
-    row = await connection.fetchrow(
-        "select serial, state, chain, not_after, renew_after from certificates "
-        "where serial = $1 for update",
-        issued.serial,
-    )
-    if row["state"] != "recorded":
-        if row["chain"] is None or row["state"] == "revoked":
-            raise UnavailableError("the certificate was withdrawn while it was signed; ask again")
-        return _issued(row)
-    await connection.execute(
-        "update certificates set state = case state when 'staged' then 'retired' else 'retiring' "
-        "end, retired_at = case state when 'staged' then $2::timestamptz end "
-        "where device_id = $1 and (state = 'staged' or (state = 'active' and not $3))",
-        order.device_row,
-        now,
-        stage,
-    )
-    await connection.execute(
-        "with completed as (update certificates set chain = $2, not_after = $3, renew_after = $4, "
-        "state = case when $5 then 'staged' else 'active' end, "
-        "staged_at = case when $5 then $6::timestamptz end, "
-        "activated_at = case when $5 then null else $6::timestamptz end where serial = $1) "
-        "insert into issuance_log (at, serial, event, subject, authority, detail) "
-        "values ($6, $1, 'signed', $7, $8, jsonb_build_object('not_after', $3::timestamptz))",
-        issued.serial,
-        issued.chain_pem,
-        issued.not_after,
-        issued.renew_after,
-        stage,
-        now,
-        order.device,
-        order.authority.name,
-    )
-    return issued
+# One statement, so that the usual case, a new key, is one. Key and device were locked before it.
+_RECORD = """
+with signing as materialized (select id from authorities where name = $8 and state = $9),
+known as materialized (
+  select c.serial, c.device_id, c.state, c.chain, c.not_after, c.renew_after, c.revoked_at,
+    c.recorded_at, c.authority_id, a.state = 'gone' as gone
+  from certificates c left join authorities a on a.id = c.authority_id where c.spki_sha256 = $4),
+recorded as (
+  insert into certificates (serial, organisation_id, device_id, spki_sha256, recorded_at, state,
+    authority_id, reason)
+  select $1, $2, $3, $4, $5, 'recorded', id, $6::text from signing
+    where $10 or not exists (select from known)
+  returning serial),
+logged as (
+  insert into issuance_log (at, serial, event, subject, authority, detail)
+  select $5, serial, 'recorded', $7, $8,
+    jsonb_build_object('reason', $6::text, 'spki_sha256', encode($4, 'hex')) from recorded)
+select (select serial from recorded) as recorded, (select id from signing) as signing, known.*
+from (select) one left join known on true order by known.recorded_at desc, known.serial
+"""
 
 
 async def _fail(

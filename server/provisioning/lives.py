@@ -19,11 +19,18 @@ async def advance(
     row = await connection.fetchrow(
         "select device, state from devices where id = $1 for update", device_row
     )
-    state = State(row["state"])
-    if state in WORKING and WORKING.index(state) >= WORKING.index(to):
+    state = advanced(State(row["state"]), to)
+    if state is not to or row["state"] == to:
         return
-    effects(state, to)
     await connection.execute(
         "update devices set state = $2, state_since = $3 where id = $1", device_row, to, now
     )
     await notify(connection, row["device"])
+
+
+def advanced(state: State, to: State) -> State:
+    """Return where a working device is once it is as far as `to`. RefusedError as above. Pure."""
+    if state in WORKING and WORKING.index(state) >= WORKING.index(to):
+        return state
+    effects(state, to)
+    return to
