@@ -42,7 +42,8 @@ def respond(
         body, content_type = to_csv(answer, row), _CSV
     else:
         body, content_type = msgspec.json.encode(answer), "application/json"
-    etag = '"' + hashlib.sha256(body).hexdigest()[:32] + '"'
+    version = getattr(answer, "version", "")  # what an edit is to have seen comes first
+    etag = f'"{version}{"-" if version else ""}{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {
         "ETag": etag,
         "Cache-Control": "private, no-cache",

@@ -18,6 +18,28 @@ nothing was measured: missing is not zero. A row's `state` is open, complete or 
 """
 
 
+_HEADERS: dict[str, list[dict[str, Any]]] = {
+    "POST": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "The same key with the same body gets the same answer for a day.",
+            "schema": {"type": "string", "maxLength": 128},
+        }
+    ],
+    "PATCH": [
+        {
+            "name": "If-Match",
+            "in": "header",
+            "required": True,
+            "description": "The ETag of the state that you have seen; `*`: whatever it is.",
+            "schema": {"type": "string"},
+        }
+    ],
+}
+
+
 class Described(Protocol):
     """What is needed of a route."""
 
@@ -31,6 +53,10 @@ class Described(Protocol):
     def answer(self) -> type[msgspec.Struct]: ...
     @property
     def row(self) -> type[msgspec.Struct] | None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def body(self) -> type[msgspec.Struct] | None: ...
 
 
 Schema = dict[str, Any]
@@ -40,20 +66,22 @@ Schema = dict[str, Any]
 def describe(routes: Sequence[Described]) -> Schema:
     """Return the OpenAPI 3.1 document."""
     types = [route.answer for route in routes] + [route.parameters for route in routes]
+    bodies = [route.body for route in routes if route.body is not None]
     schemas, components = msgspec.json.schema_components(
-        [*types, Problem], ref_template=_REF.replace("{name}", "{name}")
+        [*types, Problem, *bodies], ref_template=_REF.replace("{name}", "{name}")
     )
     components = {name: schema for name, schema in components.items() if "Parameters" not in name}
     count = len(routes)
-    paths: Schema = {
-        route.path: {"get": _operation(route, schemas[number], schemas[count + number])}
-        for number, route in enumerate(routes)
-    }
+    paths: Schema = {}
+    for number, route in enumerate(routes):
+        operation = _operation(route, schemas[number], schemas[count + number])
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
     _, everything = msgspec.json.schema_components(types, ref_template=_REF)
     for number, route in enumerate(routes):
         name = str(schemas[count + number]["$ref"]).rsplit("/", 1)[1]
-        paths[route.path]["get"]["parameters"] = [
+        paths[route.path][route.method.lower()]["parameters"] = [
             *_path_parameters(route.path),
+            *_HEADERS.get(route.method, ()),
             *_query_parameters(everything[name], route.parameters),
         ]
     unused = {str(schemas[count + n]["$ref"]).rsplit("/", 1)[1] for n in range(count)}
@@ -77,12 +105,15 @@ def _operation(route: Described, answer: Schema, _: Schema) -> Schema:
     if route.row is not None:
         content["text/csv"] = {"schema": {"type": "string"}}
     name = re.sub(r"[^a-z]+", "_", route.path).strip("_")
-    return {
+    if route.method != "GET":
+        name = f"{route.method.lower()}_{name}"
+    answered: Schema = {"description": route.summary, "content": content}
+    described: Schema = {
         "operationId": name,
         "summary": route.summary,
         "description": (route.parameters.__doc__ or "").strip(),
         "responses": {
-            "200": {"description": route.summary, "content": content},
+            "201" if route.method == "POST" else "200": answered,
             "304": {"description": "Known already: the ETag of If-None-Match still holds"},
             "default": {
                 "description": "A problem; `code` is stable",
@@ -92,6 +123,13 @@ def _operation(route: Described, answer: Schema, _: Schema) -> Schema:
             },
         },
     }
+    if route.body is not None:
+        schema = {"$ref": _REF.format(name=route.body.__name__)}
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema}},
+        }
+    return described
 
 
 def _path_parameters(path: str) -> list[Schema]:
@@ -124,19 +162,28 @@ def page(routes: Sequence[Described]) -> bytes:
     document = describe(routes)
     parts = [_HEAD, f"<h1>Vestibule API, v1</h1><p>{_prose(_ABOUT)}</p>"]
     parts.append("<p><a href='openapi.json'>openapi.json</a></p>")
-    for path, methods in document["paths"].items():
-        operation = methods["get"]
+    for path, method, operation in (
+        (path, method, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ):
         rows = "".join(_parameter_row(each) for each in operation["parameters"])
         parts.append(
-            f"<section><h2 id='{operation['operationId']}'><code>GET /v1{html.escape(path)}</code>"
-            f"</h2><p>{_prose(operation['summary'])}.</p>"
+            f"<section><h2 id='{operation['operationId']}'>"
+            f"<code>{method.upper()} /v1{html.escape(path)}</code></h2>"
+            f"<p>{_prose(operation['summary'])}.</p>"
         )
         if rows:
             parts.append(
                 "<table><thead><tr><th>parameter</th><th>values</th><th>meaning</th></tr></thead>"
                 f"<tbody>{rows}</tbody></table>"
             )
-        schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        if "requestBody" in operation:
+            sent = operation["requestBody"]["content"]["application/json"]["schema"]
+            parts.append(f"<p>Takes {_values(sent)}.</p>")
+        responses = operation["responses"]
+        answered = responses.get("200") or responses["201"]
+        schema = answered["content"]["application/json"]["schema"]
         name = str(schema.get("$ref", "")).rsplit("/", 1)[-1]
         parts.append(f"<p>Answers <a href='#{name}'><code>{name}</code></a>.</p></section>")
     parts.append("<h2>Answers</h2>")

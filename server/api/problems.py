@@ -43,6 +43,38 @@ class ParameterError(RefusedError):
         super().__init__(code, message)
 
 
+class BodyError(RefusedError):
+    """A body, or a field of it, is not what the route takes."""
+
+    def __init__(self, parameter: str, message: str, *, code: str = "bad_body") -> None:
+        self.parameter = parameter or None
+        super().__init__(code, message)
+
+
+class PreconditionError(VestibuleError):
+    """An edit does not say what it has seen."""
+
+    code = "precondition_required"
+
+
+class KeyReusedError(VestibuleError):
+    """An Idempotency-Key bears another request than before."""
+
+    code = "idempotency_key_reused"
+
+
+class MediaTypeError(VestibuleError):
+    """A body is not JSON."""
+
+    code = "unsupported_media_type"
+
+
+class TooLargeError(VestibuleError):
+    """A body is too large."""
+
+    code = "too_large"
+
+
 class SignInError(VestibuleError):
     """No key, or none that is valid."""
 
@@ -88,6 +120,24 @@ CODES = {
     "range_too_long": Code(
         422, "Range too long", "Ask for a shorter range, or for larger buckets."
     ),
+    "bad_body": Code(422, "Bad body", "The body is not what this route takes."),
+    "unknown_field": Code(
+        422, "Unknown field", "Unknown fields are refused, so that no typo goes unnoticed."
+    ),
+    "bad_value": Code(422, "Bad value", "`parameter` names the field whose value is not taken."),
+    "name_taken": Code(409, "Name taken", "Names are unique within their site or organisation."),
+    "conflict": Code(409, "Conflict", "It contradicts what is already there."),
+    "changed_meanwhile": Code(
+        412, "Changed meanwhile", "Somebody else has changed it: read it again, and decide anew."
+    ),
+    "precondition_required": Code(
+        428, "If-Match required", "Send the ETag of the state that you have seen as `If-Match`."
+    ),
+    "idempotency_key_reused": Code(
+        422, "Idempotency-Key reused", "A key belongs to one request: draw another."
+    ),
+    "unsupported_media_type": Code(415, "Not JSON", "Send `Content-Type: application/json`."),
+    "too_large": Code(413, "Too large", "Send less at once."),
     "too_many_requests": Code(
         429, "Too many requests", "Wait as long as `Retry-After` says; answers carry an ETag."
     ),

@@ -37,6 +37,7 @@ from server.api.parameters import (
     write_cursor,
 )
 from server.api.problems import is_unexpected, problem_response
+from server.api.register import REGISTER, served
 from server.api.types import (
     CountAnswer,
     DeviceRow,
@@ -88,6 +89,8 @@ class Route:
     row: type[msgspec.Struct] | None
     handler: Callable[..., Awaitable[msgspec.Struct]]
     scope: str = "read"
+    method: str = "GET"
+    body: type[msgspec.Struct] | None = None
 
 
 def build_api(
@@ -106,8 +109,20 @@ def build_api(
     app = web.Application(middlewares=[_guarded(clock)])
     for route in ROUTES:
         app.router.add_get(route.path, _served(route, pool, clock, sign_in, limit, turns))
-    document = msgspec.json.format(msgspec.json.encode(describe(ROUTES)), indent=2)
-    readable = page(ROUTES)
+    for each in REGISTER:
+        handler = served(
+            each,
+            desk=desk,
+            clock=clock,
+            sign_in=sign_in,
+            limit=limit,
+            turns=turns,
+            at_once=AT_ONCE,
+        )
+        app.router.add_route(each.method, each.path, handler)
+    everything = (*ROUTES, *REGISTER)
+    document = msgspec.json.format(msgspec.json.encode(describe(everything)), indent=2)
+    readable = page(everything)
     app.router.add_get("/openapi.json", _static(document, "application/json"))
     app.router.add_get("/docs", _static(readable, "text/html"))
     return app

@@ -121,3 +121,125 @@ GAP_REASONS = {
     "refused": "The device was not admitted; it holds what it counted, and this is its sum.",
     "totals": "The device's totals and its readings differ; an alert was raised.",
 }
+
+
+# The register, as it is read and written. `version` is in the ETag, for If-Match.
+
+
+class RegionRecord(msgspec.Struct, frozen=True):
+    """A region."""
+
+    region: str
+    name: str
+    version: str
+
+
+class SiteRecord(msgspec.Struct, frozen=True):
+    """A site as it may be edited; `hours` as `Mo-Fr 10:00-19:00; Sa off`, empty: never closes."""
+
+    site: str
+    name: str
+    time_zone: str
+    currency: str
+    address: str
+    region: str | None
+    hours: str
+    opens_on: date | None
+    closes_on: date | None
+    version: str
+
+
+class DoorRecord(msgspec.Struct, frozen=True):
+    """A door; `behind` is the one before it, null: it opens to the outside."""
+
+    door: str
+    site: str
+    name: str
+    behind: str | None
+    version: str
+
+
+class SpotRecord(msgspec.Struct, frozen=True):
+    """A spot, and how it is mounted now."""
+
+    spot: str
+    site: str
+    name: str
+    kind: str
+    door: str | None
+    purpose: str
+    height_cm: int | None
+    version: str
+
+
+class NewRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A region to be added."""
+
+    name: str
+
+
+class RegionWrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A region's new name."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class SiteWrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to change of a site; what is left out stays."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    time_zone: str | msgspec.UnsetType = msgspec.UNSET
+    currency: str | msgspec.UnsetType = msgspec.UNSET
+    address: str | msgspec.UnsetType = msgspec.UNSET
+    region: str | msgspec.UnsetType | None = msgspec.UNSET
+    hours: str | msgspec.UnsetType = msgspec.UNSET
+    opens_on: date | msgspec.UnsetType | None = msgspec.UNSET
+    closes_on: date | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class NewSite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A site to be added; `hours` left out: it never closes."""
+
+    name: str
+    time_zone: str
+    currency: str = "EUR"
+    address: str = ""
+    region: str | None = None
+    hours: str = ""
+    opens_on: date | None = None
+    closes_on: date | None = None
+
+
+class NewDoor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A door to be added to a site."""
+
+    site: str
+    name: str
+    behind: str | None = None
+
+
+class DoorWrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to change of a door; what is left out stays."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    behind: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class NewSpot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A spot to be added to a site."""
+
+    site: str
+    name: str
+    kind: str
+    door: str | None = None
+    purpose: str = "entrance"
+    height_cm: int | None = None
+
+
+class SpotWrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to change of a spot, from now on; what is left out stays."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    door: str | msgspec.UnsetType | None = msgspec.UNSET
+    purpose: str | msgspec.UnsetType = msgspec.UNSET
+    height_cm: int | msgspec.UnsetType | None = msgspec.UNSET

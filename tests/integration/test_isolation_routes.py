@@ -73,6 +73,11 @@ GET: dict[str, Asked] = {
     "/v1/sites": Asked(),
     "/v1/sites/{ref:site}": Asked(),
     "/v1/spots": Asked({}, {"site": "{site}"}),
+    "/v1/regions": Asked(),
+    "/v1/regions/{ref:region}": Asked(),
+    "/v1/sites/{ref:site}/record": Asked(),
+    "/v1/doors/{ref:door}": Asked(),
+    "/v1/spots/{ref:spot}": Asked(),
     "/v1/devices": Asked(),
     "/v1/counts": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
@@ -129,6 +134,20 @@ POST: dict[str, Asked] = {
     "/tech/claims/{claim}/end": Asked(),
     "/tech/claims/{claim}/compare": Asked(),
 }
+JSON: dict[tuple[str, str], Asked] = {
+    ("POST", "/v1/regions"): Asked({"name": ""}),
+    ("PATCH", "/v1/regions/{ref:region}"): Asked(),
+    ("POST", "/v1/sites"): Asked({"name": "A", "time_zone": "x"}, {"region": "{region}"}),
+    ("PATCH", "/v1/sites/{ref:site}"): Asked({}, {"region": "{region}"}),
+    ("POST", "/v1/doors"): Asked({"name": ""}, {"site": "{site}", "behind": "{door}"}),
+    ("PATCH", "/v1/doors/{ref:door}"): Asked({}, {"behind": "{door}"}),
+    ("POST", "/v1/spots"): Asked(
+        {"name": "mine", "kind": "kiosk"}, {"site": "{site}", "door": "{door}"}
+    ),
+    ("PATCH", "/v1/spots/{ref:spot}"): Asked({}, {"door": "{door}"}),
+}
+"""What programs write, as JSON."""
+
 WHO_ONE_IS = (
     {
         ("POST", path)
@@ -176,11 +195,13 @@ class Fuzz:
         address = re.sub(r"{(?:(\w+):)?(\w+)}", lambda m: names.get(f"/{m[2]}", OWN)[m[2]], path)
         headers = dict(HTML)
         if address.startswith("/v1/"):
-            headers = {"Authorization": f"Bearer {self.key}"}
+            headers = {"Authorization": f"Bearer {self.key}", "If-Match": "*"}
         if method == "GET":
             request = self.browser.get(
                 address, params=values, headers=headers, allow_redirects=False
             )
+        elif address.startswith("/v1/"):
+            request = self.browser.request(method, address, json=values, headers=headers)
         else:
             form = FormData({**values, "csrf": self.csrf})
             request = self.browser.request(
@@ -230,7 +251,9 @@ async def fuzz(people: People) -> Fuzz:
         ABSENT["site"]: "99999999",
         OWN["site"]: "99999998",
     }
-    key = await create_api_key(owner, people.organisations["own"], "fuzz")
+    key = await create_api_key(
+        owner, people.organisations["own"], "fuzz", scopes=("read", "register:write")
+    )
     return Fuzz(people, browser, csrf, key, sessions)
 
 
@@ -305,7 +328,11 @@ async def state_of(people: People) -> str:
     return hashlib.sha256("\n".join(str(row[0]) for row in found).encode()).hexdigest()
 
 
-TABLE = [("GET", *each) for each in GET.items()] + [("POST", *each) for each in POST.items()]
+TABLE = [
+    *(("GET", *each) for each in GET.items()),
+    *(("POST", *each) for each in POST.items()),
+    *((*route, asked) for route, asked in JSON.items()),
+]
 
 
 async def test_what_is_anothers_is_answered_like_what_is_not_there(fuzz: Fuzz) -> None:
