@@ -2,7 +2,8 @@
 
 Decided here:
 - A connection on which no whole head of a request came within the limit is closed, and so is one
-  whose request's body is not there so long after its head. A handshake has as long.
+  whose request's body is not there so long after its head. A handshake has as long. A body that
+  says how long it is has what a phone in a cellar needs, at most `MOST_LIMITS` times the limit.
 - Between requests a connection may rest for `KEEP_ALIVE_S`, half a request's head included.
 - A body that says it is compressed is refused unread (415): nobody who asks us sends one, and a
   kilobyte of it may hold a megabyte.
@@ -22,6 +23,8 @@ from aiohttp.web_protocol import RequestHandler
 __all__ = ["KEEP_ALIVE_S", "LIMIT_S", "listening"]
 
 LIMIT_S = 15.0
+MOST_LIMITS = 4
+SLOWEST = 2_000  # bytes a second: a weak cell's edge
 KEEP_ALIVE_S = 75.0  # a little more than proxies keep theirs
 
 
@@ -73,7 +76,9 @@ class _Deadlines:
                 waiting.cancel()
             if not request.content.is_eof():
                 loop = asyncio.get_running_loop()
-                body = loop.call_later(self.limit_s, _close, request.protocol)
+                more_s = (request.content_length or 0) / SLOWEST
+                wait_s = min(self.limit_s + more_s, self.limit_s * MOST_LIMITS)
+                body = loop.call_later(wait_s, _close, request.protocol)
                 request.content.on_eof(body.cancel)
             if request.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise web.HTTPUnsupportedMediaType(text="send it uncompressed")

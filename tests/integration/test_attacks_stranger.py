@@ -185,6 +185,16 @@ async def test_x50_who_asks_in_time_is_answered_as_often_as_they_like() -> None:
     assert set(sizes) == {5}
 
 
+async def test_x50_a_long_body_has_the_time_that_a_weak_signal_needs() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 8000\r\n\r\n"
+    async with answering() as (port, sizes):
+        assert b"taken" in await closed(port, head, *[bytes(800)] * 10, drip_s=SOON_S / 6)
+        assert sizes == [8000]
+        sizes.clear()  # but not for ever
+        assert b"taken" not in await closed(port, head, *[bytes(8)] * 20, drip_s=SOON_S / 4)
+        assert sizes == []
+
+
 @pytest.mark.parametrize(
     ("packet", "status"),
     [
