@@ -421,7 +421,7 @@ async def hello_over_tls(
     return await asyncio.to_thread(talk)
 
 
-async def test_an_expired_certificate_ends_its_session_and_its_resumption(
+async def test_x25_an_expired_certificate_ends_its_session_and_its_resumption(
     stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
     fleet = await register(owner, 1, prefix="dc-expiry")

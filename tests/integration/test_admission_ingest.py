@@ -44,7 +44,7 @@ async def heard_out(device: Door) -> None:
         await device.hear()
 
 
-async def test_nothing_is_stored_from_the_order_on_and_nothing_is_lost_by_it(
+async def test_x26_nothing_is_stored_from_the_order_on_and_nothing_is_lost_by_it(
     stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
     """The broker is told late: what comes meanwhile is refused, and is its sum in a gap."""

@@ -74,7 +74,7 @@ def _counter(agent: Agent, counts: Counts) -> bytes:
 
 
 @pytest.mark.parametrize("to_seq", [TOP, TOP - 1])
-async def test_a_boot_that_uses_up_its_numbers_stops_nobody(
+async def test_x09_a_boot_that_uses_up_its_numbers_stops_nobody(
     ingest: Ingesting, owner: asyncpg.Connection, to_seq: int
 ) -> None:
     fleet = await register(owner, 2)
@@ -146,7 +146,7 @@ async def test_what_breaks_after_the_commit_is_not_said_and_said_later(
     assert await owner.fetchval("select count(distinct seq) from readings") == 3
 
 
-async def test_absurd_counts_are_refused_before_the_deriver_chokes_on_them(
+async def test_x16_absurd_counts_are_refused_before_the_deriver_chokes_on_them(
     ingest: Ingesting, owner: asyncpg.Connection, stack: Stack, database: str
 ) -> None:
     fleet = await register(owner, 2)

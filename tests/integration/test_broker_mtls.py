@@ -228,7 +228,7 @@ async def test_each_kind_of_certificate_opens_only_its_own_listener(fleet: Fleet
     assert await refused(fleet.device_port, service)
 
 
-async def test_another_devices_client_id_takes_nothing_over(fleet: Fleet) -> None:
+async def test_x03_another_devices_client_id_takes_nothing_over(fleet: Fleet) -> None:
     async with fleet.service("svc-ingest") as ingest, fleet.device(B) as victim:
         await victim.subscribe(topic(B, Leg.RECEIPT), qos=1)
         async with fleet.device(A, client_id=B) as thief:
@@ -242,7 +242,9 @@ async def test_another_devices_client_id_takes_nothing_over(fleet: Fleet) -> Non
 @pytest.mark.parametrize(
     "wish", ["#", "+/#", "v1/#", "v1/+/+/up", "v1/+/+/down", "$SYS/#", "$CONTROL/#"]
 )
-async def test_a_wide_subscription_delivers_only_what_is_its_own(fleet: Fleet, wish: str) -> None:
+async def test_x02_a_wide_subscription_delivers_only_what_is_its_own(
+    fleet: Fleet, wish: str
+) -> None:
     async with (
         fleet.service("svc-ingest") as ingest,
         fleet.service("svc-downlink") as downlink,
@@ -360,7 +362,7 @@ def variable_length(length: int) -> bytes:
     ],
     ids=["a little", "a lot", "promised only"],
 )
-async def test_an_oversized_packet_ends_the_connection_and_reaches_nobody(
+async def test_x11_an_oversized_packet_ends_the_connection_and_reaches_nobody(
     fleet: Fleet, packet: bytes
 ) -> None:
     async with fleet.service("svc-ingest") as ingest, asyncio.timeout(10):

@@ -347,7 +347,7 @@ async def test_a_forced_switch_leaves_nobody_out_who_only_knows_the_old_root(wor
     await world.settled()
 
 
-async def test_a_stolen_device_authority_is_shut_out_below_the_same_root(
+async def test_x28_a_stolen_device_authority_is_shut_out_below_the_same_root(
     world: World, tmp_path: Path
 ) -> None:
     thief = await asyncio.to_thread(stolen, world, tmp_path)

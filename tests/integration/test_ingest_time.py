@@ -264,7 +264,7 @@ async def test_a_hello_is_answered_from_the_database_and_makes_nothing(
     assert said(await ingest.take((agent, agent.hello(name="will")))) == []
 
 
-async def test_two_machines_with_one_identity_are_noticed(
+async def test_x08_two_machines_with_one_identity_are_noticed(
     ingest: Ingesting, owner: asyncpg.Connection
 ) -> None:
     fleet = await register(owner, 1)

@@ -49,7 +49,7 @@ async def installed(place: Provisioning, serial: str, spot: str) -> Label:
     return label
 
 
-async def test_a_second_technician_needs_a_reason(place: Provisioning) -> None:
+async def test_x20_a_second_technician_needs_a_reason(place: Provisioning) -> None:
     label = await place.device()
     first = await place.claim(label.text, "door-1")
     await refused("claimed_by_another", place.claim(label.text, "door-2", user="ture"))
@@ -313,7 +313,7 @@ async def test_what_was_bound_offline_counts_from_when_it_was_done(place: Provis
     )
 
 
-async def test_binding_needs_a_voucher_of_that_time_and_that_place(place: Provisioning) -> None:
+async def test_x19_binding_needs_a_voucher_of_that_time_and_that_place(place: Provisioning) -> None:
     before = place.now - timedelta(hours=1)
     voucher, text = await place.voucher()
     label = await place.device()

@@ -100,7 +100,7 @@ OWN_NAME = x509.SubjectAlternativeName([URI(f"urn:vestibule:device:{DEVICE}")])
     ],
     ids=lambda wish: type(wish).__name__,
 )
-def test_a_request_that_asks_for_more_than_a_device_gets_is_refused(
+def test_x22_a_request_that_asks_for_more_than_a_device_gets_is_refused(
     authority: Authority, wish: x509.ExtensionType
 ) -> None:
     csr = as_pem(request(wishes=(wish,)))
@@ -123,7 +123,7 @@ def test_a_request_that_asks_for_more_than_a_device_gets_is_refused(
     ],
     ids=["+", "#", "slash", "NUL", "300", "two", "empty", "non-ASCII", "O", "CN and O"],
 )
-def test_a_strange_subject_is_refused(
+def test_x05_a_strange_subject_is_refused(
     authority: Authority, names: tuple[tuple[x509.ObjectIdentifier, str], ...]
 ) -> None:
     assert fault_of(authority, as_pem(request(names=names))) in (Fault.BAD_NAME, Fault.UNREADABLE)
@@ -140,7 +140,7 @@ def test_a_strange_subject_is_refused(
     ],
     ids=["P-384", "secp256k1", "Ed25519", "RSA 1024", "RSA 2048"],
 )
-def test_keys_off_p256_are_refused(
+def test_x21_keys_off_p256_are_refused(
     authority: Authority, key: CertificateIssuerPrivateKeyTypes
 ) -> None:
     assert fault_of(authority, as_pem(request(key))) is Fault.WRONG_KEY
