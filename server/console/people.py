@@ -226,16 +226,20 @@ class Pages:
 
     async def _listed(self, connection: asyncpg.Connection, where: Where) -> list[Listed]:
         names = await self._names(connection, where)
+        here = await connection.fetch(
+            "select distinct user_id from grants where organisation_id = $1", where.organisation
+        )
+        known = {row["user_id"] for row in here}
         found: list[Listed] = []
         for user in await users.listed(connection):
+            if where.organisation is not None and user.id not in known:
+                continue
             grants = await users.grants_of(connection, user.id)
             shown = [
                 grant
                 for grant in grants
                 if where.organisation is None or grant.organisation == where.organisation
             ]
-            if where.organisation is not None and not shown:
-                continue
             whole = all(may_give(where.visitor.grants, grant) for grant in grants)
             told = [
                 (grant, *names.get((grant.organisation, grant.region, grant.site), ("", "")))
@@ -315,7 +319,7 @@ class Pages:
             at=where.at,
             base=where.path,
             people=listed,
-            roles=list(Role),
+            roles=list(reversed(Role)),  # what gives least is what is chosen by mistake
             regions=regions,
             sites=sites,
             all_languages=catalogue.LANGUAGES,
