@@ -12,7 +12,7 @@ from aiohttp import ClientSession, FormData
 
 from server.console.pages import HERE, LANGUAGES
 from server.db.engine import acting
-from server.fleet import doors, spots
+from server.fleet import doors, organisations, sites, spots
 from server.fleet.doors import Door
 from server.fleet.lifecycle import State
 from server.fleet.spots import Spot
@@ -280,3 +280,98 @@ async def test_a_grant_for_one_site_opens_that_site_alone(people: People) -> Non
     form = {"csrf": (await form_of(browser, "/account"))["csrf"], "name": "x"}
     assert (await post(browser, f"{OWN}/sites/own-site", form)).status == 404
     assert GOOD
+
+
+PRIVILEGED = {
+    "/console/organisations": "organisation added",
+    f"{OWN}": "organisation changed",
+    f"{OWN}/regions": "region added",
+    f"{OWN}/regions/{{region}}": "region changed",
+    f"{OWN}/sites": "site added",
+    f"{OWN}/sites/own-site": "site changed",
+    f"{OWN}/sites/own-site/doors": "door added",
+    f"{OWN}/sites/own-site/doors/{{door}}": "door changed",
+    f"{OWN}/sites/own-site/spots": "spot added",
+    f"{OWN}/sites/own-site/spots/{{spot}}": "spot changed",
+    f"{OWN}/sites/own-site/spots/{{spot}}/calibrate": "spot calibrated",
+    f"{OWN}/devices/{{device}}/state": "device suspended",
+    f"{OWN}/devices/{{device}}/spot": "device assigned",
+    f"{OWN}/import": "site added",
+    f"{OWN}/people": "role granted",
+    f"{OWN}/people/{{user}}/grant": "role granted",
+    f"{OWN}/people/{{user}}/revoke": "role revoked",
+    f"{OWN}/people/{{user}}/link": "invitation link made",
+    f"{OWN}/people/{{user}}/disable": "user disabled",
+    f"{OWN}/people/{{user}}/enable": "user enabled",
+    "/console/unknown/dismiss": "unknown device dismissed",
+}
+
+
+async def test_every_form_of_the_console_leaves_its_row_in_the_audit(people: People) -> None:
+    own, owner = people.organisations["own"], people.owner
+    await people.user("root@example.com", Grant(Role.ADMINISTRATOR))
+    eva = await people.user("eva@example.com", Grant(Role.ANALYST, own), password=None)
+    await owner.execute("insert into unknown_devices (serial) values ('DC-9')")
+    await owner.execute(
+        "insert into devices (organisation_id, device, kind, state) "
+        "values ($1, 'dc-7k2m9qxw4fpn', 'counter', 'in service')",
+        own,
+    )
+    browser = await people.signed_in("root@example.com")
+    csrf = (await form_of(browser, "/console"))["csrf"]
+    names = {"device": "dc-7k2m9qxw4fpn"}
+    names["user"] = await owner.fetchval("select ref from users where id = $1", eva)
+    form = {
+        "csrf": csrf,
+        "time_zone": "Europe/Oslo",
+        "currency": "NOK",
+        "kind": "counter",
+        "purpose": "entrance",
+        "line": "0",
+        "reason": "why",
+        "to": "suspended",
+        "seen": "in service",
+        "apply": "yes",
+        "text": "site,time_zone\nNew,Europe/Oslo\n",
+        "email": "x@example.com",
+        "role": "technician",
+        "serial": "DC-9",
+        "enrolment": "technician",
+        "clones": "report",
+    }
+    for number, (path, act) in enumerate(PRIVILEGED.items()):
+        address = path.format(**names)
+        before = await owner.fetchval("select count(*) from audit")
+        one = {**form, "name": f"Name {number}", "spot": names.get("spot", "")}
+        one["version"] = await _version(people, address)
+        response = await post(browser, address, one)
+        assert response.status in (200, 303), (path, await response.text())
+        rows = await owner.fetch("select act, actor from audit order by id offset $1", before)
+        assert act in [row["act"] for row in rows], path
+        assert all(row["actor"].startswith("user ") for row in rows)
+        for kind in ("region", "door", "spot"):
+            names[kind] = await owner.fetchval(f"select min(ref) from {kind}s") or ""
+    forms = {
+        re.sub(r"{organisation}|{site}", lambda m: {"o": "own", "s": "own-site"}[m[0][1]], found)
+        for route in people.app.router.routes()
+        if route.method == "POST" and route.resource is not None
+        for found in [route.resource.canonical]
+        if found.startswith("/console") and not found.startswith("/console/people")
+    }
+    assert forms == set(PRIVILEGED)  # a new form has its line above
+
+
+async def _version(people: People, address: str) -> str:
+    """Return the version of the thing that an address edits."""
+    own = people.organisations["own"]
+    async with acting(people.desk, "version", organisation=own) as connection:
+        ref = address.rsplit("/", 1)[1]
+        if "/doors/" in address:
+            return (await doors.find(connection, own, ref))[1].version
+        if "/spots/" in address and not address.endswith("calibrate"):
+            return (await spots.find(connection, own, ref, now=people.now))[1].version
+        if "/regions/" in address:
+            return (await organisations.find_region(connection, own, ref)).version
+        if address == OWN:
+            return (await organisations.find(connection, "own")).version
+        return (await sites.find(connection, own, "own-site")).version
