@@ -162,7 +162,7 @@ async def _device(
             line=0,
             reversed_=True,
             factor=1.0,
-            since=since,
+            since=since.replace(minute=since.minute // 15 * 15),  # a quarter is read one way
             reason="mounted backwards",
         )
 
