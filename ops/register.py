@@ -315,5 +315,16 @@ async def _assign(
     if since.tzinfo is None:
         raise RefusedError("bad_time", "--since needs its offset, such as +01:00")
     moved = await reassign(connection, device=options.device, spot=options.spot, since=since)
+    await record(
+        connection,
+        actor="command",
+        act="device assigned",
+        subject=options.device,
+        detail={"spot": options.spot, "since": since.isoformat(), "rows": moved},
+        organisation=await connection.fetchval(
+            "select organisation_id from devices where device = $1", options.device
+        ),
+        now=datetime.now(UTC),
+    )
     print(f"{moved} stored rows moved with it")
     return 0
