@@ -18,7 +18,6 @@ from server.errors import NotFoundError, RefusedError
 from server.people import links, users
 from server.people.links import Purpose
 from server.people.roles import Grant, Role
-from server.provisioning.vouchers import void_vouchers_of
 from server.web.catalogue import LANGUAGES
 
 ACTOR = "command"
@@ -132,8 +131,7 @@ async def _disable(
     user, now = await users.find(connection, options.email), datetime.now(UTC)
     async with connection.transaction():
         ended = await users.disable(connection, user.id, actor=ACTOR, now=now)
-        held = await void_vouchers_of(connection, user.id, actor=ACTOR, now=now)
-    print(f"{ended} sessions ended, {held} vouchers")
+    print(f"{ended} sessions ended")
     return 0
 
 

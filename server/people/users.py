@@ -156,7 +156,11 @@ async def revoke(
 async def disable(
     connection: asyncpg.Connection, user_id: int, *, actor: str, now: datetime
 ) -> int:
-    """Shut a user out at once: sessions end, links are void. Returns how many sessions ended."""
+    """Shut a user out at once: sessions end, links and vouchers are void.
+
+    Returns how many sessions ended. A voucher is void from its beginning: the phone itself says
+    when an act was done, so one that comes later could say that it was before.
+    """
     ref = await connection.fetchval(
         "update users set disabled_at = $2 where id = $1 and disabled_at is null returning ref",
         user_id,
@@ -166,6 +170,9 @@ async def disable(
         raise ConflictError("this user is disabled already")
     ended = await sessions.end_all(connection, user_id, now=now)
     await links.void(connection, user_id, now=now)
+    await connection.execute(
+        "update vouchers set withdrawn_at = created_at where user_id = $1", user_id
+    )
     await _note(connection, ref, "user disabled", actor, now=now, organisation=None, ended=ended)
     return ended
 

@@ -234,20 +234,6 @@ async def withdraw_vouchers_of(
     return len(refs)
 
 
-async def void_vouchers_of(
-    connection: asyncpg.Connection, user_id: int, *, actor: str, now: datetime
-) -> int:
-    """Take from a user who is dismissed all they hold, from its beginning; return how many held.
-
-    The phone says when an act was done, so one that comes later could say that it was before.
-    """
-    held = await withdraw_vouchers_of(connection, user_id, actor=actor, now=now)
-    await connection.execute(
-        "update vouchers set withdrawn_at = created_at where user_id = $1", user_id
-    )
-    return held
-
-
 async def actor_of(connection: asyncpg.Connection, user_id: int) -> str:
     """Return how the audit names a user."""
     ref = await connection.fetchval("select ref from users where id = $1", user_id)

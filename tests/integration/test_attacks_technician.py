@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from server.api.keys import create_api_key
+from server.db.engine import overseeing
 from server.people import users
-from server.provisioning.vouchers import void_vouchers_of
 from tests.integration.people_world import HTML, load
 from tests.integration.provisioning_world import Key, Provisioning
 from tests.integration.test_enrolment_web import Client, ask
@@ -49,9 +50,8 @@ async def test_x24_a_dismissed_technician_ends_with_the_sentence(shop: Shop) -> 
     )
     bound = shop.bound(found, voucher)  # both done, says the phone, before the dismissal
     people.clock.advance(60)
-    async with people.owner.transaction():
-        assert await users.disable(people.owner, shop.user, actor="command", now=people.now) == 1
-        assert await void_vouchers_of(people.owner, shop.user, actor="command", now=people.now) == 1
+    async with overseeing(people.desk, "disable user") as desk:  # as the console does
+        assert await users.disable(desk, shop.user, actor="user eva", now=people.now) == 1
     assert "own-site" not in (await load(shop.phone, "/tech"))[1]
     async with shop.phone.get("/tech/session", headers=JSON) as response:
         assert response.status == 401
@@ -89,6 +89,34 @@ async def test_x45_unknown_fields_at_the_devices_listener_are_refused(
         async with client.post(path, json={"csr": "", "device": "dc-other"}) as response:
             assert response.status == 400
     assert await place.owner.fetchval("select count(*) from certificates") == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/sites"),
+        ("PUT", "/sites/own-site"),
+        ("POST", "/regions"),
+        ("POST", "/spots"),
+        ("POST", "/doors"),
+    ],
+)
+async def test_x45_unknown_fields_in_what_the_api_writes_are_refused(
+    shop: Shop, method: str, path: str
+) -> None:
+    people = shop.people
+    key = await create_api_key(people.owner, shop.organisation, scopes=("read", "register:write"))
+    before = str(await people.owner.fetch("select * from sites order by id"))
+    wished = {"organisation": "other", "organisation_id": people.organisations["other"]}
+    async with people.browser().request(
+        method,
+        f"/v1{path}",
+        json={"name": "x", **wished},
+        headers={"Authorization": f"Bearer {key}", "If-Match": "*", "Idempotency-Key": "x" * 16},
+    ) as response:
+        said = await response.text()
+        assert 400 <= response.status < 500, said
+    assert str(await people.owner.fetch("select * from sites order by id")) == before
 
 
 @pytest.mark.parametrize("opening", ["[", '{"csr":', '{"acts":['])
