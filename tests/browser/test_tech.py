@@ -116,6 +116,12 @@ def fresh(store: Store) -> Iterator[Callable[[Label], Agent]]:
         agent.stop()
 
 
+def picture(page: Page, name: str) -> None:
+    """Keep a picture, where somebody wants to look at it."""
+    if shots := os.environ.get("VESTIBULE_SHOTS"):
+        page.screenshot(path=f"{shots}/{name}.png", full_page=True)
+
+
 def ready(page: Page) -> Page:
     """Wait until the page's script has begun."""
     page.locator("[data-page][data-ready]").wait_for()
@@ -179,6 +185,7 @@ def test_a_device_is_mounted_watched_walked_through_and_signed_off(
     verdict = page.locator(".verdict")
     expect(verdict).to_have_attribute("data-verdict", "good", timeout=60_000)
     expect(verdict).to_contain_text("15 of 15 counted")
+    picture(page, "verdict")
     page.get_by_role("button", name="Sign off", exact=True).click()
     expect(page.locator("#sign-problem")).to_contain_text("Write the name")
     page.locator("#staff").fill("Disa Dahl")
@@ -186,6 +193,7 @@ def test_a_device_is_mounted_watched_walked_through_and_signed_off(
     page.wait_for_url("**/sheet")
     for words in (shown.serial, "Main entrance", "Disa Dahl", "Tove", "15 of 15 counted"):
         expect(page.locator("main")).to_contain_text(words)
+    picture(page, "signed")
     assert state_of(store, shown) == "in service"
     page.locator("a.tool", has_text="Vasagatan").click()
     expect(page.locator(f"[data-spot={spot}]")).to_contain_text("alive")
@@ -246,6 +254,25 @@ def test_a_broken_device_is_swapped_within_a_minute_and_counts_go_on(
         (new_label.serial, "installed"),
     ]
     assert stays[0]["high"] == stays[1]["low"]
+
+
+def test_a_kiosk_is_signed_off_without_a_walk(
+    store: Store, phone: Phone, lens: Path, fresh: Callable[[Label], Agent]
+) -> None:
+    spot, shown = store.spot("Till", kind="kiosk"), store.device("FK-0001", kind="kiosk")
+    page = phone(to=f"/tech/sites/{store.site}")
+    fresh(shown)
+    scan(page, lens, shown, spot)
+    page.locator("#confirm").click()
+    wait_step(page, "connected")
+    expect(page.locator("[data-step=counted]")).to_contain_text("Somebody has pressed")
+    page.get_by_role("link", name="Sign off").click()
+    expect(page.locator("#before")).to_be_hidden()
+    page.locator("#staff").fill("Disa")
+    page.get_by_role("button", name="Sign off", exact=True).click()
+    page.wait_for_url("**/sheet")
+    expect(page.locator("main")).to_contain_text("feedback kiosk")
+    assert state_of(store, shown) == "in service"
 
 
 def until(condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
@@ -365,6 +392,8 @@ def test_in_a_cellar_everything_is_noted_and_sent_once_there_is_signal(
     page.get_by_role("button", name="Mount at Cellar stairs").click()
     expect(page.locator("#noted")).to_contain_text("It is sent when there is signal")
     expect(page.locator("#unsent")).to_have_text("Not yet sent: 2")
+    picture(page, "noted")
+    assert violations(page) == []
     kept = page.evaluate(KEPT)
     assert shown.secret not in kept, "a proof is kept, the secret is not"
     page.get_by_role("button", name="Go on to the walk test").click()
@@ -450,6 +479,8 @@ def test_what_is_refused_on_arrival_says_what_to_do(store: Store, phone: Phone, 
     page.locator("#unsent a").click()
     ready(page)
     expect(page.locator(".waiting li")).to_contain_text("This device is blocked")
+    picture(page, "refused")
+    assert violations(page) == []
     store.sql("update devices set state = 'manufactured' where serial = $1", shown.serial)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#outbox-say")).to_have_text("Everything is sent.")
@@ -468,8 +499,7 @@ def test_the_pages_are_for_everyone(
         assert overflow(page) == 0, name
         small = page.evaluate(SMALL)
         assert small == [], name
-        if shots := os.environ.get("VESTIBULE_SHOTS"):
-            page.screenshot(path=f"{shots}/{name}-{width}-{scheme}.png", full_page=True)
+        picture(page, f"{name}-{width}-{scheme}")
 
     check("list")
     page.locator(".place", has_text="Vasagatan").click()

@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.axe import overflow, violations
 from tests.browser.conftest import Demo
+from tests.browser.test_tech import picture
 from tests.browser.test_tour import account, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600)]
@@ -68,5 +69,8 @@ def test_the_label_on_the_card_comes_alive_on_the_phone(
     expect(newcomer).to_contain_text(re.compile(rf"counted {2 * PASSED}, {2 * PASSED} of them"))
     assert account(tour)[3] == "0"
     until(lambda: account(tour)[3] == "0" and account(tour)[0] > 0)
-    assert violations(tour) == []
-    assert overflow(tour) == 0
+    for width in (1280, 360):
+        tour.set_viewport_size({"width": width, "height": 900})
+        picture(tour, f"tour-{width}")
+        assert violations(tour) == []
+        assert overflow(tour) == 0

@@ -14,7 +14,7 @@ from aiohttp import ClientSession
 
 from protocol.label import Label, bind_proof, label
 from server.people.roles import Grant, Role
-from server.provisioning.vouchers import withdraw_vouchers_of
+from server.provisioning.vouchers import withdraw_voucher
 from tests.integration.people_world import HTML, People, load
 
 pytestmark = pytest.mark.services
@@ -407,7 +407,7 @@ async def test_a_voucher_is_good_for_its_site_and_its_time(shop: Shop) -> None:
     assert await outcome(voucher=voucher["text"][:-4] + "AAAA") == "voucher_bad"
     assert await outcome() == "done"
     async with shop.people.owner.transaction():
-        await withdraw_vouchers_of(shop.people.owner, shop.user, actor="command", now=shop.now)
+        await withdraw_voucher(shop.people.owner, voucher["ref"], actor="command", now=shop.now)
     assert await outcome(ref="spot-jkmnpqrs", name="y") == "voucher_withdrawn"
 
 

@@ -197,6 +197,7 @@ async function tell() {
     by("problem").scrollIntoView({ block: "center" });
     return;
   }
+  by("where").hidden = by("again").hidden = true; // it is said; what follows is the walk test
   show(by("noted"), say("noted", { time: clock(claim.body.at_ms) }));
   act.next = `/tech/walk?act=${act.claim}`;
   button.textContent = say("go_on_walk");
