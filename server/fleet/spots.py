@@ -82,20 +82,26 @@ async def add(
     site: str,
     wanted: Spot,
     *,
+    ref: str = "",
     actor: str,
     now: datetime,
 ) -> Known[Spot]:
-    """Add a spot to a site. Raises NotFoundError, FieldError, TakenError."""
+    """Add a spot to a site, under `ref` if one was drawn elsewhere.
+
+    Raises NotFoundError, FieldError, TakenError.
+    """
     row = await lock_site(connection, organisation, site)
     wanted = _checked(wanted)
     await _demand_free(connection, row, wanted.name, but=None)
     door = await _door(connection, row, wanted.door)
-    ref = register.new_ref("spot")
+    ref = ref or register.new_ref("spot")
     spot = await connection.fetchval(
         "insert into spots (organisation_id, site_id, door_id, ref, name, kind) "
-        "values ($1, $2, $3, $4, $5, $6) returning id",
+        "values ($1, $2, $3, $4, $5, $6) on conflict (ref) do nothing returning id",
         *(organisation, row, door, ref, wanted.name, wanted.kind),
     )
+    if spot is None:
+        raise TakenError(f"there is a spot {ref!r} already")
     await connection.execute(
         "insert into mountings (organisation_id, spot_id, purpose, height_cm) "
         "values ($1, $2, $3, $4)",

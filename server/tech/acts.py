@@ -25,6 +25,7 @@ from server.audit.log import record
 from server.db.engine import acting, overseeing, reading, transaction
 from server.errors import RefusedError
 from server.fleet.lifecycle import State
+from server.fleet.spots import Spot
 from server.people.roles import Permission, Place
 from server.people.sessions import Visitor
 from server.provisioning import technician
@@ -225,7 +226,9 @@ class Acts:
             await spots.add(
                 connection,
                 where,
-                spots.Wanted(act.ref, act.name, act.takes, act.door, act.purpose, act.height_cm),
+                Spot(act.name, act.takes, purpose=act.purpose, height_cm=act.height_cm),
+                ref=act.ref,
+                door=act.door,
                 actor=doer.actor,
                 now=self._now(),
             )

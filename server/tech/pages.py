@@ -22,12 +22,13 @@ from protocol.label import LabelError, serial_number
 from server.config import Settings
 from server.db.engine import ACQUIRE_TIMEOUT_S, acting, reading
 from server.errors import NotFoundError, RefusedError
+from server.fleet.spots import PURPOSES
 from server.people.roles import Permission, Place
 from server.people.sessions import Visitor
 from server.provisioning.progress import StepStatus, status
 from server.provisioning.technician import Claimed, end_claim
 from server.provisioning.vouchers import VoucherSigner, make_voucher
-from server.tech import places, spots
+from server.tech import places
 from server.tech.acts import MOST_ACTS, Acts, doer_of
 from server.tech.installation import (
     Installation,
@@ -188,7 +189,7 @@ class Pages:
     async def mount(self, request: web.Request) -> web.Response:
         """Scan a label, choose or make the spot, confirm. The same page for every spot."""
         page = await self._site(request)
-        return self._page(request, "mount.html", page=page, purposes=spots.PURPOSES)
+        return self._page(request, "mount.html", page=page, purposes=PURPOSES)
 
     async def device(self, request: web.Request) -> web.Response:
         """What a scanned serial is, so that the phone can say it before anything is confirmed."""

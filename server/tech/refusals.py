@@ -38,9 +38,9 @@ OWN: dict[str, Refusal] = {
     "bad_spot": Refusal(
         422,
         Then.ASK,
-        "En mätpunkt har ett namn på 1 till 60 tecken och en höjd på 50 till 2000 cm.",
-        "Et målepunkt har et navn på 1 til 60 tegn og en højde på 50 til 2000 cm.",
-        "A spot has a name of 1 to 60 characters and a height of 50 to 2000 cm.",
+        "En mätpunkt har ett namn på 1 till 100 tecken och en höjd på 50 till 2000 cm.",
+        "Et målepunkt har et navn på 1 til 100 tegn og en højde på 50 til 2000 cm.",
+        "A spot has a name of 1 to 100 characters and a height of 50 to 2000 cm.",
     ),
     "spot_exists": Refusal(
         409,
