@@ -21,6 +21,17 @@ _STARTED_BY_TESTS = "started-by-tests"
 _TEMPORARY = f"vestibule-test-{os.geteuid()}-"
 
 
+_FIRST = ("system", "browser", "integration")
+"""The folders whose files take the longest, so that no worker begins with one at the very end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; order within a file stays."""
+    rank = {name: place for place, name in enumerate(_FIRST)}
+    here = Path(__file__).parent
+    items.sort(key=lambda item: rank.get(item.path.relative_to(here).parts[0], len(rank)))
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """PostgreSQL and the broker, running; one stack per pytest worker.
