@@ -8,6 +8,8 @@ Invariants:
   cursor itself would. So repeats and holes add nothing, and its people are the difference between
   its last frame's totals and the cursor's.
 - It is written under the lock of the device's row, and only if the device is not admitted then.
+- A boot is made only with the frame that begins it: so each that is made has a gap, and the limit
+  on gaps is the limit on boots.
 - When the device is let in again and a cursor moves, the gap gives up what the cursor has taken, in
   the transaction that moves it: at each commit the people stored and those in the gap are the same
   together. What is filled wholly says when.
@@ -231,7 +233,7 @@ async def note(connection: asyncpg.Connection, barred: Sequence[tuple[Device, by
             if not row["out"]:
                 devices[row["id"]].loaded_at = -1e9  # it is let in again: read it anew
         frames = _by_boot([(d, frame) for d, frame in barred if d.row in refused])
-        for boot, open_ in (await _open(connection, list(frames))).items():
+        for boot, open_ in (await _open(connection, frames)).items():
             after = grown(open_, boot.cursor, frames[boot])
             if after is not None and after is not open_:
                 await _keep(connection, boot, after, grows=open_ is not None)
@@ -257,13 +259,15 @@ def _by_boot(
 
 
 async def _open(
-    connection: asyncpg.Connection, boots: Sequence[Boot]
+    connection: asyncpg.Connection, frames: Mapping[Boot, Sequence[tuple[FrameRecord, bytes]]]
 ) -> Mapping[Boot, Refused | None]:
-    """Lock the boots, made or opened if need be, and return each one's gap."""
+    """Lock the frames' boots, made or opened if need be, and return each one's gap."""
+    boots = list(frames)
     if not boots:
         return {}
     missing = await cursors.read(connection, boots)
-    new = await _few(connection, missing)
+    begun = [boot for boot in missing if any(record[SEQ] == 0 for record, _ in frames[boot])]
+    new = await _few(connection, begun)
     if new:
         await cursors.make(connection, new)
         await cursors.read(connection, new)

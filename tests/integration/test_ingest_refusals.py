@@ -288,6 +288,21 @@ async def test_a_device_that_boots_without_end_fills_no_table(
     assert await owner.fetchval("select count(*) from boots") == MAX_BOOTS
 
 
+async def test_a_refused_boot_is_made_only_with_the_frame_that_begins_it(
+    ingest: Ingesting, owner: asyncpg.Connection
+) -> None:
+    fleet = await register(owner, 1)
+    await suspend(owner, None, fleet.devices[0])
+    boots = [Agent(fleet.devices[0], 1000 + i) for i in range(3)]
+    begins = [agent.counter() for agent in boots]
+    await ingest.take(*((agent, agent.counter()) for agent in boots))
+    assert await owner.fetchval("select count(*) from boots") == 0
+    assert await gaps(owner) == []
+    await ingest.take((boots[1], begins[1]))
+    assert await owner.fetchval("select array_agg(boot_id) from boots") == [boots[1].boot_id]
+    assert [(gap["from_seq"], gap["to_seq"]) for gap in await gaps(owner)] == [(0, 0)]
+
+
 async def test_refused_people_are_served_beside_the_day_and_then_within_it(
     stack: Stack, database: str, ingest: Ingesting, owner: asyncpg.Connection
 ) -> None:
