@@ -11,13 +11,16 @@ What is asked, in this order; the same numbers stand in the code:
    stands a sealed ticket: this user, this password, this browser, five minutes.
 
 Then the session the browser had ends, and another begins, under a token it never had.
+
+A try that was not heard to its end, such as without the database, counts as none.
 """
 
 import hashlib
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -101,20 +104,17 @@ class Entrance:
         """Try e-mail and password. Raises WrongError, TooManyTriesError, UnavailableError."""
         account = email.strip().lower()[:_MOST_EMAIL]
         attempt = self._begin(account, browser)  # 1
-        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            row = await connection.fetchrow(
-                "select id, password_hash, totp_confirmed_at from users "
-                "where lower(email) = $1 and disabled_at is null",
-                account,
-            )
-        stored = None if row is None else row["password_hash"]  # 2
-        try:
+        with _undone_unless_wrong(attempt.undo):
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                row = await connection.fetchrow(
+                    "select id, password_hash, totp_confirmed_at from users "
+                    "where lower(email) = $1 and disabled_at is null",
+                    account,
+                )
+            stored = None if row is None else row["password_hash"]  # 2
             match = await self._passwords.matches(stored, password)
-        except Exception:
-            attempt.undo()
-            raise
-        if not match.right or row is None:  # 3
-            raise WrongError
+            if not match.right or row is None:  # 3
+                raise WrongError
         attempt.succeeded()
         async with transaction(self._pool, "sign in") as connection:
             kept = match.rehashed or stored
@@ -135,7 +135,16 @@ class Entrance:
         if held is None:
             raise WrongError
         user_id, password = held
-        self._proofs.begin(f"code {user_id}")  # 1
+        key = f"code {user_id}"
+        self._proofs.begin(key)  # 1
+        with _undone_unless_wrong(lambda: self._proofs.undo(key)):
+            entered = await self._enter_by_code(user_id, password, code, browser)
+        self._proofs.forgive(key)
+        return entered
+
+    async def _enter_by_code(
+        self, user_id: int, password: bytes, code: str, browser: Browser
+    ) -> Entered:
         async with transaction(self._pool, "sign in by code") as connection:
             row = await connection.fetchrow(
                 "select password_hash from users where id = $1 and disabled_at is null", user_id
@@ -145,19 +154,20 @@ class Entrance:
             right = await totp.spend(connection, self._seal, user_id, code, now=self._now())  # 4
             if not right:
                 raise WrongError
-            self._proofs.forgive(f"code {user_id}")
             return await self.enter(connection, user_id, browser, by="password and code")
 
     async def prove(self, user_id: int, password: str) -> None:
         """Ask who is signed in for their password again. Raises as `sign_in` does."""
-        self._proofs.begin(f"password {user_id}")
-        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            stored = await connection.fetchval(
-                "select password_hash from users where id = $1", user_id
-            )
-        if not (await self._passwords.matches(stored, password)).right:
-            raise WrongError
-        self._proofs.forgive(f"password {user_id}")
+        key = f"password {user_id}"
+        self._proofs.begin(key)
+        with _undone_unless_wrong(lambda: self._proofs.undo(key)):
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                stored = await connection.fetchval(
+                    "select password_hash from users where id = $1", user_id
+                )
+            if not (await self._passwords.matches(stored, password)).right:
+                raise WrongError
+        self._proofs.forgive(key)
 
     async def follow(self, token: str, browser: Browser) -> Entered | None:
         """Sign in by a link that works once; None if it does not (any more)."""
@@ -260,6 +270,18 @@ class _Attempt:
         if self.networks is not None:
             self.networks.undo(self.network)
         self.accounts.forgive(self.account)
+
+
+@contextmanager
+def _undone_unless_wrong(undo: Callable[[], None]) -> Iterator[None]:
+    """Take a try back that failed for another reason than being wrong."""
+    try:
+        yield
+    except WrongError:
+        raise
+    except Exception:
+        undo()
+        raise
 
 
 def _account_digest(account: str) -> bytes:

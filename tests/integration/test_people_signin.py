@@ -2,13 +2,17 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
 from aiohttp import ClientSession
 
 from server.api.keys import create_api_key
 from server.config import Secret
 from server.people import links, sessions, users
+from server.people.entrance import Browser, CodeWanted, Entrance
 from server.people.links import Purpose
 from server.people.roles import Grant, Role
 from server.people.sealing import Seal
@@ -235,6 +239,46 @@ async def test_a_code_is_asked_for_and_works_once(people: People) -> None:
     people.clock.advance(301)
     code = code_at(secret, int(people.now.timestamp()) // STEP_S)
     assert (await post(browsers[0], "/signin/code", {**late, "code": code})).status in (401, 403)
+
+
+@asynccontextmanager
+async def without_users(people: People) -> AsyncIterator[None]:
+    """Let every question about users fail."""
+    await people.owner.execute("alter table users rename to users_away")
+    try:
+        yield
+    finally:
+        await people.owner.execute("alter table users_away rename to users")
+
+
+async def test_a_try_that_the_database_did_not_hear_counts_as_none(people: People) -> None:
+    user = await people.analyst()
+    secret, seal = new_secret(), Seal(Secret("s" * 32))
+    code = code_at(secret, int(people.now.timestamp()) // STEP_S)
+    assert await begin_codes(people.owner, seal, user, secret, code, now=people.now)
+    people.clock.advance(2 * STEP_S)
+    code = code_at(secret, int(people.now.timestamp()) // STEP_S)
+    entrance = Entrance(
+        people.desk,
+        people.passwords,
+        seal,
+        now=lambda: people.now,
+        monotonic=people.clock.monotonic,
+    )
+    email, browser = "ada@example.com", Browser("192.0.2.1", "test", nonce="n")
+    wanted = await entrance.sign_in(email, GOOD, browser)
+    assert isinstance(wanted, CodeWanted)
+    async with without_users(people):
+        for _ in range(30):
+            with pytest.raises(asyncpg.PostgresError):
+                await entrance.sign_in(email, GOOD, browser)
+            with pytest.raises(asyncpg.PostgresError):
+                await entrance.give_code(wanted.ticket, code, browser)
+            with pytest.raises(asyncpg.PostgresError):
+                await entrance.prove(user, GOOD)
+    assert isinstance(await entrance.sign_in(email, GOOD, browser), CodeWanted)
+    assert (await entrance.give_code(wanted.ticket, code, browser)).by == "password and code"
+    await entrance.prove(user, GOOD)
 
 
 async def test_an_invitation_is_taken_once(people: People) -> None:
