@@ -24,15 +24,14 @@ from server.console.office import (
     moment_of,
     paged,
     part,
-    problem_of,
     tried,
 )
 from server.db.engine import overseeing, transaction
-from server.errors import RefusedError, VestibuleError
+from server.errors import RefusedError
 from server.fleet.checks import FieldError
 from server.fleet.lifecycle import ENDED, HELD, State, effects
-from server.ingest.reassign import reassign
 from server.people.roles import EVERYWHERE, Permission, Place
+from server.provisioning.technician import stand
 from server.web.sessions import demand
 
 
@@ -130,49 +129,45 @@ class Pages:
         return await self._done(request, at, await tried(act))
 
     async def stand(self, request: web.Request) -> web.Response:
-        """Let a device stand at a spot from a moment on, with all that it has counted since."""
+        """Let a device stand at a free spot from a moment on, with what it has counted since."""
         at = await here(self._office, request, Permission.CHANGE_REGISTER)
         form, row = await form_of(request), await self._device(request, at)
-        at.demand(Permission.CHANGE_REGISTER, _place(at, row))
-        pool = self._office.ingest
+        pool, now = self._office.ingest, self._office.now()
         if pool is None:
             raise web.HTTPNotFound
-        now = self._office.now()
-        since = moment_of(form.get("since", "")) or now
-        try:
-            spot = await self._spot(at, form.get("spot", ""))
-            if since > now:
-                raise FieldError("since", "a move is noted when it is done")
+        spot, since = form.get("spot", ""), form.get("since", "")
+
+        async def act() -> None:
+            moment = moment_of(since) if since else now
+            if moment is None:
+                raise FieldError("since", f"expected a time, got {since[:40]!r}")
             async with transaction(pool, "stand device") as connection:
-                moved = await reassign(
-                    connection, device=row["device"], spot=form.get("spot", ""), since=since
-                )
-                await record(
+                await self._demand_move(connection, at, row["device"], spot)
+                await stand(
                     connection,
+                    user_id=at.visitor.user_id,
+                    device=row["device"],
+                    spot_ref=spot,
+                    since=moment,
                     actor=at.visitor.actor,
-                    act="device assigned",
-                    subject=row["device"],
-                    detail={
-                        "spot": form.get("spot", ""),
-                        "site": spot["ref"],
-                        "since": since.isoformat(),
-                        "rows": moved,
-                    },
-                    organisation=at.id,
                     now=now,
                 )
-        except VestibuleError as error:
-            return await self._page(request, at, problem=problem_of(error))
-        return await self._done(request, at, None)
 
-    async def _spot(self, at: Here, ref: str) -> asyncpg.Record:
-        """Return a spot at which the visitor may put devices."""
-        async with at.acting("console spot") as connection:
-            row = await reads.place_of_spot(connection, at.id, ref)
-        place = None if row is None else at.place(row["region_id"], row["id"])
-        if row is None or not at.may(Permission.CHANGE_REGISTER, place):
-            raise FieldError("spot", f"no spot {ref[:40]!r}")
-        return row
+        return await self._done(request, at, await tried(act))
+
+    async def _demand_move(
+        self, connection: asyncpg.Connection, at: Here, device: str, spot: str
+    ) -> None:
+        """Lock a device, and demand that the visitor may take it from here and put it there."""
+        await connection.execute("select from devices where device = $1 for update", device)
+        row = await reads.device(connection, at.id, device, now=self._office.now())
+        if row is None:
+            raise web.HTTPNotFound
+        at.demand(Permission.CHANGE_REGISTER, _place(at, row))
+        there = await reads.place_of_spot(connection, at.id, spot)
+        place = None if there is None else at.place(there["region_id"], there["id"])
+        if there is None or not at.may(Permission.CHANGE_REGISTER, place):
+            raise FieldError("spot", f"no spot {spot[:40]!r}")
 
     async def _device(self, request: web.Request, at: Here) -> asyncpg.Record:
         async with at.acting("console device") as connection:
@@ -199,7 +194,7 @@ class Pages:
             spots = await reads.free_spots(
                 connection, at.id, at.reach(Permission.CHANGE_REGISTER), kind=row["kind"]
             )
-        movable = self._office.ingest is not None
+        movable = self._office.ingest is not None and row["admitted"]
         return self._office.shell.page(
             request,
             "device.html",

@@ -159,9 +159,9 @@ def moment_of(text: str) -> datetime | None:
     """Return the UTC moment of a form's `2026-04-02T12:00`, None for an empty text or none."""
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def asked(request: web.Request, name: str) -> str:

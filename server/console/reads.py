@@ -132,10 +132,11 @@ async def life(connection: asyncpg.Connection, row: int) -> dict[str, list[async
 async def free_spots(
     connection: asyncpg.Connection, organisation: int, reach: Reach, *, kind: str
 ) -> list[asyncpg.Record]:
-    """Return the spots at which a device of this kind may stand."""
+    """Return the spots at which a device of this kind may stand, and none does."""
     rows: list[asyncpg.Record] = await connection.fetch(
         f"select p.ref, p.name, s.name as site from spots p join sites s on s.id = p.site_id "  # noqa: S608
         f"where s.organisation_id = $1 and {_COVERED} and p.kind = $5 "
+        "and not exists (select from assignments a where a.spot_id = p.id and upper_inf(a.valid)) "
         "order by lower(s.name), p.name limit 2000",
         *(organisation, reach.all, reach.regions, reach.sites, kind),
     )

@@ -366,6 +366,53 @@ async def complete(
     return True
 
 
+async def stand(
+    connection: asyncpg.Connection,
+    *,
+    user_id: int,
+    device: str,
+    spot_ref: str,
+    since: datetime,
+    actor: str,
+    now: datetime,
+) -> None:
+    """Place a device at a free spot without a claim, from an office; there already: do nothing.
+
+    On a connection of ingest or the owner; the caller has checked that the user may do it at both
+    places. Asks 1 to 6 of `open_claim`; that the office asks is the reason of 7. An enrolled device
+    is installed by it, another is claimed.
+    """
+    found = await _device(connection, device)  # 1
+    if not (await _lock(connection, found.row, None))[found.row]["admitted"]:  # 2
+        raise refused("device_not_admitted")
+    spot = await _spot(connection, spot_ref)  # 3
+    _demand_fit(found, spot)
+    await _give_way(connection, found, spot, user_id=user_id, reason="", now=now)  # 4
+    _demand_time(since, now)  # 5
+    if await _stands(connection, found.row, spot.row):
+        return
+    since = min(since, now)
+    await _check_place(  # 5, 6
+        connection, device=found.row, spot=spot.row, replaced=None, since=since, may_move=True
+    )
+    moved = await reassign(connection, device=found.device, spot=spot_ref, since=since)
+    enrolled = await connection.fetchval(
+        "select exists (select from certificates where device_id = $1 and state = 'active')",
+        found.row,
+    )
+    to = State.INSTALLED if enrolled else State.CLAIMED
+    await advance(connection, found.row, to, now=now)
+    await record(
+        connection,
+        actor=actor,
+        act="device assigned",
+        subject=found.device,
+        detail={"spot": spot_ref, "since": since.isoformat(), "rows": moved},
+        organisation=found.organisation,
+        now=now,
+    )
+
+
 async def complete_or_end(
     connection: asyncpg.Connection, claim_ref: str, *, actor: str, now: datetime
 ) -> bool:
@@ -418,12 +465,7 @@ async def _open(
     if not admitted["admitted"]:  # 2
         raise refused("device_not_admitted")
     spot = await _spot(connection, spot_ref)  # 3
-    if spot.organisation != found.organisation:
-        raise refused("other_organisation")
-    if voucher is not None and voucher.site != spot.site:
-        raise refused("voucher_bad")
-    if spot.kind != found.kind:
-        raise refused("wrong_kind")
+    _demand_fit(found, spot, voucher)
     again = await connection.fetchval(
         "select ref from technician_claims where device_id = $1 and spot_id = $2 and user_id = $3 "
         "and since = $4 and replaces_id is not distinct from $5 and ended_at is null "
@@ -433,8 +475,7 @@ async def _open(
     if again is not None:
         return str(again)
     await _give_way(connection, found, spot, user_id=user_id, reason=reason, now=now)  # 4
-    if since > now + CLOCKS_DIFFER or since < now - MOST_BACK:  # 5
-        raise refused("bad_time")
+    _demand_time(since, now)  # 5
     if await _stands(connection, found.row, spot.row):
         if replaced is not None:  # 6
             raise refused("not_replaceable")
@@ -526,6 +567,20 @@ async def _spot(connection: asyncpg.Connection, ref: str) -> _Spot:
     if row is None:
         raise refused("unknown_spot")
     return _Spot(*row.values())
+
+
+def _demand_fit(device: _Device, spot: _Spot, voucher: Voucher | None = None) -> None:
+    if spot.organisation != device.organisation:
+        raise refused("other_organisation")
+    if voucher is not None and voucher.site != spot.site:
+        raise refused("voucher_bad")
+    if spot.kind != device.kind:
+        raise refused("wrong_kind")
+
+
+def _demand_time(since: datetime, now: datetime) -> None:
+    if since > now + CLOCKS_DIFFER or since < now - MOST_BACK:
+        raise refused("bad_time")
 
 
 async def _organisation(connection: asyncpg.Connection, spot_ref: str) -> int:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from html import unescape
 from io import BytesIO
 from pathlib import Path
@@ -178,10 +179,65 @@ async def test_a_device_takes_its_steps_with_a_reason_and_moves(shop: Shop) -> N
     status, html = await shop.post(f"{page}/state", to="retired", seen="in service", reason="x")
     assert status == 422  # it is another state by now
     assert (await shop.post(f"{page}/state", to="no state"))[0] == 404
+    status, html = await shop.post(f"{page}/spot", spot=shop.spot)
+    assert (status, "blocked" in html) == (422, True)
+    back = {"to": "in service", "seen": "suspended", "reason": "no smoke"}
+    assert (await shop.post(f"{page}/state", **back))[0] == 303
     assert (await shop.post(f"{page}/spot", spot=shop.spot))[0] == 303
     act = "select detail::text from audit where act = 'device assigned'"
     assert json.loads(await owner.fetchval(act))["spot"] == shop.spot
     assert (await shop.post(f"{page}/spot", spot="spot-nothing1"))[0] == 422
+    assert (await shop.post(f"{page}/spot", spot=shop.spot))[0] == 303  # it stands there
+    assert await owner.fetchval("select count(*) from assignments") == 1
+
+
+@pytest.mark.parametrize("state", ["suspended", "quarantined", "returned", "retired"])
+async def test_a_device_that_is_out_takes_no_spot(shop: Shop, state: str) -> None:
+    page, owner = f"{OWN}/devices/{shop.device}", shop.people.owner
+    await owner.execute("update devices set state = $1", state)
+    assert shop.spot not in (await load(shop.browser, page))[1]
+    assert (await shop.post(f"{page}/spot", spot=shop.spot))[0] == 422
+    assert await owner.fetchval("select count(*) from assignments") == 0
+
+
+async def test_a_move_is_not_noted_long_after(shop: Shop) -> None:
+    page = f"{OWN}/devices/{shop.device}"
+    long_ago = f"{NOW - timedelta(days=8):%Y-%m-%dT%H:%M}"
+    for since in ("0001-01-01T00:00", "0001-01-01T00:00+14:00", long_ago, "yesterday"):
+        assert (await shop.post(f"{page}/spot", spot=shop.spot, since=since))[0] == 422, since
+    since = f"{NOW - timedelta(days=6):%Y-%m-%dT%H:%M}"
+    assert (await shop.post(f"{page}/spot", spot=shop.spot, since=since))[0] == 303
+
+
+async def test_a_spot_that_is_taken_is_neither_offered_nor_given(shop: Shop) -> None:
+    page, owner = f"{OWN}/devices/{shop.device}", shop.people.owner
+    assert f'<option value="{shop.spot}"' in (await load(shop.browser, page))[1]
+    await owner.execute(
+        "with d as (insert into devices (organisation_id, device, kind, serial, state) "
+        "values ($1, 'dc-9k2m9qxw4fpn', 'counter', 'DC-2', 'in service') returning id) "
+        "insert into assignments (organisation_id, device_id, spot_id, valid) "
+        "select $1, d.id, s.id, tstzrange($3, null) from d, spots s where s.ref = $2",
+        *(shop.people.organisations["own"], shop.spot, NOW - timedelta(days=1)),
+    )
+    assert f'<option value="{shop.spot}"' not in (await load(shop.browser, page))[1]
+    status, html = await shop.post(f"{page}/spot", spot=shop.spot)
+    assert (status, "stands at this spot already" in html) == (422, True)
+
+
+@pytest.mark.parametrize(("enrolled", "state"), [(True, "installed"), (False, "claimed")])
+async def test_a_device_that_is_given_a_spot_moves_on_in_its_life(
+    shop: Shop, enrolled: bool, state: str
+) -> None:
+    owner = shop.people.owner
+    await owner.execute("update devices set state = 'manufactured'")
+    if enrolled:
+        await owner.execute(
+            "insert into certificates (serial, organisation_id, device_id, spki_sha256, state) "
+            "select 'ab12', organisation_id, id, sha256('key'), 'active' from devices"
+        )
+    page = f"{OWN}/devices/{shop.device}"
+    assert (await shop.post(f"{page}/spot", spot=shop.spot))[0] == 303
+    assert await owner.fetchval("select state from devices") == state
 
 
 async def test_people_are_invited_and_shut_out_within_the_organisation_alone(shop: Shop) -> None:
@@ -294,8 +350,8 @@ PRIVILEGED = {
     f"{OWN}/sites/own-site/spots": "spot added",
     f"{OWN}/sites/own-site/spots/{{spot}}": "spot changed",
     f"{OWN}/sites/own-site/spots/{{spot}}/calibrate": "spot calibrated",
-    f"{OWN}/devices/{{device}}/state": "device suspended",
     f"{OWN}/devices/{{device}}/spot": "device assigned",
+    f"{OWN}/devices/{{device}}/state": "device suspended",
     f"{OWN}/import": "site added",
     f"{OWN}/people": "role granted",
     f"{OWN}/people/{{user}}/grant": "role granted",
