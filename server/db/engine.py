@@ -10,6 +10,15 @@ from server import metrics
 
 ACQUIRE_TIMEOUT_S = 5.0  # a pool that is busy this long is an outage, said as such
 
+DATABASE_AWAY = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that ends at an odd moment, or while it is made
+    OSError,
+    TimeoutError,
+)
+"""What a database that is away, or goes away, raises in whoever uses it."""
+
 
 @asynccontextmanager
 async def open_pool(dsn: str, *, size: int, name: str) -> AsyncIterator[asyncpg.Pool]:

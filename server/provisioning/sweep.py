@@ -7,7 +7,7 @@ from datetime import datetime
 import asyncpg
 import structlog
 
-from server.db.engine import transaction
+from server.db.engine import DATABASE_AWAY, transaction
 from server.errors import RefusedError
 from server.provisioning import issuing, renew
 from server.provisioning.technician import complete_or_end
@@ -35,15 +35,21 @@ async def sweep(pool: asyncpg.Pool, *, now: datetime) -> int:
                 placed += await complete_or_end(connection, row["ref"], actor="server", now=now)
         except RefusedError as error:  # it is held: the claim waits, or expires
             log.debug("claim not completed", claim=row["ref"], code=error.code)
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            raise  # away: the others would find the same
+        except Exception:  # the claims after it are not to wait for its mending
+            log.exception("claim not completed", claim=row["ref"])
     return placed
 
 
 async def sweeping(pool: asyncpg.Pool, *, now: Callable[[], datetime]) -> None:
-    """Sweep until cancelled; a database that is away is asked again."""
+    """Sweep until cancelled; whatever a turn raises, the next one is tried."""
     while True:
         try:
             await sweep(pool, now=now())
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except DATABASE_AWAY as error:
             log.warning("sweep put off", error=str(error) or type(error).__name__)
+        except Exception:  # unforeseen, but nobody else does what this loop does
+            log.exception("sweep failed")
         heed_cancellation()
         await asyncio.sleep(EVERY_S)

@@ -25,6 +25,7 @@ import structlog
 from aiohttp import web
 
 from protocol.label import LabelError, serial_number
+from server.db.engine import DATABASE_AWAY
 from server.errors import VestibuleError
 from server.people.throttle import TooManyTriesError
 from server.pki.authority import Authority
@@ -134,7 +135,7 @@ def build_enrolment(
             code = error.code if error.code in TABLE else "unavailable"
             log.warning("enrolment refused", code=error.code, serial=wanted.serial[:31])
             return _refusal(request, code)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except DATABASE_AWAY as error:
             log.warning("enrolment failed", error=str(error) or type(error).__name__)
             return _refusal(request, "unavailable")
         if isinstance(got, Pending):
@@ -154,6 +155,7 @@ def build_enrolment(
 
     async def swept(_: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(sweeping(pool, now=now), name="sweep")
+        task.add_done_callback(_ended)
         yield
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -165,6 +167,12 @@ def build_enrolment(
     _add_renewal(app, pool=pool, authority=authority, now=now)
     app.cleanup_ctx.append(swept)
     return app
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """Say so if the sweep ends before the listener does: its claims would wait unseen."""
+    if not task.cancelled():
+        log.error("sweep ended", exc_info=task.exception())
 
 
 def _add_renewal(
@@ -225,7 +233,7 @@ def _add_renewal(
                 code = error.code if error.code in TABLE else "unavailable"
                 log.warning("renewal refused", code=error.code, address=request.remote)
                 return _refusal(request, code)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("renewal failed", error=str(error) or type(error).__name__)
                 return _refusal(request, "unavailable")
 
