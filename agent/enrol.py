@@ -11,6 +11,7 @@ may then be repeated with the same claim or label:
    `f`, in constant time; whatever else came with it is not believed.
 3. Make a P-256 key, or take the one of an earlier attempt with this claim; synced to disk with
    mode 0600 before anything is asked, so that a claim always comes with one key. It never leaves.
+   One that can't be read any more is replaced.
 4. Post what is shown and a request for a certificate to `{u}/v1/enrol` over TLS that trusts only
    the certificate of step 2, its host name included. Secrets go to nobody else.
 5. Check what came: the chain's first certificate holds our key, the bundle holds the root of step
@@ -41,16 +42,10 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent import identity
-from agent.identity import Enrolled, NotEnrolledError
+from agent import identity, keys
+from agent.identity import DamagedError, Enrolled, NotEnrolledError
 from agent.link import NO_CHECK_TIME
 from protocol.identity import device_id
 
@@ -272,14 +267,10 @@ def _pinned(bundle: str, digest: bytes) -> x509.Certificate:
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
-    if path.exists():
-        key = load_pem_private_key(path.read_bytes(), None)
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            return key
-    made = ec.generate_private_key(ec.SECP256R1())
-    pem = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    identity.put(path, pem, mode=0o600)
-    return made
+    try:
+        return keys.read(path)
+    except (FileNotFoundError, DamagedError):
+        return keys.make(path)
 
 
 def _post(
@@ -290,9 +281,7 @@ def _post(
     context.load_verify_locations(cadata=root.public_bytes(Encoding.PEM).decode())
     if timeless:
         context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
-    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    pem = csr.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
-    body = json.dumps({**token.body, "csr": pem})
+    body = json.dumps({**token.body, "csr": keys.request(key)})
     try:
         answer = json.loads(_ask(token, context, "POST", "/v1/enrol", body))
     except ValueError as error:
@@ -387,7 +376,7 @@ def _checked(
         )
     except (KeyError, ValueError, IndexError) as error:
         raise EnrolError(f"the server's answer is malformed: {error!r}") from error
-    if _spki(ours) != _spki(key.public_key()):
+    if ours != key.public_key():
         raise EnrolError("the certificate that came is not for our key")
     if root not in roots:
         raise EnrolError("the bundle that came lacks the root that vouched for it")
@@ -397,9 +386,3 @@ def _checked(
 def instant_ms(text: object) -> int:
     """Return an ISO time as UTC milliseconds, 0 for none; ValueError."""
     return round(datetime.fromisoformat(str(text)).timestamp() * 1000) if text else 0
-
-
-def _spki(key: object) -> bytes:
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return b""
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -22,6 +22,10 @@ class NotEnrolledError(RuntimeError):
     """There is no complete identity here yet."""
 
 
+class DamagedError(ValueError):
+    """What lies on disk of a key or a pair can't be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Enrolled:
     """The contents of `identity.json`.

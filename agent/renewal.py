@@ -28,7 +28,6 @@ What comes is checked, in this order; the same numbers stand in the code:
 """
 
 import asyncio
-import hashlib
 import http.client
 import json
 import random
@@ -41,21 +40,14 @@ from pathlib import Path
 import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from agent import identity
+from agent import identity, keys
 from agent.clock import BUILD_MS, Clock
 from agent.enrol import EnrolError, ask, instant_ms
-from agent.identity import Files
+from agent.identity import DamagedError, Files
 from agent.link import Link, LinkError, RefusedLinkError, tls_context
 from protocol.frame import Quality
 
@@ -123,10 +115,6 @@ class UntrustedError(ValueError):
     def __init__(self, rule: int, message: str) -> None:
         self.rule = rule
         super().__init__(message)
-
-
-class DamagedError(ValueError):
-    """What lies on disk of the next pair can't be used."""
 
 
 _NEXT = {
@@ -332,7 +320,7 @@ class Renewal:
             case Act.CHECK:
                 await self._check(files)
             case Act.MAKE_KEY:
-                await asyncio.to_thread(_make_key, files.next.key)
+                await asyncio.to_thread(keys.make, files.next.key)
             case Act.ASK:
                 await self._ask(files)
             case Act.CONFIRM:
@@ -351,10 +339,8 @@ class Renewal:
 
     async def _ask(self, files: Files) -> None:
         """Have the new key certified by the old certificate; keep what stands the check."""
-        key = _key(files.next.key)
-        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-        pem = csr.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
-        answer = await self._post("/v1/renew", files, {"csr": pem})
+        key = keys.read(files.next.key)
+        answer = await self._post("/v1/renew", files, {"csr": keys.request(key)})
         chain, bundle = str(answer["chain"]), str(answer["bundle"])
         check_answer(
             chain,
@@ -439,26 +425,10 @@ def _meaning(act: Act, error: EnrolError) -> Outcome:
     return Outcome.REFUSED if error.code in useless else Outcome.FAILED
 
 
-def _make_key(path: Path) -> None:
-    made = ec.generate_private_key(ec.SECP256R1())
-    pem = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    identity.put(path, pem, mode=0o600)
-
-
-def _key(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except (ValueError, TypeError) as error:
-        raise DamagedError(f"{path.name} can't be read") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise DamagedError(f"{path.name} is not our key")
-    return key
-
-
 def _check_whole(files: Files) -> None:
     """Raise DamagedError unless key and certificate belong together, and the bundle is there."""
     try:
-        whole = _leaf(files.chain).public_key() == _key(files.key).public_key()
+        whole = _leaf(files.chain).public_key() == keys.read(files.key).public_key()
         x509.load_pem_x509_certificates(files.bundle.read_bytes())
     except (ValueError, IndexError, FileNotFoundError) as error:
         raise DamagedError(f"{files.chain.name} can't be read: {error}") from error
@@ -497,8 +467,4 @@ def _signed(certificate: x509.Certificate, *, by: x509.Certificate) -> bool:
 def _spki(files: Files) -> list[str]:
     """Return the SHA-256, in hex, of the key of each root that we trust with this pair."""
     roots = x509.load_pem_x509_certificates(files.bundle.read_bytes())
-    keys = (
-        root.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        for root in roots[:MOST_ROOTS]
-    )
-    return [hashlib.sha256(key).hexdigest() for key in keys]
+    return [keys.spki_sha256(root) for root in roots[:MOST_ROOTS]]

@@ -16,11 +16,16 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import NameOID
 
-from agent import identity
+from agent import identity, keys
 from agent.config import AgentConfig, ConfigError, load
 from agent.doctor import State, examine
 from agent.enrol import EnrolError, TokenError, enrol, parse_token
@@ -267,6 +272,25 @@ def test_another_claim_replaces_an_identity_only_when_asked(server: Server, tmp_
     assert raised.value.permanent
     enrol(other, state=state, again=True)
     assert len(set(server.keys)) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "nonsense", "encrypted", "another curve", "not elliptic"])
+def test_a_damaged_pending_key_is_replaced(server: Server, tmp_path: Path, damage: str) -> None:
+    text = token(server.url, server.root.digest)
+    pending = identity.files(tmp_path / "state").pending_key(parse_token(text).claim)
+    other = ec.generate_private_key(ec.SECP384R1())
+    plain, secret = NoEncryption(), BestAvailableEncryption(b"secret")
+    as_pem = Encoding.PEM, PrivateFormat.PKCS8
+    made = {
+        "encrypted": server.root.key.private_bytes(*as_pem, secret),
+        "another curve": other.private_bytes(*as_pem, plain),
+        "not elliptic": ed25519.Ed25519PrivateKey.generate().private_bytes(*as_pem, plain),
+    }
+    identity.put(pending, made.get(damage, damage.encode()), mode=0o600)
+    enrol(text, state=tmp_path / "state")
+    files = identity.files(tmp_path / "state")
+    chain = x509.load_pem_x509_certificate(files.chain.read_bytes())
+    assert keys.read(files.key).public_key() == chain.public_key()
 
 
 def test_the_doctor_names_a_remedy_for_each_finding(server: Server, tmp_path: Path) -> None:
