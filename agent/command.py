@@ -6,20 +6,22 @@ import json
 import logging
 import random
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
 import structlog
 
-from agent import agent, config, factory
+from agent import agent, config, factory, identity
 from agent.clock import SystemClock
 from agent.config import AgentConfig, ConfigError
 from agent.doctor import State, examine
 from agent.enrol import EnrolError, Ticket, TokenError, enrol_by, parse_token, pause_s
 from agent.identity import Enrolled, NotEnrolledError
-from agent.outbox import OutboxBusyError
+from agent.outbox import Outbox, OutboxBusyError
 from protocol.frame import Quality
 from protocol.label import LabelError
 
@@ -96,7 +98,7 @@ def _add_enrol(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="turn a claim token, or this device's label, into its certificate",
         description="Make a key here, and have it certified by the server that made the claim, or "
         "that knows the label. May be repeated after any interruption. By its label a device waits "
-        "until a technician has said where it stands.",
+        "until a technician has said where it stands. An agent that runs is stopped first.",
     )
     one.add_argument(
         "token", nargs="?", help="vst1.… as `vestibule device add` printed it; '-' reads stdin"
@@ -137,6 +139,14 @@ def _enrol(settings: AgentConfig, arguments: argparse.Namespace) -> int:
         return _fail(USAGE, str(error))
     except PermissionError as error:
         return _fail(FAILED, f"{error}; run as root or as the agent's user")
+    except OutboxBusyError:
+        return _fail(
+            BUSY,
+            "an agent is running with this state folder; stop it first (`systemctl"
+            " stop vestibule-agent`), enrol, and start it again",
+        )
+    except sqlite3.Error as error:
+        return _fail(FAILED, f"{settings.outbox}: {error}; run as root or as the agent's user")
     print(f"enrolled as {done.device}, a {done.kind}; broker {done.broker_host}:{done.broker_port}")
     return OK
 
@@ -149,7 +159,10 @@ def _enrol_waiting(
     began, said = time.monotonic(), ""
     while True:
         try:
-            return enrol_by(ticket, state=settings.state, timeless=timeless, again=arguments.again)
+            with _alone(settings, again=arguments.again):
+                return enrol_by(
+                    ticket, state=settings.state, timeless=timeless, again=arguments.again
+                )
         except EnrolError as error:
             if error.code not in WAITED_FOR or arguments.no_wait:
                 raise
@@ -159,6 +172,18 @@ def _enrol_waiting(
             waited_s = time.monotonic() - began
             wait_s = pause_s(error, waited_s=waited_s, dice=random.SystemRandom().random())
         time.sleep(wait_s)
+
+
+def _alone(settings: AgentConfig, *, again: bool) -> AbstractContextManager[object]:
+    """Own the outbox, as a running agent does, while an identity is written; OutboxBusyError.
+
+    An agent makes its outbox before it writes an identity, so without one none is running.
+    """
+    with suppress(NotEnrolledError):
+        identity.read(settings.state)
+        if not again:
+            return nullcontext()  # it is only said, or refused
+    return closing(Outbox(settings.outbox)) if settings.outbox.exists() else nullcontext()
 
 
 def _ticket(settings: AgentConfig, arguments: argparse.Namespace) -> Ticket:

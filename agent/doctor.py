@@ -71,6 +71,10 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
             yield Finding(name, State.FAIL, f"could not be checked: {error}", _ACCESS)
 
 
+_AGAIN = (
+    "make a new claim, stop the service (`systemctl stop vestibule-agent`), run `vestibule-agent"
+    " enrol --again TOKEN`, and start it again."
+)
 _ACCESS = "Run the doctor as the agent's user or as root, and check the paths in agent.toml."
 
 
@@ -82,7 +86,7 @@ def _identity(config: AgentConfig) -> Finding:
             "identity",
             State.FAIL,
             f"{key} can be read by others",
-            f"Run `chmod 600 {key}`; if somebody may have read it, enrol again with a new claim.",
+            f"Run `chmod 600 {key}`; if somebody may have read it, {_AGAIN}",
         )
     return Finding("identity", State.OK, f"{enrolled.device}, a {enrolled.kind}")
 
@@ -162,8 +166,7 @@ def _certificate(config: AgentConfig) -> Finding:
             State.FAIL,
             f"ended on {ends:%F}",
             f"Check the clock first. The agent renews it by itself for {GRACE.days} days, once it"
-            f" reaches {where}; after that, make a new claim and run `vestibule-agent enrol --again"
-            " TOKEN`.",
+            f" reaches {where}; after that, {_AGAIN}",
         )
     if left < EXPIRY_WARNING:
         return Finding(
@@ -202,7 +205,7 @@ def _broker(config: AgentConfig) -> Finding:
             "broker",
             State.FAIL,
             f"{where} refuses our certificate: {error.reason}",
-            "Ask the operator whether this device was revoked; else enrol it again.",
+            f"Ask the operator whether this device was revoked; else {_AGAIN}",
         )
     except OSError as error:
         return Finding(

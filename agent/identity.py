@@ -175,8 +175,15 @@ def note(state: Path, enrolled: Enrolled) -> None:
 
 
 def promote(state: Path) -> Enrolled:
-    """Let the next pair take the place of the one in force, whose files go."""
+    """Let the next pair take the place of the one in force, whose files go.
+
+    DamagedError, and nothing changed, unless the next pair is all there.
+    """
     before = read(state)
+    coming = Files(state / "identity", before.pair).next
+    missing = [p.name for p in (coming.key, coming.chain, coming.bundle) if not p.is_file()]
+    if missing:
+        raise DamagedError(f"the next pair lacks {', '.join(missing)}")
     enrolled = replace(before, pair=before.pair + 1, renew_after_ms=0)
     note(state, enrolled)
     tidy(files(state))

@@ -359,9 +359,13 @@ class Renewal:
         body = {"roots": _spki(files), "promoted": True}
         answer = await self._post("/v1/renew/confirm", files, body)
         renew_after_ms = instant_ms(answer.get("renew_after"))
-        if renew_after_ms != self.enrolled.renew_after_ms:
-            self.enrolled = replace(self.enrolled, renew_after_ms=renew_after_ms)
-            await asyncio.to_thread(identity.note, self._state, self.enrolled)
+        enrolled = identity.read(self._state)
+        if enrolled.pair != files.pair:  # the answer is of the one before
+            raise ValueError("another enrolment has taken this one's place meanwhile")
+        if renew_after_ms != enrolled.renew_after_ms:
+            enrolled = replace(enrolled, renew_after_ms=renew_after_ms)
+            await asyncio.to_thread(identity.note, self._state, enrolled)
+        self.enrolled = enrolled
         bundle = joined(files.bundle.read_bytes(), str(answer["bundle"]))
         if bundle is not None:
             await asyncio.to_thread(identity.put, files.bundle, bundle)

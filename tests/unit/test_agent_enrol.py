@@ -25,12 +25,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from agent import identity, keys
+from agent import command, identity, keys
 from agent.config import AgentConfig, ConfigError, load
 from agent.doctor import State, examine
 from agent.enrol import EnrolError, TokenError, enrol, parse_token
 from agent.identity import NotEnrolledError
 from agent.notify import Notifier
+from agent.outbox import Outbox
 
 SECRET = "a-secret-that-nobody-else-may-hear"
 
@@ -291,6 +292,39 @@ def test_a_damaged_pending_key_is_replaced(server: Server, tmp_path: Path, damag
     files = identity.files(tmp_path / "state")
     chain = x509.load_pem_x509_certificate(files.chain.read_bytes())
     assert keys.read(files.key).public_key() == chain.public_key()
+
+
+def test_beside_a_running_agent_enrolment_changes_nothing_and_says_what_to_stop(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setenv("VESTIBULE_AGENT_STATE", str(state))
+    first = token(server.url, server.root.digest)
+    assert command.main(["enrol", first]) == command.OK
+    before = identity.read(state)
+    running = Outbox(state / "outbox.db")
+    again = ["enrol", "--again", token(server.url, server.root.digest, secret="another")]
+    assert command.main(again) == command.BUSY
+    assert "systemctl stop vestibule-agent" in capsys.readouterr().err
+    assert (identity.read(state), len(server.keys)) == (before, 1)
+    assert command.main(["enrol", first]) == command.OK  # it only says that it is done
+    running.close()
+    assert command.main(again) == command.OK
+    assert identity.read(state).pair == 1
+    Outbox(state / "outbox.db").close()  # the agent can start
+
+
+def test_the_doctor_has_the_service_stopped_before_another_enrolment(
+    server: Server, tmp_path: Path
+) -> None:
+    settings = AgentConfig(state=tmp_path / "state")
+    enrol(token(server.url, server.root.digest), state=settings.state)
+    identity.files(settings.state).key.chmod(0o644)
+    (remedy,) = (found.remedy for found in examine(settings) if found.check == "identity")
+    assert remedy.index("systemctl stop") < remedy.index("enrol --again")
 
 
 def test_the_doctor_names_a_remedy_for_each_finding(server: Server, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from agent import identity
 from agent.clock import BUILD_MS, Clock, Offset
 from agent.enrol import EnrolError, Then
-from agent.identity import Enrolled, Files
+from agent.identity import DamagedError, Enrolled, Files
 from agent.link import Identity, LinkError, RefusedLinkError
 from agent.renewal import (
     DAY_MS,
@@ -654,3 +654,38 @@ async def test_another_enrolment_while_a_renewal_is_under_way_wins(device: Devic
     device.enrol()
     assert names(device) == ["bundle.1.pem", "chain.1.pem", "identity.json", "key.1.pem"]
     assert device.start().progress.step is Step.REST
+
+
+@pytest.mark.parametrize("moment", ["before the check", "while the server answers"])
+async def test_an_identity_that_came_beside_a_running_agent_is_never_written_over(
+    device: Device, moment: str
+) -> None:
+    renewal = device.start()
+    if moment == "before the check":
+        device.enrol()
+    else:
+        answer = device.server.answer
+
+        def late(path: str, shown: x509.Certificate, body: dict[str, Any]) -> dict[str, Any]:
+            said = answer(path, shown, body)
+            device.enrol()
+            return said
+
+        device.server.answer = late  # type: ignore[method-assign]
+    await renewal.step(Act.CHECK)
+    assert device.pair == 1
+    assert names(device) == ["bundle.1.pem", "chain.1.pem", "identity.json", "key.1.pem"]
+    device.start()
+
+
+@pytest.mark.parametrize("name", ["key", "chain", "bundle"])
+async def test_a_pair_that_is_not_all_there_is_not_promoted(device: Device, name: str) -> None:
+    renewal = device.start()
+    await device.runs(renewal, until=lambda: renewal.progress.step is Step.PROVED)
+    getattr(identity.files(device.state).next, name).unlink()
+    with pytest.raises(DamagedError, match=name):
+        identity.promote(device.state)
+    await renewal.step(Act.PROMOTE)
+    assert device.pair == 0
+    assert renewal.progress.step is Step.REST  # it makes another
+    device.start()
