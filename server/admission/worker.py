@@ -9,6 +9,9 @@ is written down when it is done; whatever is killed in between, the next turn go
 3. The proof: the broker says of each denied device that it is disabled, nothing of it was stored
    after its order, and our probes find a denied identity inert and an admitted one not. `proved_at`
 
+After these, and in the way of none of them, what an ended device has counted past the end of its
+stay is moved: once for each, a few in a turn. Who takes over does so again for those of a day.
+
 Devices whose certificates ended are denied one by one as they end. If a good part of the fleet
 lapses at once it is the clock that is wrong, or nobody renews: that is said, and nobody denied.
 What cannot be done waits; `trouble` says why. Once a minute, and on each new connection before
@@ -17,10 +20,10 @@ anything else, the broker's whole list is compared with the database's, and mend
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import asyncpg
 
@@ -48,6 +51,9 @@ STANDBY_S = 5.0
 MOST_NAMED = 500  # in one turn: anyone may send a notice, and the next comparison sees to the rest
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 1.0
 AT_ONCE = 500  # orders in one turn
+SETTLED_AT_ONCE = 5  # ended devices in one turn: orders wait for it
+SETTLE_AGAIN_S = 60.0  # one that could not be
+ENDED_OF_LATE = timedelta(days=1)  # another worker may have stopped before it settled these
 MANY_LAPSED, LAPSED_SHARE = 20, 0.2  # beyond both, the clock is doubted
 EXPIRED, RENEWED = "certificate expired", "certificate renewed"
 DATABASE_ERRORS = (
@@ -95,6 +101,9 @@ class Admission:
         self._wake = asyncio.Event()
         self._named: set[str] = set()
         self._lapsed: set[int] = set()  # denied, though the register admits them
+        # ended devices and since when: when to settle them (monotonic), and those that are
+        self._unsettled: dict[tuple[int, datetime], float] = {}
+        self._settled: set[tuple[int, datetime]] = set()
         self._expiries_seen: datetime | None = None
         self._trouble: dict[str, str] = {}
         self._reconciled_at = self._tried_at = -1e9
@@ -118,6 +127,7 @@ class Admission:
         """Serve while this connection, and so the lock, is ours."""
         await connection.add_listener(CHANGED, self._on_changed)
         self._expiries_seen = None
+        await self._recall_ended(connection)
         try:
             wait_s = FIRST_WAIT_S
             while True:
@@ -179,18 +189,22 @@ class Admission:
         due = self._clock.monotonic() - self._tried_at >= PROVE_AGAIN_S or turn.broker
         if control is not None and turn.proof and due:
             await self._prove(connection, control, turn)
+        await self._settle_ended(connection)
         await self._write_trouble(connection)
 
     async def _look(self, connection: asyncpg.Connection) -> _Turn:
         """Return what is open, the oldest first."""
         named, self._named = self._named, set()
         rows = await connection.fetch(
-            "select id, device_id, broker_at is null as broker, crl_at is null as list, "
-            "proved_at is null as proof from admissions "
-            "where broker_at is null or crl_at is null or proved_at is null "
-            "order by broker_at is null desc, crl_at is null desc, asked_at limit $1",
+            "select a.id, a.device_id, a.broker_at is null as broker, a.crl_at is null as list, "
+            "a.proved_at is null as proof, d.state_since, d.state = any($2::text[]) as ended "
+            "from admissions a join devices d on d.id = a.device_id "
+            "where a.broker_at is null or a.crl_at is null or a.proved_at is null "
+            "order by a.broker_at is null desc, a.crl_at is null desc, a.asked_at limit $1",
             AT_ONCE,
+            [str(state) for state in ENDED],
         )
+        self._note_ended([row for row in rows if row["ended"]])
         turn = _Turn()
         for row in rows:
             if row["broker"]:
@@ -238,11 +252,10 @@ class Admission:
         self._failpoint("broker noted")
 
     async def _sign_list(self, connection: asyncpg.Connection, turn: _Turn) -> None:
-        """Step 2. Also moves what an ended device has counted past the end of its stay."""
+        """Step 2."""
         pki, now = self._devices.pki, self._now()
         self._list_checked_at = self._clock.monotonic()
         try:
-            await self._settle_ended(connection, turn.list_)
             listed = await asyncio.to_thread(revocations.read, pki)
             wanted = await revocations.wanted(connection, listed, now=now)
             self._failpoint("list wanted")
@@ -260,17 +273,6 @@ class Admission:
             turn.list_,
         )
         self._failpoint("list noted")
-
-    async def _settle_ended(self, connection: asyncpg.Connection, orders: list[int]) -> None:
-        for row in await connection.fetch(
-            "select distinct d.id, d.state_since from admissions a "
-            "join devices d on d.id = a.device_id "
-            "where a.id = any($1::bigint[]) and d.state = any($2::text[])",
-            orders,
-            [str(state) for state in ENDED],
-        ):
-            async with transaction_on(connection, "settle ended device"):
-                await settle(connection, row["id"], from_at=row["state_since"])
 
     async def _prove(self, connection: asyncpg.Connection, control: Control, turn: _Turn) -> None:
         """Step 3."""
@@ -319,6 +321,48 @@ class Admission:
                     await asyncio.to_thread(
                         probe.certify, self._devices, name, serial=serial, now=now
                     )
+
+    # -- devices that have ended -----------------------------------------------------------------
+
+    async def _recall_ended(self, connection: asyncpg.Connection) -> None:
+        """Note those that another worker may have left; what is open still, `_look` finds."""
+        self._note_ended(
+            await connection.fetch(
+                "select a.device_id, d.state_since from admissions a "
+                "join devices d on d.id = a.device_id where a.proved_at > $1 and not a.admit "
+                "and d.state = any($2::text[])",
+                self._now() - ENDED_OF_LATE,
+                [str(state) for state in ENDED],
+            )
+        )
+
+    def _note_ended(self, rows: Sequence[asyncpg.Record]) -> None:
+        for row in rows:
+            ended = row["device_id"], row["state_since"]
+            if ended not in self._settled:
+                self._unsettled.setdefault(ended, 0.0)
+
+    async def _settle_ended(self, connection: asyncpg.Connection) -> None:
+        """Move what ended devices have counted past their stay. One's failure is only its own."""
+        now_s = self._clock.monotonic()
+        due = [ended for ended, at_s in self._unsettled.items() if at_s <= now_s]
+        for ended in due[:SETTLED_AT_ONCE]:
+            device, since = ended
+            try:
+                async with transaction_on(connection, "settle ended device"):
+                    await settle(connection, device, from_at=since)
+            except DATABASE_ERRORS as error:
+                if connection.is_closed():
+                    raise
+                _log.warning(
+                    "ended device not settled",
+                    row=device,
+                    error=f"{type(error).__name__}: {error}",
+                )
+                self._unsettled[ended] = now_s + SETTLE_AGAIN_S
+            else:
+                del self._unsettled[ended]
+                self._settled.add(ended)
 
     # -- certificates that end -------------------------------------------------------------------
 

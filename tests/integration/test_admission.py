@@ -17,12 +17,13 @@ import pytest
 from ops.services.stack import Stack
 from protocol.identity import device_id
 from protocol.topics import Leg, topic
-from server.admission import broker
+from server.admission import broker, worker
 from server.admission.broker import ControlError, open_control, survives_reload
 from server.admission.denylist import REVOKED_ROLE
 from server.admission.probe import DENIED
 from server.clock import SystemClock
 from server.fleet.lifecycle import State
+from server.ingest import reassign
 from server.pki.authority import Authority
 from tests.admission_world import (
     Certificate,
@@ -366,6 +367,45 @@ async def waits(owner: asyncpg.Connection, trouble: str) -> None:
             await asyncio.sleep(0.05)
 
 
+async def settled(owner: asyncpg.Connection, device: str) -> int:
+    """Return the version of the device's assignments when it has been settled after its order."""
+    version = 0
+    async with asyncio.timeout(30):
+        while version < 2:  # the order's own, and settling
+            await asyncio.sleep(0.05)
+            version = await owner.fetchval(
+                "select assignment_version from devices where device = $1", device
+            )
+    return version
+
+
+async def test_a_device_that_cannot_be_settled_keeps_nothing_from_being_signed(
+    stack: Stack,
+    database: str,
+    owner: asyncpg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet, certificates = await enrolled(owner, stack, tmp_path, count=2, prefix="dc-settle")
+    tried: list[int] = []
+
+    async def settle(connection: asyncpg.Connection, device: int, *, from_at: datetime) -> int:
+        tried.append(device)
+        if device == fleet.rows[0]:
+            raise asyncpg.LockNotAvailableError("somebody holds its boots")
+        return await reassign.settle(connection, device, from_at=from_at)
+
+    monkeypatch.setattr(worker, "settle", settle)
+    async with admitting(stack, database):
+        orders = [await order(owner, device, State.RETIRED) for device in fleet.devices]
+        for moved in orders:
+            await done(owner, moved)
+        await settled(owner, fleet.devices[1])
+        assert tried.count(fleet.rows[0]) == 1  # and again in a minute
+    listed = Authority.load(stack.endpoints.pki).listed()
+    assert {int(each.serial, 16) for each in certificates} <= listed
+
+
 async def test_a_list_that_cannot_be_signed_is_said_and_made_up_for(
     own: Stack, tmp_path: Path
 ) -> None:
@@ -380,6 +420,9 @@ async def test_a_list_that_cannot_be_signed_is_said_and_made_up_for(
             moved = await order(owner, fleet.devices[0], State.RETIRED)
             await waits(owner, "the revocation list is not signed")
             assert await owner.fetchval("select broker_at is not null from admissions")
+            version = await settled(owner, fleet.devices[0])
+            await asyncio.sleep(3)  # turns in which the list is tried again
+            assert await settled(owner, fleet.devices[0]) == version
             for key in keys:
                 key.with_suffix(".away").rename(key)
             clock.skipped_s += 61
