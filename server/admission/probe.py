@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from paho.mqtt.reasoncodes import ReasonCode
 
 from protocol.identity import device_id
 from protocol.topics import Leg, topic
@@ -26,6 +27,7 @@ from server.pki.files import write
 ADMITTED: Final = device_id("probe-admitted")
 DENIED: Final = device_id("probe-denied")
 TIMEOUT_S = 5.0
+_REFUSED: Final = frozenset({0x86, 0x87, 0x8A})  # MQTT 5, 2.4: bad name, not authorised, banned
 
 
 class ProbeError(Exception):
@@ -71,14 +73,19 @@ async def prove(listener: Listener) -> None:
         raise ProbeError("a device that is admitted is refused by the broker")
     try:
         denied = not await _subscribes(listener, DENIED)
-    except aiomqtt.MqttError:
+    except aiomqtt.MqttError as error:
+        if not (isinstance(error, aiomqtt.MqttCodeError) and _refuses(error.rc)):
+            raise ProbeError(f"a device on the deny-list got no answer: {error}") from error
         denied = True  # not even let in
     if not denied:
         raise ProbeError("a device on the deny-list is not refused by the broker")
 
 
 async def _subscribes(listener: Listener, name: str) -> bool:
-    """Connect and subscribe; return whether that was granted. Raises MqttError."""
+    """Connect and subscribe; return whether that was granted.
+
+    Raises MqttError; ProbeError if the subscription fails for another reason than a refusal.
+    """
     own = device_id(name)
     try:
         tls = ssl.create_default_context(cafile=listener.pki / "bundle.pem")
@@ -94,7 +101,15 @@ async def _subscribes(listener: Listener, name: str) -> bool:
         timeout=TIMEOUT_S,
     ) as client:
         codes = await client.subscribe(topic(own, Leg.DOWN), qos=1)
-    return not any(getattr(code, "is_failure", False) for code in codes)
+    failures = [code for code in codes if isinstance(code, ReasonCode) and code.is_failure]
+    if not all(map(_refuses, failures)):
+        raise ProbeError(f"{own}: its subscription fails: {', '.join(map(str, failures))}")
+    return not failures
+
+
+def _refuses(code: object) -> bool:
+    """True for an answer that says "not you", and not "not now"."""
+    return isinstance(code, ReasonCode) and code.value in _REFUSED
 
 
 def _serves(authority: Authority, name: str, *, now: datetime) -> bool:

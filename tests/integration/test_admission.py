@@ -13,14 +13,16 @@ from pathlib import Path
 import aiomqtt
 import asyncpg
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from ops.services.stack import Stack
 from protocol.identity import device_id
 from protocol.topics import Leg, topic
-from server.admission import broker, worker
+from server.admission import broker, probe, worker
 from server.admission.broker import ControlError, open_control, survives_reload
 from server.admission.denylist import REVOKED_ROLE
-from server.admission.probe import DENIED
+from server.admission.probe import DENIED, ProbeError
 from server.clock import SystemClock
 from server.fleet.lifecycle import State
 from server.ingest import reassign
@@ -32,6 +34,7 @@ from tests.admission_world import (
     certify,
     client,
     connected,
+    devices,
     done,
     order,
     service,
@@ -404,6 +407,31 @@ async def test_a_device_that_cannot_be_settled_keeps_nothing_from_being_signed(
         assert tried.count(fleet.rows[0]) == 1  # and again in a minute
     listed = Authority.load(stack.endpoints.pki).listed()
     assert {int(each.serial, 16) for each in certificates} <= listed
+
+
+@pytest.mark.parametrize(
+    ("answer", "proved"),
+    [
+        (aiomqtt.MqttCodeError(ReasonCode(PacketTypes.CONNACK, "Not authorized")), True),
+        (aiomqtt.MqttCodeError(ReasonCode(PacketTypes.CONNACK, "Server busy")), False),
+        (aiomqtt.MqttCodeError(ReasonCode(PacketTypes.DISCONNECT, "Server shutting down")), False),
+        (aiomqtt.MqttError("Operation timed out"), False),
+    ],
+)
+async def test_only_a_refusal_proves_that_a_device_is_denied(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, answer: aiomqtt.MqttError, *, proved: bool
+) -> None:
+    async def subscribes(_listener: probe.Listener, name: str) -> bool:
+        if name == DENIED:
+            raise answer
+        return True
+
+    monkeypatch.setattr(probe, "_subscribes", subscribes)
+    if proved:
+        await probe.prove(devices(stack))
+    else:
+        with pytest.raises(ProbeError, match="got no answer"):
+            await probe.prove(devices(stack))
 
 
 async def test_a_list_that_cannot_be_signed_is_said_and_made_up_for(
