@@ -14,7 +14,7 @@ from server.audit.log import record
 from server.errors import NotFoundError
 from server.fleet import checks
 from server.fleet.checks import FieldError, Known, TakenError, changes, contents
-from server.fleet.register import new_ref
+from server.fleet.register import Recorder, lock_organisation, new_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,10 @@ async def add(
     *,
     actor: str,
     now: datetime,
+    noted: Recorder = record,
 ) -> Known[Door]:
     """Add a door to a site. Raises NotFoundError, FieldError, TakenError."""
+    await lock_organisation(connection, organisation)
     row = await lock_site(connection, organisation, site)
     wanted = Door(checks.name(wanted.name), wanted.behind)
     doors = {door.ref: door for door in await of_site(connection, row)}
@@ -80,7 +82,7 @@ async def add(
         "values ($1, $2, $3, $4, $5) returning id",
         *(organisation, row, ref, wanted.name, behind),
     )
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="door added",
@@ -101,8 +103,10 @@ async def edit(
     seen: str | None,
     actor: str,
     now: datetime,
+    noted: Recorder = record,
 ) -> Known[Door]:
     """Change a door. Raises NotFoundError, ChangedError, FieldError, TakenError."""
+    await lock_organisation(connection, organisation)
     site, _ = await find(connection, organisation, ref)
     await connection.execute("select from sites where id = $1 for no key update", site)
     doors = {door.ref: door for door in await of_site(connection, site)}
@@ -120,7 +124,7 @@ async def edit(
         "update doors set name = $2, behind_id = $3 where id = $1",
         *(before.id, wanted.name, behind),
     )
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="door changed",

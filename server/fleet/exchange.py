@@ -3,9 +3,12 @@
 A row names its site, door and spot by their refs or, where a ref is empty, by their names. A file
 is taken in whole or not at all: each row that cannot be is reported, and then nothing is kept. A
 dry run does the same work and keeps nothing either, so what it says is what would happen.
+
+The audit's rows are written when all else is done: a dry run never takes the organisation's chain,
+which everybody's acts need, and an import only for its last moment.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,11 +16,13 @@ from typing import TypeVar
 
 import asyncpg
 
+from server.audit.log import record
 from server.errors import NotFoundError, RefusedError, VestibuleError
 from server.fleet import checks, doors, hours, organisations, sites, spots, table
 from server.fleet.checks import FieldError, Known
 from server.fleet.doors import Door
 from server.fleet.organisations import Region
+from server.fleet.register import lock_organisation
 from server.fleet.sites import Site
 from server.fleet.spots import Spot
 from server.fleet.table import Row
@@ -81,11 +86,21 @@ async def take_in(
         await attempt.rollback()
     else:
         await attempt.commit()
+        await intake.record()
     return intake.outcome
 
 
 class _EnoughError(Exception):
     """There are as many errors as anyone reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """A row for the audit."""
+
+    act: str
+    subject: str
+    detail: Mapping[str, object]
 
 
 class _Intake:
@@ -99,9 +114,11 @@ class _Intake:
         self.outcome = Outcome()
         self._said: dict[tuple[str, str], tuple[int, object]] = {}
         self._regions: dict[str, str] = {}
+        self._acts: list[_Act] = []
 
     async def run(self, rows: list[Row]) -> None:
         self.outcome.rows = len(rows)
+        await lock_organisation(self._connection, self._organisation)
         for region in await organisations.regions(self._connection, self._organisation):
             self._regions[region.facts.name] = region.ref
         behind: list[tuple[Row, str]] = []
@@ -120,14 +137,43 @@ class _Intake:
                 await self._attempt(row, self._spot(row, site, door))
         await self._stand_behind(behind)
 
+    async def record(self) -> None:
+        """Audit what was done, in its order."""
+        for number, done in enumerate(self._acts):
+            await record(
+                self._connection,
+                actor=self._actor,
+                act=done.act,
+                subject=done.subject,
+                detail=done.detail,
+                organisation=self._organisation,
+                now=self._now,
+                held=number > 0,
+            )
+
+    async def _note(
+        self,
+        connection: asyncpg.Connection,
+        *,
+        actor: str,
+        act: str,
+        subject: str,
+        detail: Mapping[str, object],
+        organisation: int,
+        now: datetime,
+    ) -> None:
+        """Put the audit of an act off to the end; who, where and when are the file's."""
+        self._acts.append(_Act(act, subject, detail))
+
     async def _attempt(self, row: Row, act: Awaitable[T]) -> T | None:
         """Do a part of a row; None if it cannot be done, which is noted. Raises _EnoughError."""
-        regions = dict(self._regions)
+        regions, acts = dict(self._regions), len(self._acts)
         try:
             async with self._connection.transaction():
                 return await act
         except VestibuleError as error:
             self._regions = regions
+            del self._acts[acts:]
             column = getattr(error, "parameter", "")
             self.outcome.errors.append(RowError(row.line, column, str(error)))
         if len(self.outcome.errors) >= MOST_ERRORS:
@@ -141,7 +187,12 @@ class _Intake:
         wanted = await self._wanted_site(row, known)
         if known is None:
             made = await sites.add(
-                self._connection, self._organisation, wanted, actor=self._actor, now=self._now
+                self._connection,
+                self._organisation,
+                wanted,
+                actor=self._actor,
+                now=self._now,
+                noted=self._note,
             )
             self._did(row, "site added", made.ref, wanted.name)
         else:
@@ -153,6 +204,7 @@ class _Intake:
                 seen=None,
                 actor=self._actor,
                 now=self._now,
+                noted=self._note,
             )
             self._changed(row, "site changed", known, made, name=made.facts.name)
         self._demand_said_once(row, "site", made.ref, wanted)
@@ -198,6 +250,7 @@ class _Intake:
                 Region(name),
                 actor=self._actor,
                 now=self._now,
+                noted=self._note,
             )
             self._regions[name] = made.ref
             self._did(row, "region added", made.ref, name)
@@ -216,6 +269,7 @@ class _Intake:
                 Door(name),
                 actor=self._actor,
                 now=self._now,
+                noted=self._note,
             )
             self._did(row, "door added", made.ref, name)
         else:
@@ -227,6 +281,7 @@ class _Intake:
                 seen=None,
                 actor=self._actor,
                 now=self._now,
+                noted=self._note,
             )
             self._changed(row, "door changed", known, made, name=name)
         self._demand_said_once(row, "door", made.ref, (name, row.get("behind")))
@@ -268,6 +323,7 @@ class _Intake:
             seen=None,
             actor=self._actor,
             now=self._now,
+            noted=self._note,
         )
         self._changed(row, "door changed", known, made, name=made.facts.name)
         return made
@@ -296,6 +352,7 @@ class _Intake:
                 wanted,
                 actor=self._actor,
                 now=self._now,
+                noted=self._note,
             )
             self._did(row, "spot added", made.ref, wanted.name)
         else:
@@ -307,6 +364,7 @@ class _Intake:
                 seen=None,
                 actor=self._actor,
                 now=self._now,
+                noted=self._note,
             )
             self._changed(row, "spot changed", known, made, name=wanted.name)
         if (first := self._said.get(("spot", made.ref))) is not None:

@@ -9,7 +9,7 @@ from server.audit.log import record
 from server.errors import NotFoundError
 from server.fleet import checks
 from server.fleet.checks import Known, TakenError, changes, contents
-from server.fleet.register import add_organisation, new_ref
+from server.fleet.register import Recorder, add_organisation, lock_organisation, new_ref
 
 ENROLMENTS = ("allow-list", "technician")
 CLONES = ("report", "quarantine")
@@ -146,8 +146,10 @@ async def add_region(
     *,
     actor: str,
     now: datetime,
+    noted: Recorder = record,
 ) -> Known[Region]:
     """Add a region. Raises FieldError, TakenError."""
+    await lock_organisation(connection, organisation)
     wanted = Region(checks.name(wanted.name))
     row = await connection.fetchrow(
         "insert into regions (organisation_id, ref, name) values ($1, $2, $3) "
@@ -156,7 +158,7 @@ async def add_region(
     )
     if row is None:
         raise TakenError(f"there is a region {wanted.name!r} already")
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="region added",
@@ -179,6 +181,7 @@ async def edit_region(
     now: datetime,
 ) -> Known[Region]:
     """Rename a region. Raises NotFoundError, ChangedError, FieldError, TakenError."""
+    await lock_organisation(connection, organisation)
     before = await find_region(connection, organisation, ref, lock=True)
     before.demand_unchanged(seen)
     wanted = Region(checks.name(wanted.name))

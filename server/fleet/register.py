@@ -5,9 +5,10 @@ All functions act within the caller's transaction, on a connection of the owner 
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import asyncpg
@@ -30,6 +31,22 @@ class Hours:
     closes: int
 
 
+class Recorder(Protocol):
+    """Audits an act: `server.audit.log.record`, or what puts it off to the transaction's end."""
+
+    async def __call__(
+        self,
+        connection: asyncpg.Connection,
+        *,
+        actor: str,
+        act: str,
+        subject: str,
+        detail: Mapping[str, object],
+        organisation: int,
+        now: datetime,
+    ) -> None: ...
+
+
 def new_ref(prefix: str) -> str:
     """Return a fresh public name such as `site-7k2m9qxw`; 8 characters of 31."""
     return f"{prefix}-" + "".join(secrets.choice(_REF_ALPHABET) for _ in range(8))
@@ -39,6 +56,16 @@ def new_device_id(kind: str) -> DeviceId:
     """Return a fresh device id; `dc-` for door counters, `fk-` for feedback kiosks."""
     prefix = {"counter": "dc", "kiosk": "fk"}[kind]
     return device_id(f"{prefix}-" + "".join(secrets.choice(_REF_ALPHABET) for _ in range(12)))
+
+
+async def lock_organisation(connection: asyncpg.Connection, organisation: int) -> None:
+    """Be the only one to edit this organisation's register: the first lock of each edit.
+
+    Then come sites, and what they have; the audit's chain is last. So nobody crosses anybody.
+    """
+    await connection.execute(
+        "select from organisations where id = $1 for no key update", organisation
+    )
 
 
 async def add_organisation(connection: asyncpg.Connection, name: str) -> int:

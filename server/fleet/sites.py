@@ -14,7 +14,7 @@ from server.errors import NotFoundError
 from server.fleet import checks, hours
 from server.fleet.checks import FieldError, Known, TakenError, changes, contents
 from server.fleet.hours import ALWAYS, Opening, OwnDay, Span
-from server.fleet.register import new_ref
+from server.fleet.register import Recorder, lock_organisation, new_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,10 @@ async def add(
     *,
     actor: str,
     now: datetime,
+    noted: Recorder = record,
 ) -> Known[Site]:
     """Add a site. Raises FieldError, TakenError."""
-    await connection.execute(
-        "select from organisations where id = $1 for no key update", organisation
-    )
+    await lock_organisation(connection, organisation)
     wanted = _checked(wanted)
     await _demand_free(connection, organisation, wanted.name, but=None)
     region = await _region(connection, organisation, wanted.region)
@@ -93,7 +92,7 @@ async def add(
         *(wanted.address, region, wanted.opens_on, wanted.closes_on),
     )
     await _write_hours(connection, organisation, row["id"], ALWAYS, wanted.opening)
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="site added",
@@ -114,11 +113,10 @@ async def edit(
     seen: str | None,
     actor: str,
     now: datetime,
+    noted: Recorder = record,
 ) -> Known[Site]:
     """Change a site. Raises NotFoundError, ChangedError, FieldError, TakenError."""
-    await connection.execute(
-        "select from organisations where id = $1 for no key update", organisation
-    )
+    await lock_organisation(connection, organisation)
     before = await find(connection, organisation, ref, lock=True)
     before.demand_unchanged(seen)
     wanted = _checked(wanted)
@@ -137,7 +135,7 @@ async def edit(
             *(before.id, *_days_of(wanted)),
         )
     await _write_hours(connection, organisation, before.id, before.facts.opening, wanted.opening)
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="site changed",

@@ -14,6 +14,7 @@ from server.errors import ConflictError, NotFoundError
 from server.fleet import checks, register
 from server.fleet.checks import FieldError, Known, TakenError, changes, contents
 from server.fleet.doors import lock_site
+from server.fleet.register import Recorder, lock_organisation
 
 KINDS = ("counter", "kiosk")
 PURPOSES = ("entrance", "passage", "zone", "exit", "checkout")
@@ -85,11 +86,13 @@ async def add(
     ref: str = "",
     actor: str,
     now: datetime,
+    noted: Recorder = record,
 ) -> Known[Spot]:
     """Add a spot to a site, under `ref` if one was drawn elsewhere.
 
     Raises NotFoundError, FieldError, TakenError.
     """
+    await lock_organisation(connection, organisation)
     row = await lock_site(connection, organisation, site)
     wanted = _checked(wanted)
     await _demand_free(connection, row, wanted.name, but=None)
@@ -107,7 +110,7 @@ async def add(
         "values ($1, $2, $3, $4)",
         *(organisation, spot, wanted.purpose, wanted.height_cm),
     )
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="spot added",
@@ -129,12 +132,14 @@ async def edit(
     actor: str,
     now: datetime,
     since: datetime | None = None,
+    noted: Recorder = record,
 ) -> Known[Spot]:
     """Change a spot; another purpose or height holds from `since` on (None: from now on).
 
     Raises NotFoundError, ChangedError, FieldError, TakenError; ConflictError if it was mounted
     otherwise at a later time than `since`.
     """
+    await lock_organisation(connection, organisation)
     site, _ = await find(connection, organisation, ref, now=now)
     await connection.execute("select from sites where id = $1 for no key update", site)
     _, before = await find(connection, organisation, ref, now=now)
@@ -152,7 +157,7 @@ async def edit(
     )
     if (wanted.purpose, wanted.height_cm) != (before.facts.purpose, before.facts.height_cm):
         await _mount(connection, organisation, before.id, wanted, since=since or now, now=now)
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="spot changed",
@@ -210,6 +215,7 @@ async def calibrate(
     now: datetime,
 ) -> None:
     """State how a line of a spot is read. Raises NotFoundError, FieldError, ConflictError."""
+    await lock_organisation(connection, organisation)
     _, spot = await find(connection, organisation, ref, now=now)
     low, high = FACTORS
     if not 0 <= wanted.line <= 3:

@@ -15,6 +15,7 @@ from server.fleet import doors, hours, organisations, sites, spots
 from server.fleet.checks import ChangedError, FieldError, TakenError
 from server.fleet.doors import Door
 from server.fleet.organisations import Organisation, Region
+from server.fleet.register import lock_organisation
 from server.fleet.sites import Site
 from server.fleet.spots import Calibration, Spot
 from tests.integration.people_world import NOW, People
@@ -190,6 +191,37 @@ async def test_an_act_in_one_organisation_cannot_touch_another(people: People) -
             await sites.add(people.owner, own, wanted, **BY)
         assert str(caught.value) == f"no region {wanted.region!r}"
     assert await audited(people, "site changed") == 0
+
+
+async def test_every_edit_waits_for_who_edits_the_organisation(people: People) -> None:
+    own = people.organisations["own"]
+    async with acting(people.desk, "fill", organisation=own) as connection:
+        region = await organisations.add_region(connection, own, Region("North"), **BY)
+        door = await doors.add(connection, own, "own-site", Door("Front"), **BY)
+        spot = await spots.add(connection, own, "own-site", Spot("Above", "counter"), **BY)
+    seen: Any = {"seen": None, **BY}
+    new = Site("New", "Europe/Oslo")
+    writes: list[Write] = [
+        lambda c, o: organisations.add_region(c, o, Region("South"), **BY),
+        lambda c, o: organisations.edit_region(c, o, region.ref, Region("Far north"), **seen),
+        lambda c, o: sites.add(c, o, new, **BY),
+        lambda c, o: sites.edit(c, o, "own-site", new, **seen),
+        lambda c, o: doors.add(c, o, "own-site", Door("Back"), **BY),
+        lambda c, o: doors.edit(c, o, door.ref, Door("Side"), **seen),
+        lambda c, o: spots.add(c, o, "own-site", Spot("Below", "counter"), **BY),
+        lambda c, o: spots.edit(c, o, spot.ref, Spot("Beside", "counter"), **seen),
+        lambda c, o: spots.calibrate(
+            c, o, spot.ref, Calibration(0, True, 1.0, "mirrored", None), **BY
+        ),
+    ]
+    async with people.owner.transaction():
+        await lock_organisation(people.owner, own)
+        for write in writes:
+            async with acting(people.desk, "wait", organisation=own) as connection:
+                await connection.execute("set local lock_timeout = '50ms'")
+                with pytest.raises(asyncpg.LockNotAvailableError):
+                    async with connection.transaction():
+                        await write(connection, own)
 
 
 async def test_every_function_that_writes_leaves_a_row_in_the_audit(

@@ -2,10 +2,12 @@
 
 import random
 from datetime import date
+from typing import Any
 
 import asyncpg
 import pytest
 
+from server.audit.log import holding, verify
 from server.db.engine import acting
 from server.fleet import doors, exchange, hours, sites, spots, table
 from server.fleet.doors import Door
@@ -180,3 +182,38 @@ async def test_a_file_in_latin_1_is_refused(people: People) -> None:
     with pytest.raises(Exception, match="not UTF-8"):
         await take(people.owner, people.organisations["own"], "site\nCafé".encode("latin-1"))
     assert table.read("site\nCafé".encode(), most_rows=1)[0].get("site") == "Café"
+
+
+async def test_a_dry_run_waits_for_nobodys_audit(people: People) -> None:
+    own = people.organisations["own"]
+    async with people.owner.transaction():
+        await people.owner.execute(f"select {holding('$1')}", own)
+        async with acting(people.desk, "dry", organisation=own) as connection:
+            await connection.execute("set local lock_timeout = '5s'")
+            assert (await take(connection, own, FILE, dry_run=True)).errors == []
+
+
+async def test_an_import_takes_the_audits_chain_when_all_else_is_done(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = people.organisations["own"]
+    held: list[int] = []
+    add = spots.add
+
+    async def watched(connection: asyncpg.Connection, *told: Any, **more: Any) -> Any:
+        done = await add(connection, *told, **more)
+        held.append(
+            await connection.fetchval(
+                "select count(*) from pg_locks where locktype = 'advisory' "
+                "and pid = pg_backend_pid()"
+            )
+        )
+        return done
+
+    monkeypatch.setattr(spots, "add", watched)
+    async with acting(people.desk, "real", organisation=own) as connection:
+        done = await take(connection, own, FILE)
+    assert held == [0, 0, 0]
+    acts = await people.owner.fetch("select act, subject from audit where chain = $1", own)
+    assert [(deed.act, deed.ref) for deed in done.deeds] == [tuple(row) for row in acts]
+    assert (await verify(people.owner))[1] == []
