@@ -31,6 +31,7 @@ from server.ingest.pipeline import no_failpoint
 from server.ingest.state import State
 from server.ingest.worker import Ingest
 from server.pki.authority import Authority
+from server.tasks import heed_cancellation
 from tests.ingest_world import MINUTE, NOON, Agent, differences, owning, people, rebuilt, register
 
 pytestmark = pytest.mark.services
@@ -83,6 +84,7 @@ class Door:
 
     async def send(self, frame: bytes, *, qos: int = 1) -> None:
         await self._client.publish(self.agent.up.decode(), frame, qos=qos)
+        heed_cancellation()  # aiomqtt's publish forgets one that comes with its answer
 
     async def hear(self) -> Receipt | Answer:
         async with asyncio.timeout(20):
