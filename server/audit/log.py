@@ -1,4 +1,11 @@
-"""Write and read the chain. `record` belongs into the transaction of the act itself."""
+"""Write and read the chain. `record` belongs into the transaction of the act itself.
+
+Whoever changes something takes the locks in one order, or two may wait for each other: devices by
+their row's id, the spot, technicians' claims, the voucher, boots, and the organisation's chain
+last. Who holds the chain keeps all of the organisation waiting; after it nothing is locked that is
+not held already, and the transaction ends soon. Advisory locks of one key (`issuing.key_lock`) or
+one phone's act (`acts.once`) come before all of these.
+"""
 
 import json
 from collections.abc import Mapping

@@ -10,6 +10,9 @@ checked, in this order; the same numbers stand in the code:
 3. It held at the time in question.
 4. It was not withdrawn.
 5. Uses are left.
+
+A check locks nothing; `spend` judges 4 and 5 again as it takes the use. So a voucher's row is
+locked after the devices that it is used for, in the order that `server.audit.log` states.
 """
 
 import base64
@@ -58,6 +61,7 @@ class Voucher:
     created_at: datetime
     expires_at: datetime
     uses_left: int
+    withdrawn_at: datetime | None
 
 
 class VoucherSigner:
@@ -159,11 +163,11 @@ def text_of(signer: VoucherSigner, voucher: Voucher, *, site_ref: str) -> str:
 async def check_voucher(
     connection: asyncpg.Connection, signer: VoucherSigner, text: str, *, at: datetime
 ) -> Voucher:
-    """Return the voucher if it held at `at`; its row stays locked. RefusedError: `voucher_...`."""
-    voucher, withdrawn_at = await _booked(connection, signer, text)  # 1, 2
+    """Return the voucher if it held at `at`. RefusedError: `voucher_...`."""
+    voucher = await known_voucher(connection, signer, text)  # 1, 2
     if not voucher.created_at <= at < voucher.expires_at:  # 3
         raise refused("voucher_expired")
-    if withdrawn_at is not None and withdrawn_at <= at:  # 4
+    if voucher.withdrawn_at is not None and voucher.withdrawn_at <= at:  # 4
         raise refused("voucher_withdrawn")
     if voucher.uses_left == 0:  # 5
         raise refused("voucher_spent")
@@ -174,23 +178,43 @@ async def known_voucher(
     connection: asyncpg.Connection, signer: VoucherSigner, text: str
 ) -> Voucher:
     """Return whose voucher this is, whether or not it still holds. RefusedError `voucher_bad`."""
-    voucher, _ = await _booked(connection, signer, text)
-    return voucher
+    try:
+        ref = str(json.loads(signer.opened(text))["v"])  # 1
+    except (ValueError, KeyError, TypeError) as error:
+        raise refused("voucher_bad") from error
+    row = await connection.fetchrow(
+        f"select {_COLUMNS} from vouchers where ref = $1",  # noqa: S608
+        ref,
+    )
+    if row is None:  # 2
+        raise refused("voucher_bad")
+    return _voucher(row)
 
 
 async def spend(
     connection: asyncpg.Connection, voucher: Voucher, *, device: str, actor: str, now: datetime
 ) -> None:
-    """Take one use from a voucher that `check_voucher` has locked."""
-    await connection.execute(
-        "update vouchers set uses_left = uses_left - 1 where id = $1", voucher.row
+    """Take one use from a voucher that was checked; its device is locked already.
+
+    RefusedError (`voucher_spent`, `voucher_withdrawn`) if that has happened since.
+    """
+    left = await connection.fetchval(
+        "update vouchers set uses_left = uses_left - 1 where id = $1 and uses_left > 0 "
+        "and withdrawn_at is not distinct from $2 returning uses_left",
+        voucher.row,
+        voucher.withdrawn_at,
     )
+    if left is None:
+        left = await connection.fetchval(
+            "select uses_left from vouchers where id = $1", voucher.row
+        )
+        raise refused("voucher_withdrawn" if left else "voucher_spent")
     await record(
         connection,
         actor=actor,
         act="voucher used",
         subject=voucher.ref,
-        detail={"device": device, "uses_left": voucher.uses_left - 1},
+        detail={"device": device, "uses_left": left},
         organisation=voucher.organisation,
         now=now,
     )
@@ -219,44 +243,15 @@ async def withdraw_voucher(
     return True
 
 
-async def withdraw_vouchers_of(
-    connection: asyncpg.Connection, user_id: int, *, actor: str, now: datetime
-) -> int:
-    """End all that a user holds now; what was done before stands. Return how many."""
-    refs = await connection.fetch(
-        "select ref from vouchers where user_id = $1 and withdrawn_at is null and expires_at > $2 "
-        "order by id for update",
-        user_id,
-        now,
-    )
-    for row in refs:
-        await withdraw_voucher(connection, row["ref"], actor=actor, now=now)
-    return len(refs)
-
-
 async def actor_of(connection: asyncpg.Connection, user_id: int) -> str:
     """Return how the audit names a user."""
     ref = await connection.fetchval("select ref from users where id = $1", user_id)
     return f"user {ref}"
 
 
-_COLUMNS = "id, ref, organisation_id, user_id, site_id, created_at, expires_at, uses_left"
-
-
-async def _booked(
-    connection: asyncpg.Connection, signer: VoucherSigner, text: str
-) -> tuple[Voucher, datetime | None]:
-    try:
-        ref = str(json.loads(signer.opened(text))["v"])  # 1
-    except (ValueError, KeyError, TypeError) as error:
-        raise refused("voucher_bad") from error
-    row = await connection.fetchrow(
-        f"select {_COLUMNS}, withdrawn_at from vouchers where ref = $1 for update",  # noqa: S608
-        ref,
-    )
-    if row is None:  # 2
-        raise refused("voucher_bad")
-    return _voucher(row), row["withdrawn_at"]
+_COLUMNS = (
+    "id, ref, organisation_id, user_id, site_id, created_at, expires_at, uses_left, withdrawn_at"
+)
 
 
 def _voucher(row: asyncpg.Record) -> Voucher:
@@ -269,6 +264,7 @@ def _voucher(row: asyncpg.Record) -> Voucher:
         row["created_at"],
         row["expires_at"],
         row["uses_left"],
+        row["withdrawn_at"],
     )
 
 
