@@ -4,7 +4,13 @@ import importlib
 import sys
 from typing import NamedTuple
 
-import asyncpg
+try:
+    import asyncpg
+except ModuleNotFoundError as error:  # on a device, where only the agent's packages are
+    raise SystemExit(
+        f"vestibule: {error.name} is not installed. This is the server's command: "
+        "`pip install 'vestibule[server]'`; a device has `vestibule-agent`."
+    ) from error
 
 from ops.services.errors import ServicesError
 from server.errors import VestibuleError
