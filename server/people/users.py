@@ -136,7 +136,10 @@ async def grant(
 async def revoke(
     connection: asyncpg.Connection, user_id: int, taken: Grant, *, actor: str, now: datetime
 ) -> bool:
-    """Take a role away, from the next request on; False if it was not held."""
+    """Take a role away, from the next request on; False if it was not held.
+
+    Vouchers for sites where the user may not provision any more are void, as with `disable`.
+    """
     done: str = await connection.execute(
         "delete from grants where user_id = $1 and role = $2 "
         "and organisation_id is not distinct from $3 and region_id is not distinct from $4 "
@@ -149,8 +152,23 @@ async def revoke(
     )
     if done != "DELETE 1":
         return False
+    await _void_vouchers(connection, user_id)
     await _note_grant(connection, user_id, taken, "role revoked", actor, now=now)
     return True
+
+
+async def may_at_site(
+    connection: asyncpg.Connection, user_id: int, permission: Permission, site: int
+) -> bool:
+    """Whether somebody who is not signed in holds a permission at a site, and is not disabled."""
+    place = await connection.fetchrow(
+        "select s.organisation_id, s.region_id, s.id from sites s join users u on u.id = $2 "
+        "where s.id = $1 and u.disabled_at is null",
+        site,
+        user_id,
+    )
+    held = await grants_of(connection, user_id)
+    return place is not None and may(held, permission, Place(*place))
 
 
 async def disable(
@@ -249,6 +267,20 @@ async def introduce(
         user_id,
         demand_name(name),
         language,
+    )
+
+
+async def _void_vouchers(connection: asyncpg.Connection, user_id: int) -> None:
+    """Void, from their beginning, a user's vouchers for where they may not provision."""
+    held = await grants_of(connection, user_id)
+    rows = await connection.fetch(
+        "select v.id, s.organisation_id, s.region_id, v.site_id from vouchers v "
+        "join sites s on s.id = v.site_id where v.user_id = $1",
+        user_id,
+    )
+    await connection.execute(
+        "update vouchers set withdrawn_at = created_at where id = any($1::int[])",
+        [row for row, *place in rows if not may(held, Permission.PROVISION, Place(*place))],
     )
 
 

@@ -26,6 +26,7 @@ from server.db.engine import acting, overseeing, reading, transaction
 from server.errors import RefusedError
 from server.fleet.lifecycle import State
 from server.fleet.spots import Spot
+from server.people import users
 from server.people.roles import Permission, Place
 from server.people.sessions import Visitor
 from server.provisioning import technician
@@ -189,6 +190,7 @@ class Acts:
                 if error.code != "voucher_spent" and not isinstance(act, Bind):
                     raise
                 held = await known_voucher(connection, self._signer, act.voucher)
+            await _demand_right(connection, held)
         return Doer(held.user_id, f"voucher {held.ref}", None, held)
 
     async def where(self, doer: Doer, **named: str) -> Where:
@@ -275,7 +277,9 @@ class Acts:
         if doer.voucher is not None:
             return doer.voucher.organisation
         async with overseeing(self._desk, "know voucher") as connection:
-            return (await known_voucher(connection, self._signer, act.voucher)).organisation
+            held = await known_voucher(connection, self._signer, act.voucher)
+            await _demand_right(connection, held)
+        return held.organisation
 
     async def _placed(self, claim: technician.TechnicianClaim, doer: Doer) -> dict[str, str]:
         """Place a device that is enrolled already; it is not undone if that has to wait."""
@@ -362,6 +366,12 @@ class Acts:
                 found.row,
                 json.dumps(plain(result)),
             )
+
+
+async def _demand_right(connection: asyncpg.Connection, held: Voucher) -> None:
+    """Refuse a voucher whose user may not provision at its site any more."""
+    if not await users.may_at_site(connection, held.user_id, Permission.PROVISION, held.site):
+        raise refused("voucher_withdrawn")
 
 
 async def sign_off(

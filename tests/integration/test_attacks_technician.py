@@ -9,6 +9,7 @@ import pytest
 from server.api.keys import create_api_key
 from server.db.engine import overseeing
 from server.people import users
+from server.people.roles import Grant, Role
 from tests.integration.people_world import HTML, load
 from tests.integration.provisioning_world import Key, Provisioning
 from tests.integration.test_enrolment_web import Client, ask
@@ -64,6 +65,59 @@ async def test_x24_a_dismissed_technician_ends_with_the_sentence(shop: Shop) -> 
         "/tech/sites/own-site/voucher", headers={**JSON, "X-CSRF-Token": "x"}
     ) as response:
         assert response.status in (401, 403)
+
+
+async def test_x24_a_technician_whose_role_was_taken_ends_with_it(shop: Shop) -> None:
+    """What a remaining role covers goes on; the rest is void, whenever it is said to be done."""
+    people, here = shop.people, Grant(Role.TECHNICIAN, shop.organisation, site=shop.site)
+    everywhere = Grant(Role.NOC, shop.organisation)
+    await users.grant(people.owner, shop.user, everywhere, actor="command", now=people.now)
+    found, voucher = await shop.device(), await shop.voucher()
+    said = {"site": "own-site", "takes": "counter", "voucher": voucher["text"]}
+    first = shop.act("spot", ref="spot-abcdefgh", name="Cellar", **said)
+    second = shop.act("spot", ref="spot-jkmnpqrs", name="Attic", **said)
+    bound = shop.bound(found, voucher)
+    people.clock.advance(60)
+    stranger = people.browser()
+
+    async def take(grant: Grant) -> None:
+        async with overseeing(people.desk, "take role") as desk:  # as the console does
+            assert await users.revoke(desk, shop.user, grant, actor="user eva", now=people.now)
+
+    await take(here)
+    [answer] = await shop.send(first, phone=stranger, csrf="")
+    assert answer["done"], answer
+    await take(everywhere)
+    for phone in (stranger, shop.phone):
+        answers = await shop.send(second, bound, phone=phone)
+        assert {answer["code"] for answer in answers} <= {"voucher_withdrawn", "unknown_site"}
+    assert await shop.stands() == []
+    assert await people.owner.fetchval("select withdrawn_at = created_at from vouchers")
+    assert await people.owner.fetchval("select count(*) from technician_claims") == 0
+    assert await people.owner.fetchval("select count(*) from spots where name = 'Attic'") == 0
+
+
+async def test_x24_a_voucher_ends_when_its_site_leaves_the_technicians_region(shop: Shop) -> None:
+    people = shop.people
+    region = await people.owner.fetchval(
+        "insert into regions (organisation_id, ref, name) values ($1, 'south', 'South') "
+        "returning id",
+        shop.organisation,
+    )
+    await people.owner.execute("update sites set region_id = $1 where id = $2", region, shop.site)
+    there = Grant(Role.TECHNICIAN, shop.organisation, region=region)
+    await users.grant(people.owner, shop.user, there, actor="command", now=people.now)
+    here = Grant(Role.TECHNICIAN, shop.organisation, site=shop.site)
+    await users.revoke(people.owner, shop.user, here, actor="command", now=people.now)
+    found, voucher = await shop.device(), await shop.voucher()
+    bound = shop.bound(found, voucher)
+    await people.owner.execute("update sites set region_id = null where id = $1", shop.site)
+    for phone in (people.browser(), shop.phone):
+        [answer] = await shop.send(bound, phone=phone)
+        assert answer["code"] == "voucher_withdrawn"
+    await people.owner.execute("update sites set region_id = $1 where id = $2", region, shop.site)
+    [answer] = await shop.send(bound, phone=shop.phone)
+    assert "claim" in answer, answer
 
 
 async def test_x45_unknown_fields_in_what_a_device_or_a_phone_sends_are_refused(
