@@ -36,6 +36,7 @@ from server.fleet import register
 from server.ingest.reassign import reassign
 from server.provisioning import manifest, renew
 from server.provisioning.claims import claim_token
+from server.provisioning.vouchers import withdraw_voucher
 
 COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
 Action = Callable[[asyncpg.Connection, argparse.Namespace, Deployment], Awaitable[int]]
@@ -119,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     assign.add_argument("--since", type=datetime.fromisoformat, help="ISO time with offset")
     assign.set_defaults(act=_assign)
     add_commands(device)
+    voucher = device.add_parser("voucher", help="technicians' vouchers")
+    withdraw = voucher.add_subparsers(required=True).add_parser(
+        "withdraw", help="end a voucher now; what was done before under it stays"
+    )
+    withdraw.add_argument("voucher", metavar="REF", help="such as voucher-7k2m9qxw")
+    withdraw.set_defaults(act=_withdraw_voucher)
     return parser
 
 
@@ -305,6 +312,16 @@ async def _list_expiring(connection: asyncpg.Connection, within: timedelta) -> i
 async def _renew(connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment) -> int:
     await renew.bring_forward(connection, options.device, now=datetime.now(UTC))
     print(f"{options.device} renews when it next asks: within a day, if it is online")
+    return 0
+
+
+async def _withdraw_voucher(
+    connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
+) -> int:
+    ref = options.voucher
+    if not await withdraw_voucher(connection, ref, actor="command", now=datetime.now(UTC)):
+        raise NotFoundError(f"no voucher {ref!r} that is not withdrawn")
+    print(f"{ref} is withdrawn")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from dataclasses import dataclass, field
@@ -12,7 +13,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from ops import register
+from ops.deployment import Deployment
+from ops.services.stack import Stack
 from protocol.label import Label, bind_proof, label
+from server.config import Secret, Settings
+from server.errors import NotFoundError
 from server.people.roles import Grant, Role
 from server.provisioning.vouchers import withdraw_voucher
 from tests.integration.people_world import HTML, People, load
@@ -409,6 +415,24 @@ async def test_a_voucher_is_good_for_its_site_and_its_time(shop: Shop) -> None:
     async with shop.people.owner.transaction():
         await withdraw_voucher(shop.people.owner, voucher["ref"], actor="command", now=shop.now)
     assert await outcome(ref="spot-jkmnpqrs", name="y") == "voucher_withdrawn"
+
+
+async def test_a_voucher_is_withdrawn_by_a_command(
+    shop: Shop, stack: Stack, world_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(Secret(""), Secret(""), Secret(""), stack.endpoints.pki)
+    found = Deployment(Secret(stack.endpoints.dsn("owner", world_database)), settings)
+    monkeypatch.setattr(register, "deployment", lambda: found)
+    voucher = await shop.voucher()
+    words = ["device", "voucher", "withdraw", voucher["ref"]]
+    assert await asyncio.to_thread(register.main, words) == 0
+    with pytest.raises(NotFoundError):
+        await asyncio.to_thread(register.main, words)
+    audited = await shop.people.owner.fetch(
+        "select actor, subject from audit where act = 'voucher withdrawn'"
+    )
+    assert [tuple(row.values()) for row in audited] == [("command", voucher["ref"])]
+    assert await shop.people.owner.fetchval("select withdrawn_at is not null from vouchers")
 
 
 # -- walk test and sign-off --------------------------------------------------------------------
