@@ -13,7 +13,7 @@ How fast an answer is read, and how many connections an address opens, is not li
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -25,6 +25,9 @@ __all__ = ["KEEP_ALIVE_S", "LIMIT_S", "listening"]
 LIMIT_S = 15.0
 MOST_LIMITS = 4
 SLOWEST = 2_000  # bytes a second: a weak cell's edge
+Later = Callable[..., asyncio.TimerHandle]
+"""`call_later` of a loop, or of a clock that a test moves."""
+
 KEEP_ALIVE_S = 75.0  # a little more than proxies keep theirs
 
 
@@ -37,9 +40,10 @@ async def listening(
     tls: ssl.SSLContext | None,
     shutdown_s: float,
     limit_s: float = LIMIT_S,
+    later: Later | None = None,
 ) -> AsyncIterator[int]:
     """Serve `app` until the block ends; gives the port (one that is free, if 0 was asked for)."""
-    deadlines = _Deadlines(limit_s)
+    deadlines = _Deadlines(limit_s, later or asyncio.get_running_loop().call_later)
     app.middlewares.insert(0, deadlines.middleware())
     runner = web.AppRunner(
         app,
@@ -60,14 +64,13 @@ async def listening(
 class _Deadlines:
     """A timer for each connection that owes us the head or the body of a request."""
 
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
+    def __init__(self, limit_s: float, later: Later) -> None:
+        self.limit_s, self._later = limit_s, later
         self._heads: dict[RequestHandler, asyncio.TimerHandle] = {}
 
     def begin(self, connection: RequestHandler) -> None:
         """Begin to wait for a new connection's first request."""
-        loop = asyncio.get_running_loop()
-        self._heads[connection] = loop.call_later(self.limit_s, self._end, connection)
+        self._heads[connection] = self._later(self.limit_s, self._end, connection)
 
     def middleware(self) -> Middleware:
         @web.middleware
@@ -75,10 +78,9 @@ class _Deadlines:
             if waiting := self._heads.pop(request.protocol, None):
                 waiting.cancel()
             if not request.content.is_eof():
-                loop = asyncio.get_running_loop()
                 more_s = (request.content_length or 0) / SLOWEST
                 wait_s = min(self.limit_s + more_s, self.limit_s * MOST_LIMITS)
-                body = loop.call_later(wait_s, _close, request.protocol)
+                body = self._later(wait_s, _close, request.protocol)
                 request.content.on_eof(body.cancel)
             if request.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise web.HTTPUnsupportedMediaType(text="send it uncompressed")
