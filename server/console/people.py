@@ -210,11 +210,10 @@ class Pages:
         self, connection: asyncpg.Connection, request: web.Request, where: Where
     ) -> Listed:
         """Return the address's user, who has some role here; else 404."""
-        wanted = part(request, "user")
-        for listed in await self._listed(connection, where):
-            if listed.user.ref == wanted:
-                return listed
-        raise web.HTTPNotFound
+        found = await self._listed(connection, where, ref=part(request, "user"))
+        if not found:
+            raise web.HTTPNotFound
+        return found[0]
 
     async def _whole(
         self, connection: asyncpg.Connection, request: web.Request, where: Where
@@ -224,17 +223,15 @@ class Pages:
             raise RefusedError("elsewhere", "this account has roles that are not yours to give")
         return listed.user
 
-    async def _listed(self, connection: asyncpg.Connection, where: Where) -> list[Listed]:
+    async def _listed(
+        self, connection: asyncpg.Connection, where: Where, *, ref: str | None = None
+    ) -> list[Listed]:
+        """Return the users who have some role here, or of them the one of this ref."""
         names = await self._names(connection, where)
-        here = await connection.fetch(
-            "select distinct user_id from grants where organisation_id = $1", where.organisation
-        )
-        known = {row["user_id"] for row in here}
         found: list[Listed] = []
-        for user in await users.listed(connection):
-            if where.organisation is not None and user.id not in known:
-                continue
-            grants = await users.grants_of(connection, user.id)
+        for user, grants in await users.listed_with_grants(
+            connection, organisation=where.organisation, ref=ref
+        ):
             shown = [
                 grant
                 for grant in grants

@@ -59,6 +59,29 @@ async def listed(connection: asyncpg.Connection, *, wanted: str | None = None) -
     return [User(*row.values()) for row in rows]
 
 
+async def listed_with_grants(
+    connection: asyncpg.Connection, *, organisation: int | None = None, ref: str | None = None
+) -> list[tuple[User, list[Grant]]]:
+    """Return users with all their grants, by e-mail: all, those of an organisation, the one."""
+    rows = await connection.fetch(
+        "select u.id, u.ref, u.email, u.name, u.language, u.password_hash is null, "
+        "u.totp_confirmed_at is not null, u.disabled_at is not null, "
+        "g.role, g.organisation_id, g.region_id, g.site_id "
+        "from users u left join grants g on g.user_id = u.id "
+        "where ($1::int is null or exists (select from grants o where o.user_id = u.id "
+        "and o.organisation_id = $1)) and ($2::text is null or u.ref = $2) "
+        "order by lower(u.email), u.id, g.id",
+        *(organisation, ref),
+    )
+    found: dict[int, tuple[User, list[Grant]]] = {}
+    for row in rows:
+        *facts, role, at, region, site = row.values()
+        _, grants = found.setdefault(row["id"], (User(*facts), []))
+        if role is not None:
+            grants.append(Grant(Role(role), at, region, site))
+    return list(found.values())
+
+
 async def grants_of(connection: asyncpg.Connection, user_id: int) -> list[Grant]:
     rows = await connection.fetch(
         "select role, organisation_id, region_id, site_id from grants where user_id = $1 "

@@ -12,11 +12,12 @@ import pytest
 from aiohttp import ClientSession, FormData
 
 from server.console.pages import HERE, LANGUAGES
-from server.db.engine import acting
+from server.db.engine import acting, overseeing
 from server.fleet import doors, organisations, sites, spots
 from server.fleet.doors import Door
 from server.fleet.lifecycle import State
 from server.fleet.spots import Spot
+from server.people import users
 from server.people.roles import Grant, Role
 from server.web import catalogue
 from tests.integration.people_world import GOOD, HTML, NOW, People, form_of, load, post
@@ -272,6 +273,30 @@ async def test_people_are_invited_and_shut_out_within_the_organisation_alone(sho
     )
     mine = await shop.people.owner.fetchval("select ref from users where email like 'boss%'")
     assert (await shop.post(f"{page}/{mine}/disable"))[0] == 422
+
+
+@pytest.mark.parametrize("organisation", ["own", None])
+async def test_users_come_with_their_grants_in_one_query(
+    people: People, organisation: str | None
+) -> None:
+    own = people.organisations["own"]
+    eva = await people.user("eva@example.com", Grant(Role.ANALYST, own), Grant(Role.ADMINISTRATOR))
+    await people.user("none@example.com")
+    asked: list[str] = []
+    row = None if organisation is None else people.organisations[organisation]
+    async with overseeing(people.desk, "list") as connection:
+        with connection.query_logger(lambda query: asked.append(query.query)):
+            found = await users.listed_with_grants(connection, organisation=row)
+        ref = next(user.ref for user, _ in found if user.id == eva)
+        one = await users.listed_with_grants(connection, organisation=row, ref=ref)
+        assert [await users.grants_of(connection, user.id) for user, _ in found] == [
+            grants for _, grants in found
+        ]
+        listed = await users.listed(connection)
+    assert len(asked) == 1
+    assert [user for user, _ in one] == [user for user in listed if user.id == eva]
+    known = [user for user in listed if organisation is None or user.id == eva]
+    assert [user for user, _ in found] == known
 
 
 async def test_a_file_is_looked_at_and_then_taken_in(shop: Shop, tmp_path: Path) -> None:
