@@ -26,6 +26,7 @@ from server.audit import anchor
 from server.clock import Clock, SystemClock, at
 from server.config import Settings
 from server.console.pages import add_console
+from server.db import purge
 from server.db.engine import open_pool
 from server.db.migrate import check_schema
 from server.ingest.mqtt import BrokerSettings
@@ -98,6 +99,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))
             workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
+            workers.append(group.create_task(purge.run(maint_pool, clock), name="purge"))
         try:
             pages = web.Application()
             if "api" in settings.roles:

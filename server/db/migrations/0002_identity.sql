@@ -359,5 +359,10 @@ grant update on technician_claims, vouchers, assignments, admissions, trust_proo
     to vestibule_ingest;
 grant update (created_at) on spots to vestibule_ingest; -- that is, to lock one
 grant insert on audit to vestibule_maint;
+-- What is long over is deleted; see server.db.purge.
+create policy purge on idempotency_keys to vestibule_maint using (true);
+grant select (ended_at, expires_at), delete on sessions to vestibule_maint;
+grant select (used_at, expires_at), delete on one_time_links to vestibule_maint;
+grant delete on phone_acts, idempotency_keys to vestibule_maint;
 
 update schema_compatibility set version = 2, compatible_from = 2;

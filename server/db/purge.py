@@ -1,0 +1,54 @@
+"""Delete, hourly, what serves nobody any more: ended sessions and links, answers to repeats.
+
+What has ended, or was answered, is kept for `KEPT`: somebody may ask who was signed in, and a phone
+may come back late. Nothing that says what was done is ever deleted: audit, findings, claims.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+
+import asyncpg
+import structlog
+
+from server.clock import Clock, at
+from server.db.engine import transaction
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 3600.0
+KEPT = timedelta(days=30)
+
+_OVER = {
+    "sessions": "ended_at < $1 or expires_at < $1",
+    "one_time_links": "used_at < $1 or expires_at < $1",
+    "phone_acts": "done_at < $1",
+    "idempotency_keys": "created_at < $1",
+}
+
+
+async def run(pool: asyncpg.Pool, clock: Clock) -> None:
+    """Purge until cancelled; a database that is away is passed over. Role vestibule_maint."""
+    while True:
+        try:
+            gone = await purge(pool, now=at(clock.now_ms()))
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
+            log.warning("nothing purged", error=str(error))
+        else:
+            log.info("purged", **gone)
+        await asyncio.sleep(EVERY_S)
+
+
+async def purge(pool: asyncpg.Pool, *, now: datetime) -> dict[str, int]:
+    """Delete what has been over for `KEPT`; return how many rows of each table."""
+    gone: dict[str, int] = {}
+    for table, over in _OVER.items():
+        async with transaction(pool, f"purge {table}") as connection:
+            done = await connection.execute(f"delete from {table} where {over}", now - KEPT)  # noqa: S608
+        gone[table] = int(done.rpartition(" ")[2])
+    return gone
