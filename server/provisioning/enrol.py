@@ -30,11 +30,15 @@ By either way again:
 14. The serial is recorded before anything is signed, and nothing but the key is taken from the
     request (`issuing`).
 15. One transaction completes it: the device's life, the older keys' end, the voucher's use, the
-    technician's claim with its spot, the audit. A crash before it leaves a serial and no
-    certificate: the same key asking again completes it.
+    audit. A crash before it leaves a serial and no certificate: the same key asking again completes
+    it.
+16. Another transaction places the device if a technician's claim waits: it locks what is replaced
+    and the spot, which nobody may do who holds the chain of the audit (`server.audit.log`). A crash
+    before it leaves that to the same key asking again, or to the `sweep`.
 
 The right (2 to 12) is used in the transaction that records the serial (14), or not at all; and the
-certificate is filled in by the one that completes (15). So an exchange is two transactions.
+certificate is filled in by the one that completes (15). So an exchange is two transactions, and a
+third where a claim waits.
 """
 
 import hmac
@@ -317,17 +321,22 @@ async def _certify(
     *,
     now: datetime,
 ) -> Enrolment:
-    """Steps 14 and 15, for a device that has passed all others, and whose serial is recorded."""
-    issued = begun
+    """Steps 14 to 16, for a device that has passed all others, and whose serial is recorded."""
+    issued, claim = begun, None
     if isinstance(issued, Recorded):
         issued = await sign(pool, order, proved, issued, now=now)  # 14
     async with transaction(pool, "complete enrolment") as connection:  # 15
         standing = await hold(connection, order, issued.serial, now=now)
         if standing is not None:
             issued = standing.issued or issued
-            await _complete(connection, signer, device, order, issued, standing, now=now)
+            claim = await _complete(connection, signer, device, order, issued, standing, now=now)
     if standing is None:  # 13
         raise refused("device_not_admitted")
+    if claim is not None:
+        async with transaction(pool, "complete claim") as connection:  # 16
+            await technician.complete_or_end(
+                connection, claim, actor=f"device {device.device}", now=now
+            )
     return Enrolment(device.device, device.kind, issued.chain_pem, issued.renew_after)
 
 
@@ -340,19 +349,14 @@ async def _complete(
     standing: Standing,
     *,
     now: datetime,
-) -> None:
-    """Step 15; what is done already is not done again."""
+) -> str | None:
+    """Step 15; what is done already is not done again. Returns the technician's claim in force."""
     if standing.state == "revoked":  # another key has come since
         raise refused("certificate_withdrawn")
-    actor = f"device {device.device}"
     if standing.issued is None or standing.reason == _BEGUN:
-        claim = await _begin(
-            connection, signer, device, order, issued, standing, actor=actor, now=now
-        )
-    else:
-        claim = await connection.fetchval(f"select ({_CLAIM})", device.row, now)
-    if claim is not None:
-        await technician.complete_or_end(connection, claim, actor=actor, now=now)
+        return await _begin(connection, signer, device, order, issued, standing, now=now)
+    claim: str | None = await connection.fetchval(f"select ({_CLAIM})", device.row, now)
+    return claim
 
 
 async def _begin(
@@ -363,20 +367,22 @@ async def _begin(
     issued: Issued,
     standing: Standing,
     *,
-    actor: str,
     now: datetime,
 ) -> str | None:
     """Let the new key be the only one, and the device be provisioned.
 
     Returns the technician's claim in force; the chain of the audit is held.
     """
+    actor = f"device {device.device}"
     reason = f"enrolment by {device.right}"
+    voucher = None
     if device.voucher and signer is not None:
         voucher = await check_voucher(connection, signer, device.voucher, at=now)
-        await spend(connection, voucher, device=device.device, actor=actor, now=now)
         reason = f"enrolment by {voucher.ref}"
     order = replace(order, reason=reason)
     older = await complete(connection, order, issued, now=now, stage=False, only=True)
+    if voucher is not None:  # after the certificates: it takes the chain
+        await spend(connection, voucher, device=device.device, actor=actor, now=now)
     if older:
         await connection.execute("select pg_notify($1, $2)", CHANGED, device.device)
     claim: str | None = await connection.fetchval(

@@ -9,12 +9,15 @@ import pytest
 
 from ops.services.stack import Stack
 from protocol.label import bind_proof
+from server.admission.orders import move
 from server.db.engine import acting
 from server.errors import RefusedError
+from server.fleet.lifecycle import State
+from server.provisioning.enrol import Enrolment
 from server.provisioning.technician import TechnicianClaim, bind
 from server.provisioning.vouchers import check_voucher, spend, withdraw_voucher
 from tests.integration.api_world import World
-from tests.integration.provisioning_world import Provisioning, provisioning
+from tests.integration.provisioning_world import Key, Provisioning, provisioning
 
 pytestmark = pytest.mark.services
 
@@ -91,3 +94,36 @@ async def test_a_voucher_that_ends_between_its_check_and_its_use_is_refused(
         with pytest.raises(RefusedError) as error:
             await spend(connection, held, device="dc", actor="server", now=place.now)
     assert error.value.code == code
+
+
+async def test_who_enrols_a_replacement_waits_for_the_replaced_with_nothing_in_hand(
+    place: Provisioning,
+) -> None:
+    old, new = await place.device("DC-0001"), await place.device("DC-0002")
+    await place.claim(old.text, "door-1")
+    await place.ask(old, Key())
+    place.later(days=1)
+    claim = await place.claim(new.text, "door-1", replaces=old.text)
+    replaced = await place.owner.fetchval("select device from devices where serial = 'DC-0001'")
+    async with asyncio.TaskGroup() as tasks, place.owner.transaction():
+        await hold(place, "devices", old.serial)
+        enrolling = tasks.create_task(place.ask(new, Key()))
+        await waited_for(place)
+        await hold(place, "devices", new.serial)  # as a repeated claim does, by id
+        await move(  # it takes the chain last
+            place.owner,
+            device=replaced,
+            to=State.SUSPENDED,
+            reason="stolen",
+            actor="command",
+            now=place.now,
+        )
+    assert isinstance(enrolling.result(), Enrolment)
+    assert (await place.found(claim.ref)).state == "used"
+    assert await place.stands(new.serial) == [("door-1", place.now, None)]
+    assert (await place.acts())[-4:] == [
+        "device enrolled",
+        "device suspended",
+        "device returned",
+        "device installed",
+    ]
