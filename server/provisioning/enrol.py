@@ -14,9 +14,9 @@ By a claim (`vst1.`, made for one device):
 
 By its label (serial and set-up secret, from the factory's list):
 
-5. Neither the serial nor the address has just failed too often.
+5. The serial has not just failed too often from there.
 6. The serial is known; one that is not is noted, visibly (`unknown`).
-7. The secret is right, in constant time.
+7. The secret is right, in constant time. Of wrong ones a network may show only so many.
 8. A key that is certified for this device already gets the same certificate again. For any other:
 9. The device may be set up, and still.
 10. Another key is in force only until a technician's claim made since then replaces it.
@@ -43,6 +43,7 @@ third where a claim waits.
 
 import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
@@ -109,7 +110,8 @@ class Shown:
 class Guesses:
     """Who failed to show a right secret lately: by serial and network, and by network alone.
 
-    A network stands for a whole warehouse behind one address, so it may fail more often.
+    A network stands for a whole warehouse behind one address, so it may fail more often, and has
+    to wait only with a secret that is wrong: nobody's right one waits for what a neighbour does.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -117,20 +119,22 @@ class Guesses:
         self._network = Throttle(free=50, first_s=1, most_s=60, forget_s=600, monotonic=monotonic)
 
     def demand(self, serial: str, address: str | None) -> None:
-        """Raise TooManyTriesError if it has failed too often."""
-        self._network.demand(network(address))
+        """Raise TooManyTriesError if this serial has failed too often from there."""
         self._pair.demand(f"{serial} {network(address)}")
 
-    def failed(self, serial: str, address: str | None) -> None:
-        """Count a failure."""
-        for throttle, key in (
-            (self._network, network(address)),
-            (self._pair, f"{serial} {network(address)}"),
-        ):
-            try:
-                throttle.begin(key)
-            except TooManyTriesError:  # several at once: it waits already
-                continue
+    def unknown(self, serial: str, address: str | None) -> None:
+        """Count a serial that is not on the list: it was nobody's secret that was guessed."""
+        with suppress(TooManyTriesError):  # several at once: it waits already
+            self._pair.begin(f"{serial} {network(address)}")
+
+    def wrong(self, serial: str, address: str | None) -> None:
+        """Count a wrong secret. Raises TooManyTriesError if the network has to wait."""
+        self.unknown(serial, address)
+        self._network.begin(network(address))
+
+    def wrong_claim(self, address: str | None) -> None:
+        """Count a claim that nobody made. Raises TooManyTriesError if the network has to wait."""
+        self._network.begin(network(address))
 
     def right(self, serial: str, address: str | None) -> None:
         """Forget what this serial did from there: it has shown the right secret."""
@@ -186,15 +190,19 @@ async def enrol_by_label(
             begun = await begin(connection, order, now=now)  # 14
         return await _certify(pool, signer, device, order, proved, begun, now=now)
     except RefusedError as error:
-        if error.code in ("unknown_serial", "bad_secret"):
-            guesses.failed(shown.serial, address)
-        async with transaction(pool, "note refusal") as connection:
+        try:
             if error.code == "unknown_serial":
-                await unknown.note(
-                    connection, shown.serial, address=address or "", spki=spki, now=now
-                )
-            else:
-                await _note(connection, shown.serial, error.code, now=now)
+                guesses.unknown(shown.serial, address)
+            elif error.code == "bad_secret":
+                guesses.wrong(shown.serial, address)  # 7
+        finally:
+            async with transaction(pool, "note refusal") as connection:
+                if error.code == "unknown_serial":
+                    await unknown.note(
+                        connection, shown.serial, address=address or "", spki=spki, now=now
+                    )
+                else:
+                    await _note(connection, shown.serial, error.code, now=now)
         raise
 
 

@@ -101,14 +101,13 @@ def build_enrolment(
 
     async def ask(wanted: EnrolRequest, address: str | None) -> Enrolment | Pending:
         if wanted.claim:
-            guesses.demand("", address)
             try:
                 return await enrol(
                     pool, authority, secret=wanted.claim, csr_pem=wanted.csr, now=now()
                 )
             except VestibuleError as error:
                 if error.code == "unknown_claim":
-                    guesses.failed("", address)
+                    guesses.wrong_claim(address)
                 raise
         return await enrol_by_label(
             pool,

@@ -102,6 +102,29 @@ async def test_claims_that_nobody_made_are_limited_by_address(client: Client) ->
     assert codes == {(403, "unknown_claim"), (429, "too_many")}
 
 
+async def test_nobodys_right_secret_waits_for_what_a_neighbour_does(
+    place: Provisioning, client: Client
+) -> None:
+    shown, other = await place.device("DC-0001"), await place.device("DC-0002")
+    row = await place.owner.fetchval("select id from devices where serial = $1", other.serial)
+    claim = await make_claim(place.owner, row, now=place.now)
+    wrong, csr = "2" * 16, Key().csr
+    for number in range(60):
+        status, answer = await ask(client, serial=f"DC-9{number:03}", secret=wrong, csr=csr)
+        assert (status, answer["code"]) == (403, "unknown_serial")
+    for number in range(20):  # of a network's allowance, which serials nobody knows have not used
+        status, answer = await ask(client, claim=f"guess {number}", csr=csr)
+        assert (status, answer["code"]) == (403, "unknown_claim")
+    answers = [(await ask(client, claim="guess", csr=csr))[1]["code"] for _ in range(40)]
+    assert answers[-1] == "too_many"
+    status, answer = await ask(client, serial=shown.serial, secret=wrong, csr=csr)
+    assert (status, answer["code"]) == (429, "too_many")
+    status, _ = await ask(client, serial=shown.serial, secret=shown.secret, csr=csr)
+    assert status == 200
+    status, _ = await ask(client, claim=claim, csr=Key().csr)
+    assert status == 200
+
+
 @pytest.mark.parametrize(
     "body",
     [
