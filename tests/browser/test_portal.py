@@ -31,13 +31,17 @@ def card(portal: Page, site: str) -> str:
     return portal.locator(".site", has=portal.get_by_role("link", name=site)).inner_text()
 
 
-@pytest.mark.parametrize(("number", "sites"), [(0, 13), (1, 6), (2, 1)])
+@pytest.mark.parametrize(
+    ("number", "name", "sites"),
+    [(0, "Nordljus Mode", 13), (1, "Hjemkær", 6), (2, "Kvarnporten Galleria", 1)],
+)
 def test_each_organisation_sees_its_own_sites(
-    demo: Demo, new_page: NewPage, number: int, sites: int
+    demo: Demo, new_page: NewPage, number: int, name: str, sites: int
 ) -> None:
     portal = open_portal(new_page(), demo, number)
+    expect(portal).to_have_title(re.compile(name))
     expect(portal.locator("h1")).to_have_text("Today")
-    assert portal.locator(".site").count() == sites
+    expect(portal.locator(".site")).to_have_count(sites)
     for text in portal.locator(".site").all_inner_texts():
         assert re.search(r"visits", text)
         assert "Coverage" in text
