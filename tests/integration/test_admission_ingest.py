@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiomqtt
@@ -19,16 +18,10 @@ from server.config import Secret, Settings
 from server.errors import ConflictError, NotFoundError
 from server.fleet.lifecycle import State
 from tests.admission_world import admitting, certify, done, order, speaks
-from tests.ingest_world import differences, owning, people, rebuilt, register
+from tests.ingest_world import differences, people, rebuilt, register
 from tests.integration.test_ingest_broker import Door, door, eventually, running
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
 
 
 async def unplaced(owner: asyncpg.Connection) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -19,8 +18,6 @@ from tests.ingest_world import (
     NOON,
     Fleet,
     Ingesting,
-    ingesting,
-    owning,
     people,
     register,
     said,
@@ -29,20 +26,6 @@ from tests.ingest_world import (
 pytestmark = pytest.mark.services
 
 NOW = datetime.fromtimestamp(NOON / 1000, UTC) + timedelta(hours=1)
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
 
 
 async def to(

@@ -31,8 +31,6 @@ from tests.ingest_world import (
     WRAP,
     Agent,
     Ingesting,
-    ingesting,
-    owning,
     receipt_of,
     register,
     said,
@@ -42,20 +40,6 @@ from tests.integration.api_world import World
 pytestmark = pytest.mark.services
 TOP = WRAP - 1
 QUARTER = 15 * MINUTE
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
 
 
 def absurd(agent: Agent, *, quarter: int = 0, quality: Quality = Quality.SYNCED) -> bytes:

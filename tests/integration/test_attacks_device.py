@@ -6,7 +6,6 @@ Judged by what is delivered and what is stored, never by what the broker acknowl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -18,7 +17,7 @@ from protocol.session import Answer, Receipt
 from protocol.topics import Leg, topic
 from server import metrics
 from server.ingest.batch import BURST
-from tests.ingest_world import differences, owning, people, rebuilt, register
+from tests.ingest_world import differences, people, rebuilt, register
 from tests.integration.test_broker_mtls import (
     A,
     B,
@@ -36,12 +35,6 @@ from tests.integration.test_ingest_broker import (
 )
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
 
 
 @pytest.fixture

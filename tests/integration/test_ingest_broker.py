@@ -37,12 +37,6 @@ from tests.ingest_world import MINUTE, NOON, Agent, differences, owning, people,
 pytestmark = pytest.mark.services
 
 
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
 def broker_settings(
     stack: Stack, *, session: str = "ingest-0", maximum: int = 500
 ) -> BrokerSettings:

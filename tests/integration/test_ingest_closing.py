@@ -51,20 +51,6 @@ select device_id, max(ordinal), max(stored_to), max(last_stored) from boots grou
 
 
 @pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
-
-
-@pytest.fixture
 async def keeper(
     stack: Stack, database: str, owner: asyncpg.Connection
 ) -> AsyncIterator[asyncpg.Connection]:

@@ -20,7 +20,6 @@ from tests.ingest_world import (
     Ingesting,
     differences,
     ingesting,
-    owning,
     people,
     rebuilt,
     receipt_of,
@@ -29,20 +28,6 @@ from tests.ingest_world import (
 )
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
 
 
 @pytest.fixture

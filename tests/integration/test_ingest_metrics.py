@@ -1,29 +1,12 @@
 """Names of metrics: few are enough, and no device uses up those of the others."""
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
 
-from ops.services.stack import Stack
 from server.ingest import writer
-from tests.ingest_world import Ingesting, ingesting, owning, register
+from tests.ingest_world import Ingesting, register
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
 
 
 def values(first: int, count: int) -> dict[str, float]:

@@ -6,7 +6,6 @@ has told of, and never anyone twice.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -32,7 +31,6 @@ from tests.ingest_world import (
     Ingesting,
     differences,
     ingesting,
-    owning,
     people,
     receipt_of,
     register,
@@ -42,20 +40,6 @@ from tests.ingest_world import (
 pytestmark = pytest.mark.services
 
 NOW = datetime.fromtimestamp(NOON / 1000, UTC) + timedelta(hours=1)
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
 
 
 async def suspend(owner: asyncpg.Connection, ingest: Ingesting | None, device: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
-from ops.services.stack import Stack
 from protocol.crc import crc32c
 from protocol.frame import Kind, Reason, encode, section
 from protocol.frame import Section as SectionType
@@ -20,8 +18,6 @@ from tests.ingest_world import (
     Agent,
     Ingesting,
     differences,
-    ingesting,
-    owning,
     people,
     rebuilt,
     receipt_of,
@@ -30,20 +26,6 @@ from tests.ingest_world import (
 )
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
 
 
 async def findings(owner: asyncpg.Connection) -> list[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
-from ops.services.stack import Stack
 from protocol.frame import Quality
 from protocol.kiosk import Press
 from protocol.session import Answer, HeldBoot
@@ -25,8 +23,6 @@ from tests.ingest_world import (
     Fleet,
     Ingesting,
     differences,
-    ingesting,
-    owning,
     people,
     rebuilt,
     receipt_of,
@@ -35,20 +31,6 @@ from tests.ingest_world import (
 )
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def owner(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    async with owning(stack, database) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def ingest(
-    stack: Stack, database: str, owner: asyncpg.Connection
-) -> AsyncIterator[Ingesting]:
-    async with ingesting(stack, database) as running:
-        yield running
 
 
 async def agreed(owner: asyncpg.Connection) -> bool:

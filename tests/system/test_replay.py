@@ -19,7 +19,8 @@ from ops.services.stack import Stack
 LEEDS = Path(__file__).parents[3] / "shared" / "data" / "leeds_footfall_2009_2014.csv.gz"
 ZONE = "Europe/London"
 needs_leeds = pytest.mark.skipif(
-    not LEEDS.exists(), reason="the published Leeds counts are not beside this checkout"
+    not LEEDS.exists(),
+    reason="the Leeds counts are published apart from this project: generated files stand in",
 )
 
 

@@ -309,7 +309,8 @@ def test_for_any_rows_what_is_served_is_the_file_less_what_a_quirk_names(
 
 
 @pytest.mark.skipif(
-    not LEEDS.exists(), reason="the published Leeds counts are not beside this checkout"
+    not LEEDS.exists(),
+    reason="the Leeds counts are published apart from this project: generated files stand in",
 )
 def test_the_real_file_is_read_with_its_known_quirks() -> None:
     found = interpret(read_rows(LEEDS), zone="Europe/London")
