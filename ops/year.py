@@ -6,8 +6,8 @@ fleet moves to the next root. What is not there: sockets. The broker's handshake
 real one is in `tests/integration/test_ca_rollover.py` and `test_renewal_live.py`.
 
 Chance alone scatters so few renewals a day by more than the 20 % that are wanted: 2,000 devices
-renew 8.5 times a day, give or take 3. So the days of the real rows may differ by 20 % and what
-chance does; and the same rule is run over 100,000 devices without rows, where 20 % must do.
+renew 8.5 times a day, give or take 3. So the days of the real rows may differ by 20 % or as far as
+chance goes; and the same rule is run over 100,000 devices without rows, where 20 % must do.
 """
 
 import argparse
@@ -48,7 +48,7 @@ SETTLED = 60  # days after which the rate is looked at
 PLANNED = 100_000
 BEGIN_DAY, SWITCH_DAY = 150, 180
 WITHIN = 0.2
-_CHANCE = 4.5  # standard deviations that a day may differ
+_CHANCE = 1e-8  # a day that so rarely comes about by chance is none
 _PASSWORD = b"the roots' password of this year"
 _AT_ONCE = 8
 
@@ -82,8 +82,8 @@ class Year:
                 f"{self.untrusting} connections lost to the rollover": self.untrusting,
                 f"refused: {dict(self.refused)}": self.refused,
                 f"rows: {', '.join(self.wrong_rows[:5])}": self.wrong_rows,
-                "the real rate is not flat": not flat(self.real, chance=_CHANCE),
-                "the planned rate is not flat": not flat(self.plan, chance=0.0),
+                "the real rate is not flat": not flat(self.real),
+                "the planned rate is not flat": not flat(self.plan, chance=False),
             }.items()
             if wrong
         ]
@@ -104,12 +104,19 @@ class Year:
         )
 
 
-def flat(counts: list[int], *, chance: float) -> bool:
-    """True if each day is within 20 % of the mean, and so many standard deviations of chance."""
+def flat(counts: list[int], *, chance: bool = True) -> bool:
+    """True if each day is within 20 % of the mean, or differs from it by no more than chance."""
     days = counts[SETTLED:]
     mean = sum(days) / len(days)
-    most = WITHIN * mean + chance * math.sqrt(mean)
-    return all(abs(day - mean) <= most for day in days)
+    return all(
+        abs(day - mean) <= WITHIN * mean or (chance and _likely(day, mean) >= _CHANCE)
+        for day in days
+    )
+
+
+def _likely(number: int, mean: float) -> float:
+    """Return at most how likely a Poisson number lies so far out (Chernoff's bound)."""
+    return math.exp(number - mean + (number * math.log(mean / number) if number else 0.0))
 
 
 def rates(counts: list[int]) -> str:

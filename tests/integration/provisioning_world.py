@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import asyncpg
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ops.services.stack import Stack
 from protocol.label import Label, label
@@ -28,6 +29,10 @@ from server.provisioning.vouchers import Voucher, VoucherSigner, make_voucher
 NOON = datetime(2026, 4, 2, 12, 0, tzinfo=UTC)
 
 
+class KilledError(Exception):
+    """Somebody's process or power ends here."""
+
+
 @dataclass
 class Key:
     """A device's key."""
@@ -41,6 +46,13 @@ class Key:
         """The request that a device sends."""
         builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         return builder.sign(self.private, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+    @property
+    def spki(self) -> bytes:
+        """The key's SHA-256, as the register keeps it."""
+        key = self.private.public_key()
+        der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(der).digest()
 
 
 @dataclass

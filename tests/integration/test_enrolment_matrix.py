@@ -41,15 +41,11 @@ from server.provisioning.claims import make_claim, root_fingerprint, token
 from server.provisioning.refusals import TABLE
 from server.provisioning.web import build_enrolment
 from tests.integration.api_world import World
-from tests.integration.provisioning_world import Key, Provisioning, provisioning
+from tests.integration.provisioning_world import Key, KilledError, Provisioning, provisioning
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 TRIES = 6
-
-
-class KilledError(Exception):
-    """Somebody's process or power ends here."""
 
 
 @dataclass

@@ -6,16 +6,13 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ops.services.stack import Stack
 from server.db import engine
@@ -24,34 +21,11 @@ from server.pki.authority import Authority, IssuedCertificate
 from server.provisioning import issuing
 from server.provisioning.issuing import ABANDONED_AFTER, Issued, issue, record_trust, sweep
 from tests.ingest_world import Fleet, owning, register
+from tests.integration.provisioning_world import Key, KilledError
 
 pytestmark = pytest.mark.services
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-class KilledError(Exception):
-    """The process ends here."""
-
-
-@dataclass
-class Key:
-    """A device's key, as `issue` is given it."""
-
-    private: ec.EllipticCurvePrivateKey = field(
-        default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
-    )
-
-    @property
-    def csr_pem(self) -> str:
-        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-        return builder.sign(self.private, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
-
-    @property
-    def spki(self) -> bytes:
-        key = self.private.public_key()
-        der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return hashlib.sha256(der).digest()
 
 
 @dataclass
@@ -72,7 +46,7 @@ class Desk:
             device_row=self.fleet.rows[device],
             device=self.fleet.devices[device],
             organisation=self.fleet.organisation,
-            csr_pem=key.csr_pem,
+            csr_pem=key.csr,
             spki=key.spki,
             reason="enrolment",
             now=now,

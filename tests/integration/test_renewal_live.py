@@ -48,16 +48,13 @@ from server.provisioning.issuing import issue
 from server.provisioning.listener import listener_tls
 from server.provisioning.web import build_enrolment
 from tests.ingest_world import Fleet, owning, register
+from tests.integration.provisioning_world import KilledError
 from tests.integration.test_ingest_broker import broker_settings
 
 pytestmark = pytest.mark.services
 
 DUE, ENDED = timedelta(days=300), timedelta(days=366)
 BEYOND = timedelta(days=365 + 181)
-
-
-class KilledError(Exception):
-    """The server's process ends here."""
 
 
 @dataclass

@@ -6,16 +6,14 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ops.services.stack import Stack
 from server.db import engine
@@ -25,36 +23,13 @@ from server.provisioning import issuing, renew
 from server.provisioning.issuing import Issued, issue
 from server.provisioning.renew import GRACE, MOST_A_DAY, OVERLAP, Standing, TooEarlyError
 from tests.ingest_world import Fleet, owning, register
+from tests.integration.provisioning_world import Key, KilledError
 
 pytestmark = pytest.mark.services
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DUE = NOW + timedelta(days=280)
 ENDED = NOW + timedelta(days=366)
-
-
-class KilledError(Exception):
-    """The process ends here."""
-
-
-@dataclass
-class Key:
-    """A device's key."""
-
-    private: ec.EllipticCurvePrivateKey = field(
-        default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
-    )
-
-    @property
-    def csr_pem(self) -> str:
-        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-        return builder.sign(self.private, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
-
-    @property
-    def spki(self) -> bytes:
-        key = self.private.public_key()
-        der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return hashlib.sha256(der).digest()
 
 
 def leaf(issued: Issued) -> bytes:
@@ -80,7 +55,7 @@ class Desk:
             device_row=self.fleet.rows[device],
             device=self.fleet.devices[device],
             organisation=self.fleet.organisation,
-            csr_pem=key.csr_pem,
+            csr_pem=key.csr,
             spki=key.spki,
             reason="enrolment",
             now=NOW,
@@ -94,7 +69,7 @@ class Desk:
             self.pool,
             self.authority,
             shown=leaf(shown) if isinstance(shown, Issued) else shown,
-            csr_pem=(key or Key()).csr_pem,
+            csr_pem=(key or Key()).csr,
             now=now,
         )
 
@@ -223,7 +198,7 @@ async def test_nobody_renews_without_a_certificate_of_ours(desk: Desk, tmp_path:
     await desk.refused("no_certificate", None)
     for authority in (Authority.create(tmp_path / "foreign"), desk.authority):
         forged = authority.issue_device(  # the same name and serial, by whoever has the key
-            key.csr_pem.encode(),
+            key.csr.encode(),
             device=desk.fleet.devices[0],
             now=NOW,
             serial=int(old.serial, 16),
@@ -231,7 +206,7 @@ async def test_nobody_renews_without_a_certificate_of_ours(desk: Desk, tmp_path:
         shown = x509.load_pem_x509_certificates(forged.chain_pem)[0].public_bytes(Encoding.DER)
         await desk.refused("certificate_unknown", shown)
     unrecorded = desk.authority.issue_device(
-        key.csr_pem.encode(), device=desk.fleet.devices[0], now=NOW
+        key.csr.encode(), device=desk.fleet.devices[0], now=NOW
     )
     shown = x509.load_pem_x509_certificates(unrecorded.chain_pem)[0].public_bytes(Encoding.DER)
     await desk.refused("certificate_unknown", shown)

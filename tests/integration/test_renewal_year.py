@@ -34,11 +34,17 @@ async def test_nobody_is_stranded_in_a_year_with_absences_and_a_rollover(
 
 def test_a_burst_or_a_day_without_is_not_flat() -> None:
     even = [100] * 365
-    assert flat(even, chance=0.0)
+    assert flat(even, chance=False)
     for day, number in ((SETTLED, 121), (200, 79), (364, 0)):
-        assert not flat([*even[:day], number, *even[day + 1 :]], chance=0.0)
-    assert flat([*even[:200], 130, *even[201:]], chance=4.5)
-    assert not flat([*even[:200], 170, *even[201:]], chance=4.5)
+        assert not flat([*even[:day], number, *even[day + 1 :]], chance=False)
+    for number, chance in ((130, True), (50, True), (170, False), (40, False), (0, False)):
+        assert flat([*even[:200], number, *even[201:]]) is chance
+
+
+def test_a_few_devices_come_as_chance_has_it() -> None:
+    """A hundred renew 0.42 times a day, and four of them at once on one day in a thousand."""
+    for number, chance in ((4, True), (6, True), (12, False)):
+        assert flat([*[0] * 260, number, *[1] * 104]) is chance
 
 
 def test_a_year_says_what_went_wrong() -> None:
