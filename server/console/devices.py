@@ -31,7 +31,7 @@ from server.errors import RefusedError
 from server.fleet.checks import FieldError
 from server.fleet.lifecycle import ENDED, HELD, State, effects
 from server.people.roles import EVERYWHERE, Permission, Place
-from server.provisioning.technician import stand
+from server.provisioning.placing import stand
 from server.web.sessions import demand
 
 

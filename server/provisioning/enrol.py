@@ -59,7 +59,7 @@ from server.fleet import register
 from server.fleet.lifecycle import State
 from server.people.throttle import Throttle, TooManyTriesError, network
 from server.pki.authority import Authority, Proof, RequestRefusedError, proof
-from server.provisioning import technician, unknown
+from server.provisioning import placing, technician, unknown
 from server.provisioning.claims import digest
 from server.provisioning.issuing import (
     Issued,
@@ -342,7 +342,7 @@ async def _certify(
         raise refused("device_not_admitted")
     if claim is not None:
         async with transaction(pool, "complete claim") as connection:  # 16
-            await technician.complete_or_end(
+            await placing.complete_or_end(
                 connection, claim, actor=f"device {device.device}", now=now
             )
     return Enrolment(device.device, device.kind, issued.chain_pem, issued.renew_after)

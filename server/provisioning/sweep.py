@@ -10,7 +10,7 @@ import structlog
 from server.db.engine import DATABASE_AWAY, transaction
 from server.errors import RefusedError
 from server.provisioning import issuing, renew
-from server.provisioning.technician import complete_or_end
+from server.provisioning.placing import complete_or_end
 from server.tasks import heed_cancellation
 
 EVERY_S = 30.0

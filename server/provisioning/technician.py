@@ -1,20 +1,17 @@
-"""A technician's word where a device is to stand: before it asks, after, or from a dead spot.
+"""A technician's claim: the word where a device is to stand, before it asks, after, or offline.
 
 A claim is good once and for 15 minutes, for one device, one spot, from one moment on. Phone first:
 the claim waits for the device. Device first: the device is answered `pending` until there is one.
-A device that is enrolled already is placed at once. `complete` does all of it in one transaction:
-the assignment with what was counted since, the device's life, the end of what it replaces.
+A device that is enrolled already is placed at once (`server.provisioning.placing`).
 
-Who calls: `open_claim`, `end_claim` and `bind` write as the desk, which sees one organisation;
-the caller has checked that the user may provision at the site. `complete` moves counts, and
-`server.provisioning.progress.status` reads them, which the desk may not: they take a connection of
-ingest or of the owner.
+Who calls: all of it is written as the desk, which sees one organisation; the caller has checked
+that the user may provision at the site.
 
     async with acting(desk, "open claim", organisation=organisation) as connection:
         claim = await open_claim(connection, user_id=..., device=..., ...)
     if claim.ready:
         async with transaction(ingest, "complete claim") as connection:
-            await complete(connection, claim.ref, actor=visitor.actor, now=now)
+            await placing.complete(connection, claim.ref, actor=visitor.actor, now=now)
 
 If nobody does the second step, `server.provisioning.sweep` does it within the minute. Times are
 aware datetimes. Every function answers the same when it is called again with the same arguments;
@@ -29,14 +26,22 @@ from enum import StrEnum
 import asyncpg
 
 from protocol import label
-from server.admission.orders import move
 from server.audit.log import record
-from server.errors import ConflictError, RefusedError
 from server.fleet.lifecycle import State
 from server.fleet.register import new_ref
-from server.ingest.reassign import reassign
 from server.provisioning.acts import once
 from server.provisioning.lives import advance
+from server.provisioning.placing import (
+    CLOCKS_DIFFER,
+    demand_fit,
+    demand_free,
+    demand_time,
+    find_device,
+    give_way,
+    is_placed,
+    lock_devices,
+    lock_spot,
+)
 from server.provisioning.refusals import refused
 from server.provisioning.vouchers import (
     Voucher,
@@ -49,8 +54,6 @@ from server.provisioning.vouchers import (
 
 CLAIM_LIFE = timedelta(minutes=15)
 BOUND_LIFE = timedelta(hours=24)  # of a claim made offline: nobody stands there and waits
-MOST_BACK = timedelta(days=7)
-CLOCKS_DIFFER = timedelta(minutes=2)  # a phone's clock may be so much ahead; it is then now
 
 
 class Claimed(StrEnum):
@@ -64,7 +67,7 @@ class Claimed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TechnicianClaim:
-    """A claim. `ready`: the device is enrolled, `complete` can place it now."""
+    """A claim. `ready`: the device is enrolled, `placing.complete` can place it now."""
 
     ref: str
     device: str
@@ -78,25 +81,6 @@ class TechnicianClaim:
     expires_at: datetime
     state: Claimed
     ready: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Device:
-    row: int
-    device: str
-    serial: str
-    kind: str
-    organisation: int
-    admitted: bool
-    setup_sha256: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    row: int
-    organisation: int
-    kind: str
-    site: int
 
 
 async def open_claim(
@@ -214,7 +198,7 @@ async def bind(
         held = await check_voucher(connection, signer, voucher, at=at)  # 1
         if at > now + CLOCKS_DIFFER:
             raise refused("bad_time")
-        found = await _device(connection, serial)
+        found = await find_device(connection, serial)
         if found.setup_sha256 is None:
             raise refused("not_allowed_yet")
         wanted = label.bind_proof(
@@ -289,163 +273,6 @@ async def find_claim(
     )
 
 
-async def complete(
-    connection: asyncpg.Connection, claim_ref: str, *, actor: str, now: datetime
-) -> bool:
-    """Place the enrolled device as the claim says; False if that is done, or the claim is over.
-
-    On a connection of ingest or the owner. In one transaction: the device's assignment begins at
-    the claim's `since` and what it has counted since comes with it; what it replaces ends at the
-    same instant, is returned, and is denied to the broker. Raises RefusedError (`spot_taken`,
-    `bad_time`, `device_not_admitted`) if the world has changed since the claim was opened.
-    """
-    claim = await connection.fetchrow(
-        "select t.id, t.organisation_id, t.device_id, t.spot_id, t.replaces_id, t.since, "
-        "p.ref as spot from technician_claims t join spots p on p.id = t.spot_id "
-        "where t.ref = $1",
-        claim_ref,
-    )
-    if claim is None:
-        raise refused("no_such_claim")
-    devices = await _lock(connection, claim["device_id"], claim["replaces_id"])
-    await connection.execute("select from spots where id = $1 for update", claim["spot_id"])
-    open_still = await connection.fetchval(
-        "select used_at is null and ended_at is null from technician_claims where id = $1 "
-        "for update",
-        claim["id"],
-    )
-    if not open_still:
-        return False
-    device = devices[claim["device_id"]]
-    if not device["admitted"]:
-        raise refused("device_not_admitted")
-    if not await _stands(connection, claim["device_id"], claim["spot_id"]):
-        await _check_place(
-            connection,
-            device=claim["device_id"],
-            spot=claim["spot_id"],
-            replaced=claim["replaces_id"],
-            since=claim["since"],
-            may_move=True,
-            may_be_gone=True,
-        )
-        try:
-            await reassign(
-                connection, device=device["device"], spot=claim["spot"], since=claim["since"]
-            )
-        except ConflictError as error:
-            raise refused("bad_time") from error
-    await advance(connection, claim["device_id"], State.INSTALLED, now=now)
-    replaced = devices.get(claim["replaces_id"])
-    if replaced is not None and not await _stands(connection, replaced["id"]):
-        await move(
-            connection,
-            device=replaced["device"],
-            to=State.RETURNED,
-            reason="replaced",
-            actor=actor,
-            now=now,
-        )
-    await connection.execute(
-        "update technician_claims set used_at = $2 where id = $1", claim["id"], now
-    )
-    await record(
-        connection,
-        actor=actor,
-        act="device installed",
-        subject=device["device"],
-        detail={
-            "claim": claim_ref,
-            "spot": claim["spot"],
-            "since": claim["since"].isoformat(),
-            "replaces": "" if replaced is None else replaced["device"],
-        },
-        organisation=claim["organisation_id"],
-        now=now,
-    )
-    return True
-
-
-async def stand(
-    connection: asyncpg.Connection,
-    *,
-    user_id: int,
-    device: str,
-    spot_ref: str,
-    since: datetime,
-    actor: str,
-    now: datetime,
-) -> None:
-    """Place a device at a free spot without a claim, from an office; there already: do nothing.
-
-    On a connection of ingest or the owner; the caller has checked that the user may do it at both
-    places. Asks 1 to 6 of `open_claim`; that the office asks is the reason of 7. An enrolled device
-    is installed by it, another is claimed.
-    """
-    found = await _device(connection, device)  # 1
-    if not (await _lock(connection, found.row, None))[found.row]["admitted"]:  # 2
-        raise refused("device_not_admitted")
-    spot = await _spot(connection, spot_ref)  # 3
-    _demand_fit(found, spot)
-    await _give_way(connection, found, spot, user_id=user_id, reason="", now=now)  # 4
-    _demand_time(since, now)  # 5
-    if await _stands(connection, found.row, spot.row):
-        return
-    since = min(since, now)
-    await _check_place(  # 5, 6
-        connection, device=found.row, spot=spot.row, replaced=None, since=since, may_move=True
-    )
-    moved = await reassign(connection, device=found.device, spot=spot_ref, since=since)
-    enrolled = await connection.fetchval(
-        "select exists (select from certificates where device_id = $1 and state = 'active')",
-        found.row,
-    )
-    to = State.INSTALLED if enrolled else State.CLAIMED
-    await advance(connection, found.row, to, now=now)
-    await record(
-        connection,
-        actor=actor,
-        act="device assigned",
-        subject=found.device,
-        detail={"spot": spot_ref, "since": since.isoformat(), "rows": moved},
-        organisation=found.organisation,
-        now=now,
-    )
-
-
-async def complete_or_end(
-    connection: asyncpg.Connection, claim_ref: str, *, actor: str, now: datetime
-) -> bool:
-    """Complete a claim; one that the world has made impossible is ended, and the audit says why.
-
-    So a claim that has gone stale keeps no device out. Raises RefusedError `device_not_admitted`.
-    """
-    try:
-        async with connection.transaction():
-            return await complete(connection, claim_ref, actor=actor, now=now)
-    except RefusedError as error:
-        if error.code == "device_not_admitted":
-            raise
-        row = await connection.fetchrow(
-            "update technician_claims t set ended_at = $2 from devices d where t.ref = $1 "
-            "and d.id = t.device_id and t.used_at is null and t.ended_at is null "
-            "returning d.device, t.organisation_id",
-            claim_ref,
-            now,
-        )
-        if row is not None:
-            await record(
-                connection,
-                actor=actor,
-                act="device claim ended",
-                subject=row["device"],
-                detail={"claim": claim_ref, "why": error.code},
-                organisation=row["organisation_id"],
-                now=now,
-            )
-        return False
-
-
 async def _open(
     connection: asyncpg.Connection,
     *,
@@ -459,13 +286,13 @@ async def _open(
     voucher: Voucher | None,
 ) -> str:
     """Do what `open_claim` says; return the claim's ref."""
-    found = await _device(connection, device)  # 1
-    replaced = None if replaces is None else await _device(connection, replaces)
-    admitted = (await _lock(connection, found.row, replaced.row if replaced else None))[found.row]
-    if not admitted["admitted"]:  # 2
+    found = await find_device(connection, device)  # 1
+    replaced = None if replaces is None else await find_device(connection, replaces)
+    locked = await lock_devices(connection, found.row, replaced.row if replaced else None)
+    if not locked[found.row]["admitted"]:  # 2
         raise refused("device_not_admitted")
-    spot = await _spot(connection, spot_ref)  # 3
-    _demand_fit(found, spot, voucher)
+    spot = await lock_spot(connection, spot_ref)  # 3
+    demand_fit(found, spot, voucher)
     again = await connection.fetchval(
         "select ref from technician_claims where device_id = $1 and spot_id = $2 and user_id = $3 "
         "and since = $4 and replaces_id is not distinct from $5 and ended_at is null "
@@ -474,13 +301,13 @@ async def _open(
     )
     if again is not None:
         return str(again)
-    await _give_way(connection, found, spot, user_id=user_id, reason=reason, now=now)  # 4
-    _demand_time(since, now)  # 5
-    if await _stands(connection, found.row, spot.row):
+    await give_way(connection, found, spot, user_id=user_id, reason=reason, now=now)  # 4
+    demand_time(since, now)  # 5
+    if await is_placed(connection, found.row, spot.row):
         if replaced is not None:  # 6
             raise refused("not_replaceable")
     else:
-        await _check_place(  # 5, 6, 7
+        await demand_free(  # 5, 6, 7
             connection,
             device=found.row,
             spot=spot.row,
@@ -523,66 +350,6 @@ async def _open(
     return ref
 
 
-async def _device(connection: asyncpg.Connection, text: str) -> _Device:
-    """Return the device that a label, a serial or an id names; a label's secret must be right."""
-    read: label.Label | None = None
-    if text.strip().lower().startswith(label.PREFIX):
-        try:
-            read = label.parse(text)
-        except label.LabelError as error:
-            raise refused("bad_secret") from error
-    serial = read.serial if read else text.strip()
-    row = await connection.fetchrow(
-        "select id, device, serial, kind, organisation_id, admitted, setup_sha256 from devices "
-        "where (serial <> '' and serial in ($1, upper($1))) or device = lower($1) "
-        "order by serial = $1 desc limit 1",
-        serial,
-    )
-    if row is None:
-        raise refused("unknown_serial")
-    found = _Device(*row.values())
-    if read is not None and (
-        found.setup_sha256 is None
-        or not hmac.compare_digest(found.setup_sha256, read.secret_sha256)
-    ):
-        raise refused("bad_secret")
-    return found
-
-
-async def _lock(
-    connection: asyncpg.Connection, device: int, replaced: int | None
-) -> dict[int, asyncpg.Record]:
-    """Lock the devices of a claim, in the order that everybody does; the desk's own or none."""
-    rows = await connection.fetch(
-        "select id, device, admitted from devices where id = any($1) order by id for update",
-        [device, *([replaced] if replaced is not None else [])],
-    )
-    return {row["id"]: row for row in rows}
-
-
-async def _spot(connection: asyncpg.Connection, ref: str) -> _Spot:
-    row = await connection.fetchrow(
-        "select id, organisation_id, kind, site_id from spots where ref = $1 for update", ref
-    )
-    if row is None:
-        raise refused("unknown_spot")
-    return _Spot(*row.values())
-
-
-def _demand_fit(device: _Device, spot: _Spot, voucher: Voucher | None = None) -> None:
-    if spot.organisation != device.organisation:
-        raise refused("other_organisation")
-    if voucher is not None and voucher.site != spot.site:
-        raise refused("voucher_bad")
-    if spot.kind != device.kind:
-        raise refused("wrong_kind")
-
-
-def _demand_time(since: datetime, now: datetime) -> None:
-    if since > now + CLOCKS_DIFFER or since < now - MOST_BACK:
-        raise refused("bad_time")
-
-
 async def _organisation(connection: asyncpg.Connection, spot_ref: str) -> int:
     found: int | None = await connection.fetchval(
         "select organisation_id from spots where ref = $1", spot_ref
@@ -590,75 +357,3 @@ async def _organisation(connection: asyncpg.Connection, spot_ref: str) -> int:
     if found is None:
         raise refused("unknown_spot")
     return found
-
-
-async def _give_way(
-    connection: asyncpg.Connection,
-    device: _Device,
-    spot: _Spot,
-    *,
-    user_id: int,
-    reason: str,
-    now: datetime,
-) -> None:
-    """End open claims on the device or the spot: over, one's own, or another's for a reason."""
-    rows = await connection.fetch(
-        "select id, user_id, expires_at from technician_claims where (device_id = $1 "
-        "or spot_id = $2) and used_at is null and ended_at is null order by id for update",
-        device.row,
-        spot.row,
-    )
-    for row in rows:
-        if row["user_id"] != user_id and row["expires_at"] > now and not reason:
-            raise refused("claimed_by_another")
-        await connection.execute(
-            "update technician_claims set ended_at = least($2, expires_at) where id = $1",
-            row["id"],
-            now,
-        )
-
-
-async def _stands(connection: asyncpg.Connection, device: int, spot: int | None = None) -> bool:
-    """True if the device stands at the spot already, or anywhere."""
-    found: bool = await connection.fetchval(
-        "select exists (select from assignments where device_id = $1 "
-        "and spot_id = coalesce($2, spot_id) and upper_inf(valid))",
-        device,
-        spot,
-    )
-    return found
-
-
-async def _check_place(
-    connection: asyncpg.Connection,
-    *,
-    device: int,
-    spot: int,
-    replaced: int | None,
-    since: datetime,
-    may_move: bool,
-    may_be_gone: bool = False,
-) -> None:
-    """Refuse unless device and spot are free from `since` on, but for what is to be replaced.
-
-    `may_be_gone`: what is to be replaced may have been taken away meanwhile.
-    """
-    rows = await connection.fetch(
-        "select device_id, spot_id, upper_inf(valid) and coalesce(lower(valid), '-infinity') < $3 "
-        "as ends from assignments where (device_id = $1 or spot_id = $2) "
-        "and valid && tstzrange($3, null)",
-        device,
-        spot,
-        since,
-    )
-    if not all(row["ends"] for row in rows):
-        raise refused("bad_time")
-    holders = {row["device_id"] for row in rows if row["spot_id"] == spot}
-    if replaced is None and holders:
-        raise refused("spot_taken")
-    if replaced is not None and (
-        replaced == device or (holders != {replaced} and not (may_be_gone and not holders))
-    ):
-        raise refused("not_replaceable")
-    if not may_move and any(row["spot_id"] != spot for row in rows):
-        raise refused("stands_elsewhere")

@@ -29,7 +29,7 @@ from server.fleet.spots import Spot
 from server.people import users
 from server.people.roles import Permission, Place
 from server.people.sessions import Visitor
-from server.provisioning import technician
+from server.provisioning import placing, technician
 from server.provisioning.acts import once
 from server.provisioning.lives import advance
 from server.provisioning.technician import Claimed
@@ -286,9 +286,7 @@ class Acts:
         if claim.ready:
             try:
                 async with transaction(self._ingest, "complete claim") as connection:
-                    await technician.complete(
-                        connection, claim.ref, actor=doer.actor, now=self._now()
-                    )
+                    await placing.complete(connection, claim.ref, actor=doer.actor, now=self._now())
             except RefusedError as error:  # the world has changed since; the sweep writes it off
                 log.warning("claim not completed", claim=claim.ref, code=error.code)
         return {"claim": claim.ref, "device": claim.device}

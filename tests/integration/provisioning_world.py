@@ -20,7 +20,7 @@ from protocol.label import Label, label
 from server.clock import ManualClock
 from server.db.engine import acting, open_pool, transaction
 from server.pki.authority import Authority
-from server.provisioning import technician
+from server.provisioning import placing, technician
 from server.provisioning.enrol import Enrolment, Guesses, Pending, Shown, enrol_by_label
 from server.provisioning.progress import Mark, Step, status
 from server.provisioning.technician import TechnicianClaim
@@ -150,7 +150,7 @@ class Provisioning:
     async def complete(self, ref: str) -> bool:
         """Place an enrolled device."""
         async with transaction(self.ingest, "complete claim") as connection:
-            return await technician.complete(connection, ref, actor="user tove", now=self.now)
+            return await placing.complete(connection, ref, actor="user tove", now=self.now)
 
     async def found(self, ref: str) -> TechnicianClaim:
         """Return the claim as it stands."""
