@@ -27,7 +27,7 @@ from server.clock import Clock, SystemClock, at
 from server.config import Settings
 from server.console.pages import add_console
 from server.db import purge
-from server.db.engine import open_pool
+from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
 from server.db.migrate import check_schema
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
@@ -193,13 +193,7 @@ def _readiness(running: Running) -> Callable[[web.Request], Awaitable[web.Respon
         wrong: dict[str, str] = {}
         try:
             await running.pool.fetchval("select 1", timeout=2)
-        except (
-            OSError,
-            TimeoutError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-        ) as error:
+        except DATABASE_AWAY as error:
             wrong["database"] = str(error) or type(error).__name__
         if running.ingest is not None and running.ingest.state is not State.RUNNING:
             wrong["ingest"] = running.ingest.state.value
@@ -234,14 +228,9 @@ async def _when_there(attempt: Callable[[], Awaitable[T]]) -> T:
             return await attempt()
         except asyncpg.ClientConfigurationError:
             raise  # an InterfaceError that no waiting mends
-        except (
-            OSError,
-            asyncpg.PostgresConnectionError,
-            asyncpg.OperatorInterventionError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,  # a connection that ends while it is being made
-        ) as e:
-            log.warning("database away", error=str(e), wait_s=wait_s)
+        except DATABASE_SILENT as error:  # no waiting mends a wrong password or schema
+            said = str(error) or type(error).__name__
+            log.warning("database away", error=said, wait_s=wait_s)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, _WAIT_MOST_S)
 

@@ -35,7 +35,7 @@ from server.admission.probe import Listener, ProbeError
 from server.admission.revocations import ListError
 from server.admission.standing import Standing
 from server.clock import Clock, at
-from server.db.engine import transaction_on
+from server.db.engine import DATABASE_AWAY, transaction_on
 from server.fleet.lifecycle import ENDED
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.reassign import settle
@@ -56,13 +56,6 @@ SETTLE_AGAIN_S = 60.0  # one that could not be
 ENDED_OF_LATE = timedelta(days=1)  # another worker may have stopped before it settled these
 MANY_LAPSED, LAPSED_SHARE = 20, 0.2  # beyond both, the clock is doubted
 EXPIRED, RENEWED = "certificate expired", "certificate renewed"
-DATABASE_ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-)
 _log = log.get("admission")
 
 
@@ -119,7 +112,7 @@ class Admission:
                 async with self._pool.acquire(timeout=STANDBY_S) as connection:
                     if await connection.fetchval("select pg_try_advisory_lock($1)", LOCK):
                         await self._hold(connection)
-            except DATABASE_ERRORS as error:
+            except DATABASE_AWAY as error:
                 _log.warning("database away", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(random.uniform(TURN_S / 2, TURN_S))  # noqa: S311
 
@@ -351,7 +344,7 @@ class Admission:
             try:
                 async with transaction_on(connection, "settle ended device"):
                     await settle(connection, device, from_at=since)
-            except DATABASE_ERRORS as error:
+            except DATABASE_AWAY as error:
                 if connection.is_closed():
                     raise
                 _log.warning(

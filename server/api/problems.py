@@ -6,10 +6,10 @@ Every code is stable and explained; `/v1/docs` lists them from this table.
 import math
 from dataclasses import dataclass
 
-import asyncpg
 import msgspec
 from aiohttp import web
 
+from server.db.engine import DATABASE_SILENT
 from server.errors import NotFoundError, RefusedError, UnavailableError, VestibuleError
 
 
@@ -149,18 +149,6 @@ CODES = {
     ),
 }
 
-_AWAY = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.QueryCanceledError,
-    TimeoutError,
-    OSError,
-)
-
 
 def problem_response(error: Exception, *, request_id: str) -> web.Response:
     """Return an error as problem+json; an unknown one as internal_error, saying nothing of it."""
@@ -211,6 +199,6 @@ def _explained(error: Exception) -> tuple[str, str]:
         return "not_found", "no such route; `/v1/docs` lists them"
     if isinstance(error, web.HTTPMethodNotAllowed):
         return "method_not_allowed", f"{error.method} is not answered here"
-    if isinstance(error, _AWAY):
+    if isinstance(error, DATABASE_SILENT):  # any other PostgresError is a fault of ours
         return "database_away", "the database does not answer just now"
     return "internal_error", "something went wrong here"

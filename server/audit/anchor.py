@@ -6,7 +6,7 @@ import asyncpg
 import structlog
 
 from server.audit.log import heads
-from server.db.engine import ACQUIRE_TIMEOUT_S
+from server.db.engine import ACQUIRE_TIMEOUT_S, DATABASE_AWAY
 
 log = structlog.get_logger(__name__)
 
@@ -19,8 +19,8 @@ async def run(pool: asyncpg.Pool) -> None:
         try:
             async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
                 found = await heads(connection)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            log.warning("no audit heads", error=str(error))
+        except DATABASE_AWAY as error:
+            log.warning("no audit heads", error=str(error) or type(error).__name__)
             found = {}
         for chain, (number, digest) in found.items():
             log.info("audit head", chain=chain, number=number, hash=digest.hex())

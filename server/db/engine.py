@@ -10,14 +10,19 @@ from server import metrics
 
 ACQUIRE_TIMEOUT_S = 5.0  # a pool that is busy this long is an outage, said as such
 
-DATABASE_AWAY = (
-    asyncpg.PostgresError,
+DATABASE_SILENT = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # it shuts down, starts, or ends what takes too long
+    asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection that ends at an odd moment, or while it is made
     OSError,
     TimeoutError,
 )
-"""What a database that is away, or goes away, raises in whoever uses it."""
+"""What a database that does not answer raises, and no statement that is wrong."""
+
+DATABASE_AWAY = (*DATABASE_SILENT, asyncpg.PostgresError)
+"""What a database that is away, or goes away, raises in whoever uses it, and tries again."""
 
 
 @asynccontextmanager

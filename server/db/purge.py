@@ -11,7 +11,7 @@ import asyncpg
 import structlog
 
 from server.clock import Clock, at
-from server.db.engine import transaction
+from server.db.engine import DATABASE_AWAY, transaction
 
 log = structlog.get_logger(__name__)
 
@@ -31,14 +31,8 @@ async def run(pool: asyncpg.Pool, clock: Clock) -> None:
     while True:
         try:
             gone = await purge(pool, now=at(clock.now_ms()))
-        except (
-            OSError,
-            TimeoutError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-        ) as error:
-            log.warning("nothing purged", error=str(error))
+        except DATABASE_AWAY as error:
+            log.warning("nothing purged", error=str(error) or type(error).__name__)
         else:
             log.info("purged", **gone)
         await asyncio.sleep(EVERY_S)

@@ -23,7 +23,7 @@ import asyncpg
 from protocol.frame import Section, decode_time, need, read_body, read_header, signed
 from server import log, metrics
 from server.clock import Clock
-from server.db.engine import transaction_on
+from server.db.engine import DATABASE_AWAY, transaction_on
 from server.ingest import closing, cursors, hello, refusals, strays, undated
 from server.ingest.batch import (
     DIGEST,
@@ -50,13 +50,6 @@ _Result = TypeVar("_Result")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 ACQUIRE_S = 10.0
 DATA_CLASSES = frozenset({"22", "23", "P0"})
-SYSTEM_ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a connection ended at an odd moment
-    OSError,
-    TimeoutError,
-)
 DATASET_S = 30.0  # a restored database shows itself by another number, at the latest by then
 
 
@@ -111,7 +104,7 @@ class Pipeline:
         while True:
             try:
                 result = await attempt()
-            except SYSTEM_ERRORS as error:
+            except DATABASE_AWAY as error:
                 heed_cancellation()
                 self._on_system(True)
                 metrics.BATCH_RETRIES.labels("system").inc()

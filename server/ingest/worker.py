@@ -9,10 +9,11 @@ import asyncpg
 import ext
 from server import log
 from server.clock import Clock
+from server.db.engine import DATABASE_AWAY
 from server.ingest import closing, undated
 from server.ingest.listener import listen
 from server.ingest.mqtt import BrokerSettings
-from server.ingest.pipeline import ACQUIRE_S, SYSTEM_ERRORS, Pipeline, no_failpoint
+from server.ingest.pipeline import ACQUIRE_S, Pipeline, no_failpoint
 from server.ingest.places import CHANGED, Places
 from server.ingest.state import Health, State
 from server.tasks import heed_cancellation
@@ -76,7 +77,7 @@ class Ingest:
             try:
                 async with self._pool.acquire(timeout=ACQUIRE_S) as connection:
                     await assert_durable(connection)
-            except SYSTEM_ERRORS as error:
+            except DATABASE_AWAY as error:
                 heed_cancellation()
                 self._health.database(away=True)
                 _log.warning("database away", error=f"{type(error).__name__}: {error}")
@@ -100,7 +101,7 @@ class Ingest:
                     finally:
                         if not connection.is_closed():
                             await connection.remove_listener(CHANGED, self._on_changed)
-            except SYSTEM_ERRORS:
+            except DATABASE_AWAY:
                 heed_cancellation()
                 await asyncio.sleep(RELISTEN_S)
 
@@ -118,7 +119,7 @@ class Ingest:
             try:
                 async with self._pool.acquire() as connection:
                     await self._place_device(connection, name)
-            except SYSTEM_ERRORS as error:
+            except DATABASE_AWAY as error:
                 _log.warning("held frames not placed", device=name, error=str(error))
 
     async def _place_device(self, connection: asyncpg.Connection, name: str) -> None:
@@ -146,7 +147,7 @@ class Ingest:
                 async with self._pool.acquire(timeout=ACQUIRE_S) as connection:
                     await closing.fold(connection, now_ms=self._clock.now_ms())
                     await closing.forget(connection, self._places)
-            except SYSTEM_ERRORS as error:
+            except DATABASE_AWAY as error:
                 _log.warning("boots not folded", error=f"{type(error).__name__}: {error}")
 
 

@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from server.config import Settings
-from server.db.engine import reading
+from server.db.engine import DATABASE_AWAY, reading
 from server.errors import NotFoundError
 from server.people.roles import Permission, Place
 from server.portal import numbers
@@ -158,7 +158,7 @@ class Pages:
                     return
                 async with reading(self._pool, "portal watch", organisation=organisation) as db:
                     stored = await numbers.last_stored(db)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except DATABASE_AWAY:
                 stored = seen  # the database is away; the page stays as it is meanwhile
             changed = seen is not None and stored != seen
             await response.write(b"event: changed\ndata: 1\n\n" if changed else b": alive\n\n")

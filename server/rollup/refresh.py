@@ -20,7 +20,7 @@ import asyncpg
 import structlog
 
 from server.clock import Clock
-from server.db.engine import transaction
+from server.db.engine import DATABASE_AWAY, transaction
 from server.metrics import DERIVE_SECONDS, DIRTY_ROWS
 from server.rollup.buckets import hour_edges, local
 from server.rollup.derive import derive_days, derive_hours, derive_press_days
@@ -37,13 +37,6 @@ _REST_FACTOR = 4
 _REST_MOST_S = 30.0
 _ROWS_A_PASS = 2_000
 _DAYS_A_STATEMENT = 1_000
-_AWAY = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
 
 
 @dataclass(slots=True)
@@ -79,7 +72,7 @@ async def run(pool: asyncpg.Pool, clock: Clock) -> None:
         try:
             while await refresh(pool):
                 pass
-        except _AWAY as error:
+        except DATABASE_AWAY as error:
             log.warning("deriving failed; trying again", error=str(error) or type(error).__name__)
         taken_s = clock.monotonic() - started
         DERIVE_SECONDS.observe(taken_s)

@@ -12,18 +12,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from server.config import Settings
+from server.db.engine import DATABASE_SILENT
 from server.web.sessions import API, Sessions
 from server.web.shell import TEMPLATES, Shell, choose_language, protect
 from server.web.static_files import StaticFiles
-
-_AWAY = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.TooManyConnectionsError,
-    TimeoutError,
-    OSError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +56,7 @@ def _as_pages(shell: Shell) -> Middleware:
             return _problem(shell, request, error.status, "missing", error.text)
         except web.HTTPForbidden as error:
             return _problem(shell, request, error.status, "refused", error.text)
-        except _AWAY:
+        except DATABASE_SILENT:  # a statement of ours that is wrong stays a fault, with a trace
             return _problem(shell, request, 503, "away", "the database does not answer just now")
 
     return show
