@@ -12,7 +12,6 @@ chance goes; and the same rule is run over 100,000 devices without rows, where 2
 
 import argparse
 import asyncio
-import hashlib
 import math
 import secrets
 import sys
@@ -30,17 +29,16 @@ import asyncpg
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ops.services.stack import Stack
 from server.db.engine import open_pool
 from server.db.migrate import migrate
 from server.errors import RefusedError
 from server.pki import rollover
-from server.pki.authority import Authority
+from server.pki.authority import Authority, spki_sha256
 from server.pki.files import Files
 from server.provisioning import renew
-from server.provisioning.issuing import issue, renewal_time
+from server.provisioning.issuing import issue, proved, renewal_time
 from simulators.year import DeskRefusedError, Door, Pair, absences, dice, planned, run, steady
 
 BEGAN = datetime(2027, 1, 1, tzinfo=UTC)
@@ -264,8 +262,7 @@ async def enrolled(
                 device_row=row,
                 device=device,
                 organisation=organisation,
-                csr_pem=pair.csr,
-                spki=spki_of(pair.key.public_key()),
+                key=proved(pair.csr),
                 reason="enrolment",
                 now=BEGAN - timedelta(days=age),
                 stage=False,
@@ -330,14 +327,7 @@ async def _sum_up(
 
 def spki(certificate: x509.Certificate) -> bytes:
     """Return the SHA-256 of a certificate's key."""
-    return spki_of(certificate.public_key())
-
-
-def spki_of(key: object) -> bytes:
-    """Return the SHA-256 of a key."""
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(der).digest()
+    return spki_sha256(certificate.public_key())
 
 
 @cache

@@ -9,7 +9,6 @@ trusted the root would admit services where only devices belong, and devices whe
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ from functools import cached_property
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.identity import device_id
 from server.pki import profile
 from server.pki.files import AuthorityError, Files, key_pem, logged, pem, write
 from server.pki.generations import Kind, first, of, signing
-from server.pki.policy import Proof, RequestRefusedError, device_uri, proof, proven_key
+from server.pki.policy import Proof, RequestRefusedError, device_uri, proof, spki_sha256
 from server.pki.revocations import (
     CRL_LIFE,
     CrlError,
@@ -45,7 +43,7 @@ __all__ = [
     "RequestRefusedError",
     "device_uri",
     "proof",
-    "proven_key",
+    "spki_sha256",
 ]
 
 SERVICE_PREFIX = "svc-"
@@ -169,13 +167,11 @@ class Authority:
         identity = device_id(device)  # 1
         if identity.startswith(SERVICE_PREFIX):
             raise ValueError(f"ids that begin with {SERVICE_PREFIX!r} belong to services")
-        if isinstance(request, Proof):  # 2
-            key = request.key
-        else:
-            key = proven_key(request, device=identity)
+        if not isinstance(request, Proof):
+            request = proof(request, device=identity)  # 2
         certificate = profile.certify(  # 3
             identity,
-            key=key,
+            key=request.key,
             names=[x509.UniformResourceIdentifier(device_uri(identity))],
             server=False,
             signer=self._devices,
@@ -303,8 +299,7 @@ class Authority:
     def _described(self, name: str) -> Described:
         (generation,) = [g for g in self.files.generations if g.name == name]
         certificate = self.files.certificate(name)
-        der = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        digest = hashlib.sha256(der).digest()
+        digest = spki_sha256(certificate.public_key())
         return Described(
             f"{name} {digest.hex()[:8]}",
             generation.kind,

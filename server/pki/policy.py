@@ -14,13 +14,14 @@ hear so. Verification, in this order; the same numbers stand in the code:
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from enum import StrEnum
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -34,6 +35,7 @@ _UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 _BEGIN = b"-----BEGIN CERTIFICATE REQUEST-----"
+_VERIFIED = object()
 
 
 class Fault(StrEnum):
@@ -59,10 +61,18 @@ class RequestRefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A request that we sign: its key, and the SHA-256 of that. Only `proof` makes one."""
+    """The key that a request which we sign has proved, and the SHA-256 of it.
+
+    Whoever has one need not ask again: only `proof` can make one, by what it alone holds.
+    """
 
     key: ec.EllipticCurvePublicKey
     spki_sha256: bytes
+    verified: InitVar[object]
+
+    def __post_init__(self, verified: object) -> None:
+        if verified is not _VERIFIED:
+            raise TypeError("a proof is made of a request, by `proof`")
 
 
 def device_uri(device: str) -> str:
@@ -71,14 +81,7 @@ def device_uri(device: str) -> str:
 
 
 def proof(csr_pem: bytes, *, device: str | None = None) -> Proof:
-    """Return what a request that we sign proves. Raises RequestRefusedError, as `proven_key`."""
-    key = proven_key(csr_pem, device=device)
-    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return Proof(key, hashlib.sha256(der).digest())
-
-
-def proven_key(csr_pem: bytes, *, device: str | None = None) -> ec.EllipticCurvePublicKey:
-    """Return the key of a request that we sign. Raises RequestRefusedError.
+    """Return what a request that we sign proves. Raises RequestRefusedError.
 
     `device`: who asks, if it is known; its own name is then no foreign one.
     """
@@ -95,7 +98,13 @@ def proven_key(csr_pem: bytes, *, device: str | None = None) -> ec.EllipticCurve
     _check_proof(request)  # 4
     _check_subject(request)  # 5
     _check_wishes(request, device=device)  # 6
-    return key
+    return Proof(key, spki_sha256(key), _VERIFIED)
+
+
+def spki_sha256(key: CertificatePublicKeyTypes) -> bytes:
+    """Return the SHA-256 of a public key, by which the register knows it."""
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).digest()
 
 
 def _parsed(csr_pem: bytes) -> x509.CertificateSigningRequest:

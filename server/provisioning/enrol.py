@@ -58,7 +58,7 @@ from server.errors import RefusedError
 from server.fleet import register
 from server.fleet.lifecycle import State
 from server.people.throttle import Throttle, TooManyTriesError, network
-from server.pki.authority import Authority, Proof, RequestRefusedError, proof
+from server.pki.authority import Authority, Proof
 from server.provisioning import placing, technician, unknown
 from server.provisioning.claims import digest
 from server.provisioning.issuing import (
@@ -70,6 +70,7 @@ from server.provisioning.issuing import (
     complete,
     hold,
     key_lock,
+    proved,
     sign,
 )
 from server.provisioning.lives import advanced
@@ -157,12 +158,12 @@ async def enrol(
     pool: asyncpg.Pool, authority: Authority, *, secret: str, csr_pem: str, now: datetime
 ) -> Enrolment:
     """Enrol the device that holds the claim. Raises RefusedError with the rule's code."""
-    proved = _proved(csr_pem)  # 1
+    key = proved(csr_pem)  # 1
     async with transaction(pool, "begin enrolment") as connection:
-        device = await _check_claim(connection, secret=secret, spki=proved.spki_sha256, now=now)
-        order = _order(authority, device, proved)
+        device = await _check_claim(connection, secret=secret, spki=key.spki_sha256, now=now)
+        order = _order(authority, device, key)
         begun = await begin(connection, order, now=now)  # 14
-    return await _certify(pool, None, device, order, proved, begun, now=now)
+    return await _certify(pool, None, device, order, begun, now=now)
 
 
 async def enrol_by_label(
@@ -178,17 +179,17 @@ async def enrol_by_label(
 ) -> Enrolment | Pending:
     """Enrol the device that shows its label, or let it wait. Raises RefusedError."""
     guesses.demand(shown.serial, address)  # 5
-    proved = _proved(csr_pem)  # 1
-    spki = proved.spki_sha256
+    key = proved(csr_pem)  # 1
+    spki = key.spki_sha256
     try:
         async with transaction(pool, "begin enrolment") as connection:
             device = await _check_label(connection, signer, shown=shown, spki=spki, now=now)
             guesses.right(shown.serial, address)
             if isinstance(device, Pending):
                 return device
-            order = _order(authority, device, proved)
+            order = _order(authority, device, key)
             begun = await begin(connection, order, now=now)  # 14
-        return await _certify(pool, signer, device, order, proved, begun, now=now)
+        return await _certify(pool, signer, device, order, begun, now=now)
     except RefusedError as error:
         try:
             if error.code == "unknown_serial":
@@ -308,15 +309,8 @@ async def _by_voucher(
     return device
 
 
-def _order(authority: Authority, device: _Device, proved: Proof) -> Order:
-    return Order(
-        device.row,
-        device.device,
-        device.organisation,
-        proved.spki_sha256,
-        _BEGUN,
-        authority.current(),
-    )
+def _order(authority: Authority, device: _Device, key: Proof) -> Order:
+    return Order(device.row, device.device, device.organisation, key, _BEGUN, authority.current())
 
 
 async def _certify(
@@ -324,7 +318,6 @@ async def _certify(
     signer: VoucherSigner | None,
     device: _Device,
     order: Order,
-    proved: Proof,
     begun: Issued | Recorded,
     *,
     now: datetime,
@@ -332,7 +325,7 @@ async def _certify(
     """Steps 14 to 16, for a device that has passed all others, and whose serial is recorded."""
     issued, claim = begun, None
     if isinstance(issued, Recorded):
-        issued = await sign(pool, order, proved, issued, now=now)  # 14
+        issued = await sign(order, issued)  # 14
     async with transaction(pool, "complete enrolment") as connection:  # 15
         standing = await hold(connection, order, issued.serial, now=now)
         if standing is not None:
@@ -477,11 +470,3 @@ async def _note(connection: asyncpg.Connection, serial: str, code: str, *, now: 
         now,
         code,
     )
-
-
-def _proved(csr_pem: str) -> Proof:
-    """Return what the request proves; RefusedError if it proves no key."""
-    try:
-        return proof(csr_pem.encode())
-    except RequestRefusedError as error:
-        raise refused("bad_request_for_certificate") from error

@@ -26,9 +26,10 @@ import asyncpg
 from server.db.engine import transaction
 from server.errors import RefusedError, UnavailableError
 from server.fleet.lifecycle import State
-from server.pki.authority import Authority, Proof, RequestRefusedError
+from server.pki.authority import Authority, Proof, RequestRefusedError, proof
 from server.pki.profile import LEAF_LIFE, new_serial
 from server.provisioning.authorities import authority_row
+from server.provisioning.refusals import refused
 
 ABANDONED_AFTER = timedelta(hours=1)
 _EARLIEST, _LATEST = 0.5, 0.75  # of a certificate's life, in which its renewal begins
@@ -46,12 +47,12 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be certified, why, and who signs it."""
+    """Whose key is to be certified, why, and who signs it."""
 
     device_row: int
     device: str
     organisation: int
-    spki: bytes
+    key: Proof
     reason: str
     authority: Authority
 
@@ -74,6 +75,14 @@ class Standing:
     issued: Issued | None
 
 
+def proved(csr_pem: str, *, device: str | None = None) -> Proof:
+    """Return what a request proves; `device`: who asks, if that is known. RefusedError."""
+    try:
+        return proof(csr_pem.encode(), device=device)
+    except RequestRefusedError as error:
+        raise refused("bad_request_for_certificate") from error
+
+
 async def issue(
     pool: asyncpg.Pool,
     authority: Authority,
@@ -81,26 +90,24 @@ async def issue(
     device_row: int,
     device: str,
     organisation: int,
-    csr_pem: str,
-    spki: bytes,
+    key: Proof,
     reason: str,
     now: datetime,
     stage: bool,
 ) -> Issued:
     """Return the device's certificate for this key, signing it if there is none yet.
 
-    `spki` is the SHA-256 of the key that the request has proved; `stage`: a renewal, to be proved
-    before it replaces the active one. Raises RefusedError: `bad_request_for_certificate`,
-    `key_in_use` (another device's), `key_revoked`, `device_not_admitted`.
+    `stage`: a renewal, to be proved at the broker before it replaces the active one. Raises
+    RefusedError: `key_in_use` (another device's), `key_revoked`, `device_not_admitted`.
     """
-    order = Order(device_row, device, organisation, spki, reason, authority.current())
+    order = Order(device_row, device, organisation, key, reason, authority.current())
     async with transaction(pool, "record certificate") as connection:
         if not await _admitted(connection, order):
             raise _not_admitted(device)
         recorded = await begin(connection, order, now=now)  # 1
     if isinstance(recorded, Issued):
         return recorded
-    issued = await sign(pool, order, csr_pem.encode(), recorded, now=now)  # 2
+    issued = await sign(order, recorded)  # 2
     async with transaction(pool, "complete certificate") as connection:
         standing = await hold(connection, order, issued.serial, now=now)
         if standing is not None and standing.state == "revoked":
@@ -154,22 +161,15 @@ async def begin(
     return again
 
 
-async def sign(
-    pool: asyncpg.Pool, order: Order, request: bytes | Proof, recorded: Recorded, *, now: datetime
-) -> Issued:
-    """Step 2: sign what is recorded, and committed. Raises RefusedError, and writes it off."""
-    try:
-        signed = await asyncio.to_thread(
-            order.authority.issue_device,
-            request,
-            device=order.device,
-            serial=int(recorded.serial, 16),
-            now=recorded.at,
-        )
-    except RequestRefusedError as error:
-        async with transaction(pool, "refuse certificate") as connection:
-            await _fail(connection, [recorded.serial], now=now, why=error.code)
-        raise RefusedError(error.code, str(error)) from error
+async def sign(order: Order, recorded: Recorded) -> Issued:
+    """Step 2: sign what is recorded, and committed."""
+    signed = await asyncio.to_thread(
+        order.authority.issue_device,
+        order.key,
+        device=order.device,
+        serial=int(recorded.serial, 16),
+        now=recorded.at,
+    )
     return Issued(
         recorded.serial,
         signed.chain_pem.decode(),
@@ -219,7 +219,7 @@ async def complete(
         _COMPLETE,
         issued.serial,
         order.device_row,
-        order.spki,
+        order.key.spki_sha256,
         now,
         stage,
         only,
@@ -301,7 +301,7 @@ async def _admitted(connection: asyncpg.Connection, order: Order) -> bool:
         "with key as materialized (select pg_advisory_xact_lock($2)) "
         "select d.admitted from key, devices d where d.id = $1 for no key update of d",
         order.device_row,
-        key_lock(order.spki),
+        key_lock(order.key.spki_sha256),
     )
     return admitted or False
 
@@ -316,7 +316,7 @@ async def _record(
         serial,
         order.organisation,
         order.device_row,
-        order.spki,
+        order.key.spki_sha256,
         now,
         order.reason,
         order.device,

@@ -30,7 +30,6 @@ certificate before the device has said that the new one is in force with it (`pr
 after it was confirmed.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -43,9 +42,9 @@ from server.audit.log import record
 from server.db.engine import transaction
 from server.errors import NotFoundError, RefusedError
 from server.fleet.register import notify
-from server.pki.authority import Authority, RequestRefusedError, device_uri, proven_key
+from server.pki.authority import Authority, device_uri
 from server.pki.profile import LEAF_LIFE
-from server.provisioning.issuing import Issued, issue, record_trust
+from server.provisioning.issuing import Issued, issue, proved, record_trust
 from server.provisioning.refusals import TABLE, refused
 
 GRACE = timedelta(days=180)
@@ -105,8 +104,8 @@ async def renew(
     """
     async with transaction(pool, "check renewal") as connection:
         holder = await _holder(connection, shown, now=now)  # 1 to 6
-        spki = _key_hash(csr_pem, device=holder.device)  # 7
-        if not await _asked_before(connection, holder, spki):
+        key = proved(csr_pem, device=holder.device)  # 7
+        if not await _asked_before(connection, holder, key.spki_sha256):
             if holder.renew_after > now:  # 8
                 raise TooEarlyError(holder.renew_after)
             if await _asked_today(connection, holder, now=now) >= MOST_A_DAY:  # 9
@@ -119,8 +118,7 @@ async def renew(
         device_row=holder.row,
         device=holder.device,
         organisation=holder.organisation,
-        csr_pem=csr_pem,
-        spki=spki,
+        key=key,
         reason="renewal",
         now=now,
         stage=True,
@@ -335,15 +333,3 @@ def _names(certificate: x509.Certificate) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         return []
     return [str(name.value) for name in names]
-
-
-def _key_hash(csr_pem: str, *, device: str) -> bytes:
-    """SHA-256 of the key that the request proves to hold; RefusedError if it proves none."""
-    try:
-        key = proven_key(csr_pem.encode(), device=device)
-    except RequestRefusedError as error:
-        raise refused("bad_request_for_certificate") from error
-    der = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).digest()

@@ -11,7 +11,6 @@ minute; what counts is how fast a fleet comes back after a change of authorities
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 import tempfile
 import time
@@ -24,14 +23,14 @@ import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from server.pki import profile
 from server.pki.authority import Authority
 from server.pki.files import Files
 from server.pki.policy import device_uri
 from server.pki.signer import FileSigner
-from server.provisioning.issuing import issue
+from server.provisioning.issuing import issue, proved
 from tests.bench.writer import database
 from tests.ingest_world import Fleet, register
 
@@ -91,21 +90,20 @@ async def _run() -> list[Row]:
 async def _issue(
     pool: asyncpg.Pool, authority: Authority, fleet: Fleet, keys: list[ec.EllipticCurvePrivateKey]
 ) -> float:
-    asked = [(index, *_request(key)) for index, key in enumerate(keys)]
+    asked = [(index, _request(key)) for index, key in enumerate(keys)]
     asked.reverse()
     start = time.perf_counter()
 
     async def worker() -> None:
         while asked:
-            index, csr, spki = asked.pop()
+            index, csr = asked.pop()
             await issue(
                 pool,
                 authority,
                 device_row=fleet.rows[index],
                 device=fleet.devices[index],
                 organisation=fleet.organisation,
-                csr_pem=csr,
-                spki=spki,
+                key=proved(csr),
                 reason="enrolment",
                 now=NOW,
                 stage=False,
@@ -115,11 +113,9 @@ async def _issue(
     return time.perf_counter() - start
 
 
-def _request(key: ec.EllipticCurvePrivateKey) -> tuple[str, bytes]:
+def _request(key: ec.EllipticCurvePrivateKey) -> str:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
-    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return csr, hashlib.sha256(der).digest()
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
 
 
 def _sign(signer: FileSigner, fleet: Fleet, keys: list[ec.EllipticCurvePrivateKey]) -> float:

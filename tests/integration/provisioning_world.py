@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import asyncpg
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ops.services.stack import Stack
 from protocol.label import Label, label
@@ -46,13 +45,6 @@ class Key:
         """The request that a device sends."""
         builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         return builder.sign(self.private, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
-
-    @property
-    def spki(self) -> bytes:
-        """The key's SHA-256, as the register keeps it."""
-        key = self.private.public_key()
-        der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return hashlib.sha256(der).digest()
 
 
 @dataclass

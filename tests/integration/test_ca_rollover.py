@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import random
 import shutil
@@ -25,7 +24,6 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
 )
 
 from agent.clock import SystemClock
@@ -39,7 +37,7 @@ from server.db.migrate import migrate
 from server.pki import generations as rules
 from server.pki.authority import Authority
 from server.pki.generations import State
-from server.provisioning.issuing import issue, record_trust
+from server.provisioning.issuing import issue, proved, record_trust
 from tests.ingest_world import Fleet, register
 from tests.integration.simulators_world import Server
 from tests.integration.test_broker_mtls import refused
@@ -119,7 +117,6 @@ class World:
         """Give a device a new key and its certificate, as enrolment and renewal do."""
         device = self.fleet.devices[index]
         key = ec.generate_private_key(ec.SECP256R1())
-        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         issued = await issue(
             self.pool,
@@ -127,8 +124,7 @@ class World:
             device_row=self.fleet.rows[index],
             device=device,
             organisation=self.fleet.organisation,
-            csr_pem=csr.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode(),
-            spki=hashlib.sha256(spki).digest(),
+            key=proved(csr.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()),
             reason="renewal" if stage else "enrolment",
             now=datetime.now(UTC),
             stage=stage,

@@ -19,7 +19,7 @@ from server.db import engine
 from server.errors import RefusedError
 from server.pki.authority import Authority, IssuedCertificate
 from server.provisioning import issuing
-from server.provisioning.issuing import ABANDONED_AFTER, Issued, issue, record_trust, sweep
+from server.provisioning.issuing import ABANDONED_AFTER, Issued, issue, proved, record_trust, sweep
 from tests.ingest_world import Fleet, owning, register
 from tests.integration.provisioning_world import Key, KilledError
 
@@ -46,8 +46,7 @@ class Desk:
             device_row=self.fleet.rows[device],
             device=self.fleet.devices[device],
             organisation=self.fleet.organisation,
-            csr_pem=key.csr,
-            spki=key.spki,
+            key=proved(key.csr),
             reason="enrolment",
             now=now,
             stage=stage,
@@ -280,7 +279,7 @@ async def test_a_device_taken_out_while_its_certificate_is_signed_gets_none(
 async def test_trust_is_recorded_once_and_renewed(desk: Desk) -> None:
     root = hashlib.sha256(b"root").digest()
     again = NOW + timedelta(minutes=1)
-    for proved in (NOW, again):
+    for at in (NOW, again):
         async with desk.pool.acquire() as connection:
-            await record_trust(connection, desk.fleet.rows[0], root, proved)
+            await record_trust(connection, desk.fleet.rows[0], root, at)
     assert await desk.owner.fetchval("select proved_at from trust_proofs") == again

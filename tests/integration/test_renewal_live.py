@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import random
 import ssl
@@ -24,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
 )
 
 from agent import identity
@@ -44,7 +42,7 @@ from server.db import engine
 from server.ingest.worker import Ingest
 from server.pki.authority import Authority
 from server.provisioning import issuing, renew
-from server.provisioning.issuing import issue
+from server.provisioning.issuing import issue, proved
 from server.provisioning.listener import listener_tls
 from server.provisioning.web import build_enrolment
 from tests.ingest_world import Fleet, owning, register
@@ -75,7 +73,6 @@ class World:
     async def enrolled(self, index: int = 0, *, ago: timedelta = DUE) -> Path:
         """Enrol a device so long ago; its state folder."""
         key = ec.generate_private_key(ec.SECP256R1())
-        public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         issued = await issue(
             self.pool,
@@ -83,8 +80,7 @@ class World:
             device_row=self.fleet.rows[index],
             device=self.fleet.devices[index],
             organisation=self.fleet.organisation,
-            csr_pem=request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode(),
-            spki=hashlib.sha256(public).digest(),
+            key=proved(request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()),
             reason="enrolment",
             now=datetime.now(UTC) - ago,
             stage=False,

@@ -20,7 +20,7 @@ from server.db import engine
 from server.errors import NotFoundError, RefusedError
 from server.pki.authority import Authority
 from server.provisioning import issuing, renew
-from server.provisioning.issuing import Issued, issue
+from server.provisioning.issuing import Issued, issue, proved
 from server.provisioning.renew import GRACE, MOST_A_DAY, OVERLAP, Standing, TooEarlyError
 from tests.ingest_world import Fleet, owning, register
 from tests.integration.provisioning_world import Key, KilledError
@@ -55,8 +55,7 @@ class Desk:
             device_row=self.fleet.rows[device],
             device=self.fleet.devices[device],
             organisation=self.fleet.organisation,
-            csr_pem=key.csr,
-            spki=key.spki,
+            key=proved(key.csr),
             reason="enrolment",
             now=NOW,
             stage=False,

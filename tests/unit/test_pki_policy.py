@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.pki.authority import Authority
-from server.pki.policy import Fault, RequestRefusedError, proven_key
+from server.pki.policy import Fault, Proof, RequestRefusedError, proof
 from server.pki.signer import sign_with
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be")
@@ -157,6 +158,15 @@ def test_a_request_for_another_ones_key_is_refused(authority: Authority) -> None
     assert fault_of(authority, as_pem(stolen)) is Fault.NOT_PROVEN
 
 
+def test_nobody_makes_a_proof_without_a_request() -> None:
+    proved = proof(as_pem(request()))
+    assert proved.key == KEY.public_key()
+    with pytest.raises(TypeError):
+        Proof(proved.key, proved.spki_sha256, None)
+    with pytest.raises(TypeError):
+        replace(proved, spki_sha256=b"another's", verified=True)
+
+
 def _point(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
@@ -202,7 +212,7 @@ def test_a_modest_request_gets_the_profile(authority: Authority, csr: bytes) -> 
 
 def test_a_name_is_nobodys_own_before_the_device_is_known() -> None:
     with pytest.raises(RequestRefusedError):
-        proven_key(as_pem(request(wishes=(OWN_NAME,))))
+        proof(as_pem(request(wishes=(OWN_NAME,))))
 
 
 def check(authority: Authority, csr_pem: bytes, key: ec.EllipticCurvePublicKey) -> None:
@@ -274,7 +284,7 @@ def test_a_mutated_request_gets_the_certificate_of_the_profile_or_none(
     authority: Authority, csr: bytes
 ) -> None:
     try:
-        key = proven_key(as_pem(csr), device=DEVICE)
+        key = proof(as_pem(csr), device=DEVICE).key
     except RequestRefusedError:
         return
     assert key == KEY.public_key(), "whoever changed the key could not have signed for it"
