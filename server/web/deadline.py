@@ -1,4 +1,6 @@
-"""A listener that waits for no slow caller: aiohttp by itself waits for a request for ever.
+"""A listener that waits for no slow caller, and tells one that speaks no HTTP so, and no log.
+
+aiohttp by itself waits for a request for ever, and logs each malformed one with a trace.
 
 Decided here:
 - A connection on which no whole head of a request came within the limit is closed, and so is one
@@ -7,16 +9,22 @@ Decided here:
 - Between requests a connection may rest for `KEEP_ALIVE_S`, half a request's head included.
 - A body that says it is compressed is refused unread (415): nobody who asks us sends one, and a
   kilobyte of it may hold a megabyte.
+- A request whose address or Host names nothing, or holds a NUL (no text in the database may), or
+  whose Authorization is not ASCII, is refused (400). Neither that nor what is no HTTP leaves a
+  trace: anyone may send it.
 
 How fast an answer is read, and how many connections an address opens, is not limited here.
 """
 
 import asyncio
+import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 
@@ -27,6 +35,8 @@ MOST_LIMITS = 4
 SLOWEST = 2_000  # bytes a second: a weak cell's edge
 Later = Callable[..., asyncio.TimerHandle]
 """`call_later` of a loop, or of a clock that a test moves."""
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(:[0-9]*)?")
 
 KEEP_ALIVE_S = 75.0  # a little more than proxies keep theirs
 
@@ -48,6 +58,7 @@ async def listening(
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=_faults_of_ours(),
         shutdown_timeout=shutdown_s,
         keepalive_timeout=KEEP_ALIVE_S,
         auto_decompress=False,
@@ -82,6 +93,8 @@ class _Deadlines:
                 wait_s = min(self.limit_s + more_s, self.limit_s * MOST_LIMITS)
                 body = self._later(wait_s, _close, request.protocol)
                 request.content.on_eof(body.cancel)
+            if not _well_formed(request):
+                raise web.HTTPBadRequest(text="the request is malformed")
             if request.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise web.HTTPUnsupportedMediaType(text="send it uncompressed")
             return await handler(request)
@@ -96,6 +109,30 @@ class _Deadlines:
 def _close(connection: RequestHandler) -> None:
     if connection.transport is not None:  # else the peer was first
         connection.transport.abort()
+
+
+def _well_formed(request: web.BaseRequest) -> bool:
+    """Whether a request's address can be one of ours, and who asks somebody."""
+    if not request.headers.get("Authorization", "").isascii():
+        return False
+    if not _HOST.fullmatch(request.headers.get("Host", "")):
+        return False
+    try:
+        return "\0" not in request.url.path + request.url.query_string  # unquoted, both
+    except ValueError:
+        return False
+
+
+def _faults_of_ours() -> logging.Logger:
+    """Return the logger of what aiohttp can't answer, but for what was no request."""
+    made = logging.getLogger("server.web.listener")
+    made.addFilter(_is_ours)
+    return made
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
 
 
 class _Site(web.BaseSite):

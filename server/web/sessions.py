@@ -17,7 +17,7 @@ vouchers in what a technician's phone sends.
 
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import NoReturn
 from urllib.parse import urlencode, urlsplit
@@ -116,14 +116,22 @@ def stranger(request: web.Request) -> NoReturn:
     """Lead who is not signed in to the sign-in page and back; a script gets 401 instead."""
     to = urlencode({"to": request.path_qs}) if request.method in _SAFE else ""
     if "HX-Request" in request.headers:
-        shown = urlsplit(request.headers.get("HX-Current-URL", "/"))
-        back = urlencode({"to": f"{shown.path}?{shown.query}" if shown.query else shown.path})
+        back = urlencode({"to": _path_of(request.headers.get("HX-Current-URL", "/"))})
         raise web.HTTPUnauthorized(
             text="sign in first", headers={"HX-Redirect": f"{SIGN_IN}?{back}"}
         )
     if "text/html" in request.headers.get("Accept", ""):
         raise web.HTTPSeeOther(f"{SIGN_IN}?{to}" if to else SIGN_IN)
     raise web.HTTPUnauthorized(text="sign in first")
+
+
+def _path_of(url: str) -> str:
+    """Return the path of a page, with its query; / of what is no address."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "/"
+    return f"{parts.path}?{parts.query}" if parts.query else parts.path
 
 
 def form_token(request: web.Request) -> str:
@@ -233,7 +241,7 @@ class Sessions:
     async def _proved(self, request: web.Request, found: Visitor | None) -> bool:
         given = request.headers.get(CSRF_HEADER)
         if given is None and request.content_type in _FORMS:
-            field = (await request.post()).get(CSRF_FIELD)
+            field = (await _form(request)).get(CSRF_FIELD)
             given = field if isinstance(field, str) else None
         if found is None and _NONCE not in request:
             return False
@@ -261,6 +269,17 @@ def _from_elsewhere(request: web.Request) -> bool:
     """Whether the browser says that another site's page asks, and not for a page to go to."""
     site, mode = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")
     return request.method in _SAFE and site in ("cross-site", "same-site") and mode != "navigate"
+
+
+async def _form(request: web.Request) -> Mapping[str, object]:
+    """Return a form's fields; 400 if it is none, or holds what no text in the database may."""
+    try:
+        form = await request.post()
+    except (ValueError, LookupError) as error:  # no boundary, not its encoding, no such encoding
+        raise web.HTTPBadRequest(text="the form can't be read") from error
+    if any(isinstance(value, str) and "\0" in value for value in form.values()):
+        raise web.HTTPBadRequest(text="the form holds a NUL")
+    return form
 
 
 def _origin(url: str) -> str:

@@ -299,6 +299,76 @@ async def test_x50_the_server_begins_both_its_listeners_so(monkeypatch: pytest.M
     assert asked == [1, 2]
 
 
+MALFORMED = {
+    "no utf-8, and a nul": (b"GET /%ff%00 HTTP/1.1", b"Host: x"),
+    "a nul in the query": (b"GET /?a=%00 HTTP/1.1", b"Host: x"),
+    "a nul as it is": (b"GET /\0 HTTP/1.1", b"Host: x"),
+    "no path": (b"GET x HTTP/1.1", b"Host: x"),
+    "absolute, no host": (b"GET http:///x HTTP/1.1", b"Host: x"),
+    "absolute, half a host": (b"GET http://[/x HTTP/1.1", b"Host: x"),
+    "absolute, no such port": (b"GET http://x:99999/ HTTP/1.1", b"Host: x"),
+    "connect": (b"CONNECT [ HTTP/1.1", b"Host: x"),
+    "no such version": (b"GET / HTTP/9.9", b"Host: x"),
+    "no host": (b"GET / HTTP/1.1", b"X: x"),
+    "two hosts": (b"GET / HTTP/1.1", b"Host: x\r\nHost: y"),
+    "half a host": (b"GET / HTTP/1.1", b"Host: ["),
+    "a host of bytes": (b"GET / HTTP/1.1", b"Host: \xff\xfe"),
+    "a host with a path": (b"GET / HTTP/1.1", b"Host: x/y?z@"),
+    "a port of letters": (b"GET / HTTP/1.1", b"Host: x:y"),
+    "no such port": (b"GET / HTTP/1.1", b"Host: x:99999"),
+    "no such length": (b"POST / HTTP/1.1", b"Host: x\r\nContent-Length: x"),
+    "a key of bytes": (b"GET / HTTP/1.1", b"Host: x\r\nAuthorization: Bearer \xff"),
+}
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize(("line", "header"), MALFORMED.values(), ids=MALFORMED)
+async def test_x50_a_malformed_request_is_refused_and_fills_no_log(
+    stack: Stack, caplog: pytest.LogCaptureFixture, line: bytes, header: bytes, secure: bool
+) -> None:
+    served = listener_tls(stack.endpoints.pki) if secure else None
+    trusting = ssl.create_default_context(cafile=stack.endpoints.pki / "bundle.pem")
+    request = line + b"\r\n" + header + b"\r\nConnection: close\r\n\r\n"
+    async with answering(tls=served) as (port, sizes):
+        said = await closed(port, request, tls=trusting if secure else None)
+    assert b" 400 " in said.splitlines()[0]
+    assert sizes == []
+    assert caplog.records == []
+
+
+async def test_x50_a_fault_of_ours_is_still_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(_: web.Request) -> web.Response:
+        raise LookupError("ours")
+
+    served = web.Application()
+    served.router.add_get("/", fails)
+    async with listening(served, host="127.0.0.1", port=0, tls=None, shutdown_s=1) as port:
+        said = await closed(port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert b" 500 " in said.splitlines()[0]
+    assert [type(r.exc_info[1]) for r in caplog.records if r.exc_info] == [LookupError]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded; charset=nope", b"email=x"),
+        ("application/x-www-form-urlencoded", b"email=\xff"),
+        ("application/x-www-form-urlencoded", b"email=%00"),
+        ("multipart/form-data", b"email=x"),
+    ],
+)
+async def test_x50_a_form_that_is_none_is_refused(people: People, kind: str, body: bytes) -> None:
+    headers = {"Content-Type": kind, "Sec-Fetch-Site": "same-origin"}
+    async with people.browser().post("/signin", data=body, headers=headers) as answer:
+        assert answer.status == 400
+
+
+async def test_x50_a_page_at_no_address_is_led_to_the_sign_in(people: People) -> None:
+    headers = {"HX-Request": "true", "HX-Current-URL": "http://["}
+    async with people.browser().get("/", headers=headers) as answer:
+        assert (answer.status, answer.headers["HX-Redirect"]) == (401, "/signin?to=%2F")
+
+
 async def test_x47_the_listeners_keep_no_log_of_addresses(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     async with answering() as (port, _):
