@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 import asyncpg
 
 from server.db.engine import transaction
-from server.errors import RefusedError, UnavailableError
+from server.errors import UnavailableError
 from server.fleet.lifecycle import State
 from server.pki.authority import Authority, Proof, RequestRefusedError, proof
 from server.pki.profile import LEAF_LIFE, new_serial
@@ -103,7 +103,7 @@ async def issue(
     order = Order(device_row, device, organisation, key, reason, authority.current())
     async with transaction(pool, "record certificate") as connection:
         if not await _admitted(connection, order):
-            raise _not_admitted(device)
+            raise refused("device_not_admitted")
         recorded = await begin(connection, order, now=now)  # 1
     if isinstance(recorded, Issued):
         return recorded
@@ -115,7 +115,7 @@ async def issue(
         if standing is not None and standing.issued is None:
             await complete(connection, order, issued, now=now, stage=stage)  # 3
     if standing is None:
-        raise _not_admitted(device)
+        raise refused("device_not_admitted")
     return standing.issued or issued
 
 
@@ -140,9 +140,9 @@ async def begin(
         return found
     for row in found:
         if row["device_id"] != order.device_row:
-            raise RefusedError("key_in_use", "this key belongs to another device; make a new one")
+            raise refused("key_in_use")
         if row["revoked_at"] is not None or row["state"] == "revoked":
-            raise RefusedError("key_revoked", "this key was revoked; make a new one")
+            raise refused("key_revoked")
     for row in found:
         if row["chain"] is not None and row["not_after"] > now and not row["gone"]:
             return _issued(row)
@@ -371,10 +371,6 @@ async def _fail(
         now,
         why,
     )
-
-
-def _not_admitted(device: str) -> RefusedError:
-    return RefusedError("device_not_admitted", f"{device} is not admitted")
 
 
 def _issued(row: asyncpg.Record) -> Issued:

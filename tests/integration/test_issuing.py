@@ -222,7 +222,7 @@ async def test_two_active_or_two_staged_are_impossible(desk: Desk) -> None:
 async def test_another_devices_key_is_refused(desk: Desk) -> None:
     key = Key()
     await desk.issue(key)
-    with pytest.raises(RefusedError, match="another device") as refused:
+    with pytest.raises(RefusedError, match="belongs to another device") as refused:
         await desk.issue(key, device=1)
     assert refused.value.code == "key_in_use"
     assert await desk.states(1) == {}
