@@ -17,23 +17,26 @@ import asyncio
 import csv
 import getpass
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import segno
 
-from ops import sites
+from ops import sites as site_files
 from ops.admission import Follow, add_commands
 from ops.deployment import Deployment, deployment
+from ops.places import ACTOR, places
+from protocol.identity import DeviceId
 from protocol.label import Label, LabelError, label, serial_number, typed
-from server.audit.log import record
 from server.config import Settings
 from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
-from server.fleet import register
-from server.ingest.reassign import reassign
+from server.fleet import sites
+from server.fleet.hours import Opening
+from server.fleet.sites import Site
 from server.provisioning import manifest, renew
 from server.provisioning.claims import claim_token
 from server.provisioning.vouchers import withdraw_voucher
@@ -79,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--opens", help="HH:MM every day (default: never closes)")
     add.add_argument("--closes", help="HH:MM; before --opens means past midnight")
     add.set_defaults(act=_add_site)
-    sites.add_commands(site)
+    site_files.add_commands(site)
 
     device = nouns.add_parser("device", help="devices").add_subparsers(required=True)
     add = device.add_parser("add", help="add one device, or a CSV of them; prints the claims")
@@ -132,31 +135,15 @@ def _parser() -> argparse.ArgumentParser:
 async def _add_site(
     connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
 ) -> int:
-    organisation = await register.add_organisation(connection, options.organisation)
-    hours: list[register.Hours] = []
+    wanted = Site(options.name, options.time_zone, options.currency)
     if options.opens or options.closes:
         opens, closes = _minutes(options.opens), _minutes(options.closes)
         closes += 1440 if closes <= opens else 0
-        hours = [register.Hours(weekday, opens, closes) for weekday in range(7)]
-    row = await register.add_site(
-        connection,
-        organisation,
-        name=options.name,
-        time_zone=options.time_zone,
-        currency=options.currency,
-        hours=hours,
-    )
-    ref = await connection.fetchval("select ref from sites where id = $1", row)
-    await record(
-        connection,
-        actor="command",
-        act="site added",
-        subject=ref,
-        detail={"name": options.name, "time_zone": options.time_zone},
-        organisation=organisation,
-        now=datetime.now(UTC),
-    )
-    print(ref)
+        wanted = replace(wanted, opening=Opening((((opens, closes),),) * 7))
+    async with places(connection, now=datetime.now(UTC)) as made:
+        organisation = await made.organisation(options.organisation)
+        site = await sites.add(connection, organisation.id, wanted, **made.by)
+    print(site.ref)
     return 0
 
 
@@ -176,8 +163,7 @@ async def _add_devices(
         rows = [{name: getattr(options, name) for name in COLUMNS}]
     else:
         raise RefusedError("usage", "give --organisation, --site and --spot, or --csv FILE")
-    for row in rows:
-        device, token = await add_claimed_device(connection, row, found.settings)
+    for device, token in await add_claimed_devices(connection, rows, found.settings):
         print(f"{device}\t{token}")
     return 0
 
@@ -199,9 +185,7 @@ async def _import_manifest(
         return 1
     if options.dry_run:
         return 0
-    await manifest.carry_out(
-        connection, organisation, planned, actor="command", now=datetime.now(UTC)
-    )
+    await manifest.carry_out(connection, organisation, planned, actor=ACTOR, now=datetime.now(UTC))
     return 0
 
 
@@ -238,37 +222,24 @@ def _label(serial: str, secret: str) -> Label:
         return typed(serial, text)
 
 
-async def add_claimed_device(
-    connection: asyncpg.Connection, row: dict[str, str], settings: Settings
-) -> tuple[str, str]:
-    """Make the row's device with all it stands on; return its id and its claim token."""
+async def add_claimed_devices(
+    connection: asyncpg.Connection, rows: Iterable[Mapping[str, str]], settings: Settings
+) -> list[tuple[DeviceId, str]]:
+    """Make each row's device with all it stands on; return their ids and claim tokens."""
     now = datetime.now(UTC)
-    organisation = await register.add_organisation(connection, row["organisation"])
-    site = await connection.fetchval(
-        "select id from sites where organisation_id = $1 and name = $2", organisation, row["site"]
-    )
-    if site is None:
-        site = await register.add_site(
-            connection, organisation, name=row["site"], time_zone=row["time_zone"]
-        )
-    spot = await connection.fetchval(
-        "select ref from spots where site_id = $1 and name = $2", site, row["spot"]
-    )
-    if spot is None:
-        made = await register.add_spot(
-            connection,
-            organisation,
-            site=site,
-            name=row["spot"],
-            kind=row["kind"],
-            door=row["spot"] if row["kind"] == "counter" else "",
-        )
-        spot = await connection.fetchval("select ref from spots where id = $1", made)
-    device_row, device = await register.add_device(
-        connection, organisation, kind=row["kind"], serial=row["serial"]
-    )
-    await reassign(connection, device=device, spot=spot, since=now)
-    return device, await claim_token(connection, settings, device_row, now=now)
+    found: list[tuple[DeviceId, str]] = []
+    async with places(connection, now=now) as made:
+        for row in rows:
+            organisation = (await made.organisation(row["organisation"])).id
+            site = await made.site(organisation, Site(row["site"], row["time_zone"]))
+            spot = await made.spot(organisation, site, name=row["spot"], kind=row["kind"])
+            device_row, device = await made.device(
+                organisation, kind=row["kind"], serial=row["serial"]
+            )
+            await made.stand(device, spot.ref, since=now)
+            token = await claim_token(connection, settings, device_row, now=now)
+            found.append((device, token))
+    return found
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -319,7 +290,7 @@ async def _withdraw_voucher(
     connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment
 ) -> int:
     ref = options.voucher
-    if not await withdraw_voucher(connection, ref, actor="command", now=datetime.now(UTC)):
+    if not await withdraw_voucher(connection, ref, actor=ACTOR, now=datetime.now(UTC)):
         raise NotFoundError(f"no voucher {ref!r} that is not withdrawn")
     print(f"{ref} is withdrawn")
     return 0
@@ -331,17 +302,7 @@ async def _assign(
     since = options.since or datetime.now(UTC)
     if since.tzinfo is None:
         raise RefusedError("bad_time", "--since needs its offset, such as +01:00")
-    moved = await reassign(connection, device=options.device, spot=options.spot, since=since)
-    await record(
-        connection,
-        actor="command",
-        act="device assigned",
-        subject=options.device,
-        detail={"spot": options.spot, "since": since.isoformat(), "rows": moved},
-        organisation=await connection.fetchval(
-            "select organisation_id from devices where device = $1", options.device
-        ),
-        now=datetime.now(UTC),
-    )
+    async with places(connection, now=datetime.now(UTC)) as made:
+        moved = await made.stand(options.device, options.spot, since=since)
     print(f"{moved} stored rows moved with it")
     return 0

@@ -27,11 +27,14 @@ from agent import identity
 from agent.enrol import enrol
 from agent.link import Identity
 from ops.deployment import Deployment, deployment, home
+from ops.places import ACTOR, Places, places
 from ops.serving import server_running
 from server.api.keys import temporary_api_key
 from server.db.migrate import check_schema
 from server.errors import RefusedError
-from server.fleet import register
+from server.fleet import sites
+from server.fleet.register import grant_backfill
+from server.fleet.sites import Site
 from server.provisioning.claims import claim_token
 from simulators.counts_file import HOUR_S, CountsFile, CountsFileError, interpret, read_rows
 from simulators.replay import Mismatch, Replayer, proof, prove
@@ -195,26 +198,27 @@ async def _provision(found: Deployment, file: CountsFile, *, name: str) -> tuple
     try:
         await check_schema(connection)
         async with connection.transaction():
-            row = await register.add_organisation(connection, name)
-            places = []
-            for location, readings in file.readings.items():
-                if readings:
-                    first = datetime.fromtimestamp(readings[0].start_s, UTC)
-                    last = datetime.fromtimestamp(readings[-1].start_s + HOUR_S, UTC)
-                    ref, device_row = await _place(
-                        connection, row, location, zone=file.zone, first=first, last=last
-                    )
-                    claim = await claim_token(
-                        connection, found.settings, device_row, now=datetime.now(UTC)
-                    )
-                    places.append(Place(location, ref, claim))
-            return row, places
+            now = datetime.now(UTC)
+            claimed = []
+            async with places(connection, now=now) as made:
+                row = (await made.organisation(name)).id
+                for location, readings in file.readings.items():
+                    if readings:
+                        first = datetime.fromtimestamp(readings[0].start_s, UTC)
+                        last = datetime.fromtimestamp(readings[-1].start_s + HOUR_S, UTC)
+                        ref, device_row = await _place(
+                            connection, made, row, location, zone=file.zone, first=first, last=last
+                        )
+                        claim = await claim_token(connection, found.settings, device_row, now=now)
+                        claimed.append(Place(location, ref, claim))
+            return row, claimed
     finally:
         await connection.close()
 
 
 async def _place(
     connection: asyncpg.Connection,
+    made: Places,
     organisation: int,
     location: str,
     *,
@@ -232,16 +236,11 @@ async def _place(
         zone,
     )
     if row is None:
-        site = await register.add_site(connection, organisation, name=location, time_zone=zone)
-        spot = await register.add_spot(
-            connection, organisation, site=site, name=location, kind="counter", door=location
-        )
-        spot_ref = await connection.fetchval("select ref from spots where id = $1", spot)
-        device_row, device = await register.add_device(
-            connection, organisation, kind="counter", model="replay"
-        )
-        await register.assign(connection, device=device, spot=spot_ref, since=first)
-        site_ref = await connection.fetchval("select ref from sites where id = $1", site)
+        site = await sites.add(connection, organisation, Site(location, zone), **made.by)
+        spot = await made.spot(organisation, site, name=location, kind="counter")
+        device_row, device = await made.device(organisation, kind="counter", model="replay")
+        await made.stand(device, spot.ref, since=first)
+        site_ref, spot_ref = site.ref, spot.ref
     else:
         site_ref, spot_ref, device_row = row["ref"], row["spot"], row["device_id"]
         await connection.execute(
@@ -250,10 +249,16 @@ async def _place(
             device_row,
             first,
         )
-    await register.grant_backfill(
-        connection, spot=spot_ref, since=first, until=last,
-        reason="replay of a counts file", granted_by="vestibule replay",
-    )  # fmt: skip
+    await grant_backfill(
+        connection,
+        spot=spot_ref,
+        since=first,
+        until=last,
+        reason="replay of a counts file",
+        granted_by=ACTOR,
+        now=made.by["now"],
+        noted=made.later,
+    )
     return site_ref, device_row
 
 

@@ -24,7 +24,7 @@ from agent.link import Identity
 from ext.reference import read as read_frame
 from ops.deployment import Deployment, deployment, home
 from ops.proof import Proof, Sources, Spot, verify
-from ops.register import add_claimed_device
+from ops.register import add_claimed_devices
 from ops.serving import server_running
 from protocol.counter import Counts
 from protocol.frame import read_header
@@ -158,19 +158,23 @@ async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
     try:
         await check_schema(connection)
         for first in range(0, run.devices, AT_ONCE):
+            rows = [
+                {
+                    "organisation": f"Simulation {run.name}",
+                    "site": f"Site {number // SPOTS_A_SITE + 1}",
+                    "time_zone": ZONE,
+                    "spot": f"Spot {number % SPOTS_A_SITE + 1}",
+                    "kind": "kiosk" if number % SPOTS_A_SITE == SPOTS_A_SITE - 1 else "counter",
+                    "serial": f"{run.name} {number}",
+                }
+                for number in range(first, min(first + AT_ONCE, run.devices))
+            ]
             async with connection.transaction():
-                for number in range(first, min(first + AT_ONCE, run.devices)):
-                    kiosk = number % SPOTS_A_SITE == SPOTS_A_SITE - 1
-                    row = {
-                        "organisation": f"Simulation {run.name}",
-                        "site": f"Site {number // SPOTS_A_SITE + 1}",
-                        "time_zone": ZONE,
-                        "spot": f"Spot {number % SPOTS_A_SITE + 1}",
-                        "kind": "kiosk" if kiosk else "counter",
-                        "serial": f"{run.name} {number}",
-                    }
-                    _, text = await add_claimed_device(connection, row, found.settings)
-                    claims.append(Claim(text, "kiosk" if kiosk else "counter", ZONE))
+                made = await add_claimed_devices(connection, rows, found.settings)
+            claims += [
+                Claim(text, "kiosk" if row["kind"] == "kiosk" else "counter", ZONE)
+                for row, (_, text) in zip(rows, made, strict=True)
+            ]
     finally:
         await connection.close()
     return claims

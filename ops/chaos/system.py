@@ -21,9 +21,10 @@ from ops.chaos.record import Crossing, Touch, Truth
 from ops.chaos.served import Api
 from ops.chaos.verify import Verdict, verify
 from ops.deployment import Deployment, embedded, environment
-from ops.register import add_claimed_device
+from ops.register import add_claimed_devices
 from ops.services.child import READY_S, Child, vestibule, wait_ready
 from ops.services.stack import Stack, free_ports
+from protocol.identity import DeviceId
 from server.api.keys import create_api_key
 from server.db.migrate import migrate
 
@@ -115,14 +116,13 @@ class System:
 
     async def _claim(
         self, count: int, kind: str, organisation: str, time_zone: str
-    ) -> list[tuple[str, str]]:
+    ) -> list[tuple[DeviceId, str]]:
         connection = await asyncpg.connect(self.dsn)
-        made: list[tuple[str, str]] = []
         try:
             async with connection.transaction():
-                for number in range(len(self.devices), len(self.devices) + count):
-                    claimed = await add_claimed_device(
-                        connection,
+                return await add_claimed_devices(
+                    connection,
+                    [
                         {
                             "organisation": organisation,
                             "site": f"{organisation} {time_zone} {number % 3}",
@@ -130,13 +130,13 @@ class System:
                             "spot": f"{kind} {number}",
                             "kind": kind,
                             "serial": f"chaos-{number}",
-                        },
-                        self.deployment.settings,
-                    )
-                    made.append(claimed)
+                        }
+                        for number in range(len(self.devices), len(self.devices) + count)
+                    ],
+                    self.deployment.settings,
+                )
         finally:
             await connection.close()
-        return made
 
     async def _key(self, organisation: str) -> str:
         connection = await asyncpg.connect(self.dsn)

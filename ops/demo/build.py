@@ -1,13 +1,13 @@
 """Put the world into the database, and enrol its devices as a technician would: by claims.
 
-Everything goes through the product's own ways: `server.fleet.register`, one-time claims, and the
-agent's own enrolment. Nothing is done twice.
+Everything goes through the product's own ways: the register's checked edits, a factory's manifest,
+one-time claims, and the agent's own enrolment. Nothing is done twice.
 """
 
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +20,18 @@ from agent.link import Identity
 from ops.demo.newcomer import new_label
 from ops.demo.state import Folder, State
 from ops.demo.world import QUESTIONNAIRE, QUESTIONS, Place, PlannedOrganisation, PlannedSite
+from ops.places import ACTOR, Places, places
 from ops.services.errors import ServiceFailedError
 from protocol.identity import DeviceId
 from protocol.label import Label
 from server.api.keys import create_api_key
 from server.config import Settings
-from server.fleet import register
+from server.fleet import organisations, spots
+from server.fleet.checks import Known
+from server.fleet.hours import ALWAYS, Opening
+from server.fleet.sites import Site
+from server.fleet.spots import Calibration
+from server.provisioning import manifest
 from server.provisioning.claims import claim_token
 
 _AT_ONCE = 8
@@ -37,17 +43,17 @@ async def build_world(connection: asyncpg.Connection, state: State) -> dict[str,
     since = datetime.fromtimestamp(state.since_ms / 1000, UTC)
     made = Made({}, {}, {}, {})
     newcomer = new_label()
-    rows: dict[PlannedSite, int] = {}
-    for device, place in state.places().items():
-        owner = await _organisation(connection, place.organisation, made)
-        site = rows.get(place.site)
-        if site is None:
-            site = rows[place.site] = await _site(connection, owner, place.site)
-        await _device(connection, owner, site, place, device, since=since, made=made)
-    owner = next(iter(made.organisations.values()))
-    site = next(row for planned, row in rows.items() if planned.name == EMPTY_SITE)
+    async with places(connection, now=datetime.now(UTC)) as by_name:
+        for device, place in state.places().items():
+            owner = await _organisation(connection, by_name, place.organisation, made)
+            site = await by_name.site(owner, _site(place.site))
+            await _device(connection, by_name, owner, site, place, device, since=since, made=made)
+        owner = next(iter(made.organisations.values()))
+        planned = next(p.site for p in state.places().values() if p.site.name == EMPTY_SITE)
+        empty = await by_name.site(owner, _site(planned))
+        await by_name.spot(owner, empty, name=EMPTY_SPOT, kind="counter")
     return {
-        "newcomer": await _await_newcomer(connection, owner, site, newcomer),
+        "newcomer": await _announce(connection, owner, newcomer),
         "label": newcomer.text,
         "organisations": made.organisations,
         "keys": made.keys,
@@ -67,37 +73,33 @@ class Made:
     sites: dict[str, str]
 
 
-async def _await_newcomer(
-    connection: asyncpg.Connection, owner: int, site: int, shown: Label
-) -> str:
-    """Announce a device by its label, and leave it a spot; return its id.
+async def _announce(connection: asyncpg.Connection, owner: int, shown: Label) -> str:
+    """Announce a device by its label, as its factory would; return its id.
 
     Its organisation wants a technician's word for whoever comes by a label.
     """
-    await connection.execute(
-        "update organisations set enrolment = 'technician' where id = $1", owner
-    )
-    await register.add_spot(
-        connection, owner, site=site, name=EMPTY_SPOT, kind="counter", door=EMPTY_SPOT
-    )
-    row, device = await register.add_device(
-        connection, owner, kind="counter", serial=shown.serial, model="Tröskel 2"
-    )
-    await connection.execute(
-        "update devices set setup_sha256 = $2, state = 'manufactured' where id = $1",
-        row,
-        shown.secret_sha256,
+    now = datetime.now(UTC)
+    ref = await connection.fetchval("select ref from organisations where id = $1", owner)
+    before = await organisations.find(connection, ref)
+    wanted = replace(before.facts, enrolment="technician")
+    await organisations.edit(connection, ref, wanted, seen=None, actor=ACTOR, now=now)
+    row = manifest.Row(1, shown, "Tröskel 2", "counter", "", "", None)
+    planned, bad = await manifest.plan(connection, owner, [row])
+    assert not bad
+    await manifest.carry_out(connection, owner, planned, actor=ACTOR, now=now)
+    device: str = await connection.fetchval(
+        "select device from devices where serial = $1", shown.serial
     )
     return device
 
 
 async def _organisation(
-    connection: asyncpg.Connection, planned: PlannedOrganisation, made: Made
+    connection: asyncpg.Connection, by_name: Places, planned: PlannedOrganisation, made: Made
 ) -> int:
     found = made.organisations.get(planned.name)
     if found is not None:
         return found
-    row = await register.add_organisation(connection, planned.name)
+    row = (await by_name.organisation(planned.name)).id
     made.organisations[planned.name] = row
     made.keys[planned.name] = await create_api_key(connection, row, note="demo")
     await connection.execute(
@@ -111,26 +113,18 @@ async def _organisation(
     return row
 
 
-async def _site(connection: asyncpg.Connection, owner: int, planned: PlannedSite) -> int:
-    hours = [
-        register.Hours(weekday, *opening)
-        for weekday, opening in enumerate(planned.hours or ())
-        if opening is not None
-    ]
-    return await register.add_site(
-        connection,
-        owner,
-        name=planned.name,
-        time_zone=planned.zone,
-        currency=planned.currency,
-        hours=hours,
-    )
+def _site(planned: PlannedSite) -> Site:
+    opening = ALWAYS
+    if planned.hours is not None:
+        opening = Opening(tuple(() if day is None else (day,) for day in planned.hours))
+    return Site(planned.name, planned.zone, planned.currency, opening=opening)
 
 
 async def _device(
     connection: asyncpg.Connection,
+    by_name: Places,
     owner: int,
-    site: int,
+    site: Known[Site],
     place: Place,
     device: DeviceId,
     *,
@@ -138,33 +132,15 @@ async def _device(
     made: Made,
 ) -> None:
     planned = place.device
-    spot_row = await register.add_spot(
-        connection,
-        owner,
-        site=site,
-        name=planned.spot,
-        kind=planned.kind,
-        door=planned.spot if planned.kind == "counter" else "",
-    )
-    row = await connection.fetchrow(
-        "select spots.ref, sites.ref as site from spots join sites on sites.id = site_id "
-        "where spots.id = $1",
-        spot_row,
-    )
-    made.spots[device], made.sites[device] = row["ref"], row["site"]
+    spot = await by_name.spot(owner, site, name=planned.spot, kind=planned.kind)
+    made.spots[device], made.sites[device] = spot.ref, site.ref
     model = "Tröskel 2" if planned.kind == "counter" else "Min 4"
-    await register.add_device(connection, owner, kind=planned.kind, device=device, model=model)
-    await register.assign(connection, device=device, spot=row["ref"], since=since)
+    await by_name.device(owner, kind=planned.kind, device=device, model=model)
+    await by_name.stand(device, spot.ref, since=since)
     if planned.sensor.backwards:
-        await register.calibrate(
-            connection,
-            spot=row["ref"],
-            line=0,
-            reversed_=True,
-            factor=1.0,
-            since=since.replace(minute=since.minute // 15 * 15),  # a quarter is read one way
-            reason="mounted backwards",
-        )
+        quarter = since.replace(minute=since.minute // 15 * 15)  # a quarter is read one way
+        wanted = Calibration(0, True, 1.0, "mounted backwards", quarter)
+        await spots.calibrate(connection, owner, spot.ref, wanted, **by_name.by)
 
 
 async def enrol_devices(

@@ -13,8 +13,8 @@ import asyncpg
 from server.audit.log import record
 from server.errors import NotFoundError
 from server.fleet import checks
-from server.fleet.checks import FieldError, Known, TakenError, changes, contents
-from server.fleet.register import Recorder, lock_organisation, new_ref
+from server.fleet.checks import FieldError, Known, TakenError
+from server.fleet.register import By, Recorder, added, changed, lock_organisation, new_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,9 @@ async def add(
         "values ($1, $2, $3, $4, $5) returning id",
         *(organisation, row, ref, wanted.name, behind),
     )
-    await noted(
-        connection,
-        actor=actor,
-        act="door added",
-        subject=ref,
-        detail={"site": site, **contents(wanted)},
-        organisation=organisation,
-        now=now,
-    )
-    return Known(door, ref, wanted)
+    made = Known(door, ref, wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await added(connection, organisation, "door added", made, by=by, within={"site": site})
 
 
 async def edit(
@@ -124,16 +117,8 @@ async def edit(
         "update doors set name = $2, behind_id = $3 where id = $1",
         *(before.id, wanted.name, behind),
     )
-    await noted(
-        connection,
-        actor=actor,
-        act="door changed",
-        subject=ref,
-        detail=changes(before.facts, wanted),
-        organisation=organisation,
-        now=now,
-    )
-    return Known(before.id, ref, wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await changed(connection, organisation, "door changed", before, wanted, by=by)
 
 
 async def lock_site(connection: asyncpg.Connection, organisation: int, site: str) -> int:

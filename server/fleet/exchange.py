@@ -8,7 +8,7 @@ The audit's rows are written when all else is done: a dry run never takes the or
 which everybody's acts need, and an import only for its last moment.
 """
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,13 +16,12 @@ from typing import TypeVar
 
 import asyncpg
 
-from server.audit.log import record
 from server.errors import NotFoundError, RefusedError, VestibuleError
 from server.fleet import checks, doors, hours, organisations, sites, spots, table
 from server.fleet.checks import FieldError, Known
 from server.fleet.doors import Door
 from server.fleet.organisations import Region
-from server.fleet.register import lock_organisation
+from server.fleet.register import By, Later, lock_organisation
 from server.fleet.sites import Site
 from server.fleet.spots import Spot
 from server.fleet.table import Row
@@ -86,21 +85,12 @@ async def take_in(
         await attempt.rollback()
     else:
         await attempt.commit()
-        await intake.record()
+        await intake.later.write(connection)
     return intake.outcome
 
 
 class _EnoughError(Exception):
     """There are as many errors as anyone reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Act:
-    """A row for the audit."""
-
-    act: str
-    subject: str
-    detail: Mapping[str, object]
 
 
 class _Intake:
@@ -110,11 +100,12 @@ class _Intake:
         self, connection: asyncpg.Connection, organisation: int, *, actor: str, now: datetime
     ) -> None:
         self._connection, self._organisation = connection, organisation
-        self._actor, self._now = actor, now
+        self._now = now
         self.outcome = Outcome()
         self._said: dict[tuple[str, str], tuple[int, object]] = {}
         self._regions: dict[str, str] = {}
-        self._acts: list[_Act] = []
+        self.later = Later()
+        self._by = By(actor=actor, now=now, noted=self.later)
 
     async def run(self, rows: list[Row]) -> None:
         self.outcome.rows = len(rows)
@@ -137,43 +128,15 @@ class _Intake:
                 await self._attempt(row, self._spot(row, site, door))
         await self._stand_behind(behind)
 
-    async def record(self) -> None:
-        """Audit what was done, in its order."""
-        for number, done in enumerate(self._acts):
-            await record(
-                self._connection,
-                actor=self._actor,
-                act=done.act,
-                subject=done.subject,
-                detail=done.detail,
-                organisation=self._organisation,
-                now=self._now,
-                held=number > 0,
-            )
-
-    async def _note(
-        self,
-        connection: asyncpg.Connection,
-        *,
-        actor: str,
-        act: str,
-        subject: str,
-        detail: Mapping[str, object],
-        organisation: int,
-        now: datetime,
-    ) -> None:
-        """Put the audit of an act off to the end; who, where and when are the file's."""
-        self._acts.append(_Act(act, subject, detail))
-
     async def _attempt(self, row: Row, act: Awaitable[T]) -> T | None:
         """Do a part of a row; None if it cannot be done, which is noted. Raises _EnoughError."""
-        regions, acts = dict(self._regions), len(self._acts)
+        regions, acts = dict(self._regions), len(self.later)
         try:
             async with self._connection.transaction():
                 return await act
         except VestibuleError as error:
             self._regions = regions
-            del self._acts[acts:]
+            self.later.forget(acts)
             column = getattr(error, "parameter", "")
             self.outcome.errors.append(RowError(row.line, column, str(error)))
         if len(self.outcome.errors) >= MOST_ERRORS:
@@ -190,9 +153,7 @@ class _Intake:
                 self._connection,
                 self._organisation,
                 wanted,
-                actor=self._actor,
-                now=self._now,
-                noted=self._note,
+                **self._by,
             )
             self._did(row, "site added", made.ref, wanted.name)
         else:
@@ -202,9 +163,7 @@ class _Intake:
                 known.ref,
                 wanted,
                 seen=None,
-                actor=self._actor,
-                now=self._now,
-                noted=self._note,
+                **self._by,
             )
             self._changed(row, "site changed", known, made, name=made.facts.name)
         self._demand_said_once(row, "site", made.ref, wanted)
@@ -248,9 +207,7 @@ class _Intake:
                 self._connection,
                 self._organisation,
                 Region(name),
-                actor=self._actor,
-                now=self._now,
-                noted=self._note,
+                **self._by,
             )
             self._regions[name] = made.ref
             self._did(row, "region added", made.ref, name)
@@ -267,9 +224,7 @@ class _Intake:
                 self._organisation,
                 site.ref,
                 Door(name),
-                actor=self._actor,
-                now=self._now,
-                noted=self._note,
+                **self._by,
             )
             self._did(row, "door added", made.ref, name)
         else:
@@ -279,9 +234,7 @@ class _Intake:
                 known.ref,
                 replace(known.facts, name=name),
                 seen=None,
-                actor=self._actor,
-                now=self._now,
-                noted=self._note,
+                **self._by,
             )
             self._changed(row, "door changed", known, made, name=name)
         self._demand_said_once(row, "door", made.ref, (name, row.get("behind")))
@@ -321,9 +274,7 @@ class _Intake:
             door,
             replace(known.facts, behind=behind),
             seen=None,
-            actor=self._actor,
-            now=self._now,
-            noted=self._note,
+            **self._by,
         )
         self._changed(row, "door changed", known, made, name=made.facts.name)
         return made
@@ -350,9 +301,7 @@ class _Intake:
                 self._organisation,
                 site.ref,
                 wanted,
-                actor=self._actor,
-                now=self._now,
-                noted=self._note,
+                **self._by,
             )
             self._did(row, "spot added", made.ref, wanted.name)
         else:
@@ -362,9 +311,7 @@ class _Intake:
                 known.ref,
                 wanted,
                 seen=None,
-                actor=self._actor,
-                now=self._now,
-                noted=self._note,
+                **self._by,
             )
             self._changed(row, "spot changed", known, made, name=wanted.name)
         if (first := self._said.get(("spot", made.ref))) is not None:

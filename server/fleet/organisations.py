@@ -1,5 +1,6 @@
 """Organisations and their regions. Each change is audited in its own transaction, the caller's."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,8 +9,8 @@ import asyncpg
 from server.audit.log import record
 from server.errors import NotFoundError
 from server.fleet import checks
-from server.fleet.checks import Known, TakenError, changes, contents
-from server.fleet.register import Recorder, add_organisation, lock_organisation, new_ref
+from server.fleet.checks import Known, TakenError
+from server.fleet.register import By, Recorder, added, changed, lock_organisation, new_ref
 
 ENROLMENTS = ("allow-list", "technician")
 CLONES = ("report", "quarantine")
@@ -49,30 +50,33 @@ async def find(
     return Known(row["id"], row["ref"], Organisation(row["name"], row["enrolment"], row["clones"]))
 
 
+async def find_named(connection: asyncpg.Connection, name: str) -> Known[Organisation] | None:
+    """Return the organisation of this name, if there is one."""
+    ref = await connection.fetchval("select ref from organisations where name = $1", name)
+    return None if ref is None else await find(connection, ref)
+
+
 async def add(
-    connection: asyncpg.Connection, wanted: Organisation, *, actor: str, now: datetime
+    connection: asyncpg.Connection,
+    wanted: Organisation,
+    *,
+    actor: str,
+    now: datetime,
+    noted: Recorder = record,
 ) -> Known[Organisation]:
     """Add an organisation; as who oversees all. Raises FieldError, TakenError."""
     wanted = _checked(wanted)
-    if await connection.fetchval(
-        "select exists (select from organisations where name = $1)", wanted.name
-    ):
+    readable = re.sub(r"[^a-z0-9]+", "-", wanted.name.lower()).strip("-")[:32]
+    row = await connection.fetchrow(
+        "insert into organisations (ref, name, enrolment, clones) values ($1, $2, $3, $4) "
+        "on conflict (name) do nothing returning id, ref",
+        *(new_ref(readable or "org"), wanted.name, wanted.enrolment, wanted.clones),
+    )
+    if row is None:
         raise TakenError(f"there is an organisation {wanted.name!r} already")
-    row = await add_organisation(connection, wanted.name)
-    ref = await connection.fetchval(
-        "update organisations set enrolment = $2, clones = $3 where id = $1 returning ref",
-        *(row, wanted.enrolment, wanted.clones),
-    )
-    await record(
-        connection,
-        actor=actor,
-        act="organisation added",
-        subject=ref,
-        detail=contents(wanted),
-        organisation=row,
-        now=now,
-    )
-    return Known(row, ref, wanted)
+    made = Known(row["id"], row["ref"], wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await added(connection, row["id"], "organisation added", made, by=by)
 
 
 async def edit(
@@ -98,16 +102,8 @@ async def edit(
             )
     except asyncpg.UniqueViolationError as error:
         raise TakenError(f"there is an organisation {wanted.name!r} already") from error
-    await record(
-        connection,
-        actor=actor,
-        act="organisation changed",
-        subject=ref,
-        detail=changes(before.facts, wanted),
-        organisation=before.id,
-        now=now,
-    )
-    return Known(before.id, ref, wanted)
+    by = By(actor=actor, now=now, noted=record)
+    return await changed(connection, before.id, "organisation changed", before, wanted, by=by)
 
 
 def _checked(wanted: Organisation) -> Organisation:
@@ -158,16 +154,9 @@ async def add_region(
     )
     if row is None:
         raise TakenError(f"there is a region {wanted.name!r} already")
-    await noted(
-        connection,
-        actor=actor,
-        act="region added",
-        subject=row["ref"],
-        detail=contents(wanted),
-        organisation=organisation,
-        now=now,
-    )
-    return Known(row["id"], row["ref"], wanted)
+    made = Known(row["id"], row["ref"], wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await added(connection, organisation, "region added", made, by=by)
 
 
 async def edit_region(
@@ -194,13 +183,5 @@ async def edit_region(
             )
     except asyncpg.UniqueViolationError as error:
         raise TakenError(f"there is a region {wanted.name!r} already") from error
-    await record(
-        connection,
-        actor=actor,
-        act="region changed",
-        subject=ref,
-        detail=changes(before.facts, wanted),
-        organisation=organisation,
-        now=now,
-    )
-    return Known(before.id, ref, wanted)
+    by = By(actor=actor, now=now, noted=record)
+    return await changed(connection, organisation, "region changed", before, wanted, by=by)

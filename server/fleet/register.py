@@ -1,38 +1,35 @@
-"""Create and change the fleet's register. Every change that ingest must know is notified.
+"""What every edit of the register needs, devices, and where they stand.
 
-All functions act within the caller's transaction, on a connection of the owner or of ingest.
+Organisations, sites, doors and spots have modules of their own. Every change that ingest must know
+is notified. All functions act within the caller's transaction; those of devices and assignments on
+a connection of the owner or of ingest.
 """
 
-import re
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Protocol, TypedDict, TypeVar
 
 import asyncpg
 
 from protocol.identity import DeviceId, device_id
+from server.audit.log import record
 from server.errors import ConflictError, NotFoundError, RefusedError
+from server.fleet import checks
+from server.fleet.checks import Known, changes, contents
+
+T = TypeVar("T")
 
 CHANGED = "fleet_changed"
 """The channel that carries a device's id after a change that concerns its frames."""
 
 _REF_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # no 0/o, 1/l/i
-
-
-@dataclass(frozen=True, slots=True)
-class Hours:
-    """Opening hours of one weekday (0 Monday); minutes after local midnight, may pass 1440."""
-
-    weekday: int
-    opens: int
-    closes: int
+_PREFIXES = {"counter": "dc", "kiosk": "fk"}
 
 
 class Recorder(Protocol):
-    """Audits an act: `server.audit.log.record`, or what puts it off to the transaction's end."""
+    """Audits an act: `server.audit.log.record`, or `Later`."""
 
     async def __call__(
         self,
@@ -47,6 +44,106 @@ class Recorder(Protocol):
     ) -> None: ...
 
 
+@dataclass(slots=True)
+class Later:
+    """Puts audits off: who does many acts at once takes the chains last, and for a moment only."""
+
+    _acts: list[tuple[int, str, str, str, Mapping[str, object], datetime]] = field(
+        default_factory=list
+    )
+
+    def __len__(self) -> int:
+        return len(self._acts)
+
+    async def __call__(
+        self,
+        connection: asyncpg.Connection,
+        *,
+        actor: str,
+        act: str,
+        subject: str,
+        detail: Mapping[str, object],
+        organisation: int,
+        now: datetime,
+    ) -> None:
+        self._acts.append((organisation, actor, act, subject, detail, now))
+
+    def forget(self, since: int) -> None:
+        """Drop what was put off since `len` was this: it was rolled back."""
+        del self._acts[since:]
+
+    async def write(self, connection: asyncpg.Connection) -> None:
+        """Audit it all in its order, one organisation after another."""
+        held = 0
+        for organisation, actor, act, subject, detail, now in sorted(
+            self._acts, key=lambda one: one[0]
+        ):
+            await record(
+                connection,
+                actor=actor,
+                act=act,
+                subject=subject,
+                detail=detail,
+                organisation=organisation,
+                now=now,
+                held=organisation == held,
+            )
+            held = organisation
+        self._acts.clear()
+
+
+class By(TypedDict):
+    """Who acts, when, and how it is audited: what every edit is given."""
+
+    actor: str
+    now: datetime
+    noted: Recorder
+
+
+async def added(
+    connection: asyncpg.Connection,
+    organisation: int,
+    act: str,
+    made: Known[T],
+    *,
+    by: By,
+    within: Mapping[str, str] | None = None,
+) -> Known[T]:
+    """Audit that a thing was added, with all it says and what it is `within`; return it."""
+    await by["noted"](
+        connection,
+        actor=by["actor"],
+        act=act,
+        subject=made.ref,
+        detail={**(within or {}), **contents(made.facts)},
+        organisation=organisation,
+        now=by["now"],
+    )
+    return made
+
+
+async def changed(
+    connection: asyncpg.Connection,
+    organisation: int,
+    act: str,
+    before: Known[T],
+    facts: T,
+    *,
+    by: By,
+) -> Known[T]:
+    """Audit that a thing was changed, with what differs; return it as it is now."""
+    await by["noted"](
+        connection,
+        actor=by["actor"],
+        act=act,
+        subject=before.ref,
+        detail=changes(before.facts, facts),
+        organisation=organisation,
+        now=by["now"],
+    )
+    return Known(before.id, before.ref, facts)
+
+
 def new_ref(prefix: str) -> str:
     """Return a fresh public name such as `site-7k2m9qxw`; 8 characters of 31."""
     return f"{prefix}-" + "".join(secrets.choice(_REF_ALPHABET) for _ in range(8))
@@ -54,8 +151,9 @@ def new_ref(prefix: str) -> str:
 
 def new_device_id(kind: str) -> DeviceId:
     """Return a fresh device id; `dc-` for door counters, `fk-` for feedback kiosks."""
-    prefix = {"counter": "dc", "kiosk": "fk"}[kind]
-    return device_id(f"{prefix}-" + "".join(secrets.choice(_REF_ALPHABET) for _ in range(12)))
+    return device_id(
+        f"{_PREFIXES[kind]}-" + "".join(secrets.choice(_REF_ALPHABET) for _ in range(12))
+    )
 
 
 async def lock_organisation(connection: asyncpg.Connection, organisation: int) -> None:
@@ -68,89 +166,6 @@ async def lock_organisation(connection: asyncpg.Connection, organisation: int) -
     )
 
 
-async def add_organisation(connection: asyncpg.Connection, name: str) -> int:
-    """Return the row id of the organisation of this name, made if it is new."""
-    if not name.strip():
-        raise RefusedError("no_name", "an organisation needs a name")
-    readable = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:32]
-    await connection.execute(
-        "insert into organisations (ref, name) values ($1, $2) on conflict (name) do nothing",
-        new_ref(readable or "org"),
-        name,
-    )
-    found: int = await connection.fetchval("select id from organisations where name = $1", name)
-    return found
-
-
-async def add_site(
-    connection: asyncpg.Connection,
-    organisation: int,
-    *,
-    name: str,
-    time_zone: str,
-    currency: str = "EUR",
-    ref: str = "",
-    hours: Sequence[Hours] = (),
-) -> int:
-    """Create a site and return its row id. No hours: it never closes."""
-    try:
-        ZoneInfo(time_zone)
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        raise RefusedError("unknown_time_zone", f"no time zone {time_zone!r}") from error
-    try:
-        site: int = await connection.fetchval(
-            "insert into sites (organisation_id, ref, name, time_zone, currency) "
-            "values ($1, $2, $3, $4, $5) returning id",
-            organisation,
-            ref or new_ref("site"),
-            name,
-            time_zone,
-            currency,
-        )
-    except asyncpg.UniqueViolationError as error:
-        raise ConflictError(f"a site {ref!r} is already there") from error
-    await connection.executemany(
-        "insert into opening_hours (organisation_id, site_id, weekday, opens, closes) "
-        "values ($1, $2, $3, $4, $5)",
-        [(organisation, site, h.weekday, h.opens, h.closes) for h in hours],
-    )
-    return site
-
-
-async def add_spot(
-    connection: asyncpg.Connection,
-    organisation: int,
-    *,
-    site: int,
-    name: str,
-    kind: str,
-    door: str = "",
-    ref: str = "",
-) -> int:
-    """Create a spot (and its door, if named) at a site; return the spot's row id."""
-    door_id = None
-    if door:
-        door_id = await connection.fetchval(
-            "insert into doors (organisation_id, site_id, ref, name) values ($1, $2, $3, $4) "
-            "returning id",
-            organisation,
-            site,
-            new_ref("door"),
-            door,
-        )
-    spot: int = await connection.fetchval(
-        "insert into spots (organisation_id, site_id, door_id, ref, name, kind) "
-        "values ($1, $2, $3, $4, $5, $6) returning id",
-        organisation,
-        site,
-        door_id,
-        ref or new_ref("spot"),
-        name,
-        kind,
-    )
-    return spot
-
-
 async def add_device(
     connection: asyncpg.Connection,
     organisation: int,
@@ -159,8 +174,17 @@ async def add_device(
     serial: str = "",
     model: str = "",
     device: str = "",
+    actor: str,
+    now: datetime,
+    noted: Recorder = record,
 ) -> tuple[int, DeviceId]:
-    """Create a device that may be claimed; return its row id and its id."""
+    """Add a device that may be claimed; return its row and its id.
+
+    Raises FieldError, and ConflictError if its id or serial is taken.
+    """
+    kind = checks.one_of(kind, tuple(_PREFIXES), "kind")
+    serial, model = checks.line(serial, "serial"), checks.line(model, "model")
+    said = {"kind": kind, "serial": serial, "model": model}
     name = device_id(device) if device else new_device_id(kind)
     try:
         row: int = await connection.fetchval(
@@ -173,7 +197,16 @@ async def add_device(
             model,
         )
     except asyncpg.UniqueViolationError as error:
-        raise ConflictError(f"a device {name!r} is already there") from error
+        raise ConflictError(f"a device {serial or name!r} is already there") from error
+    await noted(
+        connection,
+        actor=actor,
+        act="device added",
+        subject=name,
+        detail={key: text for key, text in said.items() if text},
+        organisation=organisation,
+        now=now,
+    )
     return row, name
 
 
@@ -245,8 +278,13 @@ async def grant_backfill(
     until: datetime,
     reason: str,
     granted_by: str,
+    now: datetime,
+    noted: Recorder = record,
 ) -> None:
-    """Let `spot` take counts of [since, until) however old they are; they count as import."""
+    """Let `spot` take counts of [since, until) however old they are; they count as import.
+
+    `granted_by` is the actor, as the audit names them.
+    """
     row = await connection.fetchrow("select id, organisation_id from spots where ref = $1", spot)
     if row is None:
         raise NotFoundError(f"no spot {spot!r}")
@@ -266,39 +304,14 @@ async def grant_backfill(
         row["id"],
     ):
         await notify(connection, device["device"])
-
-
-async def calibrate(
-    connection: asyncpg.Connection,
-    *,
-    spot: str,
-    line: int,
-    reversed_: bool,
-    factor: float,
-    since: datetime | None,
-    reason: str,
-) -> None:
-    """State how `line` of `spot` is to be read from `since` (None: always)."""
-    row = await connection.fetchrow("select id, organisation_id from spots where ref = $1", spot)
-    if row is None:
-        raise NotFoundError(f"no spot {spot!r}")
-    await connection.execute(
-        "update calibrations set valid = tstzrange(lower(valid), $3) where spot_id = $1 "
-        "and line = $2 and upper_inf(valid) and coalesce(lower(valid), '-infinity') < $3",
-        row["id"],
-        line,
-        since,
-    )
-    await connection.execute(
-        "insert into calibrations (organisation_id, spot_id, line, valid, reversed, factor, reason)"
-        " values ($1, $2, $3, tstzrange($4, null), $5, $6::float8::numeric(6,4), $7)",
-        row["organisation_id"],
-        row["id"],
-        line,
-        since,
-        reversed_,
-        factor,
-        reason,
+    await noted(
+        connection,
+        actor=granted_by,
+        act="backfill granted",
+        subject=spot,
+        detail={"since": since.isoformat(), "until": until.isoformat(), "reason": reason},
+        organisation=row["organisation_id"],
+        now=now,
     )
 
 

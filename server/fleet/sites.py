@@ -12,9 +12,9 @@ import asyncpg
 from server.audit.log import record
 from server.errors import NotFoundError
 from server.fleet import checks, hours
-from server.fleet.checks import FieldError, Known, TakenError, changes, contents
+from server.fleet.checks import FieldError, Known, TakenError
 from server.fleet.hours import ALWAYS, Opening, OwnDay, Span
-from server.fleet.register import Recorder, lock_organisation, new_ref
+from server.fleet.register import By, Recorder, added, changed, lock_organisation, new_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +92,9 @@ async def add(
         *(wanted.address, region, wanted.opens_on, wanted.closes_on),
     )
     await _write_hours(connection, organisation, row["id"], ALWAYS, wanted.opening)
-    await noted(
-        connection,
-        actor=actor,
-        act="site added",
-        subject=row["ref"],
-        detail=contents(wanted),
-        organisation=organisation,
-        now=now,
-    )
-    return Known(row["id"], row["ref"], wanted)
+    made = Known(row["id"], row["ref"], wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await added(connection, organisation, "site added", made, by=by)
 
 
 async def edit(
@@ -135,16 +128,8 @@ async def edit(
             *(before.id, *_days_of(wanted)),
         )
     await _write_hours(connection, organisation, before.id, before.facts.opening, wanted.opening)
-    await noted(
-        connection,
-        actor=actor,
-        act="site changed",
-        subject=ref,
-        detail=changes(before.facts, wanted),
-        organisation=organisation,
-        now=now,
-    )
-    return Known(before.id, ref, wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await changed(connection, organisation, "site changed", before, wanted, by=by)
 
 
 def _days_of(site: Site) -> tuple[str, date | None, date | None]:

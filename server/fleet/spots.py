@@ -11,10 +11,10 @@ import asyncpg
 
 from server.audit.log import record
 from server.errors import ConflictError, NotFoundError
-from server.fleet import checks, register
-from server.fleet.checks import FieldError, Known, TakenError, changes, contents
+from server.fleet import checks
+from server.fleet.checks import FieldError, Known, TakenError, contents
 from server.fleet.doors import lock_site
-from server.fleet.register import Recorder, lock_organisation
+from server.fleet.register import By, Recorder, added, changed, lock_organisation, new_ref
 
 KINDS = ("counter", "kiosk")
 PURPOSES = ("entrance", "passage", "zone", "exit", "checkout")
@@ -97,7 +97,7 @@ async def add(
     wanted = _checked(wanted)
     await _demand_free(connection, row, wanted.name, but=None)
     door = await _door(connection, row, wanted.door)
-    ref = ref or register.new_ref("spot")
+    ref = ref or new_ref("spot")
     spot = await connection.fetchval(
         "insert into spots (organisation_id, site_id, door_id, ref, name, kind) "
         "values ($1, $2, $3, $4, $5, $6) on conflict (ref) do nothing returning id",
@@ -110,16 +110,9 @@ async def add(
         "values ($1, $2, $3, $4)",
         *(organisation, spot, wanted.purpose, wanted.height_cm),
     )
-    await noted(
-        connection,
-        actor=actor,
-        act="spot added",
-        subject=ref,
-        detail={"site": site, **contents(wanted)},
-        organisation=organisation,
-        now=now,
-    )
-    return Known(spot, ref, wanted)
+    made = Known(spot, ref, wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await added(connection, organisation, "spot added", made, by=by, within={"site": site})
 
 
 async def edit(
@@ -157,16 +150,8 @@ async def edit(
     )
     if (wanted.purpose, wanted.height_cm) != (before.facts.purpose, before.facts.height_cm):
         await _mount(connection, organisation, before.id, wanted, since=since or now, now=now)
-    await noted(
-        connection,
-        actor=actor,
-        act="spot changed",
-        subject=ref,
-        detail=changes(before.facts, wanted),
-        organisation=organisation,
-        now=now,
-    )
-    return Known(before.id, ref, wanted)
+    by = By(actor=actor, now=now, noted=noted)
+    return await changed(connection, organisation, "spot changed", before, wanted, by=by)
 
 
 async def _mount(
@@ -213,6 +198,7 @@ async def calibrate(
     *,
     actor: str,
     now: datetime,
+    noted: Recorder = record,
 ) -> None:
     """State how a line of a spot is read. Raises NotFoundError, FieldError, ConflictError."""
     await lock_organisation(connection, organisation)
@@ -228,18 +214,10 @@ async def calibrate(
     await connection.execute("select from spots where id = $1 for no key update", spot.id)
     try:
         async with connection.transaction():
-            await register.calibrate(
-                connection,
-                spot=ref,
-                line=wanted.line,
-                reversed_=wanted.reversed,
-                factor=wanted.factor,
-                since=wanted.since,
-                reason=reason,
-            )
+            await _read_otherwise(connection, organisation, spot.id, wanted, reason=reason)
     except asyncpg.ExclusionViolationError as error:
         raise ConflictError(f"line {wanted.line} was calibrated at a later time already") from error
-    await record(
+    await noted(
         connection,
         actor=actor,
         act="spot calibrated",
@@ -247,6 +225,28 @@ async def calibrate(
         detail=contents(replace(wanted, reason=reason)),
         organisation=organisation,
         now=now,
+    )
+
+
+async def _read_otherwise(
+    connection: asyncpg.Connection,
+    organisation: int,
+    spot: int,
+    wanted: Calibration,
+    *,
+    reason: str,
+) -> None:
+    """End how the line was read, and begin how it is read from then on."""
+    await connection.execute(
+        "update calibrations set valid = tstzrange(lower(valid), $3) where spot_id = $1 "
+        "and line = $2 and upper_inf(valid) and coalesce(lower(valid), '-infinity') < $3",
+        *(spot, wanted.line, wanted.since),
+    )
+    await connection.execute(
+        "insert into calibrations (organisation_id, spot_id, line, valid, reversed, factor, reason)"
+        " values ($1, $2, $3, tstzrange($4, null), $5, $6::float8::numeric(6,4), $7)",
+        *(organisation, spot, wanted.line, wanted.since),
+        *(wanted.reversed, wanted.factor, reason),
     )
 
 

@@ -206,7 +206,7 @@ async def test_a_grant_notified_places_what_was_held(
         await device.stored(1)
         ref = await owner.fetchval("select ref from spots where id = $1", fleet.spots[0])
         await grant_backfill(owner, spot=ref, since=at(agent.booted_ms), until=at(NOON),
-                             reason="test", granted_by="test")  # fmt: skip
+                             reason="test", granted_by="command", now=at(NOON))  # fmt: skip
 
         async def placed() -> bool:
             return await people(owner, fleet.spots[0]) == (10, 10)

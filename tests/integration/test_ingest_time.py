@@ -126,7 +126,7 @@ async def test_a_backfill_grant_lets_old_counts_in_as_imports(
     assert await people(owner, fleet.spots[0]) == (0, 0)
     ref = await owner.fetchval("select ref from spots where id = $1", fleet.spots[0])
     await grant_backfill(owner, spot=ref, since=at(old), until=at(old + DAY), reason="test",
-                         granted_by="test")  # fmt: skip
+                         granted_by="command", now=at(NOON))  # fmt: skip
     ingest.places.changed(agent.device)
     await ingest.take((agent, agent.counter()))
     device = await ingest.places.read(owner, agent.device)

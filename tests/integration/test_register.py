@@ -11,7 +11,7 @@ import pytest
 
 from server.db.engine import acting
 from server.errors import ConflictError, NotFoundError
-from server.fleet import doors, hours, organisations, sites, spots
+from server.fleet import doors, hours, organisations, register, sites, spots
 from server.fleet.checks import ChangedError, FieldError, TakenError
 from server.fleet.doors import Door
 from server.fleet.organisations import Organisation, Region
@@ -227,7 +227,7 @@ async def test_every_edit_waits_for_who_edits_the_organisation(people: People) -
 async def test_every_function_that_writes_leaves_a_row_in_the_audit(
     people: People, desk: asyncpg.Connection
 ) -> None:
-    own = people.organisations["own"]
+    own, other = people.organisations["own"], people.organisations["other"]
     region = await organisations.add_region(desk, own, Region("North"), **BY)
     site = await sites.add(desk, own, Site("Shop", "Europe/Oslo"), **BY)
     door = await doors.add(desk, own, site.ref, Door("Door"), **BY)
@@ -255,18 +255,20 @@ async def test_every_function_that_writes_leaves_a_row_in_the_audit(
         spots.calibrate: lambda: spots.calibrate(
             desk, own, spot.ref, Calibration(0, True, 1, "turned", None), **BY
         ),
+        register.add_device: lambda: register.add_device(people.owner, other, kind="kiosk", **BY),
     }
     writers = {
         function
-        for module in (organisations, sites, doors, spots)
+        for module in (organisations, sites, doors, spots, register)
         for name, function in inspect.getmembers(module, inspect.iscoroutinefunction)
         if function.__module__ == module.__name__
         and not name.startswith("_")
         and "actor" in inspect.signature(function).parameters
     }
     assert writers == set(acts)  # a new one has its line here
+    by_owner = (organisations.add, register.add_device)
     for function, act in acts.items():
-        connection = people.owner if function is organisations.add else desk
+        connection = people.owner if function in by_owner else desk
         before = await connection.fetchval("select count(*) from audit")
         await act()
         rows = await connection.fetch("select actor, subject from audit offset $1", before)

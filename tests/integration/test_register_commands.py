@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from ops.command import main
+from ops.services.stack import Stack
+from server.audit.log import verify
 from tests.integration.test_people_commands import Store
 from tests.integration.test_people_commands import store as store
 
@@ -47,3 +49,34 @@ def test_a_bad_file_says_where_and_writes_nothing(
     assert main(["site", "import", str(path), "--organisation", "own"]) == 1
     assert "line 2 is not UTF-8" in capfd.readouterr().err
     assert main(["site", "export", "--organisation", "none"]) == 1
+
+
+def test_what_commands_make_is_audited_as_what_the_console_makes(
+    store: Store, stack: Stack, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VESTIBULE_PKI", str(stack.endpoints.pki))
+    new = ["--organisation", "Newly  made", "--time-zone", "Europe/Oslo"]
+    assert main(["site", "add", "Shop", *new, "--opens", "10:00", "--closes", "02:00"]) == 0
+    assert main(["site", "add", "Shop", *new]) == 1  # as in the console, a name is had once
+    assert main(["site", "add", "Mall", "--organisation", "own", "--time-zone", "Mars/Port"]) == 1
+    add = ["device", "add", *new, "--site", "Shop", "--spot"]
+    assert main([*add, "Front", "--serial", "DC-1"]) == 0
+    assert main([*add, "Till", "--kind", "kiosk"]) == 0
+    assert main([*add, "Back", "--serial", "DC-1"]) == 1
+    capfd.readouterr()
+    rows = store.run(lambda c: c.fetch("select actor, act from audit order by id"))
+    assert {row["actor"] for row in rows} == {"command"}
+    assert [row["act"] for row in rows] == [
+        *("organisation added", "site added"),
+        *("door added", "spot added", "device added", "device assigned"),
+        *("spot added", "device added", "device assigned"),
+    ]
+    said = "select detail->>'opening' from audit where act = 'site added'"
+    assert store.value(said) == "Mo-Su 10:00-02:00"
+    assert store.value("select count(*) from organisations where name = 'Newly made'") == 1
+    assert store.run(verify) == (len(rows), [])
+    device = store.value("select device from devices where kind = 'counter'")
+    spot = store.value("select ref from spots where kind = 'counter'")
+    assert main(["device", "assign", device, spot]) == 0
+    last = store.value("select detail from audit order by id desc limit 1")
+    assert f'"{spot}"' in last
