@@ -151,18 +151,21 @@ class Pages:
     async def _stream(
         self, response: web.StreamResponse, found: Visitor, organisation: int
     ) -> None:
-        seen: datetime | None = None
+        seen: datetime | None = None  # nothing was ever stored, or nobody could say yet
+        asked = False
         while not self._closing.is_set():
+            changed = False
             try:
                 if await self._sessions.lasting(found.session_id) is None:
                     return
                 async with reading(self._pool, "portal watch", organisation=organisation) as db:
                     stored = await numbers.last_stored(db)
             except DATABASE_AWAY:
-                stored = seen  # the database is away; the page stays as it is meanwhile
-            changed = seen is not None and stored != seen
+                log.debug("live page stays as it is", organisation=organisation)
+            else:
+                changed = asked and stored != seen
+                seen, asked = stored, True
             await response.write(b"event: changed\ndata: 1\n\n" if changed else b": alive\n\n")
-            seen = stored
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), REFRESH_S)
 
