@@ -19,7 +19,16 @@ from agent import agent, config, factory, identity
 from agent.clock import SystemClock
 from agent.config import AgentConfig, ConfigError
 from agent.doctor import State, examine
-from agent.enrol import EnrolError, Ticket, TokenError, enrol_by, parse_token, pause_s
+from agent.enrol import (
+    OWN_FOLDER,
+    EnrolError,
+    StateError,
+    Ticket,
+    TokenError,
+    enrol_by,
+    parse_token,
+    pause_s,
+)
 from agent.identity import Enrolled, NotEnrolledError
 from agent.outbox import Outbox, OutboxBusyError
 from protocol.frame import Quality
@@ -33,8 +42,9 @@ WAITED_FOR = frozenset({"pending", "too_many"})  # what `enrol` waits out; else 
 _EPILOG = """\
 first count in five commands: see agent/README.md
 
-exit codes: 0 done; 1 a check or a count failed; 2 wrong usage or settings; 3 not enrolled;
-4 the server refused for good; 5 another agent is running; 75 try again later
+exit codes: 0 done; 1 a check or a count failed, or the state folder cannot be written;
+2 wrong usage or settings; 3 not enrolled; 4 the server refused for good; 5 another agent is
+running; 75 try again later
 
 settings: /etc/vestibule/agent.toml (or --config), over it VESTIBULE_AGENT_<KEY> in the
 environment, such as VESTIBULE_AGENT_STATE=/tmp/state
@@ -133,12 +143,14 @@ def _add_count(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _enrol(settings: AgentConfig, arguments: argparse.Namespace) -> int:
     try:
         done = _enrol_waiting(settings, arguments, _ticket(settings, arguments))
+    except StateError as error:
+        return _fail(FAILED, str(error))
     except EnrolError as error:
         return _fail(REFUSED if error.permanent else TEMPORARY, str(error))
     except (TokenError, LabelError) as error:
         return _fail(USAGE, str(error))
     except PermissionError as error:
-        return _fail(FAILED, f"{error}; run as root or as the agent's user")
+        return _fail(FAILED, str(StateError(settings.state, error)))
     except OutboxBusyError:
         return _fail(
             BUSY,
@@ -146,7 +158,7 @@ def _enrol(settings: AgentConfig, arguments: argparse.Namespace) -> int:
             " stop vestibule-agent`), enrol, and start it again",
         )
     except sqlite3.Error as error:
-        return _fail(FAILED, f"{settings.outbox}: {error}; run as root or as the agent's user")
+        return _fail(FAILED, f"{settings.outbox}: {error}. {OWN_FOLDER}")
     print(f"enrolled as {done.device}, a {done.kind}; broker {done.broker_host}:{done.broker_port}")
     return OK
 

@@ -24,6 +24,7 @@ used is forgotten, so that the next attempt makes another.
 """
 
 import base64
+import errno
 import hashlib
 import hmac
 import http.client
@@ -31,7 +32,8 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -54,6 +56,7 @@ TIMEOUT_S = 20.0
 MAX_ANSWER = 262_144  # a chain and a bundle have some 10 kB
 MAX_TOKEN = 2_048
 MAX_RETRY_S = 3_600.0
+OWN_FOLDER = "Run as root or as the agent's user, or set VESTIBULE_AGENT_STATE to a folder of yours"
 USELESS_KEY = frozenset({"key_in_use", "key_revoked"})
 
 
@@ -84,6 +87,15 @@ class EnrolError(RuntimeError):
     def permanent(self) -> bool:
         """True if time alone does not help."""
         return self.then is not Then.WAIT
+
+
+class StateError(EnrolError):
+    """The state folder can't be written: nothing that the server could help."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        said = f"{folder} cannot be written: {error.strerror or error}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        super().__init__(said if full else f"{said}. {OWN_FOLDER}", then=Then.ASK)
 
 
 class Ticket(Protocol):
@@ -206,7 +218,7 @@ def enrol(text: str, *, state: Path, timeless: bool = False, again: bool = False
 def enrol_by(
     ticket: Ticket, *, state: Path, timeless: bool = False, again: bool = False
 ) -> Enrolled:
-    """Enrol, or say that it is done; EnrolError.
+    """Enrol, or say that it is done; EnrolError, which is a StateError if it is our disk.
 
     `timeless`: there is no clock to hold certificate dates to. `again`: replace another identity.
     """
@@ -216,13 +228,15 @@ def enrol_by(
     except NotEnrolledError:
         done = None
     if done is not None and done.claim == ticket.claim and (ticket.once or not again):
-        pending.unlink(missing_ok=True)  # the power failed just before
+        with suppress(PermissionError):  # who may only read is told, too
+            pending.unlink(missing_ok=True)  # the power failed just before
         return done
     if done is not None and not again:
         raise EnrolError(f"already enrolled as {done.device}; --again replaces it", then=Then.ASK)
     try:
         root = _pinned(_get_trust(ticket), ticket.root_sha256)  # 2
-        key = _key(pending)  # 3
+        with _kept(state):
+            key = _key(pending)  # 3
         answer = _post(ticket, root=root, key=key, timeless=timeless)  # 4
     except (OSError, http.client.HTTPException) as error:
         raise EnrolError(f"no answer from https://{ticket.host}:{ticket.port}: {error}") from error
@@ -231,7 +245,8 @@ def enrol_by(
             pending.unlink(missing_ok=True)
         raise
     enrolled, chain, bundle = _checked(answer, ticket=ticket, root=root, key=key)  # 5
-    identity.write(state, enrolled, key=pending, chain=chain, bundle=bundle)  # 6
+    with _kept(state):
+        identity.write(state, enrolled, key=pending, chain=chain, bundle=bundle)  # 6
     return enrolled
 
 
@@ -264,6 +279,15 @@ def _pinned(bundle: str, digest: bytes) -> x509.Certificate:
         "who answers is not the server that made this claim: no certificate has the claim's"
         " fingerprint. Check the address, and whether something intercepts TLS here."
     )
+
+
+@contextmanager
+def _kept(state: Path) -> Iterator[None]:
+    """Do what needs the state folder; StateError."""
+    try:
+        yield
+    except OSError as error:
+        raise StateError(state, error) from error
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:

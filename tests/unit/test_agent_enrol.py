@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import ssl
 import stat
@@ -28,7 +29,7 @@ from cryptography.x509.oid import NameOID
 from agent import command, identity, keys
 from agent.config import AgentConfig, ConfigError, load
 from agent.doctor import State, examine
-from agent.enrol import EnrolError, TokenError, enrol, parse_token
+from agent.enrol import EnrolError, StateError, TokenError, enrol, parse_token
 from agent.identity import NotEnrolledError
 from agent.notify import Notifier
 from agent.outbox import Outbox
@@ -315,6 +316,48 @@ def test_beside_a_running_agent_enrolment_changes_nothing_and_says_what_to_stop(
     assert command.main(again) == command.OK
     assert identity.read(state).pair == 1
     Outbox(state / "outbox.db").close()  # the agent can start
+
+
+@pytest.mark.parametrize("step", ["key", "chain"])
+def test_a_state_folder_that_cannot_be_written_is_no_fault_of_the_network(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+) -> None:
+    put = identity.put
+
+    def refuse(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        if path.name.startswith(step):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        put(path, data, mode=mode)
+
+    monkeypatch.setenv("VESTIBULE_AGENT_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(identity, "put", refuse)
+    assert command.main(["enrol", token(server.url, server.root.digest)]) == command.FAILED
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'state'} cannot be written: Permission denied" in said
+    assert "Run as root" in said
+    assert "VESTIBULE_AGENT_STATE" in said
+    assert "no answer" not in said
+
+
+def test_a_state_folder_that_cannot_be_is_said(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VESTIBULE_AGENT_STATE", str(tmp_path / "file" / "state"))
+    assert command.main(["enrol", token(server.url, server.root.digest)]) == command.FAILED
+    assert "file/state cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_called_that(tmp_path: Path) -> None:
+    full = str(StateError(tmp_path, OSError(errno.ENOSPC, "No space left on device")))
+    assert full == f"{tmp_path} cannot be written: No space left on device"
 
 
 def test_the_doctor_has_the_service_stopped_before_another_enrolment(
