@@ -9,13 +9,12 @@ with a proof: exit code 0 only if nobody was lost.
 
 import argparse
 import asyncio
-import itertools
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +46,6 @@ LEAST_PEOPLE = 5_000
 DRAIN_S = 30.0
 UPLOAD_S = 240.0
 EXIT_LOST = 1
-
-_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,33 +134,47 @@ async def _run(options: Options) -> int:
 
 
 async def _shown(options: Options) -> int:
-    began = time.monotonic()
+    stages = Stages()
     async with AsyncExitStack() as services:
         async with AsyncExitStack() as devices:
-            machine = await _start(services, devices, options)
+            machine = await _start(services, devices, options, stages)
             tour = await devices.enter_async_context(_touring(machine, options.port))
-            print(f"live after {time.monotonic() - began:.0f} s; decoder: {decoder_words()}\n")
-            print(f"  the tour:  {tour.address}\n", flush=True)
+            print(f"     {'live after':<58}{stages.total_s:6.1f} s\n")
+            print(f"  decoder: {decoder_words()}")
+            print(f"  the tour: {tour.address}\n", flush=True)
             if options.seconds is None:
                 await _live(machine, seconds=None)
             waiting = await _break_and_drain(machine, options.seconds or 0)
         return await _prove(machine, waiting)  # the truth is whole once the devices stopped
 
 
-@asynccontextmanager
-async def _stage(name: str) -> AsyncIterator[None]:
-    """Print a stage's name, then its seconds."""
-    print(f"  {next(_numbers)}  {name:<58}", end="", flush=True)
-    started = time.monotonic()
-    try:
-        yield
-    except BaseException:
-        print(" failed", flush=True)
-        raise
-    print(f"{time.monotonic() - started:6.1f} s", flush=True)
+class Stages:
+    """The numbered stages, printed as they pass; their seconds as shown add up to `total_s`.
+
+    What lies between two belongs to the later one, and rounding is carried on to the next.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total_s = 0.0
+        self._clock, self._began, self._number = clock, clock(), 0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Print a stage's name, then its seconds."""
+        self._number += 1
+        print(f"  {self._number}  {name:<58}", end="", flush=True)
+        try:
+            yield
+        except BaseException:
+            print(" failed", flush=True)
+            raise
+        shown_s, self.total_s = self.total_s, round(self._clock() - self._began, 1)
+        print(f"{self.total_s - shown_s:6.1f} s", flush=True)
 
 
-async def _start(stack: AsyncExitStack, devices: AsyncExitStack, options: Options) -> Machine:
+async def _start(
+    stack: AsyncExitStack, devices: AsyncExitStack, options: Options, stages: Stages
+) -> Machine:
     """Go through the stages; what each opens is closed by the stacks."""
     folder = Folder(options.root)
     state = folder.open(now_ms=time.time_ns() // 1_000_000, days=options.days)
@@ -175,39 +186,44 @@ async def _start(stack: AsyncExitStack, devices: AsyncExitStack, options: Option
         services, log=options.root / "logs/server.log", pid_path=options.root / "server.pid"
     )
     stack.push_async_callback(supervisor.stop)
-    async with _stage("services up: PostgreSQL with TimescaleDB, MQTT broker"):
+    with stages.stage("services up: PostgreSQL with TimescaleDB, MQTT broker"):
         found = await asyncio.to_thread(embedded, services)
-    async with _stage("migrate the database"):
+    with stages.stage("migrate the database"):
         await migrate(found.owner_dsn.reveal())
-    async with _stage("server"):
+    with stages.stage("server"):
         await supervisor.start_server(found.settings)
     connection = await asyncpg.connect(found.owner_dsn.reveal())
     try:
-        state, identities = await _enrolled(folder, state, connection, found.settings)
+        state, identities = await _enrolled(folder, state, connection, found.settings, stages)
     finally:
         await connection.close()
     if recording is not None:
-        async with _stage(f"agents record {options.days} days into their outboxes"):
+        with stages.stage(f"agents have recorded {options.days} days into their outboxes"):
             await asyncio.to_thread(recording.wait)
-            state = folder.save(state, recorded=True)
-    state = await _caught_up(folder, state)
-    machine = await devices.enter_async_context(
-        running(folder, state, supervisor, identities, services.endpoints)
-    )
-    async with _stage("agents upload what their outboxes hold, over mutual TLS"):
+            state = await _caught_up(folder, folder.save(state, recorded=True))
+    else:
+        state = await _caught_up(folder, state)
+    with stages.stage("agents upload what their outboxes hold, over mutual TLS"):
+        machine = await devices.enter_async_context(
+            running(folder, state, supervisor, identities, services.endpoints)
+        )
         await _uploaded(machine)
     return machine
 
 
 async def _enrolled(
-    folder: Folder, state: State, connection: asyncpg.Connection, settings: Settings
+    folder: Folder,
+    state: State,
+    connection: asyncpg.Connection,
+    settings: Settings,
+    stages: Stages,
 ) -> tuple[State, dict[DeviceId, Identity]]:
     if not state.built:
-        async with _stage(f"the world: 3 organisations, {len(state.devices)} devices"):
+        with stages.stage(f"the world: 3 organisations, {len(state.devices)} devices"):
             async with connection.transaction():
                 made = await build_world(connection, state)
             state = folder.save(state, **made)
-    async with _stage("enrol the devices: claim, key, certificate"):
+    with stages.stage("enrol the devices: claim, key, certificate"):
         identities = await enrol_devices(folder, state, connection, settings)
     return state, identities
 

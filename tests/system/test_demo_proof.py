@@ -127,6 +127,13 @@ def test_the_demo_ends_with_one_line_that_adds_up(finished: Finished) -> None:
     assert "decoder: compiled" in finished.out
 
 
+def test_the_stages_seconds_add_up_to_the_total(finished: Finished) -> None:
+    stages = re.findall(r"^ +(\d) +\S.*?([\d.]+) s$", finished.out, re.MULTILINE)
+    [total] = re.findall(r"^ +live after +([\d.]+) s$", finished.out, re.MULTILINE)
+    assert [int(number) for number, _ in stages] == list(range(1, len(stages) + 1))
+    assert sum(round(float(seconds) * 10) for _, seconds in stages) == round(float(total) * 10)
+
+
 @pytest.fixture
 def empty_home() -> Iterator[Path]:
     """A home that the services' account can reach."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -41,3 +42,14 @@ def test_a_demo_without_an_end_is_ended_by_a_signal(
 ) -> None:
     monkeypatch.delenv("DEMO_SECONDS", raising=False)
     assert stopped(monkeypatch, tmp_path, number) == 0
+
+
+def test_the_stages_seconds_as_shown_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([0.0, 1.04, 2.08, 3.12, 4.16])
+    stages = command.Stages(lambda: next(times))
+    for name in "abcd":
+        with stages.stage(name):
+            pass
+    shown = re.findall(r"([\d.]+) s$", capsys.readouterr().out, re.MULTILINE)
+    assert shown == ["1.0", "1.1", "1.0", "1.1"]
+    assert stages.total_s == pytest.approx(sum(map(float, shown)))
