@@ -103,7 +103,7 @@ class Newcomer:
             try:
                 await asyncio.to_thread(enrol_by, self._ticket, state=self._disk)
             except EnrolError as error:
-                self.answer = str(error)
+                self.answer = str(error).removesuffix(f" [{error.code}]")  # for people: no code
                 await asyncio.sleep(ASKS_EVERY_S)
             else:
                 joined(self._open())

@@ -22,6 +22,7 @@ def test_the_label_on_the_card_comes_alive_on_the_phone(
     tour.goto(demo.address)
     newcomer = tour.locator("#newcomer")
     expect(newcomer).to_contain_text("waits for a technician")
+    assert "[" not in newcomer.inner_text()  # a sentence, no code
     expect(tour.locator(".qr")).to_be_visible()
     with tour.context.expect_page() as opened:  # 1
         tour.locator("#go-technician").click()
