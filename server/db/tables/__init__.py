@@ -1,0 +1,10 @@
+"""Every table as SQLAlchemy Core metadata, for statements that are put together in code.
+
+The migrations are what makes them; a test holds both equal, column by column. Roles, policies,
+checks and exclusion constraints stand in the migrations alone, and so do hypertables' settings.
+"""
+
+from server.db.tables import database, identity, people, readings, register, rollups
+from server.db.tables.columns import metadata
+
+__all__ = ["database", "identity", "metadata", "people", "readings", "register", "rollups"]
