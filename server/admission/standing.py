@@ -16,7 +16,7 @@ from datetime import datetime
 import asyncpg
 
 _ROWS = """
-select d.id, d.device, d.organisation_id, d.admitted, d.state, d.state_since,
+select d.id, d.device, d.organisation_id, d.admitted,
   d.enrolled_at is not null as enrolled, c.signed, c.usable, c.spent
 from devices d cross join lateral (
   select count(*) filter (where c.chain is not null) as signed,
@@ -41,8 +41,6 @@ class Standing:
     device: str
     organisation_id: int
     admitted: bool
-    state: str
-    state_since: datetime
     enrolled: bool
     signed: int
     usable: bool

@@ -32,11 +32,6 @@ def provisioning_uri(secret: bytes, email: str) -> str:
     return _totp(secret).get_provisioning_uri(email, ISSUER)
 
 
-def code_at(secret: bytes, step: int) -> str:
-    """Return the code of a step (30 seconds since 1970)."""
-    return _totp(secret).generate(step * STEP_S).decode()
-
-
 def step_of(secret: bytes, code: str, *, last_step: int, now: datetime) -> int | None:
     """Return the step that `code` is of, None if it is wrong, too old, or its step was used."""
     code = "".join(code.split())

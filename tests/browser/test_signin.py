@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from ops.deployment import embedded, environment
 from ops.services.stack import Stack
-from server.people.totp import STEP_S, code_at
+from tests.authenticator import STEP_S, code_at
 from tests.browser.axe import overflow, violations
 from tests.browser.conftest import Demo
 

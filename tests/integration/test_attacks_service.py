@@ -20,9 +20,10 @@ from server.clock import at
 from server.config import Secret
 from server.people.links import Purpose
 from server.people.sealing import Seal
-from server.people.totp import STEP_S, code_at, new_secret
 from server.people.totp import begin as begin_codes
+from server.people.totp import new_secret
 from server.provisioning.claims import make_claim
+from tests.authenticator import STEP_S, code_at
 from tests.integration.api_world import World
 from tests.integration.people_world import GOOD
 from tests.integration.test_broker_mtls import A, Fleet, until

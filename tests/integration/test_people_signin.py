@@ -17,8 +17,9 @@ from server.people.links import Purpose
 from server.people.roles import Grant, Role
 from server.people.sealing import Seal
 from server.people.sessions import IDLE, LIFE
-from server.people.totp import STEP_S, code_at, new_secret
 from server.people.totp import begin as begin_codes
+from server.people.totp import new_secret
+from tests.authenticator import STEP_S, code_at
 from tests.integration.people_world import GOOD, HTML, People, form_of, load, post, sign_in
 
 pytestmark = pytest.mark.services

@@ -28,6 +28,7 @@ from server.people.throttle import Throttle, TooManyTriesError, network
 from server.people.users import demand_email, may_give
 from server.signin.account import browser_words
 from server.web.sessions import Sessions
+from tests.authenticator import code_at
 
 NOW = datetime(2026, 4, 2, 12, 0, tzinfo=UTC)
 SEAL = Seal(Secret("s" * 32))
@@ -153,7 +154,7 @@ def test_one_caller_is_an_address_or_a_network_of_ipv6() -> None:
 def test_a_code_is_taken_one_step_off_and_no_further(off: int, within: int) -> None:
     step = 60_000_000
     now = datetime.fromtimestamp(step * totp.STEP_S + within, UTC)
-    found = totp.step_of(SECRET, totp.code_at(SECRET, step + off), last_step=0, now=now)
+    found = totp.step_of(SECRET, code_at(SECRET, step + off), last_step=0, now=now)
     assert found == (step + off if abs(off) <= 1 else None)
 
 
@@ -163,7 +164,7 @@ def test_a_step_is_used_once_and_never_an_older_one(tries: list[tuple[int, int]]
     for off, later in tries:
         step += later
         now = datetime.fromtimestamp(step * totp.STEP_S, UTC)
-        found = totp.step_of(SECRET, totp.code_at(SECRET, step + off), last_step=last, now=now)
+        found = totp.step_of(SECRET, code_at(SECRET, step + off), last_step=last, now=now)
         if found is not None:
             assert found > last
             last = found
