@@ -104,7 +104,11 @@ async def show(options: argparse.Namespace) -> int:
     except (ServicesError, OSError, asyncpg.PostgresError) as error:
         print(f"devices\n  not known: {error}")
     if pending := bundles.waiting(authority.directory):
-        print(f"to do\n  the broker has not got {', '.join(pending)}: `vestibule ca install`")
+        named = ", ".join(pending)
+        if _given_at_start(authority.directory):
+            print(f"broker\n  `vestibule serve` starts it, and gives it {named}")
+        else:
+            print(f"to do\n  the broker has not got {named}: `vestibule ca install`")
     return 0
 
 
@@ -268,6 +272,14 @@ def connections(port: int) -> int:
             _, local, _, state, *_ = line.split()
             found += state == "01" and int(local.rpartition(":")[2], 16) == port
     return found
+
+
+def _given_at_start(pki: Path) -> bool:
+    """Whether the broker is the embedded one and not running: it starts with what there is."""
+    theirs = BROKER_URL in os.environ or bool(os.environ.get("VESTIBULE_DSN_INGEST"))
+    if theirs or pki.absolute() != home() / "pki":
+        return False
+    return not any(each.running for each in Stack(home()).status() if each.name == "broker")
 
 
 def _demand_trust(trust: Trust, percent: float) -> None:

@@ -413,7 +413,9 @@ class Admission:
         wanted = {s.device for s in everyone if self._denied(s)} | {probe.DENIED}
         wrong = denylist.compare(found, wanted)
         self._failpoint("compared")
-        if wrong:
+        if not found and wanted == {probe.DENIED}:  # a broker's first start: it has lost nothing
+            _log.info("deny-list begun")
+        elif wrong:
             _log.warning(
                 "deny-list reconciled",
                 missing=len(wrong.missing),

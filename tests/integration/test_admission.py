@@ -6,15 +6,17 @@ import asyncio
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import asyncpg
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
+from structlog.testing import capture_logs
 
 from ops.services.stack import Stack
 from protocol.identity import device_id
@@ -327,6 +329,31 @@ async def test_a_broker_that_comes_back_with_nothing_is_told_all_again(
                 while await denied(own) != {fleet.devices[0]: True}:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             assert not await speaks(own, fleet.devices[0], certificate.tls)
+
+
+async def test_a_brokers_first_start_is_no_alarm_and_one_that_has_forgotten_is(
+    own: Stack, tmp_path: Path
+) -> None:
+    def said(logs: Sequence[MutableMapping[str, Any]]) -> list[str]:
+        events = [one["event"] for one in logs]
+        return [event for event in events if event.startswith("deny-list")]
+
+    async with owning(own, "own") as owner:
+        fleet, _ = await enrolled(owner, own, tmp_path, prefix="dc-first")
+        with capture_logs() as logs:
+            async with admitting(own, "own"), asyncio.timeout(20):
+                while not said(logs):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                await done(owner, await order(owner, fleet.devices[0], State.SUSPENDED))
+        assert said(logs) == ["deny-list begun"]
+        async with open_control(service(own), SystemClock()) as control:
+            await control.admit([fleet.devices[0], DENIED])
+        with capture_logs() as logs:
+            async with admitting(own, "own"), asyncio.timeout(20):
+                while not said(logs):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        assert said(logs) == ["deny-list reconciled"]
+    assert await denied(own) == {fleet.devices[0]: True}
 
 
 async def test_the_list_comes_to_the_broker_at_its_restart_and_clears_the_deny_list(

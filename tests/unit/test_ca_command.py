@@ -9,6 +9,7 @@ import pytest
 
 from ops import ca
 from ops.command import main
+from ops.services.stack import ServiceStatus, Stack
 from server.pki.authority import Authority
 from server.pki.files import Files
 
@@ -104,6 +105,33 @@ def test_show_tells_what_there_is_without_a_database(
     assert "its key is not here" in said
     assert "its key is still here: take it away" in said
     assert "not known" in said
+
+
+def test_what_serve_does_by_itself_is_no_to_do(
+    pki: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ca", "init"]) == 0
+    capsys.readouterr()
+    assert main(["ca"]) == 0
+    said = capsys.readouterr().out
+    assert "to do" not in said
+    assert "`vestibule serve` starts it, and gives it device-anchor.pem" in said
+
+
+@pytest.mark.parametrize("whose", ["theirs", "elsewhere", "running"])
+def test_a_broker_that_nobody_starts_anew_is_a_to_do(
+    pki: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whose: str
+) -> None:
+    directory = pki.with_name("other") if whose == "elsewhere" else pki
+    assert main(["ca", "init", "--directory", str(directory)]) == 0
+    if whose == "theirs":
+        monkeypatch.setenv("VESTIBULE_BROKER_URL", "mqtts://broker.example:8883")
+    if whose == "running":
+        running = ServiceStatus("broker", running=True, pid=1, ports=(), log_path=pki)
+        monkeypatch.setattr(Stack, "status", lambda _: [running])
+    capsys.readouterr()
+    assert main(["ca", "--directory", str(directory)]) == 0
+    assert "`vestibule ca install`" in capsys.readouterr().out
 
 
 def test_no_authority_is_said_in_words(pki: Path, capsys: pytest.CaptureFixture[str]) -> None:
