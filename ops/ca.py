@@ -439,11 +439,15 @@ def _parser() -> argparse.ArgumentParser:
 
     command(commands, "show", show, "what there is, who trusts it, what ends when (the default)")
     made = command(commands, "init", init, "make roots and authorities; the roots' keys encrypted")
-    made.add_argument("--directory", type=Path, default=argparse.SUPPRESS)
+    made.add_argument(
+        "--directory", type=Path, default=argparse.SUPPRESS, help="where to make them; as above"
+    )
     made = command(
         commands, "issue-intermediate", issue_intermediate, "begin a new authority of one kind"
     )
-    made.add_argument("kind", choices=(Kind.DEVICE.value, Kind.SERVICE.value))
+    made.add_argument(
+        "kind", choices=(Kind.DEVICE.value, Kind.SERVICE.value), help="whose certificates it signs"
+    )
     made.add_argument("--keys", type=Path, help="the folder with the present root's key")
     made = command(commands, "install", install, "give the broker its files: a planned restart")
     made.add_argument("--done", action="store_true", help="a broker of yours has them now")

@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("pos",))
-    parser.add_argument("file", type=Path)
+    parser.add_argument("what", choices=("pos",), help="sales from the tills")
+    parser.add_argument("file", type=Path, help="CSV, columns as above")
     parser.add_argument("--organisation", help="its ref: only its sites may be named")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--skip-bad", action="store_true", help="import the lines that are right")

@@ -57,8 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     add = verb("add", "add a user with a role; prints the invitation", _add)
     _who(add)
     _scope(add)
-    add.add_argument("--name", default="")
-    add.add_argument("--language", choices=sorted(LANGUAGES), default="en")
+    add.add_argument("--name", default="", help="what to call them")
+    add.add_argument(
+        "--language", choices=sorted(LANGUAGES), default="en", help="of their pages (default en)"
+    )
     verb("list", "list users and what they may", _list)
     _who(verb("disable", "shut a user out at once: every session ends", _disable))
     _who(verb("enable", "let a disabled user in again", _enable))
@@ -81,7 +83,10 @@ def _who(parser: argparse.ArgumentParser) -> None:
 
 def _scope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--role", required=True, choices=[role.value.replace(" ", "-") for role in Role]
+        "--role",
+        required=True,
+        choices=[role.value.replace(" ", "-") for role in Role],
+        help="what they may do, there or everywhere",
     )
     parser.add_argument("--organisation", help="its name or ref (default: everywhere)")
     parser.add_argument("--region", help="its ref")

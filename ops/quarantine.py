@@ -27,12 +27,12 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="newest first")
     listing.add_argument("--device", help="only this device's")
     listing.add_argument("--all", action="store_true", help="also those driven in since")
-    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--limit", type=int, default=50, help="how many at most (default 50)")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     explaining = commands.add_parser("explain", help="say why, and show the bytes by section")
-    explaining.add_argument("id", type=int)
+    explaining.add_argument("id", type=int, help="as `list` shows it")
     driving = commands.add_parser("redrive", help="read again, and fill the gap")
-    driving.add_argument("id", type=int, nargs="+")
+    driving.add_argument("id", type=int, nargs="+", help="as `list` shows them")
     return parser
 
 

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="the counts, as above")
     parser.add_argument("--timezone", required=True, help="of the file's hours: Europe/London")
     parser.add_argument(
         "--duplicates", choices=("first", "last", "sum"), help="what differing duplicates mean"

@@ -76,10 +76,16 @@ def _parser() -> argparse.ArgumentParser:
         description=f"{__doc__}\nscenarios:\n{known}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--devices", type=int, default=20)
-    parser.add_argument("--scenario", choices=SCENARIOS, default="saturday", metavar="NAME")
+    parser.add_argument("--devices", type=int, default=20, help="how many (default 20)")
+    parser.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        default="saturday",
+        metavar="NAME",
+        help="one of those above (default saturday)",
+    )
     parser.add_argument("--duration", type=float, default=60.0, help="seconds (default 60)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="the same gives the same people")
     parser.add_argument(
         "--claims", type=Path, help="enrol with these claims, one a line, instead of making some"
     )

@@ -50,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="vestibule services",
         description="The private PostgreSQL with TimescaleDB and the private MQTT broker.",
     )
-    parser.add_argument("action", choices=("up", "down", "status"))
+    parser.add_argument(
+        "action",
+        choices=("up", "down", "status"),
+        help="start both (made at the first time), stop both (data stays), or say how they are",
+    )
     parser.add_argument(
         "--root",
         type=Path,
