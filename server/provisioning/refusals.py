@@ -51,6 +51,13 @@ TABLE: dict[str, Refusal] = {
         "Serveren forstår ikke forespørgslen. Opdater enhedens program.",
         "The server does not understand the request. Update the device's software.",
     ),
+    "too_large": Refusal(
+        413,
+        Then.GIVE_UP,
+        "Frågan är större än servern tar emot. Uppdatera enhetens program.",
+        "Forespørgslen er større, end serveren tager imod. Opdater enhedens program.",
+        "The request is larger than the server takes. Update the device's software.",
+    ),
     "bad_request_for_certificate": Refusal(
         400,
         Then.GIVE_UP,

@@ -23,6 +23,7 @@ import asyncpg
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from protocol.label import LabelError, serial_number
 from server.db.engine import DATABASE_AWAY
@@ -160,7 +161,7 @@ def build_enrolment(
         with suppress(asyncio.CancelledError):
             await task
 
-    app = web.Application(client_max_size=MAX_REQUEST)
+    app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_bounded])
     app.router.add_get("/v1/trust", trust)
     app.router.add_post("/v1/enrol", enrolment)
     _add_renewal(app, pool=pool, authority=authority, now=now)
@@ -240,6 +241,16 @@ def _add_renewal(
 
     app.router.add_post("/v1/renew", answered(renewal))
     app.router.add_post("/v1/renew/confirm", answered(confirmation))
+
+
+@web.middleware
+async def _bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a body over `MAX_REQUEST`, which no handler has read, as all else is refused."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        log.info("request too large", path=request.path)
+        return _refusal(request, "too_large")
 
 
 def _serial(text: str) -> str:

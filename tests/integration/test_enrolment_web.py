@@ -139,6 +139,25 @@ async def test_what_is_no_request_is_malformed(client: Client, body: dict[str, s
     assert (await ask(client, **body))[1]["code"] == "malformed"
 
 
+@pytest.mark.parametrize("path", ["/v1/enrol", "/v1/renew", "/v1/renew/confirm"])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_what_is_too_large_is_refused_in_the_same_form(
+    client: Client, path: str, chunked: bool
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(17):
+            yield bytes(1024)
+
+    body = pieces() if chunked else bytes(17 * 1024)
+    async with client.post(path, data=body, headers={"Accept-Language": "sv"}) as response:
+        assert response.status == 413
+        assert response.content_type == "application/problem+json"
+        answer = await response.json(content_type=None)
+    row = TABLE["too_large"]
+    assert (answer["code"], answer["status"]) == ("too_large", 413)
+    assert (answer["detail"], answer["then"]) == (row.sv, "give up")
+
+
 async def test_a_database_that_is_away_is_no_refusal(place: Provisioning, client: Client) -> None:
     shown = await place.device()
     await place.ingest.close()
