@@ -143,7 +143,7 @@ def build_pages(
     passes = Passes(seal, site.sessions, now=now)
     tools = add_signin(site, desk=desk, entrance=entrance, passwords=passwords, now=now)
     add_account(site, tools, seal)
-    add_portal(site, pool=pool, settings=settings, passes=passes, now=now)
+    add_portal(site, pool=pool, desk=desk, settings=settings, passes=passes, now=now)
     add_console(site, desk=desk, ingest=ingest, settings=settings, now=now)
     if ingest is not None:
         add_tech(site, desk=desk, api=pool, ingest=ingest, settings=settings, now=now)

@@ -37,7 +37,18 @@ T = TypeVar("T")
 Identify = Callable[[web.Request], Awaitable[tuple[int, str] | None]]
 """Tells the organisation and the user of a signed-in page session, None if there is none."""
 
-SCOPES = frozenset({"read", "register:write"})
+SCOPES = frozenset(
+    {
+        "read",
+        "register:write",
+        "sources:write",
+        "opinions:write",
+        "experiments:write",
+        "accuracy:write",
+        "feeds:write",
+        "targets:write",
+    }
+)
 NOTED_EVERY_S = 60.0
 """A key's last use is written no more often."""
 

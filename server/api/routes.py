@@ -7,10 +7,7 @@ Errors of all of these become problem+json in one place.
 
 import re
 import uuid
-from asyncio import Semaphore
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -20,10 +17,20 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from server.api import listings
-from server.api.answers import respond, wanted_format
-from server.api.keys import Identify, RateLimit, SignIn, demand_scope, nobody
-from server.api.openapi import describe, page
+from server.api import (
+    accuracy,
+    acts,
+    experiments,
+    feeds,
+    listings,
+    metrics,
+    opinions,
+    reads,
+    register,
+    sources,
+)
+from server.api.keys import Identify, RateLimit, SignIn, nobody
+from server.api.openapi import Described, describe, page
 from server.api.parameters import (
     ConversionParameters,
     CountParameters,
@@ -32,12 +39,11 @@ from server.api.parameters import (
     Listing,
     Nothing,
     SpotListing,
-    parse,
     read_cursor,
     write_cursor,
 )
 from server.api.problems import is_unexpected, problem_response
-from server.api.register import REGISTER, served
+from server.api.reads import AT_ONCE, Call, Route, Turns
 from server.api.types import (
     CountAnswer,
     DeviceRow,
@@ -47,8 +53,7 @@ from server.api.types import (
     SiteRow,
     SpotRow,
 )
-from server.clock import Clock, at
-from server.db.engine import reading
+from server.clock import Clock
 from server.feedback.query import FeedbackRow, feedback
 from server.insight.conversion import ConversionRow, conversion
 from server.metrics import HTTP_SECONDS
@@ -60,37 +65,7 @@ from server.rollup.query import counts
 log = structlog.get_logger(__name__)
 
 Row = TypeVar("Row", bound=msgspec.Struct)
-Turns = WeakValueDictionary[int, Semaphore]
-AT_ONCE = 3  # questions of one organisation; the next wait, so none has all connections
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request, ready to be answered."""
-
-    connection: asyncpg.Connection
-    now: datetime
-    path: dict[str, str]
-
-    @property
-    def now_s(self) -> int:
-        return int(self.now.timestamp())
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One route; `row` is the struct of a row of its answer, where it has rows."""
-
-    path: str
-    summary: str
-    parameters: type[msgspec.Struct]
-    answer: type[msgspec.Struct]
-    row: type[msgspec.Struct] | None
-    handler: Callable[..., Awaitable[msgspec.Struct]]
-    scope: str = "read"
-    method: str = "GET"
-    body: type[msgspec.Struct] | None = None
 
 
 def build_api(
@@ -107,10 +82,10 @@ def build_api(
     sign_in = SignIn(pool, identify, desk=desk, monotonic=clock.monotonic)
     turns: Turns = WeakValueDictionary()
     app = web.Application(middlewares=[_guarded(clock)])
-    for route in ROUTES:
-        app.router.add_get(route.path, _served(route, pool, clock, sign_in, limit, turns))
-    for each in REGISTER:
-        handler = served(
+    for route in READS:
+        app.router.add_get(route.path, reads.served(route, pool, clock, sign_in, limit, turns))
+    for each in ACTS:
+        handler = acts.served(
             each,
             desk=desk,
             clock=clock,
@@ -120,35 +95,12 @@ def build_api(
             at_once=AT_ONCE,
         )
         app.router.add_route(each.method, each.path, handler)
-    everything = (*ROUTES, *REGISTER)
+    everything: tuple[Described, ...] = (*READS, *ACTS)
     document = msgspec.json.format(msgspec.json.encode(describe(everything)), indent=2)
     readable = page(everything)
     app.router.add_get("/openapi.json", _static(document, "application/json"))
     app.router.add_get("/docs", _static(readable, "text/html"))
     return app
-
-
-def _served(
-    route: Route,
-    pool: asyncpg.Pool,
-    clock: Clock,
-    sign_in: SignIn,
-    limit: RateLimit,
-    turns: Turns,
-) -> Handler:
-    async def serve(request: web.Request) -> web.StreamResponse:
-        caller = await sign_in.caller(request)
-        limit.take(caller.by)
-        demand_scope(caller, route.scope)
-        parameters = parse(request, route.parameters)
-        kind = wanted_format(request, getattr(parameters, "format", None))
-        name, mine = f"api {route.path}", turns.setdefault(caller.organisation, Semaphore(AT_ONCE))
-        async with mine, reading(pool, name, organisation=caller.organisation) as found:
-            call = Call(found, at(clock.now_ms()), dict(request.match_info))
-            answer = await route.handler(call, parameters)
-        return respond(request, answer, kind=kind, row=route.row)
-
-    return serve
 
 
 def _guarded(clock: Clock) -> Middleware:
@@ -264,7 +216,7 @@ def _page(asked: Listing, rows: list[Row], ref: Callable[[Row], str]) -> Page[Ro
     return Page(rows, write_cursor(asked, (ref(rows[-1]), 0)))
 
 
-ROUTES = (
+_COUNTS = (
     Route("/sites", "Sites, by reference", Listing, Page[SiteRow], SiteRow, _sites),
     Route("/sites/{ref}", "One site, its hours and spots", Nothing, SiteDetail, None, _site),
     Route("/spots", "Spots, by reference", SpotListing, Page[SpotRow], SpotRow, _spots),
@@ -291,4 +243,10 @@ ROUTES = (
         _conversion,
     ),
     Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
+)
+_PARTS = (metrics, sources, opinions, experiments, accuracy, feeds)
+READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
+ACTS: tuple[acts.ActRoute, ...] = (
+    *register.ACTS,
+    *(route for part in _PARTS for route in part.ACTS),
 )

@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from server.errors import VestibuleError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 8
 _HERE = Path(__file__).parent / "migrations"
 
 

@@ -16,7 +16,7 @@ from protocol.counter import Counts, Line, encode_counter
 from protocol.frame import Quality, Span
 from protocol.kiosk import Presses, encode_kiosk
 from protocol.session import Answer, HeldBoot
-from server.api import routes
+from server.api import reads
 from server.api.parameters import GapParameters, Listing, write_cursor
 from server.db.engine import open_pool, reading
 from server.ingest import cursors, pipeline
@@ -271,7 +271,7 @@ async def test_one_organisation_never_takes_all_connections(
             now -= 1
 
     await world.site(await world.organisation("own"), "one")
-    monkeypatch.setattr(routes, "reading", counted)
+    monkeypatch.setattr(reads, "reading", counted)
     answers = await asyncio.gather(*[world.ask("/sites") for _ in range(20)])
     assert [status for status, _ in answers] == [200] * 20
-    assert most == routes.AT_ONCE
+    assert most == reads.AT_ONCE

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from server.api.routes import ROUTES
+from server.api.routes import READS
 from server.db.engine import reading
 from server.rollup.refresh import LOCK
 from tests.integration.api_world import World, utc
@@ -98,7 +98,7 @@ async def two(world: World) -> tuple[int, int]:
 
 def paths() -> list[str]:
     found: list[str] = []
-    for route in ROUTES:
+    for route in READS:
         fields = set(route.parameters.__struct_fields__)
         if "since" not in fields:
             found.append(route.path.replace("{ref}", "own-site"))
@@ -131,7 +131,7 @@ async def test_anothers_references_are_as_unknown_as_those_that_do_not_exist(
 ) -> None:
     await two(world)
     assert (await world.ask("/sites/other-site"))[0] == 404
-    for route in ROUTES:
+    for route in READS:
         fields = set(route.parameters.__struct_fields__)
         range_ = f"{RANGE}&" if "since" in fields else ""
         for field in {"site", "spot"} & fields:
@@ -148,7 +148,7 @@ async def test_anothers_references_are_as_unknown_as_those_that_do_not_exist(
 
 async def test_anothers_cursor_leads_nowhere(world: World) -> None:
     await two(world)
-    for route in ROUTES:
+    for route in READS:
         fields = set(route.parameters.__struct_fields__)
         if "cursor" not in fields:
             continue

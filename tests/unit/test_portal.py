@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.feedback.indices import Kind, smiley_index
-from server.portal import pages
+from server.portal.frame import CATALOGUES
 from server.portal.view import Cell, Question, bars_of, cell_of, compare, smileys_of
 from server.rollup.answer import CountRow
 from server.rollup.quality import Hours, State
@@ -47,14 +47,16 @@ def quarters(day: datetime, visits: int | None, *, coverage: float | None = 1.0)
     return [row(start + timedelta(minutes=15 * n), visits, coverage=coverage) for n in range(8)]
 
 
-@pytest.mark.parametrize("part", [pages.HERE, signin.HERE], ids=["portal", "signin"])
-def test_every_language_says_everything_with_the_same_names_in_it(part: Path) -> None:
-    loaded = catalogue.load([catalogue.SHARED, part / "catalogues"])
+@pytest.mark.parametrize(
+    "folders", [CATALOGUES, [signin.HERE / "catalogues"]], ids=["portal", "signin"]
+)
+def test_every_language_says_everything_with_the_same_names_in_it(folders: list[Path]) -> None:
+    loaded = catalogue.load([catalogue.SHARED, *folders])
     assert catalogue.problems(loaded) == []
 
 
 def test_a_missing_text_is_found() -> None:
-    loaded = catalogue.load([catalogue.SHARED, pages.HERE / "catalogues"])
+    loaded = catalogue.load([catalogue.SHARED, *CATALOGUES])
     swedish = {k: v for k, v in loaded["sv"].texts.items() if k != "coverage"}
     broken = loaded | {"sv": replace(loaded["sv"], texts=swedish | {"week": "Vecka"})}
     assert catalogue.problems(broken) == [
@@ -64,7 +66,7 @@ def test_a_missing_text_is_found() -> None:
 
 
 def test_the_words_of_the_field_are_used() -> None:
-    loaded = catalogue.load([catalogue.SHARED, pages.HERE / "catalogues"])
+    loaded = catalogue.load([catalogue.SHARED, *CATALOGUES])
     assert [loaded[name].texts["coverage"] for name in ("sv", "da")] == ["Täckning", "Dækning"]
     assert [loaded[name].texts["visits"] for name in ("sv", "da")] == ["besök", "besøg"]
     assert [loaded[name].texts["spot"] for name in ("sv", "da")] == ["Mätpunkt", "Målepunkt"]
@@ -94,16 +96,27 @@ def test_no_redirect_leads_elsewhere(wanted: str) -> None:
 
 
 def test_today_is_compared_up_to_the_last_whole_quarter() -> None:
-    before = quarters(NOON - timedelta(days=7), 10)
-    found = compare(quarters(NOON, 12), before, until=NOON.replace(hour=11))
-    assert (found.now, found.before) == (48, 40)
+    before = quarters(NOON - timedelta(days=7), 50)
+    found = compare(quarters(NOON, 60), before, until=NOON.replace(hour=11))
+    assert (found.now, found.before) == (240, 200)
     assert found.change == pytest.approx(0.2)
+    whole = compare(quarters(NOON, 12), quarters(NOON - timedelta(days=7), 10), until=NOON)
+    assert whole.before == 80
+    assert whole.change == pytest.approx(0.2)
 
 
 def test_a_day_half_observed_is_not_compared() -> None:
     before = quarters(NOON - timedelta(days=7), 10)
     assert compare(quarters(NOON, 5, coverage=0.5), before, until=NOON).change is None
     assert compare([], before, until=NOON).change is None
+
+
+def test_too_few_visits_are_not_compared() -> None:
+    before = quarters(NOON - timedelta(days=7), 10)
+    found = compare(quarters(NOON, 12), before, until=NOON.replace(hour=11))
+    assert (found.now, found.before, found.change, found.covered) == (48, 40, None, True)
+    before = quarters(NOON - timedelta(days=7), 3)
+    assert compare(quarters(NOON, 12), before, until=NOON).change is None
 
 
 def test_a_gap_is_a_gap_and_an_observed_zero_is_none() -> None:

@@ -1,0 +1,223 @@
+"""Routes that change something, or read it to be changed: as the desk, audited, done once.
+
+Reading takes the scope `read`, writing the route's own. A change says by `If-Match` which state it
+has seen, as the ETag of the answer before; one that comes second is refused (`changed_meanwhile`).
+A POST may bear an `Idempotency-Key`: the same key with the same body gets the same answer for a
+day, however often it is sent, and what it makes is made once.
+"""
+
+import hashlib
+import re
+from asyncio import Semaphore
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import asyncpg
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from server.api.answers import respond
+from server.api.keys import RateLimit, SignIn, demand_scope
+from server.api.parameters import Format, Nothing, parse
+from server.api.problems import (
+    BodyError,
+    KeyReusedError,
+    MediaTypeError,
+    PreconditionError,
+    TooLargeError,
+)
+from server.clock import Clock, at
+from server.db.engine import acting
+from server.errors import NotFoundError, UnavailableError
+
+B = TypeVar("B", bound=msgspec.Struct)
+MOST_BODY = 200_000
+KEPT = timedelta(days=1)
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+_REF = re.compile(r"[A-Za-z0-9-]{1,64}")
+Turns = WeakValueDictionary[int, Semaphore]
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One request, ready to be carried out."""
+
+    connection: asyncpg.Connection
+    organisation: int
+    actor: str
+    now: datetime
+    path: dict[str, str]
+    seen: str | None
+
+    @property
+    def by(self) -> dict[str, Any]:
+        return {"actor": self.actor, "now": self.now}
+
+    @property
+    def ref(self) -> str:
+        """The address's ref; NotFoundError for what is none of ours."""
+        found = self.path["ref"]
+        if not _REF.fullmatch(found):
+            raise NotFoundError("there is nothing of this name")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ActRoute:
+    """One route; `body` is the struct of what is sent, None where nothing is."""
+
+    method: str
+    path: str
+    summary: str
+    answer: type[msgspec.Struct]
+    handler: Callable[..., Awaitable[msgspec.Struct]]
+    body: type[msgspec.Struct] | None = None
+    parameters: type[msgspec.Struct] = Nothing
+    row: type[msgspec.Struct] | None = None
+    write: str = "register:write"
+
+    @property
+    def scope(self) -> str:
+        """What a key must hold."""
+        return "read" if self.method == "GET" else self.write
+
+
+def served(
+    route: ActRoute,
+    *,
+    desk: asyncpg.Pool | None,
+    clock: Clock,
+    sign_in: SignIn,
+    limit: RateLimit,
+    turns: Turns,
+    at_once: int,
+) -> Handler:
+    """Return the handler of a route; `desk` is the desk's pool."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        caller = await sign_in.caller(request)
+        limit.take(caller.by)
+        demand_scope(caller, route.scope)
+        if desk is None:
+            raise UnavailableError("nothing is changed here")
+        parse(request, route.parameters)
+        raw = b"" if route.body is None else await _body_of(request)
+        body = None if route.body is None else _parsed(raw, route.body)
+        seen = _seen(request) if route.method == "PATCH" else None
+        mine = turns.setdefault(caller.organisation, Semaphore(at_once))
+        name = f"api {route.method} {route.path}"
+        async with mine, acting(desk, name, organisation=caller.organisation) as connection:
+            act = Act(
+                connection,
+                caller.organisation,
+                caller.by,
+                at(clock.now_ms()),
+                dict(request.match_info),
+                seen,
+            )
+            once = _Once.of(request, route, act, raw)
+            known = None if once is None else await once.known()
+            if known is not None:
+                answer = msgspec.json.decode(known, type=route.answer)
+            else:
+                answer = await (route.handler(act) if body is None else route.handler(act, body))
+                if once is not None:
+                    await once.keep(msgspec.json.encode(answer))
+        response = respond(request, answer, kind=Format.JSON, row=None)
+        if route.method == "POST" and response.status == 200:
+            response.set_status(201)
+            response.headers["Location"] = f"/v1{route.path}/{_name(answer)}"
+        return response
+
+    return serve
+
+
+def _name(answer: msgspec.Struct) -> str:
+    return str(getattr(answer, answer.__struct_fields__[0]))
+
+
+async def _body_of(request: web.Request) -> bytes:
+    if request.content_type != "application/json":
+        raise MediaTypeError("send the body as application/json")
+    raw = await request.content.read(MOST_BODY + 1)
+    while len(raw) <= MOST_BODY and not request.content.at_eof():
+        raw += await request.content.read(MOST_BODY + 1 - len(raw))
+    if len(raw) > MOST_BODY:
+        raise TooLargeError(f"a body has at most {MOST_BODY} bytes")
+    return raw
+
+
+def _parsed(raw: bytes, kind: type[B]) -> B:
+    """Return a body as `kind`. Raises BodyError naming the field."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        unknown = re.search(r"unknown field `([^`]*)`", text)
+        if unknown:
+            raise BodyError(unknown[1][:64], text, code="unknown_field") from error
+        field = re.search(r"`\$\.(\w+)|required field `(\w+)`", text)
+        raise BodyError(field[1] or field[2] if field else "", text) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BodyError("", f"the body is no JSON: {error}") from error
+
+
+def _seen(request: web.Request) -> str | None:
+    """Return the version of If-Match, None for `*`. Raises PreconditionError without one."""
+    given = request.headers.get("If-Match", "").strip()
+    if not given:
+        raise PreconditionError("send the ETag that you have seen as If-Match")
+    if given == "*":
+        return None
+    return given.removeprefix("W/").strip('"').split("-")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Once:
+    """A write that is done once."""
+
+    act: Act
+    key: str
+    digest: bytes
+
+    @classmethod
+    def of(cls, request: web.Request, route: ActRoute, act: Act, raw: bytes) -> "_Once | None":
+        key = request.headers.get("Idempotency-Key")
+        if key is None or route.method != "POST":
+            return None
+        if not _KEY.fullmatch(key):
+            raise BodyError("", "an Idempotency-Key has 1 to 128 visible ASCII characters")
+        digest = hashlib.sha256(f"{route.method} {route.path}\n".encode() + raw).digest()
+        return cls(act, key, digest)
+
+    async def known(self) -> bytes | None:
+        """Return the answer given before; waits for one who does the same just now."""
+        act = self.act
+        await act.connection.execute(
+            "delete from idempotency_keys where created_at < $1", act.now - KEPT
+        )
+        row = await act.connection.fetchrow(
+            "insert into idempotency_keys (organisation_id, caller, key, request_sha256, "
+            "created_at) values ($1, $2, $3, $4, $5) on conflict do nothing returning key",
+            *(act.organisation, act.actor, self.key, self.digest, act.now),
+        )
+        if row is not None:
+            return None
+        found = await act.connection.fetchrow(
+            "select request_sha256, answer from idempotency_keys where caller = $1 and key = $2",
+            *(act.actor, self.key),
+        )
+        if found is None or found["request_sha256"] != self.digest:
+            raise KeyReusedError("this Idempotency-Key was used for another request")
+        answer: bytes = found["answer"]
+        return answer
+
+    async def keep(self, answer: bytes) -> None:
+        await self.act.connection.execute(
+            "update idempotency_keys set answer = $3 where caller = $1 and key = $2",
+            *(self.act.actor, self.key, answer),
+        )

@@ -1,0 +1,72 @@
+"""Routes that read: parameters in, one read-only transaction of the organisation, an answer out."""
+
+from asyncio import Semaphore
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from weakref import WeakValueDictionary
+
+import asyncpg
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from server.api.answers import respond, wanted_format
+from server.api.keys import RateLimit, SignIn, demand_scope
+from server.api.parameters import parse
+from server.clock import Clock, at
+from server.db.engine import reading
+
+Turns = WeakValueDictionary[int, Semaphore]
+AT_ONCE = 3  # questions of one organisation; the next wait, so none has all connections
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, ready to be answered."""
+
+    connection: asyncpg.Connection
+    now: datetime
+    path: dict[str, str]
+
+    @property
+    def now_s(self) -> int:
+        return int(self.now.timestamp())
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route; `row` is the struct of a row of its answer, where it has rows."""
+
+    path: str
+    summary: str
+    parameters: type[msgspec.Struct]
+    answer: type[msgspec.Struct]
+    row: type[msgspec.Struct] | None
+    handler: Callable[..., Awaitable[msgspec.Struct]]
+    scope: str = "read"
+    method: str = "GET"
+    body: type[msgspec.Struct] | None = None
+
+
+def served(
+    route: Route,
+    pool: asyncpg.Pool,
+    clock: Clock,
+    sign_in: SignIn,
+    limit: RateLimit,
+    turns: Turns,
+) -> Handler:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        caller = await sign_in.caller(request)
+        limit.take(caller.by)
+        demand_scope(caller, route.scope)
+        parameters = parse(request, route.parameters)
+        kind = wanted_format(request, getattr(parameters, "format", None))
+        name, mine = f"api {route.path}", turns.setdefault(caller.organisation, Semaphore(AT_ONCE))
+        async with mine, reading(pool, name, organisation=caller.organisation) as found:
+            call = Call(found, at(clock.now_ms()), dict(request.match_info))
+            answer = await route.handler(call, parameters)
+        return respond(request, answer, kind=kind, row=route.row)
+
+    return serve

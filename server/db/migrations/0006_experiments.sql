@@ -1,0 +1,3 @@
+-- Experiments and their register.
+
+update schema_compatibility set version = 6, compatible_from = 6;
