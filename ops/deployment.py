@@ -7,9 +7,11 @@ Embedded: the services below `.vestibule` (or VESTIBULE_HOME), brought up when n
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from ops.services.endpoints import EVERYWHERE, Endpoints
 from ops.services.stack import Stack, free_ports
 from server.config import Secret, Settings
 
@@ -29,12 +31,22 @@ def home() -> Path:
     return Path(os.environ.get(HOME, ".vestibule")).absolute()
 
 
-def deployment(*, start: bool = True) -> Deployment:
-    """Return the configured deployment, else the embedded one, with its services up if `start`."""
+def deployment(*, start: bool = True, address: str | None = None) -> Deployment:
+    """Return the configured deployment, else the embedded one, with its services up if `start`.
+
+    `address`: where devices and phones reach the embedded one from now on. Raises ServicesError,
+    SettingsError.
+    """
     if os.environ.get("VESTIBULE_DSN_INGEST"):
         owner = os.environ.get("VESTIBULE_DSN_OWNER") or os.environ["VESTIBULE_DSN_INGEST"]
         return Deployment(Secret(owner), Settings.from_environment())
-    return embedded(Stack(home()), start=start)
+    stack = Stack(home())
+    if address is not None:
+        stack.reach_at(address)
+    reached = (os.environ.get("VESTIBULE_HTTPS_HOST"), _host(os.environ.get("VESTIBULE_ENROL_URL")))
+    stack.https_names = tuple(name for name in reached if name and name != EVERYWHERE)
+    found = embedded(stack, start=start)
+    return replace(found, settings=found.settings.listening(os.environ))
 
 
 def embedded(stack: Stack, *, database: str = "vestibule", start: bool = True) -> Deployment:
@@ -50,10 +62,14 @@ def embedded(stack: Stack, *, database: str = "vestibule", start: bool = True) -
             pki=endpoints.pki,
             broker_host=endpoints.broker_host,
             broker_service_port=endpoints.broker_service_port,
-            device_broker_host=endpoints.broker_host,
+            device_broker_host=endpoints.device_broker_host,
             device_broker_port=endpoints.broker_device_port,
+            http_host=endpoints.bind,
             http_port=int(chosen["http_port"]),
+            https_host=endpoints.bind,
             https_port=int(chosen["https_port"]),
+            public_url=_url(endpoints, "http", chosen["http_port"]),
+            enrol_url=_url(endpoints, "https", chosen["https_port"]),
             session_secret=Secret(chosen["session_secret"]),
             dsn_desk=Secret(endpoints.dsn("desk", database)),
         ),
@@ -81,6 +97,16 @@ def environment(settings: Settings) -> dict[str, str]:
         "VESTIBULE_SESSION_SECRET": settings.session_secret.reveal(),
         "VESTIBULE_ROLES": ",".join(sorted(settings.roles)),
     }
+
+
+def _url(endpoints: Endpoints, scheme: str, port: str) -> str:
+    """Return where others reach a listener of ours; empty for the listener's own address."""
+    reached = endpoints.bind == EVERYWHERE
+    return f"{scheme}://{endpoints.address}:{port}" if reached else ""
+
+
+def _host(url: str | None) -> str | None:
+    return urlsplit(url).hostname if url else None
 
 
 def _chosen(path: Path) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """`vestibule serve`: run the server in this process until it is told to stop.
 
-Without VESTIBULE_DSN_INGEST it brings up the embedded services and migrates them first; these and
-the server then listen on this machine alone, on ports of their own. For devices elsewhere, name a
-database, a broker and addresses in the VESTIBULE_* settings listed in `server/config.py`.
+Without VESTIBULE_DSN_INGEST it brings up the embedded services and migrates them first. These and
+the server then listen on this machine alone, on ports of their own, until `--address` says where
+devices and phones in the same network reach it; that is remembered. The database always stays on
+this machine alone. VESTIBULE_HTTP_HOST, _HTTP_PORT, _HTTPS_HOST, _HTTPS_PORT, _PUBLIC_URL and
+_ENROL_URL (`server/config.py`) go before both.
 """
 
 import argparse
@@ -26,12 +28,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--roles", help=f"comma-separated, of {', '.join(sorted(ROLES))} (default all)"
     )
+    parser.add_argument(
+        "--address",
+        metavar="HOST",
+        help="this machine's IPv4 address or name, at which devices and phones reach pages, "
+        "enrolment and broker from now on; listens on all its addresses (127.0.0.1: on none but "
+        "this machine's own)",
+    )
     options = parser.parse_args(argv)
+    if options.address and os.environ.get("VESTIBULE_DSN_INGEST"):
+        parser.error("--address is for its own services: set VESTIBULE_HTTP_HOST and the like")
     configure()
     if os.environ.get("VESTIBULE_DSN_INGEST"):
         settings = Settings.from_environment()
     else:
-        found = deployment()
+        found = deployment(address=options.address)
         asyncio.run(migrate(found.owner_dsn.reveal()))
         settings = found.settings
     if options.roles:

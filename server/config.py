@@ -5,7 +5,7 @@ Every setting has an environment variable `VESTIBULE_<NAME>`; the defaults serve
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server.errors import VestibuleError
@@ -80,31 +80,39 @@ class Settings:
         if missing:
             raise SettingsError(f"not set: {', '.join(missing)}")
 
-        def port(name: str, default: int) -> int:
-            text = env.get(f"VESTIBULE_{name}", str(default))
-            if not text.isdigit() or not 0 <= int(text) <= 65535:
-                raise SettingsError(f"VESTIBULE_{name}: expected a port, got {text!r}")
-            return int(text)
-
         return cls(
             dsn_ingest=Secret(env["VESTIBULE_DSN_INGEST"]),
             dsn_api=Secret(env["VESTIBULE_DSN_API"]),
             dsn_maint=Secret(env["VESTIBULE_DSN_MAINT"]),
             pki=Path(env["VESTIBULE_PKI"]),
             broker_host=env.get("VESTIBULE_BROKER_HOST", "127.0.0.1"),
-            broker_service_port=port("BROKER_SERVICE_PORT", 8884),
+            broker_service_port=_port(env, "BROKER_SERVICE_PORT", 8884),
             device_broker_host=env.get("VESTIBULE_DEVICE_BROKER_HOST", "127.0.0.1"),
-            device_broker_port=port("DEVICE_BROKER_PORT", 8883),
-            http_host=env.get("VESTIBULE_HTTP_HOST", "127.0.0.1"),
-            http_port=port("HTTP_PORT", 8080),
-            https_host=env.get("VESTIBULE_HTTPS_HOST", "127.0.0.1"),
-            https_port=port("HTTPS_PORT", 8443),
-            public_url=env.get("VESTIBULE_PUBLIC_URL", ""),
-            enrol_url=env.get("VESTIBULE_ENROL_URL", ""),
+            device_broker_port=_port(env, "DEVICE_BROKER_PORT", 8883),
             session_secret=Secret(env.get("VESTIBULE_SESSION_SECRET", "")),
             dsn_desk=Secret(env.get("VESTIBULE_DSN_DESK", "")),
             roles=roles,
+        ).listening(env)
+
+    def listening(self, environment: Mapping[str, str]) -> "Settings":
+        """Return these, listening and reached where VESTIBULE_* variables say; SettingsError."""
+        env = environment
+        return replace(
+            self,
+            http_host=env.get("VESTIBULE_HTTP_HOST", self.http_host),
+            http_port=_port(env, "HTTP_PORT", self.http_port),
+            https_host=env.get("VESTIBULE_HTTPS_HOST", self.https_host),
+            https_port=_port(env, "HTTPS_PORT", self.https_port),
+            public_url=env.get("VESTIBULE_PUBLIC_URL", self.public_url),
+            enrol_url=env.get("VESTIBULE_ENROL_URL", self.enrol_url),
         )
+
+
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(f"VESTIBULE_{name}", str(default))
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise SettingsError(f"VESTIBULE_{name}: expected a port, got {text!r}")
+    return int(text)
 
 
 ROLES = frozenset({"admission", "api", "ingest", "rollup"})

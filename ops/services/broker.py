@@ -80,6 +80,7 @@ class Broker:
         self.device_port = endpoints.broker_device_port
         self.service_port = endpoints.broker_service_port
         self._host = endpoints.broker_host
+        self._bind = endpoints.bind
         self.log_path = root / "logs/broker.log"
         self._root = root
         self._program = program
@@ -153,7 +154,7 @@ class Broker:
         )
         files = BrokerFiles(folder=home, plugin=self._program().plugin)
         conf = mosquitto_conf(
-            files, bind=self._host, device_port=self.device_port, service_port=self.service_port
+            files, bind=self._bind, device_port=self.device_port, service_port=self.service_port
         )
         denied = home / "dynamic-security.json"
         previous = denied.read_text() if denied.exists() else None

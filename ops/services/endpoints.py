@@ -22,6 +22,7 @@ __all__ = [
     "BROKER_URL",
     "DATABASE",
     "DATABASE_URL",
+    "EVERYWHERE",
     "LOOPBACK",
     "ROLES",
     "Endpoints",
@@ -32,6 +33,7 @@ ADMIN = "vestibule_admin"
 DATABASE = "vestibule"
 ROLES = {role: f"vestibule_{role}" for role in ("owner", "ingest", "api", "desk", "maint")}
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - asked for by --address
 DATABASE_URL = "VESTIBULE_DATABASE_URL"
 BROKER_URL = "VESTIBULE_BROKER_URL"
 BROKER_SERVICE_URL = "VESTIBULE_BROKER_SERVICE_URL"
@@ -39,7 +41,10 @@ BROKER_SERVICE_URL = "VESTIBULE_BROKER_SERVICE_URL"
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Addresses, ports and passwords of a stack."""
+    """Addresses, ports and passwords of a stack.
+
+    `address` is where devices and phones reach this machine; loopback: they do not.
+    """
 
     pg_host: str
     pg_port: int
@@ -49,6 +54,17 @@ class Endpoints:
     pki: Path
     passwords: Mapping[str, str] = field(repr=False)
     pg_admin: str = ADMIN
+    address: str = LOOPBACK
+
+    @property
+    def device_broker_host(self) -> str:
+        """Where devices reach the broker, ours or somebody else's."""
+        return self.address if self.broker_host == LOOPBACK else self.broker_host
+
+    @property
+    def bind(self) -> str:
+        """What is listened on for devices and phones: this machine alone, or all its addresses."""
+        return LOOPBACK if self.address == LOOPBACK else EVERYWHERE
 
     def dsn(self, role: str, database: str = DATABASE) -> str:
         """Return the URL for admin, owner, ingest, api or maint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccountError",
+    "AddressError",
     "DiskShortError",
     "NotOursError",
     "OfflineError",
@@ -40,6 +41,10 @@ class AccountError(ServicesError):
 
 class NotOursError(ServicesError):
     """A configured service was to be killed, or its URL cannot be used."""
+
+
+class AddressError(ServicesError):
+    """This machine cannot be reached at the address that was given."""
 
 
 class ServiceFailedError(ServicesError):

@@ -21,6 +21,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ops.services.account import reachable_home, service_account
+from ops.services.address import demand_own, name_server
 from ops.services.broker import Broker, BrokerProgram, ConfiguredBroker, host_mosquitto
 from ops.services.endpoints import (
     BROKER_URL,
@@ -71,6 +72,7 @@ class Stack:
     def __init__(self, root: Path, *, role: str = "dev") -> None:
         self.root = root.absolute()
         self.role = role
+        self.https_names: tuple[str, ...] = ()  # by which the server's listener is reached, too
         self._account = service_account()
 
     @property
@@ -91,6 +93,7 @@ class Stack:
             broker_service_port=ports["broker_services"],
             pki=self.root / "pki",
             passwords=passwords,
+            address=ports.get("address", LOOPBACK),
         )
         return configured(own, os.environ)
 
@@ -113,6 +116,25 @@ class Stack:
             account=self._account,
             endpoints=self.endpoints,
         )
+
+    def reach_at(self, address: str) -> None:
+        """Have devices and phones reach this machine at `address` from the next `up` on.
+
+        An IPv4 address or a name of this machine; loopback: nobody else does. If it is another than
+        before the broker is stopped, and devices come back alone. Raises AddressError.
+        """
+        demand_own(address)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root / "lock"):
+            self._choose_once()
+            if self.endpoints.address == address:
+                return
+            self.broker.stop()
+            path = self.root / "endpoints.json"
+            chosen = json.loads(path.read_text()) | {"address": address}
+            _write(path, json.dumps(chosen), mode=0o644)
+            for cached in ("postgres", "broker"):
+                self.__dict__.pop(cached, None)
 
     def up(self, progress: Progress = lambda text: None) -> Endpoints:
         """Start what does not run, making what is missing; return where it is.
@@ -194,6 +216,9 @@ class Stack:
             authority = Authority.create(pki)
         authority.files.derive()
         authority.ensure_services(now=datetime.now(UTC))
+        address, now = self.endpoints.address, datetime.now(UTC)
+        name_server(authority, "broker", [address], now=now)
+        name_server(authority, "https", [address, *self.https_names], now=now)
 
     def _programs(self, progress: Progress) -> None:
         if host_postgres() is None or host_mosquitto() is None:
