@@ -29,8 +29,8 @@ from protocol import label
 from server.audit.log import record
 from server.fleet.lifecycle import State
 from server.fleet.register import new_ref
-from server.provisioning.acts import once
 from server.provisioning.lives import advance
+from server.provisioning.once import once
 from server.provisioning.placing import (
     CLOCKS_DIFFER,
     demand_fit,

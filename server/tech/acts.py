@@ -1,6 +1,6 @@
 """What a phone did, at once or while it had no signal: carried out one by one, each answered.
 
-An act has the phone's own number: sent again it is answered the same (`server.provisioning.acts`).
+An act has the phone's own number: sent again it is answered the same (`server.provisioning.once`).
 Who may do it is asked for each act by itself, in this order; the same numbers stand in the code:
 
 1. Somebody is signed in, it is whoever did it, and may provision at the site. Else:
@@ -30,8 +30,8 @@ from server.people import users
 from server.people.roles import Permission, Place
 from server.people.sessions import Visitor
 from server.provisioning import placing, technician
-from server.provisioning.acts import once
 from server.provisioning.lives import advance
+from server.provisioning.once import once
 from server.provisioning.technician import Claimed
 from server.provisioning.vouchers import Voucher, VoucherSigner, check_voucher, known_voucher
 from server.tech import spots
