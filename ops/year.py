@@ -170,7 +170,7 @@ class RealDesk:
         if promoted and self._told.get(serial) == pair.bundle and serial in self._due:
             return self._due[serial], self.bundle
         try:
-            standing = await renew.confirm(
+            confirmed = await renew.confirm(
                 self.pool,
                 self.authority,
                 shown=pair.shown,
@@ -180,10 +180,10 @@ class RealDesk:
             )
         except RefusedError as error:
             raise DeskRefusedError(error.code) from error
-        self._due[serial] = standing.renew_after
+        self._due[serial] = confirmed.renew_after
         if promoted:
             self._told[serial] = pair.bundle
-        return standing.renew_after, self.bundle
+        return confirmed.renew_after, self.bundle
 
     def connects(self, pair: Pair, now: datetime) -> bool:
         return self.trusts(pair) and _ends(pair.chain) > now

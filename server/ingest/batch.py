@@ -21,7 +21,7 @@ from server.ingest.places import (
     Digests,
     Piece,
     Places,
-    Standing,
+    Registered,
     covering,
     place_in,
 )
@@ -55,7 +55,7 @@ class Refused:
 class Batch:
     """Messages in order: `frames` stand boot by boot, in each by `seq` (see `runs`).
 
-    `standings` are by run: what the batch was placed by. `barred`: of devices not admitted.
+    `registered` is by run: what the batch was placed by. `barred`: of devices not admitted.
     """
 
     messages: Sequence[Inbound]
@@ -70,7 +70,7 @@ class Batch:
     hellos: list[tuple[Device, bytes]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     barred: list[tuple[Device, bytes]] = field(default_factory=list)
-    standings: list[Standing] = field(default_factory=list)
+    registered: list[Registered] = field(default_factory=list)
     strays: list[tuple[str, bytes]] = field(default_factory=list)
     condemned: dict[int, str] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ def sort_out(messages: Sequence[Inbound], places: Places, *, now_ms: int, now_s:
             _stray(batch, topic)
         elif not _within_rate(device, now_s):
             _drop("rate")
-        elif device.standing.revoked:
+        elif device.registered.revoked:
             _drop("revoked")
             if not reason and kind < 16:
                 batch.barred.append((device, frame))
@@ -181,7 +181,7 @@ def unseen(batch: Batch) -> list[Boot]:
 def decode(batch: Batch) -> None:
     """Decode the frames where their devices stood; what fits in no one place is split or held."""
     now_ms = batch.now_ms
-    batch.standings = [boot.device.standing for boot, _, _ in batch.runs]
+    batch.registered = [boot.device.registered for boot, _, _ in batch.runs]
     batch.pieces = [boot.device.piece() for boot in batch.boots]
     _decode(batch)
     if all(record[STATUS] != Status.HELD for record in batch.records):
@@ -225,7 +225,7 @@ def _held(batch: Batch) -> Iterable[int]:
 def _pieces_of(batch: Batch, at: int) -> list[Piece]:
     record = batch.records[at]
     return covering(
-        batch.boots[at].device.standing.pieces,
+        batch.boots[at].device.registered.pieces,
         first_ms=first_ms(batch.frames[at], record),
         end_ms=record[END_MS],
         now_ms=batch.now_ms,

@@ -316,7 +316,7 @@ def _take_over(batch: Batch, again: Batch) -> None:
     batch.runs, batch.records, batch.decoded = again.runs, again.records, again.decoded
     batch.pieces, batch.split = again.pieces, again.split
     batch.hellos, batch.refused, batch.strays = again.hellos, again.refused, again.strays
-    batch.barred, batch.standings = again.barred, again.standings
+    batch.barred, batch.registered = again.barred, again.registered
     batch.condemned = {
         at: condemned[frame] for at, frame in enumerate(batch.frames) if frame in condemned
     }

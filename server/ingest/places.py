@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Registered:
     """What the fleet's register says of a device; each edit of assignments raises the version."""
 
     organisation: int
@@ -61,7 +61,7 @@ class Device:
 
     row: int
     name: str
-    standing: Standing
+    registered: Registered
     receipt_head: bytes
     loaded_at: float
     stored_to_ms: int = -EVER_MS
@@ -74,7 +74,7 @@ class Device:
     def piece(self) -> Piece:
         """Return the piece where its last frames were, at first the latest one."""
         if self.usual is None:
-            pieces = self.standing.pieces
+            pieces = self.registered.pieces
             self.usual = pieces[-1] if pieces else Piece(0, 0, 0, imported=False)
         return self.usual
 
@@ -254,7 +254,7 @@ class Places:
         now = self._clock.monotonic()
         found = await connection.fetch(_LOAD, list(wanted))
         for row in found:
-            standing = Standing(
+            registered = Registered(
                 row["organisation_id"],
                 row["revoked"],
                 row["assignment_version"],
@@ -265,7 +265,7 @@ class Places:
                 ),
             )
             stored_to_ms = -EVER_MS if row["stored_to_ms"] is None else int(row["stored_to_ms"])
-            self.remember(row["id"], row["device"], standing, stored_to_ms=stored_to_ms)
+            self.remember(row["id"], row["device"], registered, stored_to_ms=stored_to_ms)
             self._unknown.pop(wanted.pop(row["device"]), None)
         for name, heard in wanted.items():
             gone = self._by_name.pop(name, None)
@@ -278,19 +278,19 @@ class Places:
         await self.load(connection, {name: b""})
         return self._by_name.get(name)
 
-    def remember(self, row: int, name: str, standing: Standing, *, stored_to_ms: int) -> None:
+    def remember(self, row: int, name: str, registered: Registered, *, stored_to_ms: int) -> None:
         """Take note of what the register says of a device now."""
         now = self._clock.monotonic()
         device = self._by_name.get(name)
         if device is None or device.row != row:
             head = publish_head(topic(device_id(name), Leg.RECEIPT), RECEIPT_BYTES)
-            device = Device(row, name, standing, head, now, stored_to_ms)
+            device = Device(row, name, registered, head, now, stored_to_ms)
             self._by_name[name] = device
             self._by_topic[topic(device_id(name), Leg.UP).encode()] = device
-        if device.standing.assignment_version != standing.assignment_version:
+        if device.registered.assignment_version != registered.assignment_version:
             device.boots = {}  # what of them was refused or moved meanwhile is read anew
-        if device.standing != standing:
-            device.standing, device.usual = standing, None
+        if device.registered != registered:
+            device.registered, device.usual = registered, None
         device.loaded_at = now
 
     def changed(self, name: str) -> None:

@@ -63,7 +63,7 @@ def place_frame(
         first_ms = min(start_ms, counts.first_cell_ms(learnt))
         end_ms = max(end_ms, first_ms + 1)
     pieces = covering(
-        boot.device.standing.pieces,
+        boot.device.registered.pieces,
         first_ms=first_ms,
         end_ms=max(end_ms, first_ms + 1),
         now_ms=now_ms,

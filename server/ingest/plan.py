@@ -68,7 +68,7 @@ def plan(batch: Batch, *, only: set[int] | None = None) -> Plan:
     """
     result = Plan()
     usual = only is None and not batch.condemned
-    for (boot, start, end), standing in zip(batch.runs, batch.standings, strict=True):
+    for (boot, start, end), registered in zip(batch.runs, batch.registered, strict=True):
         before = boot.cursor
         result.touched.append(boot)
         after = _straight(batch.records[start:end], before) if usual else None
@@ -79,7 +79,7 @@ def plan(batch: Batch, *, only: set[int] | None = None) -> Plan:
             for at in _next(result, batch, range(start, end), before, only):
                 after = _take(result, batch, at, after)
         if after is not before:
-            result.moves.append(Move(boot, before, after, standing))
+            result.moves.append(Move(boot, before, after, registered))
             result.late[boot.row] = boot.device.stored_to_ms
     _collect(result, batch, whole=only is None)
     return result
@@ -256,7 +256,7 @@ def _spot_at(batch: Batch, at: int) -> int:
     record = batch.records[at]
     if not record[QUALITY]:
         return 0
-    for piece in batch.boots[at].device.standing.pieces:
+    for piece in batch.boots[at].device.registered.pieces:
         if piece.from_ms <= record[START_MS] < piece.until_ms:
             return piece.spot
     return 0
@@ -356,7 +356,7 @@ _GAP_REASON: dict[Cause, GapReason] = {
 def _believable(batch: Batch, at: int) -> bool:
     """True if a dated frame without readings lies within the window its device may speak of."""
     record = batch.records[at]
-    pieces = batch.boots[at].device.standing.pieces
+    pieces = batch.boots[at].device.registered.pieces
     return bool(
         covering(
             pieces,

@@ -1,7 +1,7 @@
 """After an edit of assignments: counts go to the spot that held their device when they were made.
 
 A swap is often recorded late. `settle` belongs in the transaction that edits `assignments`, after
-the edit: it makes what ingest has placed by the old ones fail (see `Standing.assignment_version`),
+the edit: it makes what ingest has placed by the old ones fail (`Registered.assignment_version`),
 moves the rows, and rebuilds the buckets of both spots, as revisions.
 """
 

@@ -314,13 +314,13 @@ async def _keep(connection: asyncpg.Connection, boot: Boot, gap: Refused, *, gro
         values = (gap.from_seq, gap.to_seq, *instants, gap.counts, gap.answers)
         await connection.execute(_GROW, boot.row, *values)
         return
-    standing = boot.device.standing
+    registered = boot.device.registered
     spot = 0
     if gap.from_ms is not None:
-        spot = next((p.spot for p in standing.pieces if p.from_ms <= gap.from_ms < p.until_ms), 0)
+        spot = next((p.spot for p in registered.pieces if p.from_ms <= gap.from_ms < p.until_ms), 0)
     await connection.execute(
         _ADD,
-        standing.organisation,
+        registered.organisation,
         boot.device.row,
         boot.row,
         spot,

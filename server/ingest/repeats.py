@@ -41,7 +41,7 @@ async def _stored(connection: asyncpg.Connection, batch: Batch, boot: Boot, at: 
     kind = Kind(record[KIND]) if record[KIND] in _TABLES else None
     if record[QUALITY] and kind is not None and _FIRST_MS < record[START_MS] < _LAST_MS:
         table = _TABLES[kind]
-        spots = [piece.spot for piece in boot.device.standing.pieces]
+        spots = [piece.spot for piece in boot.device.registered.pieces]
         found = await connection.fetchval(
             f"select digest from {table} where {_WHOSE[table]} = any($5::int[]) "  # noqa: S608
             "and boot = $1 and seq = $2 and time between $3 and $4 limit 1",

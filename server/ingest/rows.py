@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from ext.layout import BUCKET_MS
 from ext.reference import PG_EPOCH_MS, observed_slots
-from server.ingest.places import Boot, Cursor, Piece, Standing
+from server.ingest.places import Boot, Cursor, Piece, Registered
 
 REFUSED_BY_DATABASE = 200  # a reason of ours, beside those of `protocol.frame.Reason`
 MAX_FINDINGS = 100  # a batch; the counter has them all
@@ -30,7 +30,7 @@ class Move(NamedTuple):
     boot: Boot
     before: Cursor
     after: Cursor
-    standing: Standing
+    registered: Registered
 
 
 @dataclass(frozen=True, slots=True)

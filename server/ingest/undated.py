@@ -21,7 +21,7 @@ async def place_boot(
 ) -> int:
     """Place what is held of a boot (its signed id); with `wild`, also try those again.
 
-    Returns how many frames found their place. The device's standing must be up to date.
+    Returns how many frames found their place. What is known of the device must be up to date.
     """
     placed = 0
     after_seq = -1
@@ -33,7 +33,7 @@ async def place_boot(
                 device.row,
                 boot_id,
             )
-            if row is None or row["assignment_version"] != device.standing.assignment_version:
+            if row is None or row["assignment_version"] != device.registered.assignment_version:
                 return placed
             held = await connection.fetch(
                 "select seq, frame from undated_frames where boot = $1 and seq > $2 "

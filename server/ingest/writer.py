@@ -208,21 +208,21 @@ async def _exceptions(connection: asyncpg.Connection, plan: Plan) -> None:
 
 async def move_cursors(connection: asyncpg.Connection, moves: Sequence[Move]) -> None:
     """Move each cursor from where it was to where it is now, all or none."""
-    if any(move.standing.revoked for move in moves):  # an order given while it was being read
+    if any(move.registered.revoked for move in moves):  # an order given while it was being read
         raise CursorMovedError("a device is not admitted")
     pack = _MOVED.pack
     packed = [
         pack(
             boot.row,
             boot.boot_id,
-            standing.assignment_version,
+            registered.assignment_version,
             before.next_seq,
             after.next_seq,
             after.digest,
             max(after.stored_to_ms, 0),
             *after.totals,
         )
-        for boot, before, after, standing in moves
+        for boot, before, after, registered in moves
     ]
     done = await connection.execute(_MOVE, b"".join(packed), len(moves))
     if done != f"UPDATE {len(moves)}":
@@ -340,7 +340,7 @@ async def add_gap(connection: asyncpg.Connection, gap: GapRow) -> int:
     """Record a gap; return its number."""
     number: int = await connection.fetchval(
         _GAP,
-        gap.boot.device.standing.organisation,
+        gap.boot.device.registered.organisation,
         gap.boot.device.row,
         gap.boot.row,
         gap.spot,

@@ -62,10 +62,10 @@ from server.pki.authority import Authority, Proof
 from server.provisioning import placing, technician, unknown
 from server.provisioning.claims import digest
 from server.provisioning.issuing import (
+    Held,
     Issued,
     Order,
     Recorded,
-    Standing,
     begin,
     complete,
     hold,
@@ -327,11 +327,11 @@ async def _certify(
     if isinstance(issued, Recorded):
         issued = await sign(order, issued)  # 14
     async with transaction(pool, "complete enrolment") as connection:  # 15
-        standing = await hold(connection, order, issued.serial, now=now)
-        if standing is not None:
-            issued = standing.issued or issued
-            claim = await _complete(connection, signer, device, order, issued, standing, now=now)
-    if standing is None:  # 13
+        held = await hold(connection, order, issued.serial, now=now)
+        if held is not None:
+            issued = held.issued or issued
+            claim = await _complete(connection, signer, device, order, issued, held, now=now)
+    if held is None:  # 13
         raise refused("device_not_admitted")
     if claim is not None:
         async with transaction(pool, "complete claim") as connection:  # 16
@@ -347,15 +347,15 @@ async def _complete(
     device: _Device,
     order: Order,
     issued: Issued,
-    standing: Standing,
+    held: Held,
     *,
     now: datetime,
 ) -> str | None:
     """Step 15; what is done already is not done again. Returns the technician's claim in force."""
-    if standing.state == "revoked":  # another key has come since
+    if held.state == "revoked":  # another key has come since
         raise refused("certificate_withdrawn")
-    if standing.issued is None or standing.reason == _BEGUN:
-        return await _begin(connection, signer, device, order, issued, standing, now=now)
+    if held.issued is None or held.reason == _BEGUN:
+        return await _begin(connection, signer, device, order, issued, held, now=now)
     claim: str | None = await connection.fetchval(f"select ({_CLAIM})", device.row, now)
     return claim
 
@@ -366,7 +366,7 @@ async def _begin(
     device: _Device,
     order: Order,
     issued: Issued,
-    standing: Standing,
+    held: Held,
     *,
     now: datetime,
 ) -> str | None:
@@ -390,7 +390,7 @@ async def _begin(
         _PROVISION,
         device.row,
         now,
-        advanced(standing.life, State.PROVISIONED),
+        advanced(held.life, State.PROVISIONED),
         register.CHANGED,
         device.organisation,
     )

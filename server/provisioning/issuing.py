@@ -66,7 +66,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Held:
     """A certificate and its device under their locks; `issued` once it is complete."""
 
     life: State
@@ -109,14 +109,14 @@ async def issue(
         return recorded
     issued = await sign(order, recorded)  # 2
     async with transaction(pool, "complete certificate") as connection:
-        standing = await hold(connection, order, issued.serial, now=now)
-        if standing is not None and standing.state == "revoked":
+        held = await hold(connection, order, issued.serial, now=now)
+        if held is not None and held.state == "revoked":
             raise UnavailableError("the certificate was withdrawn while it was signed; ask again")
-        if standing is not None and standing.issued is None:
+        if held is not None and held.issued is None:
             await complete(connection, order, issued, now=now, stage=stage)  # 3
-    if standing is None:
+    if held is None:
         raise refused("device_not_admitted")
-    return standing.issued or issued
+    return held.issued or issued
 
 
 def key_lock(spki: bytes) -> int:
@@ -180,7 +180,7 @@ async def sign(order: Order, recorded: Recorded) -> Issued:
 
 async def hold(
     connection: asyncpg.Connection, order: Order, serial: str, *, now: datetime
-) -> Standing | None:
+) -> Held | None:
     """Lock the device and its certificate until the commit, and return how they stand.
 
     None: the device is not admitted, and what was recorded is written off. If the same key asked
@@ -199,7 +199,7 @@ async def hold(
     if row["chain"] is None and row["state"] not in ("recorded", "revoked"):
         raise UnavailableError("the certificate was written off while it was signed; ask again")
     issued = None if row["state"] == "recorded" or row["chain"] is None else _issued(row)
-    return Standing(State(row["life"]), row["state"], row["reason"], issued)
+    return Held(State(row["life"]), row["state"], row["reason"], issued)
 
 
 async def complete(

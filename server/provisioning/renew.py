@@ -63,7 +63,7 @@ class TooEarlyError(RefusedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Confirmed:
     """What a device hears of the certificate it has shown."""
 
     device: str
@@ -151,7 +151,7 @@ async def confirm(
     roots: Sequence[bytes] = (),
     promoted: bool = False,
     now: datetime,
-) -> Standing:
+) -> Confirmed:
     """Let a staged certificate be the active one, since its holder shows it; idempotent.
 
     `roots`: SHA-256 of the keys that the device trusts as roots; `promoted`: the device has let go
@@ -173,7 +173,7 @@ async def confirm(
             )
         for root in ours.intersection(roots[:MOST_ROOTS]):
             await record_trust(connection, holder.row, root, now)
-    return Standing(holder.device, state, holder.not_after, holder.renew_after)
+    return Confirmed(holder.device, state, holder.not_after, holder.renew_after)
 
 
 async def retire(pool: asyncpg.Pool, *, now: datetime) -> int:

@@ -201,7 +201,7 @@ def _add_renewal(
 
     async def confirmation(request: web.Request) -> web.Response:
         wanted = msgspec.json.decode(await request.read(), type=ConfirmRequest)
-        standing = await confirm(
+        confirmed = await confirm(
             pool,
             authority,
             shown=peer_certificate(request),
@@ -211,10 +211,10 @@ def _add_renewal(
         )
         return web.json_response(
             {
-                "device": standing.device,
-                "state": standing.state,
-                "not_after": standing.not_after.isoformat(),
-                "renew_after": standing.renew_after.isoformat(),
+                "device": confirmed.device,
+                "state": confirmed.state,
+                "not_after": confirmed.not_after.isoformat(),
+                "renew_after": confirmed.renew_after.isoformat(),
                 "bundle": authority.bundle(),
             }
         )

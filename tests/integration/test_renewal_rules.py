@@ -21,7 +21,7 @@ from server.errors import NotFoundError, RefusedError
 from server.pki.authority import Authority
 from server.provisioning import issuing, renew
 from server.provisioning.issuing import Issued, issue, proved
-from server.provisioning.renew import GRACE, MOST_A_DAY, OVERLAP, Standing, TooEarlyError
+from server.provisioning.renew import GRACE, MOST_A_DAY, OVERLAP, Confirmed, TooEarlyError
 from tests.ingest_world import Fleet, owning, register
 from tests.integration.provisioning_world import Key, KilledError
 
@@ -79,7 +79,7 @@ class Desk:
         now: datetime = DUE,
         promoted: bool = False,
         roots: tuple[bytes, ...] = (),
-    ) -> Standing:
+    ) -> Confirmed:
         return await renew.confirm(
             self.pool,
             self.authority,
@@ -119,8 +119,8 @@ async def test_a_renewal_is_staged_then_active_and_the_old_one_retires(desk: Des
     assert await desk.states() == {old.serial: "active", new.serial: "staged"}
     assert new.not_after == DUE + timedelta(days=365)
     assert DUE + timedelta(days=182) < new.renew_after < DUE + timedelta(days=274)
-    standing = await desk.confirm(new)
-    assert standing == Standing(desk.fleet.devices[0], "active", new.not_after, new.renew_after)
+    confirmed = await desk.confirm(new)
+    assert confirmed == Confirmed(desk.fleet.devices[0], "active", new.not_after, new.renew_after)
     assert await desk.states() == {old.serial: "retiring", new.serial: "active"}
     await desk.confirm(new, promoted=True)
     assert await desk.states() == {old.serial: "retired", new.serial: "active"}

@@ -17,7 +17,7 @@ from protocol.identity import DeviceId
 from server.clock import ManualClock
 from server.ingest.batch import decode, sort_out
 from server.ingest.pipeline import adopt
-from server.ingest.places import EVER_MS, Boot, Places, Standing, cut
+from server.ingest.places import EVER_MS, Boot, Places, Registered, cut
 from server.ingest.plan import plan
 from server.ingest.rows import Plan
 from tests.ingest_world import DAY, NOON, WRAP, Agent
@@ -37,7 +37,7 @@ class World:
         for row in (1, 2):
             pieces = cut([(row, NOON - DAY, EVER_MS)], [], earliest_ms=NOON - DAY)
             name = f"dc-model-{row}"
-            self.places.remember(row, name, Standing(1, False, 0, pieces), stored_to_ms=-EVER_MS)
+            self.places.remember(row, name, Registered(1, False, 0, pieces), stored_to_ms=-EVER_MS)
             self.agents += [
                 Agent(DeviceId(name), rng.getrandbits(64), ordinal=n, booted_ms=NOON - DAY,
                       now_ms=NOON - DAY + n * DAY // 4)

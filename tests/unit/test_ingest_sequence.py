@@ -22,7 +22,7 @@ from server.ingest.places import (
     Cursor,
     Device,
     Digests,
-    Standing,
+    Registered,
     covering,
     cut,
 )
@@ -148,7 +148,7 @@ def test_a_packet_of_absurd_length_ends_the_link(stream: bytes) -> None:
 
 def test_receipts_are_the_protocols_own() -> None:
     head = publish_head("v1/00/dc-test/receipt", RECEIPT_BYTES)
-    device = Device(1, "dc-test", Standing(1, False, 0, ()), head, 0.0)
+    device = Device(1, "dc-test", Registered(1, False, 0, ()), head, 0.0)
     boot = Boot(1, device, 2**63 + 5, 1, Cursor(77, 2**32 - 1), Digests())
     (packet,) = receipts([boot], dataset=2**64 - 1, server_ms=123)
     found: list[Inbound] = []
