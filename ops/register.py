@@ -285,7 +285,7 @@ async def _list_expiring(connection: asyncpg.Connection, within: timedelta) -> i
 
 
 async def _renew(connection: asyncpg.Connection, options: argparse.Namespace, _: Deployment) -> int:
-    await renew.bring_forward(connection, options.device, now=datetime.now(UTC))
+    await renew.bring_forward(connection, options.device, actor=ACTOR, now=datetime.now(UTC))
     print(f"{options.device} renews when it next asks: within a day, if it is online")
     return 0
 

@@ -193,7 +193,9 @@ async def retire(pool: asyncpg.Pool, *, now: datetime) -> int:
     return int(done.split()[-1])
 
 
-async def bring_forward(connection: asyncpg.Connection, device: str, *, now: datetime) -> None:
+async def bring_forward(
+    connection: asyncpg.Connection, device: str, *, actor: str, now: datetime
+) -> None:
     """Let a device renew now; it hears of it when it next confirms. NotFoundError."""
     row = await connection.fetchrow(
         "update certificates c set renew_after = least(renew_after, $2) from devices d "
@@ -206,7 +208,7 @@ async def bring_forward(connection: asyncpg.Connection, device: str, *, now: dat
         raise NotFoundError(f"no device {device!r} with a certificate in force")
     await record(
         connection,
-        actor="command",
+        actor=actor,
         act="renewal ordered",
         subject=device,
         detail={"certificate": row["serial"]},

@@ -185,9 +185,11 @@ async def test_a_renewal_that_is_brought_forward_is_told_when_the_device_confirm
 ) -> None:
     old = await desk.enrol()
     soon = NOW + timedelta(days=1)
-    await renew.bring_forward(desk.owner, desk.fleet.devices[0], now=soon)
+    await renew.bring_forward(desk.owner, desk.fleet.devices[0], actor="user tove", now=soon)
     with pytest.raises(NotFoundError):
-        await renew.bring_forward(desk.owner, "door-nobody1", now=soon)
+        await renew.bring_forward(desk.owner, "door-nobody1", actor="user tove", now=soon)
+    ordered = "select actor from audit where act = 'renewal ordered'"
+    assert await desk.owner.fetchval(ordered) == "user tove"
     assert (await desk.confirm(old, now=NOW)).renew_after == soon
     await desk.renew(old, now=soon)
 
