@@ -3,7 +3,9 @@
 Decided here:
 - A site's visits are those in its opening hours; people counted outside them stand beside.
 - Today is compared with the same weekday a week before, both up to the last whole quarter of an
-  hour, and only if both were covered to `COMPARABLE` or more: half a day is no fall of 50 %.
+  hour, and only if both were covered to `COMPARABLE` or more: half a day is no fall of 50 %. Nor is
+  a change shown that chance alone makes, as it does in a day's first few visits: the week before
+  had `FEW_SO_FAR` by then, or `FEW` in the whole day once that is over.
 - A quarter that should have been observed and was not is a gap, drawn as one, never as zero.
 - Smileys are those of the opening hours, of the first question of each questionnaire that has them;
   where a day had both sets of faces, of the set that was pressed most.
@@ -21,6 +23,7 @@ from server.rollup.opening import Calendar
 from server.rollup.quality import Hours
 
 COMPARABLE = 0.9
+FEW, FEW_SO_FAR = 30, 100  # people come in groups: of 100, two days differ by 20 % by chance
 LOW_COVERAGE = 0.98
 _DAYS_AHEAD = 8
 _MOODS = {Kind.SMILEY4: ("0", "1", "2", "3"), Kind.SMILEY5: ("0", "1", "neutral", "2", "3")}
@@ -58,11 +61,16 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Visits to the last whole quarter, now and a week before; `change` None: not comparable."""
+    """Visits to the last whole quarter, now and a week before.
+
+    `change` is None where they are not to be compared: one of the two was not observed well
+    enough (`covered`), or they are too few.
+    """
 
     now: int
     before: int
     change: float | None
+    covered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +190,14 @@ def compare(
     times = {_start(row).timetz().replace(tzinfo=None) for row in ended}
     then = [row for row in before if _start(row).timetz().replace(tzinfo=None) in times]
     now_visits, then_visits = _sum(ended), _sum(then)
-    fair = bool(ended) and min(_covered(ended), _covered(then)) >= COMPARABLE and then_visits > 0
-    change = (now_visits - then_visits) / then_visits if fair else None
-    return Comparison(now_visits, then_visits, change)
+    covered = bool(ended) and min(_covered(ended), _covered(then)) >= COMPARABLE
+    over = len(ended) == sum(row.hours is not Hours.CLOSED for row in today)
+    return _comparison(now_visits, then_visits, few=FEW if over else FEW_SO_FAR, covered=covered)
+
+
+def _comparison(now: int, before: int, *, few: int, covered: bool) -> Comparison:
+    change = (now - before) / before if covered and before >= few else None
+    return Comparison(now, before, change, covered)
 
 
 def smileys_of(questions: Iterable[Question]) -> Smileys:
@@ -246,10 +259,10 @@ def _cell(rows: Sequence[CountRow], *, now: datetime) -> Cell:
 
 
 def total(days: Iterable[SiteDay]) -> Comparison:
-    """Return all comparable sites' visits of today together, against the week before."""
-    fair = [day.comparison for day in days if day.is_today and day.comparison.change is not None]
+    """Return all well observed sites' visits of today together, against the week before."""
+    fair = [day.comparison for day in days if day.is_today and day.comparison.covered]
     now, before = sum(c.now for c in fair), sum(c.before for c in fair)
-    return Comparison(now, before, (now - before) / before if before else None)
+    return _comparison(now, before, few=FEW, covered=bool(fair))
 
 
 def _sum(rows: Iterable[CountRow]) -> int:
