@@ -79,6 +79,7 @@ class Door:
     dispersion: float = 30.0
     day_sigma: float = 0.145
     staff: int = 3
+    months: tuple[float, ...] = MONTHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ def rate_an_hour(door: Door, *, seed: int, at_ms: int) -> float:
     share = quarter_share(door.shape, door.hours, local.weekday(), quarter)
     if not share:
         return 0.0
-    factor = MONTHS[local.month - 1] * _day_factor(
+    factor = door.months[local.month - 1] * _day_factor(
         door.name, door.day_sigma, seed, local.toordinal()
     )
     return 4 * share * door.median_day * factor

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from ops.demo.newcomer import Newcomer
 from ops.demo.recovery import recover
 from ops.demo.state import Folder, State
 from ops.demo.supervisor import Supervisor
-from ops.demo.world import busy_shift_ms
 from ops.proof import Proof, Sources, Spot, verify
 from ops.services.stack import Endpoints
 from protocol.identity import DeviceId
@@ -252,7 +250,7 @@ def _devices(
     for device, place in state.places().items():
         if place.device.unplugged:
             continue
-        identity, spec = identities[device], place.device.live_spec(device)
+        identity, spec = identities[device], place.device.spec(device)
         if place.device.blind:
             through_cable = Identity(
                 identity.device,
@@ -288,7 +286,6 @@ def _devices(
 
 def _conditions(frame_s: int) -> Conditions:
     return Conditions(
-        shift_ms=busy_shift_ms(time.time_ns() // 1_000_000),
         options=LINK,
         interval_s=frame_s,
         frame_s=frame_s,

@@ -24,6 +24,7 @@ from ops.demo.build import EMPTY_SITE, EMPTY_SPOT
 from ops.demo.impostor import speak_as
 from ops.demo.machine import Machine
 from ops.demo.supervisor import PARTS
+from ops.demo.world import blind_stretch, moment
 from protocol.identity import DeviceId, device_id
 from server.db.engine import transaction_on
 from server.people import links, users
@@ -113,6 +114,7 @@ class Tour:
             victim=self._victim(),
             label_image=self._label_image(),
             empty=(EMPTY_SITE, EMPTY_SPOT),
+            blind=self._blind(),
         )
         return _html(html)
 
@@ -220,14 +222,22 @@ class Tour:
             "balance": machine.meter.last,
             "parts": [(part, supervisor.alive(part)) for part in PARTS],
             "outages": list(reversed(supervisor.outages))[:5],
-            "clock": lambda at: datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S"),
+            "clock": lambda at: datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC"),
             "cable_in": machine.cable_in,
             "door": machine.spots[machine.inspected.spec.device],
             "device": machine.inspected.spec.device,
             "connected": machine.inspected.connected,
             "frames": list(machine.inspected.shoulder.frames)[:6],
             "newcomer": machine.newcomer,
+            "moment": moment(time.time_ns() // 1_000_000),
         }
+
+    def _blind(self) -> tuple[datetime, datetime, bool]:
+        """Return from and to when the station's sensor was blind, and whether that was today."""
+        machine = self._machine
+        station = machine.state.places()[device_id(machine.inspected.spec.device)].site
+        began, ended = map(station.local, blind_stretch(machine.state.until_ms))
+        return began, ended, began.date() == station.local(time.time_ns() // 1_000_000).date()
 
     def _fragment(self, name: str, **values: object) -> Markup:
         words: Catalogue = self._shell.catalogues["en"]

@@ -1,16 +1,19 @@
 """The demo's world: three invented organisations, their sites, doors and devices. Pure.
 
+Live, the same people come as in the history, at the hour that it is: so a day under way can be
+compared with one before. Shops that are closed count nobody, the station shop never closes.
+
 What is wrong in it, on purpose: one counter is mounted backwards, one kiosk has been unplugged
 since yesterday, and the station shop's sensor saw nothing for two hours.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from simulators.hardware import DeviceSpec
-from simulators.shapes import ALWAYS, Hours
+from simulators.shapes import ALWAYS, STREET, Hours, Shape
 from simulators.traffic import PERFECT, Door, Kiosk, Sensor
 
 SEED = 20_261
@@ -21,8 +24,12 @@ QUESTIONS = {
         {"question": 1, "kind": "nps", "text": "Would you recommend us?", "answers": 11},
     ]
 }
-LIVE_BUSIER = 4.0  # live traffic is this many times an ordinary Saturday's
 HOUR_MS = 3_600_000
+EVEN_MONTHS = (1.0,) * 12  # a week and the one before may lie in two months, of one busyness
+_ALL_DAY = (
+    31, 30, 30, 30, 31, 34, 40, 50, 52, 44, 42, 44, 48, 48, 45, 45, 52, 56, 54, 46, 42, 38, 35, 33,
+)  # fmt: skip
+STATION = Shape("station", (1,) * 7, _ALL_DAY, _ALL_DAY, _ALL_DAY, _ALL_DAY)  # awake at night too
 
 FASHION_HOURS: Hours = ((600, 1140),) * 5 + ((600, 1080), (660, 1020))
 HOME_HOURS: Hours = ((600, 1080),) * 5 + ((600, 1020), (600, 960))
@@ -45,15 +52,8 @@ class PlannedDevice:
         return "counter" if self.kiosk is None else "kiosk"
 
     def spec(self, device: str) -> DeviceSpec:
-        """Return the simulated hardware as it is on an ordinary day."""
+        """Return the simulated hardware."""
         return DeviceSpec(device, self.door, SEED, self.sensor, self.kiosk, QUESTIONNAIRE)
-
-    def live_spec(self, device: str) -> DeviceSpec:
-        """Return it as it is while somebody watches: busy at any time of the day."""
-        door = replace(
-            self.door, hours=ALWAYS, staff=0, median_day=self.door.median_day * LIVE_BUSIER
-        )
-        return replace(self.spec(device), door=door)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,17 @@ class PlannedSite:
     currency: str
     hours: Hours | None
     devices: tuple[PlannedDevice, ...]
+
+    def local(self, at_ms: int) -> datetime:
+        return datetime.fromtimestamp(at_ms / 1000, ZoneInfo(self.zone))
+
+    def is_open(self, at_ms: int) -> bool:
+        """Return whether its hours say that it is open at an instant."""
+        if self.hours is None:
+            return True
+        local = self.local(at_ms)
+        opening = self.hours[local.weekday()]
+        return opening is not None and opening[0] <= local.hour * 60 + local.minute < opening[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,25 @@ class Place:
         return f"{self.organisation.name} / {self.site.name} / {self.device.spot}"
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What time it is in Stockholm, and how many of all sites are open then."""
+
+    local: datetime
+    open: int
+    sites: int
+
+
+def moment(at_ms: int) -> Moment:
+    """Return an instant as the demo's people know it."""
+    sites = [site for organisation in the_world() for site in organisation.sites]
+    return Moment(
+        local=datetime.fromtimestamp(at_ms / 1000, ZoneInfo("Europe/Stockholm")),
+        open=sum(site.is_open(at_ms) for site in sites),
+        sites=len(sites),
+    )
+
+
 def places(world: tuple[PlannedOrganisation, ...]) -> Iterator[Place]:
     """Yield every planned device with its place, in a fixed order."""
     for organisation in world:
@@ -101,16 +131,14 @@ def stretches(device: PlannedDevice, *, start_ms: int, end_ms: int) -> tuple[tup
     if device.unplugged:
         return ((start_ms, end_ms - 19 * HOUR_MS),)
     if device.blind:
-        return ((start_ms, end_ms - 3 * HOUR_MS), (end_ms - HOUR_MS, end_ms))
+        began, ended = blind_stretch(end_ms)
+        return ((start_ms, began), (ended, end_ms))
     return ((start_ms, end_ms),)
 
 
-def busy_shift_ms(now_ms: int) -> int:
-    """Return how far ahead the live public lives: it is Saturday, one o'clock, for it now."""
-    local = datetime.fromtimestamp(now_ms / 1000, ZoneInfo("Europe/Stockholm"))
-    days = (5 - local.weekday()) % 7
-    busy = (local + timedelta(days=days)).replace(hour=13, minute=0, second=0, microsecond=0)
-    return round((busy - local).total_seconds() * 1000)
+def blind_stretch(end_ms: int) -> tuple[int, int]:
+    """Return from and to when the blind sensor saw nothing, in a history that ends at `end_ms`."""
+    return end_ms - 3 * HOUR_MS, end_ms - HOUR_MS
 
 
 def the_world() -> tuple[PlannedOrganisation, ...]:
@@ -119,13 +147,14 @@ def the_world() -> tuple[PlannedOrganisation, ...]:
 
 
 _FASHION = (
-    ("Stockholm Vasagatan", 900), ("Göteborg Avenyn", 750), ("Malmö Stortorget", 650),
-    ("Uppsala", 520), ("Västerås", 420), ("Örebro", 400), ("Linköping", 450),
-    ("Helsingborg", 380), ("Jönköping", 340), ("Norrköping", 330), ("Lund", 430), ("Umeå", 360),
+    ("Stockholm Vasagatan", 2_700), ("Göteborg Avenyn", 2_250), ("Malmö Stortorget", 1_950),
+    ("Uppsala", 1_560), ("Västerås", 1_260), ("Örebro", 1_200), ("Linköping", 1_350),
+    ("Helsingborg", 1_140), ("Jönköping", 1_020), ("Norrköping", 990), ("Lund", 1_290),
+    ("Umeå", 1_080),
 )  # fmt: skip
 _HOME = (
-    ("København", 620), ("Aarhus", 480), ("Odense", 390), ("Aalborg", 340), ("Esbjerg", 240),
-    ("Roskilde", 260),
+    ("København", 1_860), ("Aarhus", 1_440), ("Odense", 1_170), ("Aalborg", 1_020),
+    ("Esbjerg", 720), ("Roskilde", 780),
 )  # fmt: skip
 
 
@@ -134,8 +163,9 @@ def _fashion() -> PlannedOrganisation:
         PlannedSite(name, "Europe/Stockholm", "SEK", FASHION_HOURS, tuple(_shop(name, people)))
         for name, people in _FASHION
     ]
-    door = _door("Centralen", people=7_000, hours=ALWAYS, staff=0)
-    kiosk = Kiosk(rate=0.04, salt=99)
+    door = _door("Centralen", people=30_000, shape=STATION, hours=ALWAYS, staff=0)
+    exit_ = _door("Centralen exit", people=4_000, shape=STATION, hours=ALWAYS, staff=0)
+    kiosk = Kiosk(rate=0.06, salt=99)
     station = PlannedSite(
         "Centralstationen",
         "Europe/Stockholm",
@@ -143,7 +173,7 @@ def _fashion() -> PlannedOrganisation:
         None,
         (
             PlannedDevice("Platform entrance", door, Sensor(lines=(0.6, 0.4)), blind=True),
-            PlannedDevice("Feedback by the exit", door, kiosk=kiosk),
+            PlannedDevice("Feedback by the exit", exit_, kiosk=kiosk),
         ),
     )
     return PlannedOrganisation("Nordljus Mode", (*sites, station))
@@ -176,7 +206,7 @@ def _mall() -> PlannedOrganisation:
     shares = {"North": 0.34, "South": 0.27, "Car park": 0.2, "Tram stop": 0.12, "Terrace": 0.07}
     devices: list[PlannedDevice] = []
     for name, share in shares.items():
-        door = _door(f"Mall {name}", people=9_000 * share, hours=MALL_HOURS, staff=2)
+        door = _door(f"Mall {name}", people=12_000 * share, hours=MALL_HOURS, staff=2)
         devices.append(PlannedDevice(f"{name} entrance", door, Sensor(lines=(0.55, 0.45))))
         if share > 0.1:
             kiosk = Kiosk(rate=0.02, salt=round(share * 100))
@@ -189,8 +219,20 @@ def _door(
     name: str,
     *,
     people: float,
+    shape: Shape = STREET,
     hours: Hours = FASHION_HOURS,
     zone: str = "Europe/Stockholm",
     staff: int = 3,
 ) -> Door:
-    return Door(name, zone=zone, median_day=people, hours=hours, staff=staff)
+    """Return a door whose weeks are much alike: a reader sees the shop's rhythm, not the dice."""
+    return Door(
+        name,
+        zone=zone,
+        median_day=people,
+        shape=shape,
+        hours=hours,
+        dispersion=1_000.0,
+        day_sigma=0.03,
+        staff=staff,
+        months=EVEN_MONTHS,
+    )

@@ -32,7 +32,7 @@ from ops.services.stack import Stack
 
 LIVE_S = 300
 expect.set_options(timeout=30_000)  # machines that run other tests besides are slow
-_RUN = "import sys; from ops.command import main; sys.exit(main(['demo', '--days', '3']))"
+_RUN = "import sys; from ops.command import main; sys.exit(main(['demo', '--days', '9']))"
 _QUIET = (
     "--no-sandbox",
     "--disable-background-networking",
@@ -76,7 +76,7 @@ def chrome() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def demo(chrome: Browser) -> Iterator[Demo]:
-    """A demo with three days of history, live."""
+    """A demo with nine days of history, live: yesterday too has its weekday before."""
     home = Path(tempfile.mkdtemp(prefix="vestibule-browser-"))
     log = home / "out.txt"
     with log.open("w") as output:

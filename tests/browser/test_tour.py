@@ -50,6 +50,16 @@ def test_generated_is_stored_and_on_its_way(tour: Page) -> None:
     expect(tour.locator("#online")).to_contain_text("58")
 
 
+def test_the_strip_moves_every_second_and_says_who_is_open(tour: Page) -> None:
+    said = tour.locator(".asof")
+    expect(said).to_contain_text(
+        re.compile(r"\d\d:\d\d:\d\d in Stockholm: \d+ of 20 sites are open")
+    )
+    for _ in range(3):
+        before = said.inner_text()
+        until(lambda before=before: said.inner_text() != before)  # type: ignore[misc]
+
+
 def test_frames_are_seen_with_their_receipts(tour: Page) -> None:
     newest = tour.locator(".frames li").first
     before = newest.inner_text()
