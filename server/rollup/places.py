@@ -156,30 +156,32 @@ async def load_spots(
     return sorted(spots, key=lambda spot: (spot.site.ref, spot.ref))
 
 
+class Told(NamedTuple):
+    """What the database tells of spots in a range; `histories` makes sense of it."""
+
+    spots: Sequence[int]
+    gaps: Sequence[asyncpg.Record]
+    assignments: Sequence[asyncpg.Record]
+    stored_to_s: dict[int, int | None]
+    calibrations: dict[int, list[Calibration]]
+
+
 async def load_histories(
     connection: asyncpg.Connection, spots: Sequence[Spot], *, start_s: int, end_s: int
 ) -> dict[int, History]:
     """Return the spots' histories within [start_s, end_s)."""
+    return histories(await read_histories(connection, spots, start_s=start_s, end_s=end_s))
+
+
+async def read_histories(
+    connection: asyncpg.Connection, spots: Sequence[Spot], *, start_s: int, end_s: int
+) -> Told:
+    """Read what `histories` needs; of many spots that is long enough to be left to a thread."""
     ids = [spot.id for spot in spots]
     between = (datetime.fromtimestamp(start_s, UTC), datetime.fromtimestamp(end_s, UTC))
-    gaps: dict[int, list[Gap]] = defaultdict(list)
-    device_gaps: dict[tuple[int, int], list[Interval]] = defaultdict(list)
-    for row in await connection.fetch(_GAPS, ids, *between):
-        spot, device, low, high, reason, counts = row
-        gaps[spot].append(Gap(low, high, tuple(counts), reason))
-        device_gaps[spot, device].append((low, high))
-    assigned: dict[int, list[Assigned]] = defaultdict(list)
+    gaps = await connection.fetch(_GAPS, ids, *between)
     stood = await connection.fetch(_ASSIGNMENTS, ids, *between)
-    stored_to = dict(await connection.fetch(_STORED, [row[1] for row in stood]))
-    for spot, device, low, high in stood:
-        assigned[spot].append(
-            Assigned(
-                _SINCE_S if low is None else low,
-                _UNTIL_S if high is None else high,
-                stored_to.get(device),
-                tuple(device_gaps.get((spot, device), ())),
-            )
-        )
+    stored = await connection.fetch(_STORED, [row[1] for row in stood])
     calibrations: dict[int, list[Calibration]] = defaultdict(list)
     for spot, key, line, low, high, turned, factor in await connection.fetch(
         _CALIBRATIONS, ids, *between
@@ -194,9 +196,29 @@ async def load_histories(
                 factor,
             )
         )
+    return Told(ids, gaps, stood, {row[0]: row[1] for row in stored}, calibrations)
+
+
+def histories(told: Told) -> dict[int, History]:
+    """Return the history of each spot that was asked about."""
+    gaps: dict[int, list[Gap]] = defaultdict(list)
+    device_gaps: dict[tuple[int, int], list[Interval]] = defaultdict(list)
+    for spot, device, low, high, reason, counts in told.gaps:
+        gaps[spot].append(Gap(low, high, tuple(counts), reason))
+        device_gaps[spot, device].append((low, high))
+    assigned: dict[int, list[Assigned]] = defaultdict(list)
+    for spot, device, low, high in told.assignments:
+        assigned[spot].append(
+            Assigned(
+                _SINCE_S if low is None else low,
+                _UNTIL_S if high is None else high,
+                told.stored_to_s.get(device),
+                tuple(device_gaps.get((spot, device), ())),
+            )
+        )
     return {
-        spot: _history(assigned.get(spot, ()), calibrations.get(spot, ()), gaps.get(spot, ()))
-        for spot in ids
+        spot: _history(assigned.get(spot, ()), told.calibrations.get(spot, ()), gaps.get(spot, ()))
+        for spot in told.spots
     }
 
 

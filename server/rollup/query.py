@@ -25,7 +25,16 @@ from server.rollup.answer import (
 from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, local
 from server.rollup.minutes import add_up_minutes
 from server.rollup.patches import Behind, Entity, Key, plan
-from server.rollup.places import History, Site, Spot, load_histories, load_sites, load_spots
+from server.rollup.places import (
+    History,
+    Site,
+    Spot,
+    Told,
+    histories,
+    load_sites,
+    load_spots,
+    read_histories,
+)
 from server.rollup.quality import Scope
 from server.rollup.rows import Worth, fold, place_gaps
 from server.rollup.sums import (
@@ -61,14 +70,14 @@ async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: in
     start_s = min(entity.grid[0].start_s for entity in entities)
     end_s = max(entity.grid[-1].end_s for entity in entities)
     spots = [spot for entity in entities for spot in entity.spots]
-    histories = await load_histories(connection, spots, start_s=start_s, end_s=end_s)
-    cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
+    told = await read_histories(connection, spots, start_s=start_s, end_s=end_s)
+    cut = {spot.id: segments(told.calibrations.get(spot.id, ())) for spot in spots}
     behind: Behind | None = None
     if query.size not in (Size.MINUTE, Size.QUARTER):
         ids = [spot.id for spot in spots]
         behind = await what_is_behind(connection, ids, span=(start_s, end_s))
-    rows = _Rows(query.size, histories, cut, Worth(scope=query.scope, now_s=now_s))
-    folding: asyncio.Task[None] | None = None
+    rows = _Rows(query.size, told, cut, Worth(scope=query.scope, now_s=now_s))
+    folding = asyncio.create_task(asyncio.to_thread(rows.begin))
     for at in range(0, len(entities), _PART):
         part = entities[at : at + _PART]
         try:
@@ -76,11 +85,9 @@ async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: in
                 connection, query, part, cut=cut, span=(start_s, end_s), behind=behind
             )
         finally:
-            if folding is not None:
-                await folding  # also after a failure: no thread is left to itself
+            await folding  # also after a failure: no thread is left to itself
         folding = asyncio.create_task(asyncio.to_thread(rows.add, part, sums))
-    if folding is not None:
-        await folding
+    await folding
     return CountPage(rows.found, rows.unplaced, following)
 
 
@@ -97,11 +104,16 @@ class _Rows:
     """The rows of a page, made part by part."""
 
     size: Size
-    histories: Mapping[int, History]
+    told: Told
     cut: Mapping[int, tuple[Segment, ...]]
     worth: Worth
     found: list[CountRow] = field(default_factory=list)
     unplaced: list[Unplaced] = field(default_factory=list)
+    histories: Mapping[int, History] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Make sense of what was told; to be done before anything is added."""
+        self.histories = histories(self.told)
 
     def add(self, entities: Sequence[Entity], sums: Sequence[Column]) -> None:
         """Add the rows of these entities. Raises TooFineError."""
