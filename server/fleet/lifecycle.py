@@ -48,10 +48,9 @@ class Certificate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What an edge does to certificates, alerts and data."""
+    """What an edge does to certificates and data."""
 
     certificate: Certificate
-    alerts: bool  # whether silence is worth an alert from now on
     assignment_ends: bool  # whether its spot is free from now on
 
 
@@ -63,12 +62,11 @@ def effects(before: State, after: State, *, returns_to: State | None = None) -> 
     if not _allowed(before, after, returns_to=returns_to):
         raise RefusedError("bad_transition", f"a device that is {before} cannot become {after}")
     if after in ENDED:
-        return Effects(Certificate.REVOKE, alerts=False, assignment_ends=True)
+        return Effects(Certificate.REVOKE, assignment_ends=True)
     if after in HELD:
-        return Effects(Certificate.DENY, alerts=False, assignment_ends=False)
-    alerts = after in (State.INSTALLED, State.IN_SERVICE)
+        return Effects(Certificate.DENY, assignment_ends=False)
     admit = Certificate.ADMIT if before in HELD else Certificate.KEEP
-    return Effects(admit, alerts=alerts, assignment_ends=False)
+    return Effects(admit, assignment_ends=False)
 
 
 def _allowed(before: State, after: State, *, returns_to: State | None) -> bool:
