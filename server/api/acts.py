@@ -12,7 +12,7 @@ from asyncio import Semaphore
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import asyncpg
@@ -21,21 +21,18 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.api.answers import respond
+from server.api.bodies import body_of, parsed
 from server.api.keys import RateLimit, SignIn, demand_scope
 from server.api.parameters import Format, Nothing, parse
 from server.api.problems import (
     BodyError,
     KeyReusedError,
-    MediaTypeError,
     PreconditionError,
-    TooLargeError,
 )
 from server.clock import Clock, at
 from server.db.engine import acting
 from server.errors import NotFoundError, UnavailableError
 
-B = TypeVar("B", bound=msgspec.Struct)
-MOST_BODY = 200_000
 KEPT = timedelta(days=1)
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _REF = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -85,6 +82,11 @@ class ActRoute:
         """What a key must hold."""
         return "read" if self.method == "GET" else self.write
 
+    @property
+    def makes(self) -> bool:
+        """Whether it makes something, and so may bear an Idempotency-Key."""
+        return self.method == "POST"
+
 
 def served(
     route: ActRoute,
@@ -105,8 +107,8 @@ def served(
         if desk is None:
             raise UnavailableError("nothing is changed here")
         parse(request, route.parameters)
-        raw = b"" if route.body is None else await _body_of(request)
-        body = None if route.body is None else _parsed(raw, route.body)
+        raw = b"" if route.body is None else await body_of(request)
+        body = None if route.body is None else parsed(raw, route.body)
         seen = _seen(request) if route.method == "PATCH" else None
         mine = turns.setdefault(caller.organisation, Semaphore(at_once))
         name = f"api {route.method} {route.path}"
@@ -138,32 +140,6 @@ def served(
 
 def _name(answer: msgspec.Struct) -> str:
     return str(getattr(answer, answer.__struct_fields__[0]))
-
-
-async def _body_of(request: web.Request) -> bytes:
-    if request.content_type != "application/json":
-        raise MediaTypeError("send the body as application/json")
-    raw = await request.content.read(MOST_BODY + 1)
-    while len(raw) <= MOST_BODY and not request.content.at_eof():
-        raw += await request.content.read(MOST_BODY + 1 - len(raw))
-    if len(raw) > MOST_BODY:
-        raise TooLargeError(f"a body has at most {MOST_BODY} bytes")
-    return raw
-
-
-def _parsed(raw: bytes, kind: type[B]) -> B:
-    """Return a body as `kind`. Raises BodyError naming the field."""
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        unknown = re.search(r"unknown field `([^`]*)`", text)
-        if unknown:
-            raise BodyError(unknown[1][:64], text, code="unknown_field") from error
-        field = re.search(r"`\$\.(\w+)|required field `(\w+)`", text)
-        raise BodyError(field[1] or field[2] if field else "", text) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BodyError("", f"the body is no JSON: {error}") from error
 
 
 def _seen(request: web.Request) -> str | None:

@@ -49,7 +49,7 @@ def respond(
         "Cache-Control": "private, no-cache",
         "Vary": "Accept, Authorization, Cookie",
     }
-    if following is not None:
+    if following is not None and request.method == "GET":
         url = request.rel_url.update_query(cursor=following)
         headers["Link"] = f'<{url}>; rel="next"'
     known = request.headers.get("If-None-Match", "")

@@ -57,6 +57,8 @@ class Described(Protocol):
     def method(self) -> str: ...
     @property
     def body(self) -> type[msgspec.Struct] | None: ...
+    @property
+    def makes(self) -> bool: ...
 
 
 Schema = dict[str, Any]
@@ -81,7 +83,7 @@ def describe(routes: Sequence[Described]) -> Schema:
         name = str(schemas[count + number]["$ref"]).rsplit("/", 1)[1]
         paths[route.path][route.method.lower()]["parameters"] = [
             *_path_parameters(route.path),
-            *_HEADERS.get(route.method, ()),
+            *(_HEADERS.get(route.method, ()) if route.makes or route.method == "PATCH" else ()),
             *_query_parameters(everything[name], route.parameters),
         ]
     unused = {str(schemas[count + n]["$ref"]).rsplit("/", 1)[1] for n in range(count)}
@@ -113,7 +115,7 @@ def _operation(route: Described, answer: Schema, _: Schema) -> Schema:
         "summary": route.summary,
         "description": (route.parameters.__doc__ or "").strip(),
         "responses": {
-            "201" if route.method == "POST" else "200": answered,
+            "201" if route.makes else "200": answered,
             "304": {"description": "Known already: the ETag of If-None-Match still holds"},
             "default": {
                 "description": "A problem; `code` is stable",

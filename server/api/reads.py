@@ -1,4 +1,8 @@
-"""Routes that read: parameters in, one read-only transaction of the organisation, an answer out."""
+"""Routes that read: parameters in, one read-only transaction of the organisation, an answer out.
+
+A question too long for an address is a body: such a route is a POST that changes nothing, may be
+sent again at will, and has pages and an ETag as others do. Its `cursor` goes into the body, too.
+"""
 
 from asyncio import Semaphore
 from collections.abc import Awaitable, Callable
@@ -12,6 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.api.answers import respond, wanted_format
+from server.api.bodies import body_of, parsed
 from server.api.keys import RateLimit, SignIn, demand_scope
 from server.api.parameters import parse
 from server.clock import Clock, at
@@ -36,7 +41,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route; `row` is the struct of a row of its answer, where it has rows."""
+    """One route; `row` is the struct of a row of its answer, where it has rows.
+
+    With a `body`, that is what the handler is given, beside the call.
+    """
 
     path: str
     summary: str
@@ -47,6 +55,11 @@ class Route:
     scope: str = "read"
     method: str = "GET"
     body: type[msgspec.Struct] | None = None
+
+    @property
+    def makes(self) -> bool:
+        """Whether it makes something: none of these does."""
+        return False
 
 
 def served(
@@ -62,6 +75,8 @@ def served(
         limit.take(caller.by)
         demand_scope(caller, route.scope)
         parameters = parse(request, route.parameters)
+        if route.body is not None:
+            parameters = parsed(await body_of(request), route.body)
         kind = wanted_format(request, getattr(parameters, "format", None))
         name, mine = f"api {route.path}", turns.setdefault(caller.organisation, Semaphore(AT_ONCE))
         async with mine, reading(pool, name, organisation=caller.organisation) as found:

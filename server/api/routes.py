@@ -83,7 +83,11 @@ def build_api(
     turns: Turns = WeakValueDictionary()
     app = web.Application(middlewares=[_guarded(clock)])
     for route in READS:
-        app.router.add_get(route.path, reads.served(route, pool, clock, sign_in, limit, turns))
+        handler = reads.served(route, pool, clock, sign_in, limit, turns)
+        if route.method == "GET":
+            app.router.add_get(route.path, handler)  # and HEAD
+        else:
+            app.router.add_route(route.method, route.path, handler)
     for each in ACTS:
         handler = acts.served(
             each,
