@@ -22,7 +22,14 @@ function learnTime(serverMs, sentMs) {
   notes.put("offset", offset).catch(() => {});
 }
 
-export const newNumber = () => crypto.randomUUID();
+// a random UUID; randomUUID itself is only there over HTTPS, and a store's network may have none
+export function newNumber() {
+  const drawn = crypto.getRandomValues(new Uint8Array(16));
+  drawn[6] = (drawn[6] & 0x0f) | 0x40;
+  drawn[8] = (drawn[8] & 0x3f) | 0x80;
+  const hex = [...drawn].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+}
 // 31 characters that nobody mistakes for each other, as the register draws its refs
 export function newSpotRef() {
   const letters = "abcdefghjkmnpqrstuvwxyz23456789";
