@@ -139,7 +139,6 @@ create table one_time_links (
 );
 
 alter table api_keys
-    add column created_by int references users,
     add column expires_at timestamptz,
     add column last_used_at timestamptz,
     add column replaced_by int references api_keys;

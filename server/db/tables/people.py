@@ -75,7 +75,6 @@ api_keys = Table(
     or_empty("note"),
     stamped("created_at"),
     Column("revoked_at", INSTANT),
-    row_of("created_by", "users", nullable=True),
     Column("expires_at", INSTANT),
     Column("last_used_at", INSTANT),
     row_of("replaced_by", "api_keys", nullable=True),
