@@ -50,9 +50,7 @@ class Fault(StrEnum):
 
 
 class RequestRefusedError(ValueError):
-    """A certificate request that is not signed; `code` is what a device is told, `fault` why."""
-
-    code = "bad_request_for_certificate"
+    """A certificate request that is not signed; `fault` says why."""
 
     def __init__(self, fault: Fault, message: str) -> None:
         self.fault = fault

@@ -71,14 +71,9 @@ class TechnicianClaim:
 
     ref: str
     device: str
-    serial: str
-    kind: str
-    site: str
     spot: str
     replaces: str | None
     since: datetime
-    created_at: datetime
-    expires_at: datetime
     state: Claimed
     ready: bool
 
@@ -240,11 +235,11 @@ async def find_claim(
 ) -> TechnicianClaim:
     """Return a claim; RefusedError (`no_such_claim`), also for one that the desk may not see."""
     row = await connection.fetchrow(
-        "select t.ref, d.device, d.serial, d.kind, s.ref as site, p.ref as spot, "
-        "r.device as replaces, t.since, t.created_at, t.expires_at, t.used_at, t.ended_at, "
+        "select t.ref, d.device, p.ref as spot, r.device as replaces, t.since, t.expires_at, "
+        "t.used_at, t.ended_at, "
         "exists (select from certificates c where c.device_id = d.id and c.state = 'active') "
         "as enrolled from technician_claims t join devices d on d.id = t.device_id "
-        "join spots p on p.id = t.spot_id join sites s on s.id = p.site_id "
+        "join spots p on p.id = t.spot_id "
         "left join devices r on r.id = t.replaces_id where t.ref = $1",
         claim_ref,
     )
@@ -260,14 +255,9 @@ async def find_claim(
     return TechnicianClaim(
         ref=row["ref"],
         device=row["device"],
-        serial=row["serial"],
-        kind=row["kind"],
-        site=row["site"],
         spot=row["spot"],
         replaces=row["replaces"],
         since=row["since"],
-        created_at=row["created_at"],
-        expires_at=row["expires_at"],
         state=state,
         ready=state is Claimed.OPEN and row["enrolled"],
     )

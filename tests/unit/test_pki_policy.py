@@ -63,7 +63,6 @@ def cn(*texts: str) -> tuple[tuple[x509.ObjectIdentifier, str], ...]:
 def fault_of(authority: Authority, csr_pem: bytes) -> Fault:
     with pytest.raises(RequestRefusedError) as refused:
         authority.issue_device(csr_pem, device=DEVICE, now=NOW)
-    assert refused.value.code == "bad_request_for_certificate"
     return refused.value.fault
 
 
