@@ -4,7 +4,16 @@ The migrations are what makes them; a test holds both equal, column by column. R
 checks and exclusion constraints stand in the migrations alone, and so do hypertables' settings.
 """
 
-from server.db.tables import database, identity, people, readings, register, rollups
+from server.db.tables import database, identity, people, questionnaires, readings, register, rollups
 from server.db.tables.columns import metadata
 
-__all__ = ["database", "identity", "metadata", "people", "readings", "register", "rollups"]
+__all__ = [
+    "database",
+    "identity",
+    "metadata",
+    "people",
+    "questionnaires",
+    "readings",
+    "register",
+    "rollups",
+]

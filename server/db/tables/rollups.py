@@ -12,7 +12,6 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
 from server.db.tables.columns import INSTANT, by_line, metadata, organisation, row_id, row_of
 
@@ -85,15 +84,6 @@ rollup_stale = Table(
     "rollup_stale",
     metadata,
     row_of("site_id", "sites", primary_key=True),
-)
-questionnaires = Table(
-    "questionnaires",
-    metadata,
-    row_id(),
-    organisation(),
-    Column("hash", BigInteger, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("definition", JSONB, nullable=False),
 )
 transactions = Table(
     "transactions",
