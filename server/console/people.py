@@ -3,6 +3,9 @@
 Who manages an organisation's people sees and changes their grants there alone. What concerns the
 whole account (its links, whether it may sign in) takes the right to give all that the account
 holds: else a link for somebody's password would be a way into another organisation.
+
+Nor is it told who has an account elsewhere. Whom it invites looks the same whether there is one or
+not: an e-mail and roles, until somebody has come whose whole account is theirs to manage.
 """
 
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from server.console.office import (
     tried,
 )
 from server.db.engine import overseeing
-from server.errors import NotFoundError, RefusedError
+from server.errors import RefusedError
 from server.fleet import organisations
 from server.people import links, users
 from server.people.links import Purpose
@@ -65,18 +68,36 @@ class Where:
         return f"{self.at.path if self.at else CONSOLE}/people"
 
     @property
+    def everywhere(self) -> bool:
+        """Whether the visitor manages all people, and so knows who has an account."""
+        return self.visitor.may(MANAGE, EVERYWHERE)
+
+    @property
     def organisation(self) -> int | None:
         return self.at.id if self.at else None
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A user as the page shows them; `whole`: the visitor may do all to the account."""
+    """A user as the page shows them; `whole`: the visitor may do all to the account.
+
+    `bare`: by e-mail and roles alone. It may be new, or somebody's who has another elsewhere.
+    """
 
     user: User
     grants: list[tuple[Grant, str, str]]  # with the scope's name, and as a form says it
     whole: bool
     itself: bool
+    bare: bool
+
+    @property
+    def email(self) -> str:
+        """The e-mail; a bare one not as somebody wrote it elsewhere."""
+        return self.user.email.lower() if self.bare else self.user.email
+
+    @property
+    def name(self) -> str:
+        return (not self.bare and self.user.name) or self.email
 
 
 class Pages:
@@ -89,35 +110,28 @@ class Pages:
         return await self._page(request, await self._where(request))
 
     async def invite(self, request: web.Request) -> web.Response:
-        """Add a user with a role, and show the link once; who has an account is given the role."""
+        """Give somebody a role, and show their link once.
+
+        Whether the e-mail has an account already is told to nobody but who manages all people.
+        """
         where, form = await self._where(request), await form_of(request)
         made: list[str] = []
 
         async def act() -> None:
             email = users.demand_email(form.get("email", ""))
             async with overseeing(self._office.desk, "invite") as connection:
-                given = await self._grant(connection, where, form)
-                by = {"actor": where.visitor.actor}
-                try:
-                    user = await users.find(connection, email)
-                except NotFoundError:
-                    row = await users.add(
-                        connection,
-                        email=email,
-                        name=form.get("name", ""),
-                        language=_language(form),
-                        organisation=where.organisation,
-                        now=self._office.now(),
-                        **by,
-                    )
-                    user = await users.find(connection, email)
-                    token = await users.link(
-                        connection, user, Purpose.INVITATION, now=self._office.now(), **by
-                    )
+                token = await users.invite(
+                    connection,
+                    email,
+                    await self._grant(connection, where, form),
+                    name=form.get("name", ""),
+                    language=_language(form),
+                    openly=where.everywhere,
+                    actor=where.visitor.actor,
+                    now=self._office.now(),
+                )
+                if token is not None:
                     made.append(self._address(Purpose.INVITATION, token))
-                    await users.grant(connection, row, given, now=self._office.now(), **by)
-                    return
-                await users.grant(connection, user.id, given, now=self._office.now(), **by)
 
         problem = await tried(act)
         if problem is None and not made:
@@ -159,11 +173,18 @@ class Pages:
 
         async def act() -> None:
             async with overseeing(self._office.desk, "make link") as connection:
-                user = await self._whole(connection, request, where)
-                purpose = Purpose.INVITATION if user.invited else Purpose.PASSWORD
-                token = await users.link(
-                    connection, user, purpose, actor=where.visitor.actor, now=self._office.now()
-                )
+                listed = await self._user(connection, request, where)
+                user, by = listed.user, where.visitor.actor
+                invited = listed.bare or user.invited
+                purpose = Purpose.INVITATION if invited else Purpose.PASSWORD
+                if listed.whole:
+                    token = await users.link(
+                        connection, user, purpose, actor=by, now=self._office.now()
+                    )
+                else:
+                    token = await users.hollow_link(
+                        connection, user, actor=by, now=self._office.now()
+                    )
                 made.append(self._address(purpose, token))
 
         problem = await tried(act)
@@ -219,8 +240,12 @@ class Pages:
         self, connection: asyncpg.Connection, request: web.Request, where: Where
     ) -> User:
         listed = await self._user(connection, request, where)
-        if not listed.whole:
-            raise RefusedError("elsewhere", "this account has roles that are not yours to give")
+        if listed.bare:
+            raise RefusedError(
+                "elsewhere",
+                "this account is not begun, or has roles that are not yours to give: "
+                "take away the roles it has here",
+            )
         return listed.user
 
     async def _listed(
@@ -242,7 +267,9 @@ class Pages:
                 (grant, *names.get((grant.organisation, grant.region, grant.site), ("", "")))
                 for grant in shown
             ]
-            found.append(Listed(user, told, whole, user.id == where.visitor.user_id))
+            itself = user.id == where.visitor.user_id
+            bare = not (where.everywhere or itself) and (user.invited or not whole)
+            found.append(Listed(user, told, whole, itself, bare))
         return found
 
     async def _names(

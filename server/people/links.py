@@ -8,6 +8,9 @@ the same numbers stand in the code:
 3. Its user is not disabled.
 
 Using one is a single update, so of two who try at once one gets in.
+
+Who is invited where they have an account gets a hollow link: it opens the page of any invitation,
+and chooses nothing. It is one that was used before it was made.
 """
 
 import hashlib
@@ -50,6 +53,7 @@ class Holder:
     email: str
     name: str
     language: str
+    hollow: bool = False
 
 
 async def make(
@@ -71,6 +75,22 @@ async def make(
     return token
 
 
+async def make_hollow(connection: asyncpg.Connection, user_id: int, *, now: datetime) -> str:
+    """Return the token of an invitation that lets nobody choose; earlier such ones have ended."""
+    token = secrets.token_urlsafe(32)
+    await connection.execute(
+        "update one_time_links set used_at = $2 where user_id = $1 and used_at < created_at",
+        *(user_id, now),
+    )
+    await connection.execute(
+        "insert into one_time_links (token_sha256, user_id, purpose, created_at, expires_at, "
+        "used_at) values ($1, $2, $3, $4, $5, $6)",
+        *(_digest(token), user_id, Purpose.INVITATION, now, now + LIVES[Purpose.INVITATION]),
+        now - timedelta(seconds=1),
+    )
+    return token
+
+
 def address(base: str, purpose: Purpose, token: str) -> str:
     """Return where the link leads, below `base`."""
     return f"{base}{PATHS[purpose]}?token={token}"
@@ -79,13 +99,14 @@ def address(base: str, purpose: Purpose, token: str) -> str:
 async def look(
     connection: asyncpg.Connection, token: str, purpose: Purpose, *, now: datetime
 ) -> Holder | None:
-    """Return whose link it is without using it, for a page that asks first."""
+    """Return whose link it is without using it, for a page that asks first; hollow ones too."""
     if not _TOKEN.fullmatch(token):  # 1
         return None
     row = await connection.fetchrow(
-        "select u.id, u.ref, u.email, u.name, u.language from one_time_links l "
-        "join users u on u.id = l.user_id where l.token_sha256 = $1 and l.purpose = $2 "
-        "and l.used_at is null and l.expires_at > $3 and u.disabled_at is null",  # 2, 3
+        "select u.id, u.ref, u.email, u.name, u.language, l.used_at is not null as hollow "
+        "from one_time_links l join users u on u.id = l.user_id "
+        "where l.token_sha256 = $1 and l.purpose = $2 and l.expires_at > $3 "
+        "and (l.used_at < l.created_at or (l.used_at is null and u.disabled_at is null))",  # 2, 3
         _digest(token),
         purpose,
         now,

@@ -119,6 +119,48 @@ async def add(
     return added
 
 
+async def invite(
+    connection: asyncpg.Connection,
+    email: str,
+    given: Grant,
+    *,
+    name: str,
+    language: str,
+    openly: bool,
+    actor: str,
+    now: datetime,
+) -> str | None:
+    """Give whoever has this e-mail a role, and return an invitation's token.
+
+    None for who holds a role there already. Unless `openly`, nothing tells whether there was an
+    account: the work, the answer and the organisation's audit are the same, and who has one gets a
+    hollow link. Raises RefusedError (bad_email, bad_name, bad_scope).
+    """
+    chain = given.organisation if openly else None
+    try:
+        await add(
+            connection,
+            email=email,
+            name=name,
+            language=language,
+            actor=actor,
+            organisation=chain,
+            now=now,
+        )
+        known = False
+    except ConflictError:
+        known = True
+    user = await find(connection, email)
+    held = await grants_of(connection, user.id)
+    await grant(connection, user.id, given, actor=actor, now=now)
+    if known and (openly or any(one.organisation == given.organisation for one in held)):
+        return None
+    if known:
+        await _note(connection, user.ref, "user invited", actor, now=now, organisation=None)
+        return await hollow_link(connection, user, actor=actor, now=now)
+    return await link(connection, user, links.Purpose.INVITATION, actor=actor, now=now)
+
+
 def demand_email(text: str) -> str:
     """Return an e-mail without the space around it. Raises RefusedError (bad_email)."""
     text = text.strip()
@@ -244,6 +286,16 @@ async def link(
     if user.disabled:
         raise RefusedError("disabled", f"{user.email} is disabled")
     token = await links.make(connection, user.id, purpose, now=now)
+    await _note(connection, user.ref, f"{purpose} link made", actor, now=now, organisation=None)
+    return token
+
+
+async def hollow_link(
+    connection: asyncpg.Connection, user: User, *, actor: str, now: datetime
+) -> str:
+    """Make an invitation to who has an account elsewhere and return its token."""
+    token = await links.make_hollow(connection, user.id, now=now)
+    purpose = links.Purpose.INVITATION
     await _note(connection, user.ref, f"{purpose} link made", actor, now=now, organisation=None)
     return token
 

@@ -88,7 +88,8 @@ class Pages:
         found = visitor(request)
         if found is not None:
             raise web.HTTPSeeOther(self._onward(request.query.get("to", "")) or home(found))
-        note = "password_changed" if "changed" in request.query else ""
+        notes = {"changed": "password_changed", "known": "account_there"}
+        note = next((note for asked, note in notes.items() if asked in request.query), "")
         to = request.query.get("to", "")
         return self._form(request, "signin.html", to=to, email="", note=note)
 
@@ -185,6 +186,8 @@ class Pages:
             entered = await self._chosen(
                 request, purpose, token, hashed, name=name, language=language
             )
+            if entered is None and holder.hollow:
+                raise web.HTTPSeeOther(f"{SIGN_IN}?known=1")
             if entered is None:
                 return self._link_is_old(request)
             if isinstance(entered, Entered):
@@ -280,15 +283,17 @@ class Pages:
         name: str = "",
         problem: str = "",
     ) -> web.Response:
+        """Return the form; an invitation's says nothing of an account that may be there."""
+        invitation = purpose is Purpose.INVITATION
         return self._shell.page(
             request,
             "choose.html",
             status=422 if problem else 200,
-            invitation=purpose is Purpose.INVITATION,
+            invitation=invitation,
             action=links.PATHS[purpose],
-            holder=holder,
+            email=holder.email.lower() if invitation else holder.email,
             token=token,
-            name=name or holder.name,
+            name=name,
             problem=problem,
         )
 
