@@ -8,10 +8,10 @@ EXT_SOURCES := setup.py $(wildcard ext/*.pyx ext/*.h)
 export REQUIRE_EXT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts check bench chaos soak fuzz clean
+.PHONY: help setup demo test lint types contracts check bench eval-insight chaos soak fuzz clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .venv/.server: ops/requirements/server.txt
 	@echo "making the virtual environment"
@@ -56,6 +56,9 @@ check: lint types contracts test ## what CI runs
 
 bench: setup ## measure, each figure beside its limit; writes tests/bench/results.json
 	@$(BIN)/vestibule bench
+
+eval-insight: setup ## measure what the models of counts promise; fails where one is missed
+	@$(BIN)/python -m ops.eval_insight
 
 chaos: setup ## two minutes of SIGKILL under load, then proof that nothing is lost
 	@$(BIN)/python -m ops.chaos --seconds 120

@@ -1,0 +1,1 @@
+"""What the insight models promise, measured: each module here is one model's evaluation."""
