@@ -302,6 +302,7 @@ class Pages:
                 "title": f"{found.installation.serial or found.installation.device} · "
                 f"{found.installation.spot_name}",
                 "site": found.where.ref,
+                "zone": found.installation.time_zone,
                 "signed": found.installation.signed_off_at is not None,
             }
         )

@@ -1,9 +1,12 @@
 """The technician's phone: from a label before the camera to a signed sheet, also without signal."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
@@ -16,6 +19,7 @@ from tests.browser.tech_world import Agent, Store, film, open_store
 
 pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(420)]
 OFFLINE = ("ERR_INTERNET_DISCONNECTED", "Failed to fetch")
+FAR_AWAY = "America/New_York"
 Phone = Callable[..., Page]
 
 
@@ -79,6 +83,7 @@ def phone(phone_chrome: Browser, store: Store) -> Iterator[Phone]:
             viewport={"width": width, "height": 740},
             color_scheme="dark" if scheme == "dark" else "light",
             locale=language,
+            timezone_id=FAR_AWAY,  # a phone that still keeps the time of another place
             has_touch=True,
             permissions=["camera"] if camera else [],
         )
@@ -176,7 +181,13 @@ def test_a_device_is_mounted_watched_walked_through_and_signed_off(
     page.get_by_role("link", name="Walk test").click()
     ready(page)
     page.get_by_role("button", name="Begin the test").click()
+    expect(page.locator("#walk-zone")).to_have_text("Times are the site's own: Europe/Stockholm.")
     expect(page.locator("#tap-in")).to_be_enabled()
+    said = re.search(r"since (\d\d):(\d\d):\d\d", page.locator("#walk-clock").inner_text())
+    assert said is not None
+    now = datetime.now(ZoneInfo("Europe/Stockholm"))
+    late = (now.hour * 60 + now.minute - int(said[1]) * 60 - int(said[2])) % 1440
+    assert late <= 2, said[0]
     pass_by(page, agent, entered=15, left=10)
     page.locator("#tap-out").click()
     page.get_by_role("button", name="Undo the last").click()

@@ -130,7 +130,7 @@ async function newActs() {
   const list = [];
   let ref = spot.value;
   const name = isNew() ? by("name").value.trim() : spot.dataset.name;
-  const about = { device: label.serial, spot: name, site };
+  const about = { device: label.serial, spot: name, site, zone: page.dataset.zone };
   if (isNew()) {
     ref = newSpotRef();
     list.push({ about, body: {

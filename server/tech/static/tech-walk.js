@@ -1,5 +1,6 @@
 // The walk test: a tap for everybody who passes, each with its instant; then the sign-off.
 // Begins and ends with one of the device's own intervals, since it tells no finer.
+// Times are the site's, and the page says so; the zone is kept with the test for where no signal is.
 
 import { notes } from "./tech-store.js";
 import { find, newNumber, note, now, post, send } from "./tech-outbox.js";
@@ -9,7 +10,7 @@ const ASK_EVERY_MS = 3_000, TICK_MS = 250;
 let claim = "", number = "", key = "", test = null, about = {}, voucher = "", user = "", cellMs = 60_000;
 let asked = 0, asking = false, whole = false, counts = true, signing = false;
 
-const fresh = () => ({ begun: 0, until: 0, taps: [], sent: false, skipped: false });
+const fresh = () => ({ begun: 0, until: 0, taps: [], sent: false, skipped: false, zone: about.zone });
 const keep = () => notes.put(key, test);
 const next = (ms) => Math.ceil(ms / cellMs) * cellMs;
 
@@ -84,9 +85,10 @@ async function compare() {
     if (!test.begun) cellMs = Math.min(answer.cell_s, 60) * 1000;
     counts = answer.counts;
     whole = answer.whole;
+    test.zone = answer.zone;
     by("walk-of").textContent = answer.title;
     by("back").href = `/tech/sites/${answer.site}`;
-    about = { ...about, spot: about.spot ?? answer.title, site: answer.site };
+    about = { ...about, spot: about.spot ?? answer.title, site: answer.site, zone: answer.zone };
     if (answer.signed && !signing) test.signed = true;
     // the server's own markup, escaped by its templates
     if (test.begun && by("result").innerHTML !== answer.html) by("result").innerHTML = answer.html;
@@ -126,7 +128,7 @@ async function sign() {
   test.signed = true;
   await keep();
   if (act?.state === "refused") show(by("sign-problem"), act.refusal.sentence);
-  else show(by("sign-noted"), [act?.refusal?.sentence, say("noted", { time: clock(body.at_ms) })].filter(Boolean).join(" "));
+  else show(by("sign-noted"), [act?.refusal?.sentence, say("noted", { time: clock(body.at_ms, false, test.zone) })].filter(Boolean).join(" "));
 }
 
 // -- the screen ----------------------------------------------------------------------------------
@@ -145,6 +147,7 @@ async function draw(at) {
   const open = test.begun > 0 && at >= test.begun && !ended;
   by("tap-in").disabled = by("tap-out").disabled = !open;
   show(by("walk-clock"), clockWords(at, ended));
+  show(by("walk-zone"), test.zone ? say("times_of", { zone: test.zone }) : "");
   const button = by("go");
   if (!counts && !test.skipped) test.skipped = true;
   if (signing) return;
@@ -156,8 +159,8 @@ async function draw(at) {
 function clockWords(at, ended) {
   if (!test.begun) return "";
   const left = (ms) => Math.max(0, Math.ceil((ms - at) / 1000));
-  if (at < test.begun) return say("begins_in", { time: clock(test.begun, true), n: left(test.begun) });
-  if (!test.until) return say("running", { time: clock(test.begun, true) });
-  if (!ended) return say("ends_in", { time: clock(test.until, true), n: left(test.until) });
+  if (at < test.begun) return say("begins_in", { time: clock(test.begun, true, test.zone), n: left(test.begun) });
+  if (!test.until) return say("running", { time: clock(test.begun, true, test.zone) });
+  if (!ended) return say("ends_in", { time: clock(test.until, true, test.zone), n: left(test.until) });
   return say("ended", { in: by("n-in").textContent, out: by("n-out").textContent });
 }
