@@ -223,4 +223,4 @@ async def _print_link(
     token = await users.link(connection, user, purpose, actor=ACTOR, now=now)
     until = (now + links.LIVES[purpose]).astimezone()
     print(links.address(found.settings.pages_url, purpose, token))
-    print(f"works once, until {until:%Y-%m-%d %H:%M}; give it to {user.email} alone")
+    print(f"works once, until {until:%Y-%m-%d %H:%M %Z}; give it to {user.email} alone")
