@@ -1,0 +1,586 @@
+"""The formulas of the KPIs, from sums to a value with its interval and what is to be known of it.
+
+Pure. A KPI is worked out from `Inputs`, the sums over everything that a row is about: sites and
+stretches of time are added up first and divided once, so every rate is a ratio of sums, never a
+mean of ratios. `definitions` says in words what each function here does.
+
+Decided here: what was not measured is null, and a flag says why; nothing is clipped to look
+right (a conversion above 1 is answered, and flagged); intervals are of 95 %.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from math import erf, exp, log, sqrt
+
+from server.feedback.indices import Kind, index_of, student_t, wilson
+from server.rollup.quality import coverage
+
+Z = 1.959964
+COMPLETE = 0.98
+IMPUTED_SE = 0.15
+"""Relative standard error of what was not covered, where no estimate says better: by how much a
+street counter's day differs from its expectation (eight sensors, eight years: 14 to 15 %)."""
+CROSSINGS_PER_SHIFT = 6
+"""How often staff walk in during a shift, where nobody tagged them: an assumption, 4 to 8."""
+MOST_DWELL_MIN = 20
+"""With a longer median dwell an hour's sales are of other people than its visits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Takings:
+    """What the tills say; `*_squares` are sums of squares per sale, for intervals of means.
+
+    `currency`: None where no till has ever said anything, empty where there are several.
+    """
+
+    transactions: int = 0
+    net_sales: Decimal = Decimal(0)
+    units: int = 0
+    pickups: int = 0
+    returns: int = 0
+    net_squares: float = 0.0
+    units_squares: float = 0.0
+    currency: str | None = None
+
+    def plus(self, other: "Takings") -> "Takings":
+        """Add up; of two currencies the sum has none that could be told."""
+        currencies = {c for c in (self.currency, other.currency) if c is not None}
+        return Takings(
+            self.transactions + other.transactions,
+            self.net_sales + other.net_sales,
+            self.units + other.units,
+            self.pickups + other.pickups,
+            self.returns + other.returns,
+            self.net_squares + other.net_squares,
+            self.units_squares + other.units_squares,
+            currencies.pop() if len(currencies) == 1 else ("" if currencies else None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Sums over what a row is about; None: not measured, or not known.
+
+    `matched` are the sales of where visits are known, and alone divide by them. `due` are visits
+    whose purchase falls into the row's time, where that differs from the visits themselves.
+    `count_variance` is the counters' own error, None where one was never audited.
+    """
+
+    visits: float | None = None
+    exits: float | None = None
+    passers: float | None = None
+    groups: float | None = None
+    observed_s: int = 0
+    expected_s: int = 0
+    sales: Takings = Takings()
+    matched: Takings = Takings()
+    due: float | None = None
+    staffed_hours: float | None = None
+    shifts: float | None = None
+    answers: Mapping[Kind, tuple[int, ...]] = field(default_factory=dict)
+    responses: int | None = None
+    asked: float | None = None
+    occupied_s: float | None = None
+    stayers: float | None = None
+    peak: float | None = None
+    peak_at: str | None = None
+    tokens: tuple[int, ...] | None = None
+    count_variance: float | None = 0.0
+    audited: bool = False
+    imputed_se: float = IMPUTED_SE
+    notes: frozenset[str] = frozenset()
+
+    @property
+    def coverage(self) -> float | None:
+        return coverage(self.observed_s, self.expected_s)
+
+
+def added(parts: Sequence[Inputs]) -> Inputs:
+    """Return the sum of parts that do not overlap: sites, or stretches of time.
+
+    The counters' errors of the parts are taken for independent: add up a site's time first, and
+    give it its error then.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Inputs()
+    notes = frozenset().union(*(part.notes for part in parts))
+    known = sum(part.visits is not None for part in parts)
+    if 0 < known < len(parts):
+        notes |= {"partly_missing"}
+    answers: dict[Kind, tuple[int, ...]] = {}
+    for part in parts:
+        for kind, counts in part.answers.items():
+            answers[kind] = _longest(answers.get(kind, ()), counts)
+    sales = matched = Takings()
+    for part in parts:
+        sales, matched = sales.plus(part.sales), matched.plus(part.matched)
+    errors = [p.count_variance for p in parts if p.visits is not None]
+    peaks = [p for p in parts if p.peak is not None]
+    best = max(peaks, key=lambda p: p.peak or 0, default=None)
+    tokens = [p.tokens for p in parts if p.tokens is not None]
+    return Inputs(
+        visits=_sum([p.visits for p in parts]),
+        exits=_sum([p.exits for p in parts]),
+        passers=_sum([p.passers for p in parts]),
+        groups=_sum([p.groups for p in parts]),
+        observed_s=sum(p.observed_s for p in parts),
+        expected_s=sum(p.expected_s for p in parts),
+        sales=sales,
+        matched=matched,
+        due=_sum([p.due for p in parts]),
+        staffed_hours=_sum([p.staffed_hours for p in parts]),
+        shifts=_sum([p.shifts for p in parts]),
+        answers=answers,
+        responses=_whole([p.responses for p in parts]),
+        asked=_sum([p.asked for p in parts]),
+        occupied_s=_sum([p.occupied_s for p in parts]),
+        stayers=_sum([p.stayers for p in parts]),
+        peak=None if best is None else best.peak,
+        peak_at=None if best is None else best.peak_at,
+        tokens=None if not tokens else tuple(visits for each in tokens for visits in each),
+        count_variance=None if None in errors else sum(e for e in errors if e is not None),
+        audited=any(p.audited for p in parts),
+        imputed_se=max(p.imputed_se for p in parts),
+        notes=notes,
+    )
+
+
+def _longest(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    width = max(len(one), len(other))
+    return tuple(
+        (one[n] if n < len(one) else 0) + (other[n] if n < len(other) else 0) for n in range(width)
+    )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _whole(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A KPI's value with its interval; numerator / denominator give it again, once scaled."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    flags: tuple[str, ...] = ()
+    numerator: float | None = None
+    denominator: float | None = None
+
+
+# -- the formulas --------------------------------------------------------------------------------
+
+
+def _nothing(*flags: str) -> Value:
+    return Value(None, flags=flags)
+
+
+def _worth(inputs: Inputs) -> tuple[str, ...]:
+    """Return what is to be known about counts that a value rests on."""
+    flags: list[str] = [n for n in ("partly_missing", "doors_changed") if n in inputs.notes]
+    covered = inputs.coverage
+    if covered is not None and covered < COMPLETE:
+        flags.append("partial_coverage")
+    if not inputs.audited or inputs.count_variance is None:
+        flags.append("never_audited")
+    return tuple(flags)
+
+
+def _counted(count: float | None, inputs: Inputs) -> Value:
+    """Return a count with the counter's error as its interval, none where it was never audited."""
+    if count is None:
+        return _nothing("not_measured")
+    half = None if inputs.count_variance is None else relative_error(inputs)
+    low = high = None
+    if half is not None and inputs.audited:
+        low, high = count * exp(-Z * half), count * exp(Z * half)
+    return Value(count, low, high, _worth(inputs), count)
+
+
+def relative_error(inputs: Inputs) -> float:
+    """Return the counters' relative standard error of all these visits, 0 where nobody knows."""
+    if not inputs.visits or not inputs.count_variance:
+        return 0.0
+    return sqrt(inputs.count_variance) / inputs.visits
+
+
+def _missing_error(inputs: Inputs) -> float:
+    """Return (1 - coverage) x the relative error of what stands for the uncovered part."""
+    return (1 - (1.0 if inputs.coverage is None else inputs.coverage)) * inputs.imputed_se
+
+
+def visits(inputs: Inputs) -> Value:
+    return _counted(inputs.visits, inputs)
+
+
+def exits(inputs: Inputs) -> Value:
+    return _counted(inputs.exits, inputs)
+
+
+def staff_estimated(inputs: Inputs) -> Value:
+    if inputs.shifts is None:
+        return _nothing("no_roster")
+    count = inputs.shifts * CROSSINGS_PER_SHIFT
+    return Value(count, flags=("crossings_assumed",), numerator=count)
+
+
+def visits_net(inputs: Inputs) -> Value:
+    """Return visits without staff, never below 0."""
+    if inputs.visits is None:
+        return _nothing("not_measured")
+    if inputs.shifts is None:
+        return _nothing("no_roster")
+    rest = inputs.visits - inputs.shifts * CROSSINGS_PER_SHIFT
+    found = _counted(max(0.0, rest), inputs)
+    more = ("crossings_assumed", *(("staff_clamped",) if rest < 0 else ()))
+    return replace(found, flags=(*found.flags, *more))
+
+
+def groups(inputs: Inputs) -> Value:
+    """Return buying units: groups and people alone."""
+    return (
+        _nothing("groups_not_counted") if inputs.groups is None else _counted(inputs.groups, inputs)
+    )
+
+
+def turn_in_of_passers_only(inputs: Inputs) -> Value:
+    """Return in / (passed only + in)."""
+    if inputs.visits is None or inputs.passers is None:
+        return _nothing("passers_not_counted" if inputs.passers is None else "not_measured")
+    return _share(inputs.visits, inputs.visits + inputs.passers, inputs)
+
+
+def turn_in_of_all(inputs: Inputs) -> Value:
+    """Return in / all who passed."""
+    if inputs.visits is None or inputs.passers is None:
+        return _nothing("passers_not_counted" if inputs.passers is None else "not_measured")
+    return _share(inputs.visits, inputs.passers, inputs)
+
+
+def _share(part: float, whole: float, inputs: Inputs) -> Value:
+    """Return part / whole with Wilson's interval; above 1 flagged, and without one."""
+    flags = _worth(inputs)
+    if whole <= 0:
+        return Value(None, flags=(*flags, "nothing_to_divide_by"), numerator=part, denominator=0)
+    if part > whole:
+        flags = (*flags, "undercount_suspected")
+        return Value(part / whole, flags=flags, numerator=part, denominator=whole)
+    low, high = wilson_of(part, whole)
+    return Value(part / whole, low, high, flags, part, whole)
+
+
+def wilson_of(part: float, whole: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share of counts that calibration may have made fractions."""
+    return wilson(round(part), max(round(whole), 1))
+
+
+def conversion(inputs: Inputs) -> Value:
+    """Return T / visits, Var(ln C) = (1 - C) / T + ((1 - coverage) s_imp)^2 + s_cal^2."""
+    if inputs.sales.currency is None:
+        return _nothing("no_tills")
+    if "dwell_too_long" in inputs.notes:
+        return _nothing("dwell_too_long")
+    base = inputs.visits if inputs.due is None else inputs.due
+    return _per_visit(inputs, base, inputs.matched.transactions)
+
+
+def conversion_of_groups(inputs: Inputs) -> Value:
+    """Return T / U."""
+    if inputs.groups is None:
+        return _nothing("groups_not_counted")
+    if inputs.sales.currency is None:
+        return _nothing("no_tills")
+    return _per_visit(inputs, inputs.groups, inputs.matched.transactions)
+
+
+def _per_visit(inputs: Inputs, base: float | None, transactions: int) -> Value:
+    if base is None:
+        return _nothing("visits_missing")
+    flags = _worth(inputs)
+    if "dwell_assumed" in inputs.notes and inputs.due is not None:
+        flags = (*flags, "dwell_assumed")
+    if base <= 0:
+        flags = (*flags, "no_visits") if transactions else flags
+        return Value(None, flags=flags, numerator=transactions, denominator=0)
+    c = transactions / base
+    if c > 1:
+        flags = (*flags, "undercount_suspected")
+    low = high = None
+    if transactions:
+        variance = max(0.0, 1 - c) / transactions
+        half = Z * sqrt(variance + _missing_error(inputs) ** 2 + relative_error(inputs) ** 2)
+        low, high = c * exp(-half), c * exp(half)
+    return Value(c, low, high, flags, transactions, base)
+
+
+def atv(inputs: Inputs) -> Value:
+    """Return net sales / T, t interval of the mean."""
+    sales = inputs.sales
+    if not sales.currency:
+        return _nothing(_no_money(sales))
+    return _mean(float(sales.net_sales), sales.net_squares, sales.transactions)
+
+
+def upt(inputs: Inputs) -> Value:
+    """Return units / T, t interval of the mean."""
+    sales = inputs.sales
+    if sales.currency is None:
+        return _nothing("no_tills")
+    return _mean(sales.units, sales.units_squares, sales.transactions)
+
+
+def _no_money(sales: Takings) -> str:
+    return "no_tills" if sales.currency is None else "mixed_currencies"
+
+
+def _mean(total: float, squares: float, n: int) -> Value:
+    if n == 0:
+        return Value(None, flags=("no_sales",), numerator=total, denominator=0)
+    mean = total / n
+    if n == 1:
+        return Value(mean, numerator=total, denominator=n)
+    half = student_t(n - 1) * sqrt(max(0.0, (squares - n * mean * mean) / (n - 1)) / n)
+    return Value(mean, mean - half, mean + half, (), total, n)
+
+
+def spv(inputs: Inputs) -> Value:
+    """Return net sales / visits = C x ATV; its variance (log) is that of C plus that of ATV."""
+    sales = inputs.matched
+    if not inputs.sales.currency:
+        return _nothing(_no_money(inputs.sales))
+    if "dwell_too_long" in inputs.notes:
+        return _nothing("dwell_too_long")
+    net, n = float(sales.net_sales), sales.transactions
+    c = conversion(inputs)
+    if c.value is None:
+        return replace(c, numerator=net if c.denominator is not None else None)
+    value = net / (c.denominator or 1)
+    if c.low is None or net <= 0:
+        return Value(value, None, None, c.flags, net, c.denominator)
+    mean = net / n
+    spread = max(0.0, (sales.net_squares - n * mean * mean) / (n - 1)) if n > 1 else 0.0
+    half = sqrt((log(c.value) - log(c.low)) ** 2 + Z * Z * spread / (n * mean * mean))
+    return Value(value, value * exp(-half), value * exp(half), c.flags, net, c.denominator)
+
+
+def taken(pick: Callable[[Takings], float], *, money: bool = False) -> Callable[[Inputs], Value]:
+    """Return the KPI that is a sum of what the tills say."""
+
+    def compute(inputs: Inputs) -> Value:
+        if inputs.sales.currency is None or (money and not inputs.sales.currency):
+            return _nothing(_no_money(inputs.sales))
+        count = pick(inputs.sales)
+        return Value(count, flags=(), numerator=count)
+
+    return compute
+
+
+def shopper_to_staff(inputs: Inputs) -> Value:
+    """Return visits / rostered hours, with the counter's error."""
+    if inputs.staffed_hours is None:
+        return _nothing("no_roster")
+    if inputs.visits is None:
+        return _nothing("not_measured")
+    if inputs.staffed_hours <= 0:
+        return Value(None, flags=("nobody_rostered",), numerator=inputs.visits, denominator=0)
+    base = _counted(inputs.visits, inputs)
+    hours = inputs.staffed_hours
+    return Value(
+        inputs.visits / hours,
+        None if base.low is None else base.low / hours,
+        None if base.high is None else base.high / hours,
+        base.flags,
+        inputs.visits,
+        hours,
+    )
+
+
+def peak_hour(inputs: Inputs) -> Value:
+    """Return the visits of the busiest 60 minutes."""
+    if inputs.peak is None:
+        return _nothing("not_covered")
+    return Value(inputs.peak, flags=_worth(inputs))
+
+
+def dwell(inputs: Inputs) -> Value:
+    """Return Little's W: the integral of occupancy / entries, in minutes."""
+    if inputs.occupied_s is None or inputs.stayers is None:
+        return _nothing("not_measured")
+    if inputs.stayers <= 0:
+        return _nothing("no_visits")
+    minutes = inputs.occupied_s / 60
+    flags = ("derived", *_worth(inputs))
+    return Value(minutes / inputs.stayers, None, None, flags, minutes, inputs.stayers)
+
+
+def occupancy(inputs: Inputs) -> Value:
+    """Return the mean number of people inside, over the observed time."""
+    if inputs.occupied_s is None or inputs.observed_s <= 0:
+        return _nothing("not_measured")
+    return Value(inputs.occupied_s / inputs.observed_s, None, None, _worth(inputs),
+                 inputs.occupied_s, inputs.observed_s)  # fmt: skip
+
+
+def asked_of(kind: Kind) -> Callable[[Inputs], Value]:
+    """Return the KPI that is the index of questions of this kind."""
+
+    def compute(inputs: Inputs) -> Value:
+        counts = inputs.answers.get(kind)
+        found = None if counts is None else index_of(kind, counts)
+        if found is None:
+            return _nothing("no_answers")
+        flags = (*(("interval_only",) if found.small else ()), *sorted(inputs.notes & _FILTERS))
+        return Value(found.value, found.low, found.high, flags, found.value * found.n, found.n)
+
+    return compute
+
+
+_FILTERS = frozenset({"raw_presses"})
+
+
+def response_rate(inputs: Inputs) -> Value:
+    """Return answers / people who went out past the kiosk."""
+    if inputs.responses is None:
+        return _nothing("no_kiosk")
+    if inputs.asked is None:
+        return _nothing("exits_not_counted")
+    return _share(float(inputs.responses), inputs.asked, inputs)
+
+
+NOT_IDENTIFIABLE = "not_identifiable_from_doors"
+
+
+def visit_frequency(inputs: Inputs) -> Value:
+    """Return n / sum(1 / f): who comes often is met more often, and counts for less."""
+    found = frequency_of_customers(inputs.tokens or ())
+    if inputs.tokens is None or found is None:
+        return _nothing(NOT_IDENTIFIABLE)
+    return Value(found, flags=("of_token_holders",))
+
+
+def frequency_of_customers(frequencies: Sequence[float]) -> float | None:
+    """Return the mean frequency of customers from people met on a visit, each with theirs.
+
+    Of people met at the door each is met in proportion to how often they come, so the plain mean
+    is too high: n / sum(1 / f) is the mean of all customers. Those without a frequency above 0
+    cannot have been met.
+    """
+    met = [each for each in frequencies if each > 0]
+    return len(met) / sum(1 / each for each in met) if met else None
+
+
+def repeat_share(inputs: Inputs) -> Value:
+    """Return the share of token holders who came more than once."""
+    if not inputs.tokens:
+        return _nothing(NOT_IDENTIFIABLE)
+    n, again = len(inputs.tokens), sum(each > 1 for each in inputs.tokens)
+    low, high = wilson(again, n)
+    return Value(again / n, low, high, ("of_token_holders",), again, n)
+
+
+def lifetime_value(inputs: Inputs) -> Value:
+    """Return what a token holder is worth; None while there are no tokens."""
+    del inputs  # margins and retention are of customers, whom doors do not know
+    return _nothing(NOT_IDENTIFIABLE)
+
+
+def customer_lifetime_value(
+    margins: Sequence[float], *, retention: Sequence[float], discount: float
+) -> float:
+    """Return sum m_t S_t / (1 + i)^t; `retention` are the S_t, the share still there at t."""
+    return sum(
+        margin * kept / (1 + discount) ** t
+        for t, (margin, kept) in enumerate(zip(margins, retention, strict=True))
+    )
+
+
+def beta_geometric_survival(alpha: float, beta: float, *, periods: int) -> list[float]:
+    """Return the share of customers still there at 0, 1, ... of a shifted beta-geometric model.
+
+    S(0) = 1, S(t) = S(t-1) (beta + t - 1) / (alpha + beta + t - 1) (Fader and Hardie 2007).
+    """
+    found = [1.0]
+    for t in range(1, periods):
+        found.append(found[-1] * (beta + t - 1) / (alpha + beta + t - 1))
+    return found[:periods]
+
+
+def later_purchases(median_min: float, *, bucket_min: float, sigma: float = 1.0) -> list[float]:
+    """Return the share of a bucket's visitors who leave in it, in the next one, and so on.
+
+    People come evenly over the bucket and stay lognormally (this median, this sigma). With
+    G(x) = integral of the distribution from 0 to x: (G((j+1)L) - 2 G(jL) + G((j-1)L)) / L. Ends
+    where 99.9 % have left, and is scaled to 1.
+    """
+
+    def integral(x: float) -> float:
+        if x <= 0:
+            return 0.0
+        at = (log(x) - log(median_min)) / sigma
+        mean = median_min * exp(sigma * sigma / 2)
+        return x * _normal(at) - mean * _normal(at - sigma)
+
+    length, shares = bucket_min, list[float]()
+    while sum(shares) < 0.999 and len(shares) < 96:
+        j = len(shares)
+        shares.append(
+            (integral((j + 1) * length) - 2 * integral(j * length) + integral((j - 1) * length))
+            / length
+        )
+    total = sum(shares)
+    return [share / total for share in shares]
+
+
+def _normal(x: float) -> float:
+    return 0.5 * (1 + erf(x / sqrt(2)))
+
+
+def shifted(
+    visits_by_bucket: Sequence[float | None], shares: Sequence[float]
+) -> list[float | None]:
+    """Return the visits whose purchase falls into each bucket; None where the bucket is missing.
+
+    Missing buckets before it lend nothing; the first buckets lack those before the range.
+    """
+    found: list[float | None] = []
+    for n, here in enumerate(visits_by_bucket):
+        if here is None:
+            found.append(None)
+            continue
+        found.append(
+            sum((visits_by_bucket[n - j] or 0) * share for j, share in enumerate(shares) if j <= n)
+        )
+    return found
+
+
+LEAST_PEAK_COVERAGE = 0.9
+
+
+def busiest_hour(
+    quarters: Sequence[tuple[int, float | None, float | None]],
+) -> tuple[int, float] | None:
+    """Return the start and the visits of the busiest 60 minutes, of equals the earliest.
+
+    `quarters` are (start, visits, coverage) of open quarters in order; four that follow on each
+    other are an hour, and each must be covered to 90 %.
+    """
+    best: tuple[int, float] | None = None
+    for n in range(len(quarters) - 3):
+        four = quarters[n : n + 4]
+        if four[3][0] - four[0][0] != 2_700:
+            continue
+        if any(count is None or (share or 0) < LEAST_PEAK_COVERAGE for _, count, share in four):
+            continue
+        total = sum(count or 0 for _, count, _ in four)
+        if best is None or total > best[1]:
+            best = four[0][0], total
+    return best
