@@ -29,6 +29,8 @@ from server.console.pages import add_console
 from server.db import purge
 from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
 from server.db.migrate import check_schema
+from server.feedback.bell import Bell
+from server.feedback.plans import add_plans
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
 from server.ingest.worker import Ingest
@@ -94,6 +96,9 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             control = _broker(settings, "svc-control")
             admission = Admission(order_pool, control, _devices(settings), clock)
             workers.append(group.create_task(admission.run(), name="admission"))
+            bell_pool = await _open(stack, settings.dsn_ingest.reveal(), size=1, name="bell")
+            bell = Bell(bell_pool, _broker(settings, "svc-downlink"))
+            workers.append(group.create_task(bell.run(), name="bell"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
@@ -167,6 +172,7 @@ async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
         broker=(settings.device_broker_host, settings.device_broker_port),
         now=lambda: datetime.now(UTC),
     )
+    add_plans(enrolment, pool=running.pool, pki=settings.pki, now=lambda: datetime.now(UTC))
     tls = listener_tls(settings.pki)
     await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=tls)
 

@@ -25,6 +25,7 @@ from server.api import (
     listings,
     metrics,
     opinions,
+    questionnaires,
     reads,
     register,
     sources,
@@ -248,7 +249,7 @@ _COUNTS = (
     ),
     Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
 )
-_PARTS = (metrics, sources, opinions, experiments, accuracy, feeds)
+_PARTS = (metrics, sources, opinions, questionnaires, experiments, accuracy, feeds)
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (
     *register.ACTS,

@@ -21,15 +21,18 @@ _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 class Kind(StrEnum):
     """What a question asks for, and so how its answers are numbered.
 
-    Smileys are numbered from the best (0); NPS answers are 0 to 10; CSAT 1 to 5; CES 1 to 7.
+    Smileys are numbered from the best (0); NPS answers are 0 to 10; CSAT 1 to 5; CES 1 to 7; a
+    statement 1 (disagree) to 5 (agree). The same words as in `protocol.questionnaire`.
     """
 
+    SMILEY3 = "smiley3"
     SMILEY4 = "smiley4"
     SMILEY5 = "smiley5"
     NPS = "nps"
     CSAT = "csat"
     CES = "ces"
     CHOICE = "choice"
+    STATEMENT = "statement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Index:
 def index_of(kind: Kind, answers: Sequence[int]) -> Index | None:
     """Return the index of a question; `answers` by number, from 0. None for a plain choice."""
     match kind:
+        case Kind.SMILEY3:
+            return smiley_index(_fit(answers, 0, 3))
         case Kind.SMILEY4:
             return smiley_index(_fit(answers, 0, 4))
         case Kind.SMILEY5:
@@ -62,6 +67,8 @@ def index_of(kind: Kind, answers: Sequence[int]) -> Index | None:
             return csat(_fit(answers, 1, 5))
         case Kind.CES:
             return ces(_fit(answers, 1, 7))
+        case Kind.STATEMENT:
+            return statement(_fit(answers, 1, 5))
         case Kind.CHOICE:
             return None
         case _:
@@ -75,9 +82,10 @@ def _fit(answers: Sequence[int], first: int, count: int) -> list[int]:
 
 
 def smiley_index(answers: Sequence[int]) -> Index | None:
-    """Return 100 for all best to 0 for all worst; `answers` from the best, of 4 or 5 smileys.
+    """Return 100 for all best to 0 for all worst; `answers` from the best, of 3 to 5 smileys.
 
-    Weights are equal steps: 100, 66.67, 33.33, 0 and 100, 75, 50, 25, 0. Interval: t, of the mean.
+    Weights are equal steps: 100, 50, 0; 100, 66.67, 33.33, 0; 100, 75, 50, 25, 0. Interval: t, of
+    the mean.
     """
     steps = len(answers) - 1
     return _mean([100 * (steps - at) / steps for at in range(steps + 1)], answers)
@@ -109,6 +117,14 @@ def ces(answers: Sequence[int]) -> Index | None:
     if found is None:
         return None
     return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[4:]) / found.n)
+
+
+def statement(answers: Sequence[int]) -> Index | None:
+    """Return the mean of 1 (disagree) to 5 (agree); `agree`: % of 4 and 5. Interval: t."""
+    found = _mean(list(range(1, 6)), answers)
+    if found is None:
+        return None
+    return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[3:]) / found.n)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

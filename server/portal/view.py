@@ -26,7 +26,11 @@ COMPARABLE = 0.9
 FEW, FEW_SO_FAR = 30, 100  # people come in groups: of 100, two days differ by 20 % by chance
 LOW_COVERAGE = 0.98
 _DAYS_AHEAD = 8
-_MOODS = {Kind.SMILEY4: ("0", "1", "2", "3"), Kind.SMILEY5: ("0", "1", "neutral", "2", "3")}
+_MOODS = {
+    Kind.SMILEY4: ("0", "1", "2", "3"),
+    Kind.SMILEY5: ("0", "1", "neutral", "2", "3"),
+    Kind.SMILEY3: ("0", "neutral", "3"),
+}
 
 
 class Cell(StrEnum):

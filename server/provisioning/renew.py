@@ -83,7 +83,7 @@ class Expiring:
 
 
 @dataclass(frozen=True, slots=True)
-class _Holder:
+class Holder:
     """Who shows which certificate."""
 
     row: int
@@ -103,7 +103,7 @@ async def renew(
     Raises RefusedError with the rule's code; TooEarlyError.
     """
     async with transaction(pool, "check renewal") as connection:
-        holder = await _holder(connection, shown, now=now)  # 1 to 6
+        holder = await hear(connection, shown, now=now)  # 1 to 6
         key = proved(csr_pem, device=holder.device)  # 7
         if not await _asked_before(connection, holder, key.spki_sha256):
             if holder.renew_after > now:  # 8
@@ -125,7 +125,7 @@ async def renew(
     )
     try:
         async with transaction(pool, "hand out renewal") as connection:
-            await _holder(connection, shown, now=now)  # 11
+            await hear(connection, shown, now=now)  # 11
             state = await connection.fetchval(
                 "select state from certificates where serial = $1", issued.serial
             )
@@ -159,7 +159,7 @@ async def confirm(
     """
     ours = {root.spki_sha256 for root in authority.current().described() if root.kind == "root"}
     async with transaction(pool, "confirm renewal") as connection:
-        holder = await _holder(connection, shown, now=now)
+        holder = await hear(connection, shown, now=now)
         state = holder.state
         if state == "staged":
             await _activate(connection, holder, now=now)
@@ -234,8 +234,8 @@ async def expiring(
     return [Expiring(*row.values()) for row in rows]
 
 
-async def _holder(connection: asyncpg.Connection, shown: bytes | None, *, now: datetime) -> _Holder:
-    """Rules 1 to 6; the device's row stays locked until the transaction ends."""
+async def hear(connection: asyncpg.Connection, shown: bytes | None, *, now: datetime) -> Holder:
+    """Return who shows a certificate by rules 1 to 6; its device stays locked. RefusedError."""
     if shown is None:  # 1
         raise refused("no_certificate")
     certificate = x509.load_der_x509_certificate(shown)
@@ -263,7 +263,7 @@ async def _holder(connection: asyncpg.Connection, shown: bytes | None, *, now: d
         raise refused("device_not_admitted")
     if row["not_after"] + GRACE < now:  # 6
         raise refused("grace_over")
-    return _Holder(
+    return Holder(
         device["id"],
         device["device"],
         device["organisation_id"],
@@ -274,7 +274,7 @@ async def _holder(connection: asyncpg.Connection, shown: bytes | None, *, now: d
     )
 
 
-async def _activate(connection: asyncpg.Connection, holder: _Holder, *, now: datetime) -> None:
+async def _activate(connection: asyncpg.Connection, holder: Holder, *, now: datetime) -> None:
     """Let a staged certificate be the active one; the one before it retires."""
     before = await connection.fetchval(
         "update certificates set state = 'retiring' where device_id = $1 and state = 'active' "
@@ -298,7 +298,7 @@ async def _activate(connection: asyncpg.Connection, holder: _Holder, *, now: dat
     await notify(connection, holder.device)
 
 
-async def _asked_before(connection: asyncpg.Connection, holder: _Holder, spki: bytes) -> bool:
+async def _asked_before(connection: asyncpg.Connection, holder: Holder, spki: bytes) -> bool:
     """Rule 7: True if this key's certificate is on its way already, or asked for again.
 
     A key of another device is left to `issue`, which refuses it.
@@ -315,7 +315,7 @@ async def _asked_before(connection: asyncpg.Connection, holder: _Holder, spki: b
     return bool(rows)
 
 
-async def _asked_today(connection: asyncpg.Connection, holder: _Holder, *, now: datetime) -> int:
+async def _asked_today(connection: asyncpg.Connection, holder: Holder, *, now: datetime) -> int:
     found: int = await connection.fetchval(
         "select count(*) from certificates where device_id = $1 and recorded_at > $2",
         holder.row,

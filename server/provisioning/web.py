@@ -126,20 +126,20 @@ def build_enrolment(
             wanted = msgspec.json.decode(await request.read(), type=EnrolRequest)
         except msgspec.DecodeError as error:
             log.info("enrolment malformed", error=str(error))
-            return _refusal(request, "malformed")
+            return refusal(request, "malformed")
         try:
             got = await ask(wanted, request.remote)
         except TooManyTriesError as error:
-            return _refusal(request, "too_many", retry_after_s=math.ceil(error.wait_s))
+            return refusal(request, "too_many", retry_after_s=math.ceil(error.wait_s))
         except VestibuleError as error:
             code = error.code if error.code in TABLE else "unavailable"
             log.warning("enrolment refused", code=error.code, serial=wanted.serial[:31])
-            return _refusal(request, code)
+            return refusal(request, code)
         except DATABASE_AWAY as error:
             log.warning("enrolment failed", error=str(error) or type(error).__name__)
-            return _refusal(request, "unavailable")
+            return refusal(request, "unavailable")
         if isinstance(got, Pending):
-            return _refusal(request, "pending", retry_after_s=got.retry_after_s)
+            return refusal(request, "pending", retry_after_s=got.retry_after_s)
         log.info("device enrolled", device=got.device)
         return web.json_response(
             {
@@ -225,17 +225,17 @@ def _add_renewal(
                 return await act(request)
             except msgspec.DecodeError as error:
                 log.info("renewal malformed", error=str(error))
-                return _refusal(request, "malformed")
+                return refusal(request, "malformed")
             except TooEarlyError as error:
                 wait_s = math.ceil((error.renew_after - now()).total_seconds())
-                return _refusal(request, error.code, retry_after_s=max(1, wait_s))
+                return refusal(request, error.code, retry_after_s=max(1, wait_s))
             except VestibuleError as error:
                 code = error.code if error.code in TABLE else "unavailable"
                 log.warning("renewal refused", code=error.code, address=request.remote)
-                return _refusal(request, code)
+                return refusal(request, code)
             except DATABASE_AWAY as error:
                 log.warning("renewal failed", error=str(error) or type(error).__name__)
-                return _refusal(request, "unavailable")
+                return refusal(request, "unavailable")
 
         return handler
 
@@ -250,7 +250,7 @@ async def _bounded(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except web.HTTPRequestEntityTooLarge:
         log.info("request too large", path=request.path)
-        return _refusal(request, "too_large")
+        return refusal(request, "too_large")
 
 
 def _serial(text: str) -> str:
@@ -261,7 +261,7 @@ def _serial(text: str) -> str:
         return text[:64]
 
 
-def _refusal(request: web.Request, code: str, *, retry_after_s: int | None = None) -> web.Response:
+def refusal(request: web.Request, code: str, *, retry_after_s: int | None = None) -> web.Response:
     """Answer with a row of the table, as a problem."""
     row = TABLE[code]
     body: dict[str, str | int] = {

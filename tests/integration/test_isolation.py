@@ -74,10 +74,13 @@ async def populate(world: World, name: str, *, visits: int) -> int:
         counter,
     )
     await owner.execute(
-        "insert into questionnaires (organisation_id, hash, name, definition) "
-        "values ($1, 5, $2, '{}')",
+        "with made as (insert into questionnaires (organisation_id, hash, name, definition, ref, "
+        "content) values ($1, 5, $2, '{}', $2, $4) returning id) insert into publications "
+        "(organisation_id, ref, questionnaire_id, site_id) select $1, $2, id, $3 from made",
         organisation,
         f"{name}-questions",
+        site,
+        b'{"format":1,"languages":["en"],"title":{"en":"A"},"questions":[]}',
     )
     return organisation
 
@@ -101,7 +104,8 @@ def paths() -> list[str]:
     for route in READS:
         fields = set(route.parameters.__struct_fields__)
         if "since" not in fields:
-            found.append(route.path.replace("{ref}", "own-site"))
+            ref = "own-questions" if "questionnaires" in route.path else "own-site"
+            found.append(route.path.replace("{ref}", ref))
         elif "bucket" in fields:
             found += [
                 f"{route.path}?{RANGE}&bucket={size}&by={by}&scope={scope}"
@@ -122,7 +126,7 @@ async def test_no_route_shows_another_organisation(world: World) -> None:
         assert "own" in text, path
         assert "100" not in text.replace("100.0", ""), path
         assert "own" not in json.dumps(
-            await world.get(path.replace("own-site", "other-site"), organisation="other")
+            await world.get(path.replace("own-", "other-"), organisation="other")
         )
 
 

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.services
 MARK = "zebra"
 """Stands in every name that the other organisation has given."""
 
-KINDS = ("site", "region", "door", "spot", "user", "claim", "organisation", "voucher")
+KINDS = (
+    *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher"),
+    *("questionnaire", "publication"),
+)
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
 ABSENT = {kind: f"{kind}-none2345" for kind in KINDS} | {"device": "dc-none23456789"}
@@ -83,6 +86,9 @@ GET: dict[str, Asked] = {
     "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/conversion": Asked(RANGE, {"site": "{site}"}),
     "/v1/gaps": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+    "/v1/questionnaires": Asked(),
+    "/v1/questionnaires/{ref:questionnaire}": Asked(),
+    "/v1/publications": Asked({}, {"site": "{site}"}),
 }
 FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
@@ -145,6 +151,13 @@ JSON: dict[tuple[str, str], Asked] = {
         {"name": "mine", "kind": "kiosk"}, {"site": "{site}", "door": "{door}"}
     ),
     ("PATCH", "/v1/spots/{ref:spot}"): Asked({}, {"door": "{door}"}),
+    ("POST", "/v1/questionnaires"): Asked({"name": ""}),
+    ("DELETE", "/v1/questionnaires/{ref:questionnaire}"): Asked(),
+    ("POST", "/v1/publications"): Asked(
+        {"until": "1990-01-01", "from": "1991-01-01"},
+        {"questionnaire": "{questionnaire}", "site": "{site}", "spot": "{spot}"},
+    ),
+    ("DELETE", "/v1/publications/{ref:publication}"): Asked(),
 }
 """What programs write, as JSON."""
 
@@ -252,7 +265,10 @@ async def fuzz(people: People) -> Fuzz:
         OWN["site"]: "99999998",
     }
     key = await create_api_key(
-        owner, people.organisations["own"], "fuzz", scopes=("read", "register:write")
+        owner,
+        people.organisations["own"],
+        "fuzz",
+        scopes=("read", "register:write", "opinions:write"),
     )
     return Fuzz(people, browser, csrf, key, sessions)
 
@@ -287,6 +303,13 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "insert into spots (organisation_id, site_id, door_id, ref, name, kind) "
         "values ($1, $2, $3, $4, $5, 'counter') returning id",
         *(organisation, site, door, names["spot"], words),
+    )
+    await owner.execute(
+        "with made as (insert into questionnaires (organisation_id, ref, hash, name, definition, "
+        "content) values ($1, $2, 1, $3, '{}', $6) returning id) insert into publications "
+        "(organisation_id, ref, questionnaire_id, site_id) select $1, $4, id, $5 from made",
+        *(organisation, names["questionnaire"], words, names["publication"], site),
+        b'{"format":1,"languages":["en"],"title":{"en":"A"},"questions":[]}',
     )
     device = await owner.fetchval(
         "insert into devices (organisation_id, device, kind, serial, model, state) "

@@ -24,7 +24,7 @@ def raised() -> set[str]:
     for path in FOLDER.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                wanted = node.func.id in ("refused", "_refusal", "RefusedError")
+                wanted = node.func.id in ("refused", "refusal", "RefusedError")
                 texts = (
                     [a.value for a in node.args if isinstance(a, ast.Constant)] if wanted else []
                 )

@@ -1,0 +1,92 @@
+"""`GET /v1/plan` at the devices' listener: what a device is to show, signed.
+
+The device shows its certificate, and is heard by the same rules as for a renewal
+(`server.provisioning.renew`, 1 to 6). It gets 200 with an envelope (`protocol.questionnaire`), or
+304 if that is what it names as `If-None-Match`.
+
+The plan is signed by a service's certificate of its own, `svc-content`: no device, and no other
+service of ours, can make a plan that a device takes. See `ops/decisions/0009-questionnaires.md`.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import asyncpg
+import structlog
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from protocol.questionnaire import SIGNED, Envelope
+from server.db.engine import DATABASE_AWAY, transaction
+from server.errors import VestibuleError
+from server.feedback.questionnaires import plan_of
+from server.pki.files import AuthorityError
+from server.pki.signer import sign_with
+from server.provisioning.listener import peer_certificate
+from server.provisioning.refusals import TABLE
+from server.provisioning.renew import hear
+from server.provisioning.web import refusal
+
+SIGNER_FILES = "svc-content"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentSigner:
+    """Signs plans; its chain hangs from a root that devices trust."""
+
+    chain: str
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    @classmethod
+    def load(cls, pki: Path) -> "ContentSigner":
+        """Open the service's key beside the authority. Raises AuthorityError."""
+        path = pki / f"{SIGNER_FILES}.key"
+        try:
+            key = load_pem_private_key(path.read_bytes(), None)
+            chain = path.with_suffix(".pem").read_text()
+            leaf = x509.load_pem_x509_certificates(chain.encode())[0]
+        except (OSError, ValueError, TypeError) as error:
+            raise AuthorityError(f"{path} cannot be opened: {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != leaf.public_key():
+            raise AuthorityError(f"{path} does not belong to its certificate")
+        return cls(chain, key)
+
+    def sealed(self, plan: bytes, questionnaires: list[bytes]) -> Envelope:
+        """Return a signed envelope; the same plan gets the same signature."""
+        return Envelope(plan, tuple(questionnaires), sign_with(self.key, SIGNED + plan), self.chain)
+
+
+def add_plans(
+    app: web.Application, *, pool: asyncpg.Pool, pki: Path, now: Callable[[], datetime]
+) -> None:
+    """Add the route to the devices' listener; `pool` is ingest's."""
+
+    async def serve(request: web.Request) -> web.Response:
+        try:
+            async with transaction(pool, "read plan") as connection:
+                asking = await hear(connection, peer_certificate(request), now=now())
+                plan, contents = await plan_of(connection, asking.row, now=now())
+            # read at each answer: a certificate that was replaced needs no restart
+            signer = await asyncio.to_thread(ContentSigner.load, pki)
+        except VestibuleError as error:
+            log.warning("plan refused", code=error.code, address=request.remote)
+            return refusal(request, error.code if error.code in TABLE else "unavailable")
+        except (*DATABASE_AWAY, AuthorityError) as error:
+            log.warning("plan not given", error=str(error) or type(error).__name__)
+            return refusal(request, "unavailable")
+        sealed = signer.sealed(plan.content(), sorted(contents)).content()
+        tag = f'"{hashlib.sha256(sealed).hexdigest()[:32]}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={"ETag": tag})
+        log.info("plan given", device=asking.device, shown=len(plan.show))
+        return web.Response(body=sealed, content_type="application/json", headers={"ETag": tag})
+
+    app.router.add_get("/v1/plan", serve)
