@@ -82,7 +82,7 @@ def imputation(size: Size) -> list[Promise]:
     """Evaluate estimates on simulated sites and, where there are any, on Leeds' streets."""
     found: list[Promise] = []
     rng = random.Random(size.seed)  # noqa: S311 - draws outages, no secrets
-    sites = [simulated(rng, number, days=400 if size.full else 210)
+    sites = [simulated(rng, number, days=WARM_DAYS + (365 if size.full else 84))
              for number in range(24 if size.full else 6)]  # fmt: skip
     for name, whole in (("simulated, one door out", False), ("simulated, all doors out", True)):
         scores = Scores()

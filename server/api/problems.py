@@ -117,6 +117,9 @@ CODES = {
         "Finer than the readings",
         "Counts are never interpolated: ask for buckets as long as the readings or longer.",
     ),
+    "estimate_too_fine": Code(
+        422, "Too fine for estimates", "Estimates are of quarters of an hour, and of what is longer."
+    ),
     "range_too_long": Code(
         422, "Range too long", "Ask for a shorter range, or for larger buckets."
     ),

@@ -20,6 +20,7 @@ from aiohttp.typedefs import Handler, Middleware
 from server.api import (
     accuracy,
     acts,
+    estimates,
     experiments,
     feeds,
     listings,
@@ -249,7 +250,7 @@ _COUNTS = (
     ),
     Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
 )
-_PARTS = (metrics, sources, opinions, questionnaires, experiments, accuracy, feeds)
+_PARTS = (metrics, estimates, sources, opinions, questionnaires, experiments, accuracy, feeds)
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (
     *register.ACTS,

@@ -16,7 +16,7 @@ Invariants: a measurement is never changed; low95 <= low80 <= high80 <= high95; 
 was measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil, sqrt
@@ -31,7 +31,6 @@ from server.insight.profile import (
     expectations,
     levels,
     longest_without,
-    shares,
     site_coverage,
 )
 
@@ -42,6 +41,7 @@ ENOUGH_OTHERS = 20.0
 TEST_DAYS = 84
 MOST_TESTS = 500
 FEWEST_TESTS = 60
+_NOTHING = 0.001  # of a cell: slots of 15 s round
 
 
 class Method(StrEnum):
@@ -97,8 +97,6 @@ class Part(NamedTuple):
 class Missing(NamedTuple):
     """What is imputed to one cell of a site; `mean` None: nothing may be."""
 
-    at: int
-    coverage: float | None
     mean: float | None
     parts: tuple[Part, ...]
 
@@ -146,42 +144,53 @@ class SiteModel:
         expected = self.expected[number][at]
         return None if expected is None else expected * self._level(number, at).factor
 
-    def missing(self, at: int) -> Missing | None:
-        """Return what is imputed to a cell; None if it was observed to `COMPLETE`, or closed."""
+    def missing(self, at: int, *, only: int | None = None) -> Missing | None:
+        """Return what is imputed to a cell, of all counters or of one.
+
+        None if it was observed to `COMPLETE`, or the site was closed.
+        """
         cell = self.cells[at]
         covered = [each.coverage[at] for each in self.counters]
-        if cell.open_s == 0 or all(c is None or c >= COMPLETE for c in covered):
-            return None
-        dead = [n for n, c in enumerate(covered) if c is not None and c < COMPLETE]
         live = [n for n, c in enumerate(covered) if c is not None and c >= COMPLETE]
+        dead = [
+            (n, 1 - c)
+            for n, c in enumerate(covered)
+            if c is not None and c < COMPLETE and only in (None, n)
+        ]
+        if cell.open_s == 0 or not dead:
+            return None
         through = self._through(live, at)
+        kind = Kind.SPOT if live or only is not None else Kind.SITE
         parts: list[Part] = []
         possible = True
-        for number in dead:
-            share = 1 - (covered[number] or 0.0)
+        for number, share in dead:
             for known, spread, part in self._placed(number, at):
                 parts.append(Part(Kind.PLACE, cell.day, spread, of=known))
                 share -= part
-            if share <= 0.001:
+            if share <= _NOTHING:
                 continue
-            imputed = self._imputed(number, at, through, alone=not live)
+            imputed = self._imputed(number, at, through, kind)
             if imputed is None or self._silent[number][at]:
                 possible = False
             else:
                 parts.append(imputed._replace(mean=imputed.mean * share))
-        mean = sum(part.mean for part in parts) if possible else None
-        return Missing(at, self.coverage(at), mean, tuple(parts))
+        return Missing(sum(part.mean for part in parts) if possible else None, _joined(parts))
 
-    def coverage(self, at: int) -> float | None:
-        """Return a cell's coverage, by traffic, or as it is if that is lower."""
-        there = [n for n, each in enumerate(self.counters) if each.coverage[at] is not None]
-        covered = [self.counters[n].coverage[at] or 0.0 for n in there]
-        factors = [self._level(n, at).factor for n in there]
-        weights = shares([self.expected[n][at] for n in there], factors)
-        ones = [1.0] * len(there)
-        weighted = site_coverage(covered, ones, weights)
-        plain = site_coverage(covered, ones, ones)
-        return None if weighted is None or plain is None else min(weighted, plain)
+    def coverage(self, cells: Iterable[int], *, only: int | None = None) -> float | None:
+        """Return the coverage of cells by traffic, or as it is if that is lower."""
+        weighted: list[tuple[float, float, float | None]] = []
+        for at in cells:
+            for number, counter in enumerate(self.counters):
+                covered = counter.coverage[at]
+                if covered is not None and self.cells[at].open_s and only in (None, number):
+                    seconds = float(self.cells[at].open_s)
+                    weighted.append((covered * seconds, seconds, self._weight(number, at)))
+        if not weighted:
+            return None
+        observed, expected, weights = (list(column) for column in zip(*weighted, strict=True))
+        by_traffic = site_coverage(observed, expected, weights)
+        plain = site_coverage(observed, expected, [1.0] * len(expected))
+        return None if by_traffic is None or plain is None else min(by_traffic, plain)
 
     def spread(self, kind: Kind, day: int) -> Spread:
         """Return how far such imputations were off in the weeks before that of `day`."""
@@ -229,6 +238,11 @@ class SiteModel:
     def _level(self, number: int, at: int) -> Level:
         return self.levels[number].get(self.cells[at].day, NO_LEVEL)
 
+    def _weight(self, number: int, at: int) -> float | None:
+        """Return how many people a second of a cell is expected to see."""
+        mean = self.mean(number, at)
+        return None if mean is None else mean / self.cells[at].open_s
+
     def _through(self, live: Sequence[int], at: int) -> tuple[float, float] | None:
         """Return what live counters counted and what they were expected to; None if too few."""
         means = [self.mean(number, at) for number in live]
@@ -238,14 +252,13 @@ class SiteModel:
         return sum(self.counters[number].visits[at] or 0.0 for number in live), expected
 
     def _imputed(
-        self, number: int, at: int, through: tuple[float, float] | None, *, alone: bool
+        self, number: int, at: int, through: tuple[float, float] | None, kind: Kind
     ) -> Part | None:
         day, mean = self.cells[at].day, self.mean(number, at)
         if mean is None:
             return None
         if through is not None:  # p / (1 - p) is the counter's mean over the others' mean
             return Part(Kind.SHARE, day, through[0] * mean / through[1])
-        kind = Kind.SITE if alone else Kind.SPOT
         return Part(kind, day, mean, self._level(number, at).variance)
 
     def _placed(self, number: int, at: int) -> list[tuple[Known, float, float]]:
@@ -301,6 +314,17 @@ class SiteModel:
                     if mean - part >= ENOUGH_OTHERS:
                         found.append(Trial(cell.day, own, (count - own) * part / (mean - part)))
         return found
+
+
+def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return the parts of one cell, those that all doors were out for as one: they err together."""
+    site = [part for part in parts if part.kind is Kind.SITE]
+    if len(site) < 2:
+        return tuple(parts)
+    mean = sum(part.mean for part in site)
+    error = sum(part.mean * sqrt(part.level_variance) for part in site)
+    one = Part(Kind.SITE, site[0].day, mean, (error / mean) ** 2 if mean else 0.0)
+    return (one, *(part for part in parts if part.kind is not Kind.SITE))
 
 
 def _overlap(known: Known, cell: Cell) -> float:

@@ -6,8 +6,9 @@ Decided here (`reference` of the formulas: ARCHITECTURE.md, "Estimates"):
   exceptional day, not older than `REACH_DAYS`; with fewer than `FEWEST` nothing is expected.
 - The expectation is their median. The median of few people is a coarse step, so below `FEW` it is
   their mean, with what is far out drawn in.
-- The level is what was counted over what was expected in the `LEVEL_DAYS` days before; it carries
-  the season, and what the median of skewed counts leaves out of their mean.
+- The level is what was counted over what was expected in the `LEVEL_DAYS` days before, the latest
+  counting most; it carries the season, and what the median of skewed counts leaves out of their
+  mean.
 - Closed time is expected to hold nobody, and tells nothing.
 
 Invariant: what is expected of a cell depends on nothing that was counted on its day or later.
@@ -25,6 +26,7 @@ FEWEST = 3
 REACH_DAYS = 84
 LEVEL_DAYS = 14
 FEW = 8.0
+FADING = 0.87  # a day weighs half as much as the one five days after it
 _FAR = 5.0
 _LEVEL_MEMORY = 1.7  # (1 + r) / (1 - r) of daily log ratios, whose lag-1 correlation r is .2 to .3
 _FEWEST_DAYS = 3
@@ -121,7 +123,12 @@ def levels(
 
 
 def _level(days: Sequence[Sequence[float] | None]) -> Level:
-    known = [(day[0], day[1]) for day in days if day is not None and day[1] > 0]
+    """Return the level after `days`, the latest first."""
+    known = [
+        (FADING**ago * day[0], FADING**ago * day[1])
+        for ago, day in enumerate(days)
+        if day is not None and day[1] > 0
+    ]
     counted, wanted = sum(day[0] for day in known), sum(day[1] for day in known)
     if len(known) < _FEWEST_DAYS or counted <= 0:
         return NO_LEVEL
@@ -135,7 +142,8 @@ def site_coverage(
 ) -> float | None:
     """Return c = sum w V / sum w E over a site's counters: a dead main door hurts more.
 
-    `weights` are the counters' shares at that hour of the week; where one is unknown, or nobody is
+    `weights` are the counters' shares at that hour of the week, or what is in proportion to them;
+    where one is unknown, or nobody is
     expected at all, all count alike. None if nothing was to be observed.
     """
     known = [weight for weight in weights if weight is not None]
@@ -149,16 +157,6 @@ def site_coverage(
         return None
     part = sum(w * min(v, e) for w, v, e in zip(shares, observed, expected, strict=True))
     return min(1.0, part / whole)
-
-
-def shares(expected: Sequence[float | None], factors: Sequence[float]) -> list[float | None]:
-    """Return each counter's share of the people at one cell; None where one of them is unknown."""
-    parts = [None if e is None else e * f for e, f in zip(expected, factors, strict=True)]
-    known = [part for part in parts if part is not None]
-    whole = sum(known)
-    if len(known) < len(parts) or whole <= 0:
-        return [None] * len(parts)
-    return [part / whole for part in known]
 
 
 def longest_without(cells: Sequence[Cell], counter: Counter, *, most_days: int) -> list[bool]:

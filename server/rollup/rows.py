@@ -201,7 +201,7 @@ def place_gaps(
     starts: list[int] | None = None
     for spot, history in zip(entity.spots, histories, strict=True):
         for gap in history.gaps:
-            entered, left = _weigh(gap, cut[spot.id])
+            entered, left = weigh_gap(gap, cut[spot.id])
             if not entered and not left:
                 continue
             starts = starts or [bucket.start_s for bucket in entity.grid]
@@ -224,7 +224,7 @@ def place_gaps(
     return placed, elsewhere
 
 
-def _weigh(gap: Gap, cut: Sequence[Segment]) -> tuple[int, int]:
+def weigh_gap(gap: Gap, cut: Sequence[Segment]) -> tuple[int, int]:
     """Weigh a gap's counts by the calibration at its start."""
     segment = next(s for s in cut if s.start_s <= gap.start_s < s.end_s)
     return weigh(gap.counts, segment.weights)

@@ -85,6 +85,7 @@ GET: dict[str, Asked] = {
     "/v1/counts": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/conversion": Asked(RANGE, {"site": "{site}"}),
+    "/v1/estimates": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/gaps": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/questionnaires": Asked(),
     "/v1/questionnaires/{ref:questionnaire}": Asked(),

@@ -28,7 +28,6 @@ from server.insight.profile import (
     expectations,
     levels,
     longest_without,
-    shares,
     site_coverage,
     typical,
 )
@@ -122,23 +121,31 @@ def test_one_night_with_a_crowd_does_not_become_the_rule(counts: list[int], crow
     assert after <= usual + 5 * max(1.0, max(quiet) ** 0.5) + max(quiet)
 
 
-def test_the_level_is_what_was_counted_over_what_was_expected() -> None:
+def slow_level(days: list[tuple[float, float]]) -> tuple[float, float]:
+    """The level after days of (counted, expected), the earliest first, and its variance."""
+    weights = [0.87**ago for ago in range(len(days))][::-1]
+    counted = sum(w * c for w, (c, _) in zip(weights, days, strict=True))
+    level = counted / sum(w * e for w, (_, e) in zip(weights, days, strict=True))
+    spread = sum((w * (c - level * e)) ** 2 for w, (c, e) in zip(weights, days, strict=True))
+    return level, 1.7 * spread / counted**2
+
+
+def test_the_level_is_what_was_counted_over_what_was_expected_lately() -> None:
     cells = week_cells(12)
     begin = FIRST + 70
-    counts = [30.0 if cell.day >= begin else 20.0 for cell in cells]
-    counter = full(counts)
-    expected = expectations(cells, counter)
-    found = levels(cells, counter, expected)
-    assert found[begin].factor == pytest.approx(1.0)
-    assert found[begin + 7].factor == pytest.approx((7 * 30 + 7 * 20) / (14 * 20))
-    assert found[begin + 13].factor == pytest.approx((13 * 30 + 1 * 20) / (14 * 20))
-    assert found[begin].variance == pytest.approx(0.0)
-    assert found[begin + 7].variance == pytest.approx(1.7 * 14 * 40**2 / 2800**2)
+    counter = full([30.0 if cell.day >= begin else 20.0 for cell in cells])
+    found = levels(cells, counter, expectations(cells, counter))
+    for day in range(14):
+        days = [(160.0, 160.0)] * (14 - day) + [(240.0, 160.0)] * day
+        level, variance = slow_level(days)
+        assert found[begin + day].factor == pytest.approx(level)
+        assert found[begin + day].variance == pytest.approx(variance)
+    assert found[begin].factor == 1
 
 
 def test_a_dead_main_door_hurts_more_than_a_dead_side_door() -> None:
     expected = [3600.0, 3600.0, 3600.0]
-    weights = shares([80.0, 15.0, 5.0], [1.0, 1.0, 1.0])
+    weights = [0.8, 0.15, 0.05]
     assert site_coverage([0.0, 3600.0, 3600.0], expected, weights) == pytest.approx(0.2)
     assert site_coverage([3600.0, 3600.0, 0.0], expected, weights) == pytest.approx(0.95)
     assert site_coverage([3600.0, 3600.0, 0.0], expected, [None, 0.1, 0.1]) == pytest.approx(2 / 3)
@@ -170,12 +177,13 @@ def test_a_counter_beside_live_ones_is_imputed_by_its_share() -> None:
     doors[0] = Counter(
         [90.0 if n == at else c for n, c in enumerate(doors[0].visits)], doors[0].coverage
     )
-    found = SiteModel(cells, doors).missing(at)
+    model = SiteModel(cells, doors)
+    found = model.missing(at)
     assert found is not None
     p = 0.3
     assert found.mean == pytest.approx((90 + 10) * p / (1 - p))
     assert [part.kind for part in found.parts] == [Kind.SHARE]
-    assert found.coverage == pytest.approx(2 / 3)  # as it is: by traffic it would be .7
+    assert model.coverage([at]) == pytest.approx(2 / 3)  # as it is: by traffic it would be .7
 
 
 def test_all_dead_is_the_median_times_the_level() -> None:
@@ -184,8 +192,27 @@ def test_all_dead_is_the_median_times_the_level() -> None:
     counts = [40.0 if cell.day >= FIRST + 77 else 20.0 for cell in cells]
     found = SiteModel(cells, [hide(full(counts), at)]).missing(at)
     assert found is not None
-    level = (6 * 8 * 40 + 8 * 8 * 20) / (14 * 8 * 20)
+    level, _ = slow_level([(160.0, 160.0)] * 8 + [(320.0, 160.0)] * 6)
     assert found.mean == pytest.approx(20 * level)
+
+
+def test_doors_that_are_all_out_are_as_sure_as_their_site_as_one() -> None:
+    cells = week_cells(40)
+    rng = np.random.default_rng(4)
+    people = rng.poisson(90 * rng.gamma(20, 1 / 20, len(cells)))
+    left = rng.binomial(people, 0.4)
+    at = len(cells) - 3
+    one = SiteModel(cells, [hide(full([float(n) for n in people]), at)])
+    doors = [hide(full([float(n) for n in each]), at) for each in (left, people - left)]
+    two = SiteModel(cells, doors)
+    alone, both = one.missing(at), two.missing(at)
+    assert alone is not None
+    assert both is not None
+    assert both.mean == pytest.approx(alone.mean, rel=0.05)
+    width = [m.interval(f.parts) for m, f in ((one, alone), (two, both))]
+    assert width[1].high95 - width[1].low95 == pytest.approx(
+        width[0].high95 - width[0].low95, rel=0.15
+    )
 
 
 def test_what_was_counted_in_part_of_an_hour_stays_and_the_rest_is_imputed() -> None:

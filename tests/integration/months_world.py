@@ -1,0 +1,48 @@
+"""Months of quarters at once: what the tests of estimates, occupancy and quality start from."""
+
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, timedelta
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from tests.integration.api_world import ALL_SLOTS, World
+
+ZONE = ZoneInfo("Europe/Stockholm")
+
+
+class Quarter(NamedTuple):
+    """One row of rollup_15m."""
+
+    spot: int
+    at: datetime
+    entered: int
+    left: int
+    slots: int = ALL_SLOTS
+
+
+def quarters_of(first: date, days: int, *, hours: tuple[int, int]) -> Iterator[datetime]:
+    """Yield the quarters of the local hours [low, high) of some days."""
+    for offset in range(days):
+        day = first + timedelta(days=offset)
+        for minute in range(hours[0] * 60, hours[1] * 60, 15):
+            yield datetime(day.year, day.month, day.day, minute // 60, minute % 60, tzinfo=ZONE)
+
+
+async def store(world: World, quarters: Iterable[Quarter]) -> None:
+    """Store quarters, and note them as changed, a row a spot."""
+    rows = list(quarters)
+    await world.owner.copy_records_to_table(
+        "rollup_15m",
+        columns=("bucket", "observed", "spot", "in0", "out0", "resolution_s"),
+        records=[(q.at, q.slots, q.spot, q.entered, q.left, 60) for q in rows],
+    )
+    days = {(q.spot, q.at.date()): q.at for q in rows}
+    hours = {(q.spot, q.at.replace(minute=0)) for q in rows}
+    dirty = [(spot, at) for (spot, _), at in days.items()] + sorted(hours)
+    for at in range(0, len(dirty), 2_000):
+        part = dirty[at : at + 2_000]
+        await world.owner.execute(
+            "insert into rollup_dirty (spots, buckets) values ($1, $2)",
+            [spot for spot, _ in part],
+            [when for _, when in part],
+        )
