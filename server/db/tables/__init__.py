@@ -4,10 +4,21 @@ The migrations are what makes them; a test holds both equal, column by column. R
 checks and exclusion constraints stand in the migrations alone, and so do hypertables' settings.
 """
 
-from server.db.tables import database, identity, people, questionnaires, readings, register, rollups
+from server.db.tables import (
+    accuracy,
+    database,
+    identity,
+    people,
+    questionnaires,
+    readings,
+    register,
+    rollups,
+    sources,
+)
 from server.db.tables.columns import metadata
 
 __all__ = [
+    "accuracy",
     "database",
     "identity",
     "metadata",
@@ -16,4 +27,5 @@ __all__ = [
     "readings",
     "register",
     "rollups",
+    "sources",
 ]

@@ -1,0 +1,28 @@
+"""People counted by a person beside a counter."""
+
+from sqlalchemy import Column, Integer, Table, Text
+
+from server.db.tables.columns import INSTANT, metadata, organisation, row_id, row_of
+
+recounts = Table(
+    "recounts",
+    metadata,
+    row_id(),
+    organisation(),
+    Column("ref", Text, nullable=False),
+    row_of("spot_id", "spots"),
+    Column("method", Text, nullable=False),
+    Column("counted_by", Text, nullable=False),
+    Column("recorded_by", Text, nullable=False),
+    Column("recorded_at", INSTANT, nullable=False),
+    Column("withdrawn_at", INSTANT),
+)
+recount_blocks = Table(
+    "recount_blocks",
+    metadata,
+    organisation(),
+    row_of("recount_id", "recounts", primary_key=True),
+    Column("from_at", INSTANT, primary_key=True),
+    Column("entered", Integer, nullable=False),
+    Column("departed", Integer, nullable=False),
+)

@@ -1,0 +1,44 @@
+"""Staff rosters: how many hours were rostered at a site, by anybody.
+
+A shift is known by the roster's own reference and a role; nobody's name is asked for. Shifts are
+taken as they were planned, breaks included: a roster is no time clock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+
+@dataclass(frozen=True, slots=True)
+class Staffed:
+    """The rostered hours of a stretch of time, and how many shifts began in it."""
+
+    hours: float
+    shifts: int
+
+
+async def staffed_hours(
+    connection: asyncpg.Connection, site_ids: Sequence[int], since: datetime, until: datetime
+) -> dict[int, Staffed]:
+    """Return by site the rostered hours of [since, until), each shift's part in it.
+
+    A site that never had a roster is left out; one that has, and nobody then, has 0. A shift is
+    counted where it begins, so that shifts of days add up.
+    """
+    rows = await connection.fetch(_HOURS, list(site_ids), since, until)
+    return {row["site_id"]: Staffed(float(row["hours"]), row["shifts"]) for row in rows}
+
+
+_HOURS = """
+    select site.id as site_id,
+           coalesce(sum(extract(epoch from least(s.ends_at, $3) - greatest(s.starts_at, $2)))
+                    filter (where s.id is not null), 0) / 3600 as hours,
+           count(s.id) filter (where s.starts_at >= $2) as shifts
+    from unnest($1::int[]) as site(id)
+    left join staff_shifts s on s.site_id = site.id and s.starts_at < $3 and s.ends_at > $2
+      and s.starts_at > $2 - interval '24 hours'
+    where exists (select from staff_shifts t where t.site_id = site.id)
+    group by site.id
+"""
