@@ -28,9 +28,11 @@ from agent.kiosk import Visits
 from agent.link import Link, LinkOptions
 from agent.notify import Notifier
 from agent.outbox import Outbox
-from agent.recorder import Recorder
+from agent.plan import Plans
+from agent.recorder import Recorder, RefusedError
 from agent.renewal import Renewal
-from agent.sensor import Crossing, Event, Sensor
+from agent.screen.screen import Screen
+from agent.sensor import Button, Crossing, Event, Sensor
 from agent.session import Session
 
 TICK_S = 1.0
@@ -77,6 +79,8 @@ class Agent:
         self.renewal = self._renewal(rng)
         self.sensor = sensor or self._sensor()
         self._visits = Visits()
+        self.plans = self._plans(rng)
+        self.screen = self._screen()
         self._changed = asyncio.Event()
         self._notifier = Notifier()
 
@@ -84,7 +88,13 @@ class Agent:
         """Record an event now; RefusedError if that can't be done."""
         if isinstance(event, Crossing):
             self.recorder.count(event.line, entered=event.entered, left=event.left, feed=event.feed)
+        elif isinstance(event, Button):
+            if self.screen is None:
+                raise RefusedError("this button means what is on a screen, and there is no page")
+            self.screen.button(event.position)
+            return
         else:
+            self.recorder.show(event.questionnaire or self.recorder.profile.questionnaire)
             visit = event.visit
             if visit is None:
                 visit = self._visits.ordinal(self.clock.monotonic_ms())
@@ -108,6 +118,10 @@ class Agent:
                 tasks.create_task(self._journal(), name="journal")
                 tasks.create_task(self._health(), name="health")
                 tasks.create_task(self.link.run(), name="link")
+                if self.plans is not None:
+                    tasks.create_task(self.plans.run(), name="plans")
+                if self.screen is not None:
+                    tasks.create_task(self.screen.run(), name="screen")
                 if self.renewal is not None:
                     tasks.create_task(self.renewal.run(), name="renewal")
                 self._notifier.tell("READY=1")
@@ -123,19 +137,23 @@ class Agent:
         quality, _ = self.clock.offset()
         renewal = self.renewal
         certificate = {} if renewal is None else renewal.status()
-        return certificate | {
-            "device": self.enrolled.device,
-            "kind": self.enrolled.kind,
-            "connected": self.link.connected,
-            "last_error": self.link.last_error,
-            "clock": quality.name.lower(),
-            "boot": f"{self.recorder.boot_id:016x}",
-            "totals": [list(line) for line in self.recorder.totals.lines]
-            or [list(answer) for answer in self.recorder.totals.answers],
-            "frames_waiting": self.outbox.pending(),
-            "outbox_bytes": self.outbox.bytes_held,
-            "trouble": self.outbox.trouble,
-        }
+        return (
+            certificate
+            | {
+                "device": self.enrolled.device,
+                "kind": self.enrolled.kind,
+                "connected": self.link.connected,
+                "last_error": self.link.last_error,
+                "clock": quality.name.lower(),
+                "boot": f"{self.recorder.boot_id:016x}",
+                "totals": [list(line) for line in self.recorder.totals.lines]
+                or [list(answer) for answer in self.recorder.totals.answers],
+                "frames_waiting": self.outbox.pending(),
+                "outbox_bytes": self.outbox.bytes_held,
+                "trouble": self.outbox.trouble,
+            }
+            | ({} if self.screen is None else self.screen.status())
+        )
 
     async def _tick(self) -> None:
         while True:
@@ -148,9 +166,7 @@ class Agent:
             await self._changed.wait()
             await self.clock.sleep(self.config.flush_s)
             self._changed.clear()
-            if self.recorder.flush():
-                self.sensor.flushed()
-            else:
+            if not self._flush():
                 self._changed.set()  # the disk refuses: try again, and tell no feeder
 
     async def _health(self) -> None:
@@ -175,6 +191,10 @@ class Agent:
             "link.refused": float(self.link.refused),
             "uptime.s": self.clock.monotonic_ms() / 1000,
         }
+        if self.screen is not None:
+            values |= self.screen.metrics()
+        if self.plans is not None:
+            values["plan.refused"] = float(self.plans.refused)
         if self.renewal is not None:
             values["certificate.days"] = self.renewal.days_left
         with suppress(OSError):
@@ -199,6 +219,45 @@ class Agent:
             rng=rng,
             last_utc_ms=lambda: self.outbox.last_utc_ms,
         )
+
+    def _plans(self, rng: random.Random) -> Plans | None:
+        """Return what keeps a kiosk's plan; a counter has none."""
+        if self.enrolled.kind != "kiosk":
+            return None
+        plans = Plans(
+            self.config.state,
+            server=identity.server(self.enrolled, self.config.server),
+            clock=self.clock,
+            rng=rng,
+            built_in=self.recorder.profile.questionnaire,
+            last_utc_ms=lambda: self.outbox.last_utc_ms,
+            spread_s=self.config.spread_s,
+        )
+        self.link.on_bell, self.link.on_connect = plans.ring, plans.connected
+        return plans
+
+    def _screen(self) -> Screen | None:
+        """Return the kiosk's page, if it is to have one."""
+        if self.plans is None or not self.config.screen_port:
+            return None
+        return Screen(
+            self.plans,
+            port=self.config.screen_port,
+            pin=self.config.screen_pin,
+            clock=self.clock,
+            visits=self._visits,
+            take=self.take,
+            flush=self._flush,
+            last_id=self.outbox.last_id,
+            status=self.status,
+        )
+
+    def _flush(self) -> bool:
+        """Journal at once what was recorded; True if it is on disk."""
+        if not self.recorder.flush():
+            return False
+        self.sensor.flushed()
+        return True
 
     def _sensor(self) -> Sensor:
         if self.config.sensor == "gpio":

@@ -5,6 +5,7 @@ device is, and what kind, comes from enrolment and not from here.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -42,6 +43,8 @@ class AgentConfig:
     retry_max_s: float = 60.0
     max_mb: float = 64.0
     questionnaire: str = "0" * 16  # hex of its hash until the screen says otherwise
+    screen_port: int = 0  # of the kiosk's page, on this device alone; 0: no page
+    screen_pin: str = field(default="", repr=False)  # 4 to 12 digits; empty: no staff menu
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     server: str = ""  # where a labelled device enrols, such as https://fleet.example:8443
     root_sha256: str = ""  # of the fleet's root certificate, in hex
@@ -145,5 +148,9 @@ def _checked(config: AgentConfig) -> AgentConfig:
         raise ConfigError("sensor = 'gpio' needs a [gpio] table with lines or buttons")
     if config.log_level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"log_level is debug, info, warning or error, got {config.log_level!r}")
+    if not 0 <= config.screen_port <= 65_535:
+        raise ConfigError(f"screen_port is 0 to 65535, got {config.screen_port}")
+    if config.screen_pin and not re.fullmatch("[0-9]{4,12}", config.screen_pin):
+        raise ConfigError("screen_pin has 4 to 12 digits")
     config.profile("counter")
     return config

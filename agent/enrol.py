@@ -319,6 +319,16 @@ def _ask(token: Ticket, context: ssl.SSLContext, method: str, path: str, body: s
     return ask(token.host, token.port, context, method=method, path=path, body=body)
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the server answered to one request, whatever its status."""
+
+    status: int
+    reason: str
+    etag: str
+    text: str
+
+
 def ask(
     host: str,
     port: int,
@@ -334,6 +344,27 @@ def ask(
     `check` is given the server's certificate (DER) before anything is asked. Raises EnrolError if
     it refuses; OSError, HTTPException.
     """
+    got = exchange(host, port, context, method=method, path=path, body=body, check=check)
+    if got.status != 200:
+        raise refused(got)
+    return got.text
+
+
+def exchange(
+    host: str,
+    port: int,
+    context: ssl.SSLContext,
+    *,
+    method: str,
+    path: str,
+    body: str | None = None,
+    etag: str = "",
+    check: Callable[[bytes], None] | None = None,
+) -> Answered:
+    """Ask as `ask` does, perhaps only for what is not `etag`; EnrolError if the answer is endless.
+
+    Raises OSError, HTTPException.
+    """
     connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
     try:
         connection.connect()
@@ -341,6 +372,7 @@ def ask(
             check(connection.sock.getpeercert(binary_form=True) or b"")
         headers = {"Accept-Language": _language(os.environ)}
         headers |= {"Content-Type": "application/json"} if body else {}
+        headers |= {"If-None-Match": etag} if etag else {}
         connection.request(method, path, body, headers)
         response = connection.getresponse()
         data = response.read(MAX_ANSWER + 1)
@@ -348,10 +380,13 @@ def ask(
         connection.close()
     if len(data) > MAX_ANSWER:
         raise EnrolError(f"the server's answer is longer than {MAX_ANSWER} bytes")
-    text = data.decode(errors="replace")
-    if response.status != 200:
-        raise _refused(response.status, text, response.reason)
-    return text
+    given = response.getheader("ETag") or ""
+    return Answered(response.status, response.reason, given, data.decode(errors="replace"))
+
+
+def refused(got: Answered) -> EnrolError:
+    """Return the refusal that an answer says; one without our form is judged by its status."""
+    return _refused(got.status, got.text, got.reason)
 
 
 def _refused(status: int, text: str, reason: str) -> EnrolError:

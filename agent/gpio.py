@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from agent.recorder import RefusedError
-from agent.sensor import Crossing, Event, Sensor, Take, Touch
+from agent.sensor import Button, Crossing, Event, Sensor, Take, Touch
 
 log = structlog.get_logger(__name__)
 
@@ -63,11 +63,31 @@ class GpioLine:
 
 @dataclass(frozen=True, slots=True)
 class GpioButton:
-    """A button's pin and what it answers."""
+    """A button's pin, and what it answers: one question always, or what is on the screen.
+
+    `position` counts the answers on the screen, from 1.
+    """
 
     pin: int
-    question: int
-    answer: int
+    question: int | None = None
+    answer: int | None = None
+    position: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a button that means nothing, or two things."""
+        fixed = self.question is not None and self.answer is not None
+        half = (self.question is None) != (self.answer is None)
+        if half or fixed == (self.position is not None):
+            raise ValueError("a button has question and answer, or a position on the screen")
+
+    @property
+    def event(self) -> Touch | Button:
+        """What a press of it is."""
+        if self.position is not None:
+            return Button(self.position)
+        assert self.question is not None
+        assert self.answer is not None
+        return Touch(self.question, self.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +177,8 @@ class GpioSensor(Sensor):
             log.error("an event was refused", pin=pin, error=str(error))
 
     def _button(self, button: GpioButton) -> Callable[[bool], Event | None]:
-        return lambda active: Touch(button.question, button.answer) if active else None
+        event = button.event
+        return lambda active: event if active else None
 
     def _line(self, line: GpioLine) -> list[tuple[int, Callable[[bool], Event | None]]]:
         if line.b is None:

@@ -100,6 +100,8 @@ class Link:
         self.last_error = ""
         self.on_change: Callable[[bool], None] | None = None
         self.on_refusal: Callable[[], None] | None = None
+        self.on_bell: Callable[[], None] | None = None
+        self.on_connect: Callable[[], None] | None = None
         self._outbox = outbox
         self._clock = clock
         self._rng = rng
@@ -231,6 +233,8 @@ class Link:
             self.session.received(payload, self._clock.monotonic_ms())
         elif name == self._down:
             self.session.bell()
+            if self.on_bell is not None:
+                self.on_bell()
         self._event.set()
 
     def changed(self) -> None:
@@ -262,6 +266,8 @@ class Link:
                 self.last_error, self._refused = "", False
             if self.on_change is not None:
                 self.on_change(value)
+            if value and self.on_connect is not None:
+                self.on_connect()
 
     def _tls(self) -> ssl.SSLContext:
         """Return the context, made anew when the clock became known or the identity changed."""

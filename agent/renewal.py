@@ -212,8 +212,8 @@ def check_answer(
         raise UntrustedError(1, "the certificate is not for our key")
     if _names(chain[0]) != [f"urn:vestibule:device:{device}"]:  # 2
         raise UntrustedError(2, f"the certificate is not {device}'s, or not a device's")
-    authority = next((c for c in chain[1:] if _signed(chain[0], by=c)), None)  # 3
-    root = authority and next((r for r in roots if _signed(authority, by=r)), None)
+    authority = next((c for c in chain[1:] if signed(chain[0], by=c)), None)  # 3
+    root = authority and next((r for r in roots if signed(authority, by=r)), None)
     if authority is None or root is None:
         raise UntrustedError(3, "the certificate hangs from no root that we hold")
     for one in (chain[0], authority, root):  # 4
@@ -459,7 +459,8 @@ def _names(certificate: x509.Certificate) -> list[str]:
     return [str(name.value) for name in names] if client else []
 
 
-def _signed(certificate: x509.Certificate, *, by: x509.Certificate) -> bool:
+def signed(certificate: x509.Certificate, *, by: x509.Certificate) -> bool:
+    """Return whether an authority has signed this certificate."""
     try:
         constraints = by.extensions.get_extension_for_class(x509.BasicConstraints).value
         certificate.verify_directly_issued_by(by)

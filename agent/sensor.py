@@ -31,9 +31,17 @@ class Touch:
     visit: int | None = None
     source: int = 0
     feed: Feed | None = None
+    questionnaire: bytes | None = None  # its hash; none: the settings' own
 
 
-Event = Crossing | Touch
+@dataclass(frozen=True, slots=True)
+class Button:
+    """A button was pressed that means an answer of what is on the screen, from 1."""
+
+    position: int
+
+
+Event = Crossing | Touch | Button
 Take = Callable[[Event], None]
 
 
