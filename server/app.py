@@ -31,6 +31,7 @@ from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
 from server.db.migrate import check_schema
 from server.feedback.bell import Bell
 from server.feedback.plans import add_plans
+from server.feedback.responses import run as filter_presses
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
 from server.ingest.worker import Ingest
@@ -103,6 +104,8 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))
+            filtering = filter_presses(maint_pool, clock)
+            workers.append(group.create_task(filtering, name="misuse filter"))
             workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
             workers.append(group.create_task(purge.run(maint_pool, clock), name="purge"))
         try:

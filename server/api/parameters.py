@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from server.api.problems import ParameterError
+from server.feedback.query import Basis
 from server.rollup.answer import By, CountQuery, Position
 from server.rollup.buckets import Size
 from server.rollup.quality import Scope
@@ -84,7 +85,7 @@ class Ranged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def span(self) -> tuple[date | datetime, date | datetime]:
         """`from` and `to` as dates or times. Raises ParameterError."""
-        return _span(self.since, self.until)
+        return span_of(self.since, self.until)
 
 
 class Bucketed(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,6 +112,11 @@ class CountParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_only
 class FeedbackParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Kiosk results in buckets of 15m and larger; `limit` counts buckets, not questions."""
 
+    basis: Annotated[
+        Basis,
+        msgspec.Meta(description="All presses, or those that the filter of misuse kept."),
+    ] = Basis.RAW
+
 
 class ConversionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sales against visits, by site and local day."""
@@ -123,7 +129,7 @@ class ConversionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     @property
     def span(self) -> tuple[date | datetime, date | datetime]:
         """`from` and `to` as dates or times. Raises ParameterError."""
-        return _span(self.since, self.until)
+        return span_of(self.since, self.until)
 
 
 class GapParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -195,7 +201,8 @@ def _bound(parameters: msgspec.Struct) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _span(since: str, until: str) -> tuple[date | datetime, date | datetime]:
+def span_of(since: str, until: str) -> tuple[date | datetime, date | datetime]:
+    """Return `from` and `to` as dates or times. Raises ParameterError."""
     low, high = _when("from", since), _when("to", until)
     if _comparable(low) >= _comparable(high):
         raise ParameterError("to", f"`to` ({until}) must be later than `from` ({since})")

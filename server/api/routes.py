@@ -31,7 +31,7 @@ from server.api import (
     register,
     sources,
 )
-from server.api.keys import Identify, RateLimit, SignIn, nobody
+from server.api.keys import ALLOWANCE, Allowance, Identify, RateLimit, SignIn, nobody
 from server.api.openapi import Described, describe, page
 from server.api.parameters import (
     ConversionParameters,
@@ -124,6 +124,9 @@ def _guarded(clock: Clock) -> Middleware:
                 log.exception("request failed", path=request.path, request_id=request_id)
             response = problem_response(error, request_id=request_id)
         response.headers["X-Request-Id"] = request_id
+        allowance: Allowance | None = request.get(ALLOWANCE)
+        if allowance is not None:
+            response.headers.update(allowance.headers)
         resource = request.match_info.route.resource
         name = "unknown" if resource is None else resource.canonical
         HTTP_SECONDS.labels(name, f"{response.status // 100}xx").observe(
@@ -179,7 +182,7 @@ async def _counts(call: Call, asked: CountParameters) -> CountAnswer:
 
 
 async def _feedback(call: Call, asked: FeedbackParameters) -> Page[FeedbackRow]:
-    found = await feedback(call.connection, asked.query(), now_s=call.now_s)
+    found = await feedback(call.connection, asked.query(), now_s=call.now_s, basis=asked.basis)
     following = None
     if found.next is not None:
         following = write_cursor(asked, (found.next.ref, found.next.start_s))
@@ -234,7 +237,7 @@ _COUNTS = (
     ),
     Route(
         "/feedback",
-        "Kiosk results, raw",
+        "Kiosk results, raw or without misuse",
         FeedbackParameters,
         Page[FeedbackRow],
         FeedbackRow,

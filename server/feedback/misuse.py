@@ -27,6 +27,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 VERSION = 1
@@ -125,7 +126,7 @@ def _children(times: Sequence[int], answers: Sequence[int]) -> list[tuple[int, i
 def _regular(times: Sequence[int], answers: Sequence[int]) -> list[tuple[int, int]]:
     """Return ranges of 30 presses of one button that come like clockwork."""
     found: list[tuple[int, int]] = []
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     count, total, squares, run = STUCK_PRESSES - 1, 0, 0, 0
     for number, gap in enumerate(gaps):
         if answers[number] != answers[number + 1] or gap > STUCK_GAP_MS:

@@ -1,13 +1,15 @@
 """Kiosk results of sites and spots in time buckets: n, distribution, index and interval.
 
-Presses are raw: no misuse filter has been applied, and the rows say so. A bucket in which a kiosk
+Rows say which presses were counted: all of them (raw), or those that the misuse filter kept, with
+its version and how many it left out for which reason. Only kiosks are counted here: what was
+answered on phones is another channel, and never added to these. A bucket in which a kiosk
 was heard and nobody pressed has n 0; one in which no kiosk was heard has n null. A questionnaire
 that the server does not know gives its distribution without an index.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from enum import StrEnum
 
 import asyncpg
@@ -20,8 +22,11 @@ from server.feedback.answers import (
     Sheet,
     answers_by_day,
     answers_by_quarter,
+    responses_of,
+    waiting,
 )
 from server.feedback.indices import Index, Kind, index_of
+from server.feedback.misuse import VERSION
 from server.rollup.answer import CountQuery, CountRow, Position
 from server.rollup.buckets import Size
 from server.rollup.patches import Entity, plan
@@ -36,9 +41,19 @@ BUILT_IN = 0
 
 
 class Basis(StrEnum):
-    """What was counted: raw presses, before any filter of misuse."""
+    """What was counted: raw presses, or those that the misuse filter kept."""
 
     RAW = "raw"
+    FILTERED = "filtered"
+
+
+class Excluded(msgspec.Struct, frozen=True, gc=False):
+    """Presses that the misuse filter did not keep, by its reason."""
+
+    repeated: int
+    children: int
+    stuck: int
+    closed: int
 
 
 class FeedbackRow(msgspec.Struct, frozen=True, gc=False):
@@ -46,6 +61,7 @@ class FeedbackRow(msgspec.Struct, frozen=True, gc=False):
 
     `answers` are presses by answer number. `index` is of the kind's scale: smileys 0 to 100 (from
     the best), NPS -100 to 100, CSAT and `agree` in %, CES 1 to 7. Where `small`, show the interval.
+    `pending`: presses of this bucket wait to be filtered, so the filtered row is not yet whole.
     """
 
     site: str
@@ -58,6 +74,9 @@ class FeedbackRow(msgspec.Struct, frozen=True, gc=False):
     question: int | None
     kind: Kind | None
     basis: Basis
+    filter_version: int | None
+    excluded: Excluded | None
+    pending: bool
     n: int | None
     answers: tuple[int, ...]
     index: float | None
@@ -80,7 +99,11 @@ class FeedbackPage:
 
 
 async def feedback(
-    connection: asyncpg.Connection, query: CountQuery, *, now_s: int
+    connection: asyncpg.Connection,
+    query: CountQuery,
+    *,
+    now_s: int,
+    basis: Basis = Basis.RAW,
 ) -> FeedbackPage:
     """Return one page of kiosk results; the page's limit counts buckets, not questions."""
     if query.size is Size.MINUTE:
@@ -96,15 +119,22 @@ async def feedback(
     cells = collect(
         query.size, entities, await sums_of(connection, query, entities, cut=cut, span=span)
     )
-    sheets = await _sheets(connection, query, entities, span=span)
-    kinds = await _kinds(connection)
+    pending = [[False] * len(entity.grid) for entity in entities]
+    if basis is Basis.RAW:
+        sheets = await _sheets(connection, query, entities, span=span)
+    else:
+        sheets = await responses_of(
+            connection, query.size, entities, span=span, days=_days_of(entities)
+        )
+        pending = await waiting(connection, entities, span=span)
+    kinds = await kinds_of(connection)
     worth = Worth(scope=query.scope, now_s=now_s)
     rows: list[FeedbackRow] = []
-    for entity, sums, sheet in zip(entities, cells, sheets, strict=True):
+    for entity, sums, sheet, more in zip(entities, cells, sheets, pending, strict=True):
         own = [histories[spot.id] for spot in entity.spots]
         heard = [cell is not None and cell[2] > 0 for cell in sums]
         frame = fold(entity, sums, worth.of(entity, own, cut=cut), placed={})
-        rows += _rows(frame, heard, sheet, kinds)
+        rows += _rows(frame, heard, sheet, kinds, basis=basis, pending=more)
     return FeedbackPage(rows, following)
 
 
@@ -126,22 +156,25 @@ async def _sheets(
         cut={spot.id: segments(()) for spot in spots},
         behind=behind,
     )
-    days = (
-        min(entity.grid[0].start_day for entity in entities),
-        max(last_day(entity) for entity in entities) + timedelta(days=1),
-    )
     return await answers_by_day(
         connection,
         query.size,
         entities,
         scope=query.scope,
-        days=days,
+        days=_days_of(entities),
         left_out=left_out,
         patches=patches,
     )
 
 
-async def _kinds(connection: asyncpg.Connection) -> dict[Question, Kind]:
+def _days_of(entities: Sequence[Entity]) -> tuple[date, date]:
+    return (
+        min(entity.grid[0].start_day for entity in entities),
+        max(last_day(entity) for entity in entities) + timedelta(days=1),
+    )
+
+
+async def kinds_of(connection: asyncpg.Connection) -> dict[Question, Kind]:
     """Return what the organisation's questionnaires ask; malformed questions are left out."""
     found = {Question(BUILT_IN, 0): Kind.SMILEY4}
     for questionnaire, definition in await connection.fetch(
@@ -171,6 +204,9 @@ def _rows(
     heard: Sequence[bool],
     sheet: Sheet,
     kinds: Mapping[Question, Kind],
+    *,
+    basis: Basis,
+    pending: Sequence[bool],
 ) -> list[FeedbackRow]:
     """Return rows by question and bucket; without any press, one row a bucket without question."""
     rows: list[FeedbackRow] = []
@@ -183,8 +219,17 @@ def _rows(
             answers = given.get(number, Answers())
             counts = tuple(answers.presses.get(at, 0) for at in range(width))
             known = heard[number] or sum(counts) > 0
-            rows.append(_row(base, question, kind, counts=counts if known else None,
-                             revision=base.revision + answers.revision))  # fmt: skip
+            rows.append(
+                _row(
+                    base,
+                    question,
+                    kind,
+                    answers,
+                    counts=counts if known else None,
+                    basis=basis,
+                    pending=pending[number],
+                )
+            )
     return rows
 
 
@@ -192,9 +237,11 @@ def _row(
     base: CountRow,
     question: Question | None,
     kind: Kind | None,
+    answers: Answers,
     *,
     counts: tuple[int, ...] | None,
-    revision: int,
+    basis: Basis,
+    pending: bool,
 ) -> FeedbackRow:
     index: Index | None = None
     if kind is not None and counts is not None:
@@ -209,7 +256,12 @@ def _row(
         None if question is None else f"{question.questionnaire & (1 << 64) - 1:016x}",
         None if question is None else question.question,
         kind,
-        Basis.RAW,
+        basis,
+        VERSION
+        if basis is Basis.FILTERED and answers.filter_version is None
+        else answers.filter_version,
+        Excluded(**answers.excluded) if answers.excluded else None,
+        pending,
         None if counts is None else sum(counts),
         counts or (),
         _rounded(index.value if index else None),
@@ -220,7 +272,7 @@ def _row(
         base.coverage,
         base.hours,
         base.state,
-        revision,
+        base.revision + answers.revision,
     )
 
 

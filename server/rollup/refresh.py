@@ -13,7 +13,7 @@ fifth of the time, which under load lets many changes of one spot's day become o
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 import asyncpg
@@ -169,10 +169,24 @@ async def _derive(connection: asyncpg.Connection, targets: Targets) -> None:
     kiosks = [key for key in days if targets.days[key].kind == "kiosk"]
     for chunk in _chunks(kiosks):
         await derive_press_days(connection, [(targets.days[key], key[1]) for key in chunk])
+    await _hand_on(connection, [(targets.days[key], key[1]) for key in kiosks])
     hours = sorted(targets.hours)
     for start in range(0, len(hours), _DAYS_A_STATEMENT):
         part = hours[start : start + _DAYS_A_STATEMENT]
         await derive_hours(connection, [(spot, at, targets.hours[spot, at]) for spot, at in part])
+
+
+async def _hand_on(connection: asyncpg.Connection, days: Sequence[tuple[Spot, date]]) -> None:
+    """Say that presses of these kiosks' days are to be filtered anew (server.feedback)."""
+    edges = [spot.site.calendar.day(day) for spot, day in days]
+    if days:
+        await connection.execute(
+            "insert into responses_dirty (spot, from_at, until_at) "
+            "select * from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])",
+            [spot.id for spot, _ in days],
+            [datetime.fromtimestamp(edge.start_s, UTC) for edge in edges],
+            [datetime.fromtimestamp(edge.end_s, UTC) for edge in edges],
+        )
 
 
 def _chunks(keys: Sequence[tuple[int, date]]) -> Iterable[Sequence[tuple[int, date]]]:

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from server.api.routes import READS
+from server.api import routes
 from server.db.engine import reading
 from server.rollup.refresh import LOCK
 from tests.integration.api_world import World, utc
@@ -15,6 +15,8 @@ from tests.integration.api_world import World, utc
 pytestmark = pytest.mark.services
 
 RANGE = "from=2026-03-03&to=2026-03-05"
+READS = [each for each in routes.READS if each.method == "GET" and each.path != "/definitions"]
+"""Definitions are everyone's, and a question that is a body is asked in test_metrics."""
 HYPERTABLES = (
     "readings",
     "presses",
@@ -25,6 +27,8 @@ HYPERTABLES = (
     "rollup_hour",
     "rollup_day",
     "presses_day",
+    "responses_15m",
+    "responses_day",
 )
 SIZES = ("1m", "15m", "hour", "day", "week", "month")
 
@@ -69,6 +73,11 @@ async def populate(world: World, name: str, *, visits: int) -> int:
         utc("2026-03-03T11:00"),
     )
     await owner.execute(
+        "insert into kpi_targets (organisation_id, site_id, ref, metric, from_day, until_day, "
+        "wanted) values ($1, $2, $3, 'visits.v1', '2026-03-01', '2026-04-01', 7)",
+        *(organisation, site, f"{name}-target"),
+    )
+    await owner.execute(
         "insert into calibrations (organisation_id, spot_id, line, factor) values ($1, $2, 3, 1)",
         organisation,
         counter,
@@ -94,7 +103,22 @@ async def two(world: World) -> tuple[int, int]:
         "insert into regions (organisation_id, ref, name) select id, ref || '-region', '' "
         "from organisations; "
         "insert into mountings (organisation_id, spot_id, note) "
-        "select organisation_id, id, ref from spots"
+        "select organisation_id, id, ref from spots; "
+        "insert into responses_15m select '2026-03-03T10:00Z', 0, id, 1, 0, 0, 0, 0, 1, 0, 0 "
+        "from spots where kind = 'kiosk'; "
+        "insert into responses_day select '2026-03-03', 0, id, 1, 0, 0, 0, 0, 1, 0, 0 "
+        "from spots where kind = 'kiosk'; "
+        "insert into alarm_settings select id, 1 from organisations; "
+        "insert into opinion_alerts (organisation_id, ref, site_id, spot_id, cause, questionnaire, "
+        "question, raised_at, since, n, bad, expected, p, false_alarms_per_week, filter_version) "
+        "select organisation_id, ref || '-alert', site_id, id, 'dissatisfaction', 0, 0, now(), "
+        "now(), 9, 8, 1, 0, 1, 1 from spots where kind = 'kiosk'; "
+        "insert into touchpoints (organisation_id, ref, name) select id, ref || '-till', ref "
+        "from organisations; "
+        "insert into actions (organisation_id, ref, site_id, touchpoint_id, title, owner, due_on, "
+        "remeasure_on, made_at) select s.organisation_id, s.ref || '-action', s.id, t.id, s.ref, "
+        "s.ref, '2026-03-01', '2026-04-01', now() from sites s "
+        "join touchpoints t on t.organisation_id = s.organisation_id"
     )
     return own, other
 

@@ -2,6 +2,7 @@
 
 import random
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -53,7 +54,7 @@ def _alone(
     place = screen.index(me)
     for first in range(max(0, place - 29), place + 1):
         window = screen[first : first + 30]
-        gaps = [b.at_ms - a.at_ms for a, b in zip(window, window[1:], strict=False)]
+        gaps = [b.at_ms - a.at_ms for a, b in pairwise(window)]
         if len(window) == 30 and len({p.answer for p in window}) == 1 and max(gaps) <= 60_000:
             mean = Fraction(sum(gaps), 29)
             spread = sum((gap - mean) ** 2 for gap in gaps) / 29

@@ -7,12 +7,15 @@ checks and exclusion constraints stand in the migrations alone, and so do hypert
 from server.db.tables import (
     accuracy,
     database,
+    experiments,
     identity,
+    opinions,
     people,
     questionnaires,
     readings,
     register,
     rollups,
+    targets,
     sources,
 )
 from server.db.tables.columns import metadata
@@ -20,12 +23,15 @@ from server.db.tables.columns import metadata
 __all__ = [
     "accuracy",
     "database",
+    "experiments",
     "identity",
     "metadata",
+    "opinions",
     "people",
     "questionnaires",
     "readings",
     "register",
     "rollups",
+    "targets",
     "sources",
 ]
