@@ -118,10 +118,55 @@ CODES = {
         "Counts are never interpolated: ask for buckets as long as the readings or longer.",
     ),
     "estimate_too_fine": Code(
+        422,
+        "Too fine for estimates",
+        "Estimates are of quarters of an hour, and of what is longer.",
+    ),
+    "estimate_too_fine": Code(
         422, "Too fine for estimates", "Estimates are of quarters of an hour, and of what is longer."
     ),
     "range_too_long": Code(
         422, "Range too long", "Ask for a shorter range, or for larger buckets."
+    ),
+    "unknown_metric": Code(
+        422,
+        "Unknown KPI",
+        "`/v1/definitions` lists the KPIs, by id and name; experiments name theirs in the detail.",
+    ),
+    "not_answerable": Code(
+        422,
+        "Not answerable",
+        "This question has no honest answer; `detail` says what can be asked instead.",
+    ),
+    "too_few_pairs": Code(
+        422,
+        "Too few pairs",
+        "Of n pairs of sites the least two-sided p is 2 / 2^n: fewer than 6 can decide nothing.",
+    ),
+    "sites_overlap": Code(
+        409, "In another experiment", "Of two treatments at once neither effect is known."
+    ),
+    "starts_too_soon": Code(
+        422, "Starts too soon", "A draw is sealed before its first day, for all to know it is one."
+    ),
+    "look_too_early": Code(
+        409,
+        "Too early to decide",
+        "Its horizon was locked at the start; an early look decides none.",
+    ),
+    "wrong_state": Code(
+        409, "Not in this state", "`/v1/experiments/{ref}` says which state it is in."
+    ),
+    "too_few_sites": Code(
+        422, "Too few sites", "What sites share can only be told from their own among 5 or more."
+    ),
+    "unknown_metric": Code(
+        422, "Unknown KPI", "`/v1/definitions` lists the KPIs, by id and by name."
+    ),
+    "not_answerable": Code(
+        422,
+        "Not answerable",
+        "This question has no honest answer; `detail` says what can be asked instead.",
     ),
     "bad_body": Code(422, "Bad body", "The body is not what this route takes."),
     "unknown_field": Code(

@@ -10,8 +10,10 @@ nothing of any of them.
   in counting variances, times (1 + r) / (1 - r) for their lag-1 correlation r. Never below 1.
 - The funnel's limits at n events are +-z sqrt(dispersion / n): z 1.96 holds 95 of 100 sites, and
   3.09 998 of 1000, if sites do not differ. Outside the latter is `outside`.
+- A site is set against the chain's middle: the median of sites, weighted by what is known of each,
+  which one odd site does not move.
 - `between` is the variance with which sites do differ (DerSimonian and Laird 1986); what is shown
-  of a site is drawn to the chain's mean by between / (between + dispersion / n).
+  of a site is drawn to the chain's middle by between / (between + dispersion / n).
 - A rank is the range of places a site may have, from how many are surely above and below: two sites
   part where their 95 % intervals do not meet. `2-5` may be the second or the fifth.
 """
@@ -200,13 +202,27 @@ def _dispersion(series: Sequence[Series], means: Sequence[float]) -> float:
 
 
 def _between(means: Sequence[float], variances: Sequence[float]) -> tuple[float, float]:
-    """Return the chain's mean and the variance between sites, by moments."""
+    """Return the chain's middle and the variance between sites, by moments."""
     weights = [1 / v for v in variances]
     total = fsum(weights)
     fixed = fsum(w * m for w, m in zip(weights, means, strict=True)) / total
     q = fsum(w * (m - fixed) ** 2 for w, m in zip(weights, means, strict=True))
     scale = total - fsum(w * w for w in weights) / total
     between = max(0.0, (q - (len(means) - 1)) / scale)
-    random = [1 / (v + between) for v in variances]
-    centre = fsum(w * m for w, m in zip(random, means, strict=True)) / fsum(random)
-    return centre, between
+    return _median(means, [1 / (v + between) for v in variances]), between
+
+
+def _median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the weighted median, between two values where half the weight lies between them."""
+    ranked = sorted(zip(values, weights, strict=True))
+    half, below = fsum(weights) / 2, 0.0
+    for number, (value, weight) in enumerate(ranked):
+        below += weight
+        if below > half * (1 + _CLOSE):
+            return value
+        if below >= half * (1 - _CLOSE):
+            return (value + ranked[number + 1][0]) / 2
+    return ranked[-1][0]
+
+
+_CLOSE = 1e-12

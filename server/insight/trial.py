@@ -85,9 +85,10 @@ class Matched:
 def matched(candidates: Sequence[Candidate]) -> list[Matched]:
     """Return pairs of candidates that are alike, nearest first; of an odd number one is left out.
 
-    Distance is Euclidean over each metric's level (mean ln) and trend (slope of ln a week), each in
-    standard deviations over the candidates. Pairs are taken greedily and then improved by swapping
-    until no swap of two pairs, or with one left out, makes the sum of distances smaller.
+    Distance is Euclidean over each metric's level (mean ln) and trend (how much ln rose over these
+    weeks), both in units of that metric's spread over the candidates. Pairs are taken greedily and
+    then improved by swapping until no swap of two pairs, or with one left out, makes the sum of
+    distances smaller.
     """
     points = _points(candidates)
     blocks: dict[str, list[str]] = {}
@@ -102,30 +103,37 @@ def matched(candidates: Sequence[Candidate]) -> list[Matched]:
 
 
 def _points(candidates: Sequence[Candidate]) -> dict[str, tuple[float, ...]]:
-    """Return each candidate's features in standard deviations; those without enough weeks lack."""
+    """Return each candidate's place by levels and trends; those without enough weeks lack."""
     raw = {}
     for each in candidates:
         shapes = [_level_and_trend(series) for series in each.series.values()]
-        if all(shape is not None for shape in shapes):
-            raw[each.ref] = [value for shape in shapes if shape is not None for value in shape]
-    if not raw:
-        return {}
-    scales = [_sd(column) for column in zip(*raw.values(), strict=True)]
+        known = [shape for shape in shapes if shape is not None]
+        if len(known) == len(shapes):
+            raw[each.ref] = known
+    scales = [
+        sqrt(_sd([level for level, _ in shapes]) ** 2 + _sd([trend for _, trend in shapes]) ** 2)
+        for shapes in zip(*raw.values(), strict=True)
+    ]
     return {
-        ref: tuple(v / s for v, s in zip(values, scales, strict=True) if s > _FLAT)
-        for ref, values in raw.items()
+        ref: tuple(
+            value / scale
+            for shape, scale in zip(shapes, scales, strict=True)
+            for value in shape
+            if scale > _FLAT
+        )
+        for ref, shapes in raw.items()
     }
 
 
 def _level_and_trend(series: Sequence[float | None]) -> tuple[float, float] | None:
-    """Return mean and slope a week of ln; None unless three quarters of the weeks are known."""
+    """Return mean ln and its rise over the weeks; None unless three quarters of them are known."""
     known = [(week, log(v)) for week, v in enumerate(series) if v is not None and v > 0]
     if len(known) < 3 or 4 * len(known) < 3 * len(series):
         return None
     middle = fsum(week for week, _ in known) / len(known)
     level = fsum(y for _, y in known) / len(known)
     slope = fsum((week - middle) * y for week, y in known)
-    return level, slope / fsum((week - middle) ** 2 for week, _ in known)
+    return level, len(series) * slope / fsum((week - middle) ** 2 for week, _ in known)
 
 
 def _sd(values: Sequence[float]) -> float:

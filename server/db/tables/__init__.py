@@ -9,13 +9,11 @@ from server.db.tables import (
     database,
     experiments,
     identity,
-    opinions,
     people,
     questionnaires,
     readings,
     register,
     rollups,
-    targets,
     sources,
 )
 from server.db.tables.columns import metadata
@@ -26,12 +24,10 @@ __all__ = [
     "experiments",
     "identity",
     "metadata",
-    "opinions",
     "people",
     "questionnaires",
     "readings",
     "register",
     "rollups",
-    "targets",
     "sources",
 ]

@@ -1,0 +1,274 @@
+"""What sites' weeks were: visits, sales and smileys with their coverage, for trends and trials.
+
+Weeks are ISO weeks of each site's zone, in its opening hours. A value is None where it was not
+measured; what it is worth stands beside it (`covered`). Nothing is estimated or filled in.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from typing import assert_never
+
+import asyncpg
+
+from server.errors import RefusedError
+from server.feedback.indices import Kind, index_of
+from server.feedback.query import FeedbackRow, feedback
+from server.rollup.answer import CountQuery
+from server.rollup.buckets import Size, buckets
+from server.rollup.places import Site, load_sites
+from server.rollup.quality import Scope
+from server.rollup.query import counts
+
+WEEK = timedelta(days=7)
+_ALL = 1_000_000
+
+
+class Metric(StrEnum):
+    """What is followed from week to week."""
+
+    VISITS = "visits"
+    CONVERSION = "conversion"
+    ATV = "atv"
+    SPV = "spv"
+    SMILEYS = "smileys"
+
+
+class UnknownMetricError(RefusedError):
+    """No such metric can be followed from week to week."""
+
+    def __init__(self, given: str) -> None:
+        self.parameter = "metric"
+        known = ", ".join(Metric)
+        super().__init__("unknown_metric", f"no metric {given[:40]!r}; known: {known}")
+
+
+def metric_of(text: str) -> Metric:
+    """Return the metric of this name. Raises UnknownMetricError."""
+    try:
+        return Metric(text)
+    except ValueError as error:
+        raise UnknownMetricError(text) from error
+
+
+@dataclass(frozen=True, slots=True)
+class SiteWeek:
+    """One site's week, from its Monday on."""
+
+    start: date
+    visits: float | None
+    coverage: float | None
+    transactions: int
+    net_sales: float
+    smileys: float | None
+    presses: int
+    kiosk_coverage: float | None
+    revision: int
+
+    def value(self, metric: Metric) -> float | None:
+        """Return a metric's value, None where it was not measured or has no denominator."""
+        match metric:
+            case Metric.VISITS:
+                return self.visits
+            case Metric.CONVERSION:
+                return _ratio(self.transactions, self.visits) if self.transactions else None
+            case Metric.ATV:
+                return _ratio(self.net_sales, self.transactions)
+            case Metric.SPV:
+                return _ratio(self.net_sales, self.visits) if self.transactions else None
+            case Metric.SMILEYS:
+                return self.smileys
+            case _:
+                assert_never(metric)
+
+    def covered(self, metric: Metric) -> float | None:
+        """Return the share of the opening hours that was observed by what the metric needs.
+
+        Tills are taken as complete: a week without any sale has no value.
+        """
+        match metric:
+            case Metric.SMILEYS:
+                return self.kiosk_coverage
+            case Metric.ATV:
+                return 1.0 if self.transactions else None
+            case Metric.VISITS | Metric.CONVERSION | Metric.SPV:
+                return self.coverage
+            case _:
+                assert_never(metric)
+
+    def events(self, metric: Metric) -> float:
+        """Return how many people stand behind the value: what its noise follows from."""
+        match metric:
+            case Metric.VISITS:
+                return self.visits or 0.0
+            case Metric.CONVERSION | Metric.ATV | Metric.SPV:
+                return float(self.transactions)
+            case Metric.SMILEYS:
+                return float(self.presses)
+            case _:
+                assert_never(metric)
+
+
+def _ratio(part: float, whole: float | None) -> float | None:
+    return part / whole if whole else None
+
+
+def monday(day: date) -> date:
+    """Return the first day of a day's ISO week."""
+    return day - timedelta(days=day.weekday())
+
+
+async def weeks_of(
+    connection: asyncpg.Connection,
+    sites: Sequence[str],
+    metrics: Iterable[Metric],
+    *,
+    since: date,
+    until: date,
+    now_s: int,
+) -> dict[str, list[SiteWeek]]:
+    """Return the weeks of [since, until), both Mondays, by site (none named: all).
+
+    What none of `metrics` needs is not asked for. Raises UnknownPlaceError, TooLongError.
+    """
+    wanted = frozenset(metrics)
+    query = CountQuery(Size.WEEK, since, until, scope=Scope.OPEN, sites=tuple(sites), limit=_ALL)
+    places = await load_sites(connection, list(sites))
+    counted = {}
+    if wanted - {Metric.SMILEYS, Metric.ATV}:
+        for row in (await counts(connection, query, now_s=now_s)).rows:
+            counted[row.site, _day(row.local)] = (row.visits, row.coverage, row.revision)
+    sold: dict[tuple[str, date], tuple[int, float]] = {}
+    if wanted & {Metric.CONVERSION, Metric.ATV, Metric.SPV}:
+        sold = await _sales(connection, places, since=since, until=until)
+    pressed: dict[tuple[str, date], tuple[float | None, int, float | None, int]] = {}
+    if Metric.SMILEYS in wanted:
+        pressed = _smileys((await feedback(connection, query, now_s=now_s)).rows)
+    weeks = [since + n * WEEK for n in range((until - since) // WEEK)]
+    found: dict[str, list[SiteWeek]] = {}
+    for site in places:
+        found[site.ref] = rows = []
+        for week in weeks:
+            visits, coverage, revision = counted.get((site.ref, week), (None, None, 0))
+            index, presses, heard, pressed_revision = pressed.get(
+                (site.ref, week), (None, 0, None, 0)
+            )
+            transactions, net = sold.get((site.ref, week), (0, 0.0))
+            rows.append(
+                SiteWeek(
+                    week,
+                    visits,
+                    coverage,
+                    transactions,
+                    net,
+                    index,
+                    presses,
+                    heard,
+                    revision + pressed_revision,
+                )
+            )
+    return found
+
+
+def _day(local: str) -> date:
+    return datetime.fromisoformat(local).date()
+
+
+def _smileys(
+    rows: Iterable[FeedbackRow],
+) -> dict[tuple[str, date], tuple[float | None, int, float | None, int]]:
+    """Return index, presses, coverage and revision of each site's week.
+
+    Of questions with faces the first of a questionnaire counts; of a week that had both sets of
+    faces the set that was pressed most.
+    """
+    worth: dict[tuple[str, date], tuple[float | None, int]] = {}
+    presses: dict[tuple[str, date], dict[Kind, list[int]]] = defaultdict(dict)
+    for row in rows:
+        key = row.site, _day(row.local)
+        worth[key] = row.coverage, row.revision
+        if row.kind not in (Kind.SMILEY4, Kind.SMILEY5) or row.question != 0 or row.n is None:
+            continue
+        into = presses[key].setdefault(row.kind, [0] * 5)
+        for answer, n in enumerate(row.answers[:5]):
+            into[answer] += n
+    found = {}
+    for key, (coverage, revision) in worth.items():
+        kinds = presses.get(key, {})
+        kind = max(kinds, key=lambda kind: (sum(kinds[kind]), kind), default=None)
+        index = None if kind is None else index_of(kind, kinds[kind])
+        found[key] = (
+            None if index is None else index.value,
+            0 if index is None else index.n,
+            coverage,
+            revision,
+        )
+    return found
+
+
+async def _sales(
+    connection: asyncpg.Connection, sites: Sequence[Site], *, since: date, until: date
+) -> dict[tuple[str, date], tuple[int, float]]:
+    """Return each site's sales and their net amount, by week; weeks without any are left out."""
+    grid = [
+        (site, bucket)
+        for site in sites
+        for bucket in buckets(site.time_zone, Size.WEEK, since=since, until=until)
+    ]
+    rows = await connection.fetch(
+        _SALES,
+        [site.id for site, _ in grid],
+        [datetime.fromtimestamp(bucket.start_s, UTC) for _, bucket in grid],
+        [datetime.fromtimestamp(bucket.end_s, UTC) for _, bucket in grid],
+    )
+    return {
+        (grid[row["number"] - 1][0].ref, grid[row["number"] - 1][1].start_day): (
+            row["sales"],
+            float(row["net"]),
+        )
+        for row in rows
+    }
+
+
+_SALES = """
+    with week as (
+        select * from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
+        with ordinality as week(site, low, high, number))
+    select number, count(*) as sales, sum(amount) as net
+    from week join transactions t on t.site_id = week.site and t.at >= low and t.at < high
+    where t.kind = 'sale' and t.amount > 0 and t.units > 0 group by number
+"""
+
+
+async def changed_sites(
+    connection: asyncpg.Connection, sites: Sequence[str], *, since: date, until: date
+) -> set[str]:
+    """Return the sites whose doors or counters changed from `since` until `until`.
+
+    That is: a device stands for the first time at a spot, or none does any more; a spot is mounted
+    otherwise; a line is read otherwise. One device in another's place is no change.
+    """
+    rows = await connection.fetch(_CHANGED, list(sites), *map(_midnight, (since, until)))
+    return {row["ref"] for row in rows}
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+_CHANGED = """
+    with held as (
+        select s.ref, p.id,
+               min(coalesce(lower(a.valid), '-infinity')) as since,
+               max(coalesce(upper(a.valid), 'infinity')) as until
+        from sites s join spots p on p.site_id = s.id join assignments a on a.spot_id = p.id
+        where s.ref = any($1::text[]) group by s.ref, p.id)
+    select distinct h.ref from held h
+    where (h.since >= $2 and h.since < $3) or (h.until >= $2 and h.until < $3)
+       or exists (select from calibrations c where c.spot_id = h.id
+                  and lower(c.valid) >= $2 and lower(c.valid) < $3)
+       or exists (select from mountings m where m.spot_id = h.id
+                  and lower(m.valid) >= $2 and lower(m.valid) < $3)
+"""
