@@ -22,7 +22,7 @@ from aiohttp.typedefs import Handler
 
 from server.api.answers import respond
 from server.api.bodies import body_of, parsed
-from server.api.keys import RateLimit, SignIn, demand_scope
+from server.api.keys import RateLimit, SignIn, admitted
 from server.api.parameters import Format, Nothing, parse
 from server.api.problems import (
     BodyError,
@@ -101,9 +101,7 @@ def served(
     """Return the handler of a route; `desk` is the desk's pool."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
-        caller = await sign_in.caller(request)
-        limit.take(caller.by)
-        demand_scope(caller, route.scope)
+        caller = await admitted(request, sign_in, limit, scope=route.scope)
         if desk is None:
             raise UnavailableError("nothing is changed here")
         parse(request, route.parameters)

@@ -9,10 +9,14 @@ Verification of `Authorization: Bearer vk_<prefix>_<secret>`:
 
 An address that failed too often waits before its next key is looked up (0); only a key that was
 good before passes, since behind a proxy all callers have one address.
+
+Each answer to a caller says what its rate leaves, in the fields of draft-ietf-httpapi-ratelimit-
+headers-10: `RateLimit-Policy` the quota and its window, `RateLimit` what remains.
 """
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -213,6 +217,44 @@ async def temporary_api_key(dsn: str, organisation_id: int, *, note: str) -> Asy
         await on_connection(lambda c: revoke_api_key(c, key.split("_")[1]))
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What may still be asked: `left` of `quota` at once, and all of it again in `whole_s`."""
+
+    quota: int
+    window_s: int
+    left: int
+    whole_s: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The fields of the draft."""
+        return {
+            "RateLimit-Policy": f'"key";q={self.quota};w={self.window_s}',
+            "RateLimit": f'"key";r={self.left};t={self.whole_s}',
+        }
+
+
+ALLOWANCE = web.RequestKey("allowance", Allowance)
+"""Where a request keeps what its caller may still ask."""
+
+
+async def admitted(
+    request: web.Request, sign_in: "SignIn", limit: "RateLimit", *, scope: str
+) -> Caller:
+    """Return who is asking, within its rate and with `scope`; note in the request what is left.
+
+    Raises SignInError, TooManyError, RefusedError (missing_scope).
+    """
+    caller = await sign_in.caller(request)
+    try:
+        limit.take(caller.by)
+    finally:
+        request[ALLOWANCE] = limit.allowance(caller.by)
+    demand_scope(caller, scope)
+    return caller
+
+
 class SignIn:
     """Who is asking, by session or key; failed keys are limited by address.
 
@@ -323,6 +365,16 @@ class RateLimit:
             fullest = max(self._buckets, key=lambda name: self._buckets[name][0])
             del self._buckets[fullest]
         self._buckets[key] = tokens - 1, now
+
+    def allowance(self, key: str) -> Allowance:
+        """Return what is left to `key`."""
+        tokens, _ = self._tokens(key)
+        return Allowance(
+            self._burst,
+            math.ceil(self._burst / self._per_s),
+            int(tokens),
+            math.ceil((self._burst - tokens) / self._per_s),
+        )
 
     def _tokens(self, key: str) -> tuple[float, float]:
         """Return how many tokens there are now, and when that is."""

@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler
 
 from server.api.answers import respond, wanted_format
 from server.api.bodies import body_of, parsed
-from server.api.keys import RateLimit, SignIn, demand_scope
+from server.api.keys import RateLimit, SignIn, admitted
 from server.api.parameters import parse
 from server.clock import Clock, at
 from server.db.engine import reading
@@ -71,9 +71,7 @@ def served(
     turns: Turns,
 ) -> Handler:
     async def serve(request: web.Request) -> web.StreamResponse:
-        caller = await sign_in.caller(request)
-        limit.take(caller.by)
-        demand_scope(caller, route.scope)
+        caller = await admitted(request, sign_in, limit, scope=route.scope)
         parameters = parse(request, route.parameters)
         if route.body is not None:
             parameters = parsed(await body_of(request), route.body)

@@ -31,7 +31,7 @@ from server.api import (
     register,
     sources,
 )
-from server.api.keys import ALLOWANCE, Allowance, Identify, RateLimit, SignIn, nobody
+from server.api.keys import ALLOWANCE, Identify, RateLimit, SignIn, nobody
 from server.api.openapi import Described, describe, page
 from server.api.parameters import (
     ConversionParameters,
@@ -124,7 +124,7 @@ def _guarded(clock: Clock) -> Middleware:
                 log.exception("request failed", path=request.path, request_id=request_id)
             response = problem_response(error, request_id=request_id)
         response.headers["X-Request-Id"] = request_id
-        allowance: Allowance | None = request.get(ALLOWANCE)
+        allowance = request.get(ALLOWANCE)
         if allowance is not None:
             response.headers.update(allowance.headers)
         resource = request.match_info.route.resource

@@ -414,21 +414,26 @@ async def test_a_request_keeps_its_id(world: World) -> None:
         assert "<" not in response.headers["X-Request-Id"]
 
 
-async def test_a_key_that_asks_too_fast_is_told_when_to_come_back(world: World) -> None:
+async def test_every_answer_says_what_the_rate_leaves_and_when_to_come_back(world: World) -> None:
     await shop(world)
     app = web.Application()
     app.add_subapp("/v1/", build_api(pool=world.api, clock=world.clock, per_s=1, burst=2))
     key = {"Authorization": f"Bearer {world.keys['own']}"}
     async with TestClient(TestServer(app)) as client:
-        statuses, waits = [], None
-        for _ in range(3):
-            async with client.get("/v1/sites", headers=key) as response:
-                statuses.append(response.status)
-                waits = response.headers.get("Retry-After")
-        assert (statuses, waits) == ([200, 200, 429], "1")
+
+        async def asked(path: str) -> tuple[int, str | None, str | None]:
+            async with client.get(path, headers=key) as response:
+                assert response.headers["RateLimit-Policy"] == '"key";q=2;w=2'
+                headers = response.headers
+                return response.status, headers["RateLimit"], headers.get("Retry-After")
+
+        assert await asked("/v1/sites") == (200, '"key";r=1;t=1', None)
+        assert await asked("/v1/sites/none") == (404, '"key";r=0;t=2', None)
+        assert await asked("/v1/sites") == (429, '"key";r=0;t=2', "1")
         world.clock.advance(1)
-        async with client.get("/v1/sites", headers=key) as response:
-            assert response.status == 200
+        assert await asked("/v1/sites") == (200, '"key";r=0;t=2', None)
+        async with client.get("/v1/sites") as response:  # nobody has no rate
+            assert "RateLimit" not in response.headers
 
 
 def test_a_bucket_of_tokens_refills_and_never_overflows() -> None:
