@@ -113,7 +113,7 @@ def added(parts: Sequence[Inputs]) -> Inputs:
     answers: dict[Kind, tuple[int, ...]] = {}
     for part in parts:
         for kind, counts in part.answers.items():
-            answers[kind] = _longest(answers.get(kind, ()), counts)
+            answers[kind] = longest(answers.get(kind, ()), counts)
     sales = matched = Takings()
     for part in parts:
         sales, matched = sales.plus(part.sales), matched.plus(part.matched)
@@ -148,7 +148,7 @@ def added(parts: Sequence[Inputs]) -> Inputs:
     )
 
 
-def _longest(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+def longest(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     width = max(len(one), len(other))
     return tuple(
         (one[n] if n < len(one) else 0) + (other[n] if n < len(other) else 0) for n in range(width)

@@ -13,14 +13,14 @@ import structlog
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from server.api import reads, routes
+from server.api import reads
 from server.db.engine import reading
 from server.log import configure
 from server.people.roles import Grant, Role
 from server.portal import pages
 from tests.integration.api_world import World
 from tests.integration.people_world import HTML, People, form_of, load
-from tests.integration.test_isolation import RANGE, two
+from tests.integration.test_isolation import RANGE, READS, two
 
 pytestmark = pytest.mark.services
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.services
 async def test_x44_no_export_and_no_stated_id_shows_another_organisation(world: World) -> None:
     own, other = await two(world)
     assert own != other
-    for route in routes.READS:
+    for route in READS:
         fields = set(route.parameters.__struct_fields__)
         if "format" not in fields:
             continue
@@ -181,7 +181,7 @@ async def test_x46_names_and_settings_in_parameters_are_values_or_refused(world:
     own, _ = await two(world)
     assert own
     before = await world.owner.fetchval("select count(*) from boots")
-    for route in routes.READS:
+    for route in READS:
         fields = set(route.parameters.__struct_fields__)
         span = f"{RANGE}&" if "since" in fields else ""
         names = {"since": "from", "until": "to"}

@@ -68,4 +68,31 @@ grant insert, update on staff_shifts, campaigns, exchange_rates to vestibule_des
 grant insert, delete on campaign_sites to vestibule_desk;
 grant select, insert, update on transactions to vestibule_desk;
 
+-- == Targets. ==
+
+-- What a KPI of a site is to be over whole local days; whether it will is worked out when asked.
+create table kpi_targets (
+    id int generated always as identity primary key,
+    organisation_id int not null references organisations,
+    site_id int not null references sites,
+    ref text not null unique,
+    metric text not null,
+    from_day date not null,
+    until_day date not null check (until_day > from_day),
+    wanted float8 not null,
+    at_most boolean not null default false,
+    scope text not null default 'all' check (scope in ('all', 'open')),
+    note text not null default '',
+    created_at timestamptz not null default now(),
+    unique (site_id, metric, scope, from_day, until_day)
+);
+create index on kpi_targets (organisation_id, ref);
+alter table kpi_targets enable row level security;
+create policy own on kpi_targets to vestibule_api using (organisation_id = current_organisation());
+create policy desk on kpi_targets to vestibule_desk
+    using (organisation_id = current_organisation() or oversees_all())
+    with check (organisation_id = current_organisation() or oversees_all());
+grant select on kpi_targets to vestibule_api, vestibule_desk;
+grant insert, update, delete on kpi_targets to vestibule_desk;
+
 update schema_compatibility set version = 3, compatible_from = 3;

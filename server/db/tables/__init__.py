@@ -14,6 +14,7 @@ from server.db.tables import (
     readings,
     register,
     rollups,
+    targets,
     sources,
 )
 from server.db.tables.columns import metadata
@@ -29,5 +30,6 @@ __all__ = [
     "readings",
     "register",
     "rollups",
+    "targets",
     "sources",
 ]

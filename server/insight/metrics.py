@@ -1,0 +1,707 @@
+"""Questions about KPIs: what is read for them, how it is rolled up, and what a row says.
+
+Everything is added up per site first, in buckets that the site's clock makes, and divided once, at
+the end: by site, region or organisation. A row answers one KPI of one bucket.
+
+Compared with the year before, buckets of days are made of days on both sides: each day that is
+over beside the day that `calendar` aligns it with. Sites that are not comparable in both periods
+are left out of both sides of a comparison of regions and organisations; of a single site the
+flags say why it is not like for like.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+
+import asyncpg
+import msgspec
+
+from server.errors import RefusedError
+from server.feedback.indices import Kind
+from server.feedback.query import feedback
+from server.insight import formulas
+from server.insight.calendar import Year, aligned, country_of, incomparable
+from server.insight.definitions import Definition, Need
+from server.insight.formulas import Inputs, Takings, added, busiest_hour
+from server.insight.perimeter import Perimeter, load_perimeters
+from server.insight.tally import Range, Tally, takings, tallies
+from server.rollup.answer import CountQuery, Position, TooLongError
+from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, local, utc_text
+from server.rollup.places import Site, load_sites
+from server.rollup.quality import Scope, State, state
+from server.rollup.query import MOST_BUCKETS
+
+MOST_CELLS = 1_000_000
+"""Sites x buckets of one page, both years of a comparison: some 10 seconds of work."""
+MEDIAN_STAY_MIN = 12.0
+"""How long people stay where nothing better is known: the median of a lognormal, sigma 1."""
+_LOOK_BACK_S = 6 * 3_600
+_PEAK_DAYS = 100
+
+
+class Bucketing(StrEnum):
+    """How long a row's time is; total: all of the range."""
+
+    QUARTER = "15m"
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+class Of(StrEnum):
+    """What a row is about."""
+
+    SITE = "site"
+    REGION = "region"
+    ORGANISATION = "organisation"
+
+
+class Compare(StrEnum):
+    """What a row is compared with."""
+
+    NONE = "none"
+    LAST_YEAR = "last_year"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricQuery:
+    """Which KPIs are wanted. `since` and `until` without offset are the sites' local times."""
+
+    metrics: tuple[Definition, ...]
+    since: date | datetime
+    until: date | datetime
+    bucket: Bucketing = Bucketing.DAY
+    scope: Scope = Scope.ALL
+    by: Of = Of.SITE
+    sites: tuple[str, ...] = ()
+    compare: Compare = Compare.NONE
+    limit: int = 20_000
+    after: Position | None = None
+
+    @property
+    def base(self) -> Size:
+        """The buckets that are read, of which the rows are made."""
+        if self.bucket is not Bucketing.TOTAL:
+            days = self.compare is not Compare.NONE and Size(self.bucket).is_days
+            return Size.DAY if days else Size(self.bucket)
+        whole = not isinstance(self.since, datetime) and not isinstance(self.until, datetime)
+        return Size.DAY if whole else Size.HOUR
+
+    def needs(self, *any_of: Need) -> bool:
+        return any(need in metric.needs for metric in self.metrics for need in any_of)
+
+
+class MetricRow(msgspec.Struct, frozen=True, gc=False):
+    """One KPI of one bucket, at one site, in one region or in the whole organisation.
+
+    `metric` is the id of its definition; where `value` is null, `flags` say why. `low` and `high`
+    are its 95 % interval. `numerator` / `denominator` are the sums that it is made of. `at`: when
+    a peak began. `estimated` is the value with what was not covered put in by a model: never part
+    of `value`. `compared` is the value of the year before (of `compared_sites` comparable sites),
+    `difference` and `change` are against it, like for like. `local` is the bucket's label.
+    """
+
+    metric: str
+    unit: str
+    site: str | None
+    region: str | None
+    sites: int
+    start: str = msgspec.field(name="from")
+    until: str
+    local: str
+    fold: int
+    at: str | None
+    value: float | None
+    low: float | None
+    high: float | None
+    numerator: float | None
+    denominator: float | None
+    currency: str | None
+    coverage: float | None
+    state: State
+    revision: int
+    flags: tuple[str, ...]
+    estimated: float | None
+    estimated_low: float | None
+    estimated_high: float | None
+    estimated_by: str | None
+    compared_local: str | None
+    compared: float | None
+    compared_sites: int | None
+    difference: float | None
+    change: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPage:
+    """Rows by place, time and KPI; `next` is None on the last page."""
+
+    rows: list[MetricRow]
+    next: Position | None
+
+
+class UnanswerableError(RefusedError):
+    """The question cannot have an answer; the text says what can be asked instead."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        self.parameter = parameter
+        super().__init__("not_answerable", message)
+
+
+@dataclass(slots=True)
+class Cell:
+    """A site's bucket as read: its sums, and what its counts are worth."""
+
+    inputs: Inputs
+    state: State
+    revision: int = 0
+    heard: float = 0.0
+    asked_of: int = 0
+
+
+@dataclass(slots=True)
+class Read:
+    """What was read of a site: its buckets with their cells, and what its visits were made of."""
+
+    site: Site
+    grid: tuple[Bucket, ...]
+    cells: list[Cell]
+    perimeter: Perimeter = field(default_factory=Perimeter)
+
+
+async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: int) -> MetricPage:
+    """Return one page of KPIs.
+
+    Raises UnknownPlaceError, UnanswerableError, TooFineError, TooLongError.
+    """
+    _check(query)
+    sites = await load_sites(connection, query.sites)
+    page = _Page.of(query, sites)
+    found = await read(connection, page.query, page.sites, now_s=now_s)
+    before: dict[int, Read] = {}
+    if query.compare is Compare.LAST_YEAR:
+        before = await _year_before(connection, page.query, found, now_s=now_s)
+    regions = await _regions(connection) if query.by is Of.REGION else {}
+    rows = await asyncio.to_thread(_rows, page.query, found, before, regions, now_s)
+    return page.cut(rows)
+
+
+def _check(query: MetricQuery) -> None:
+    span_s = instant("UTC", query.until) - instant("UTC", query.since)
+    size = Size.DAY if query.bucket is Bucketing.TOTAL else Size(query.bucket)
+    if bucket_count(size, span_s) > (most := MOST_BUCKETS[size]):
+        raise TooLongError(size, most)
+    if query.limit < len(query.metrics):
+        raise UnanswerableError("limit", "a page holds at least one row of each KPI")
+    for metric in query.metrics:
+        if metric.alone and query.by is not Of.SITE:
+            raise UnanswerableError("metrics", f"{metric.id} is of one site: ask by site")
+        if metric.days and query.bucket in (Bucketing.QUARTER, Bucketing.HOUR):
+            raise UnanswerableError("metrics", f"{metric.id} is of whole days: ask by day or more")
+    if query.needs(Need.PEAK, Need.STAY) and span_s > _PEAK_DAYS * 86_400:
+        raise UnanswerableError(
+            "from", f"peaks and stays are found in quarters of an hour: ask {_PEAK_DAYS} days"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What this page reads: whole sites, or part of one site's buckets; groups are cut after."""
+
+    query: MetricQuery
+    sites: list[Site]
+    next: Position | None = None
+
+    @classmethod
+    def of(cls, query: MetricQuery, sites: list[Site]) -> "_Page":
+        if not sites:
+            return cls(query, sites)
+        grid = len(_grid(query, sites[0]))
+        both = 1 if query.compare is Compare.NONE else 2
+        days = Range(query.base, query.since, query.until, query.scope, 0).grid(sites[0])
+        most = max(1, MOST_CELLS // max(1, both * len(days)))
+        if query.by is not Of.SITE:
+            if len(sites) > most:
+                raise UnanswerableError(
+                    "from", f"{len(sites)} sites x {len(days)} {query.base}s are too many at once: "
+                    "ask for fewer sites, a shorter range or larger buckets"
+                )  # fmt: skip
+            return cls(query, sites)
+        ref, start_s = ("", 0) if query.after is None else (query.after.ref, query.after.start_s)
+        left = [site for site in sites if site.ref >= ref]
+        rows = query.limit // len(query.metrics)
+        if not left:
+            return cls(query, left)
+        first = left[0]
+        mine = _grid(query, first)
+        if first.ref == ref and start_s:
+            mine = tuple(bucket for bucket in mine if bucket.start_s >= start_s)
+        if mine and (len(mine) > rows or len(mine) < len(_grid(query, first))):
+            taken = mine[:rows]
+            part = replace(query, since=_at(taken[0].start_s), until=_at(taken[-1].end_s))
+            if len(mine) > rows:
+                following: Position | None = Position(first.ref, mine[rows].start_s)
+            else:
+                following = _following(left[1:])
+            return cls(part, [first], following)
+        count = max(1, min(most, rows // max(1, grid)))
+        return cls(query, left[:count], _following(left[count:]))
+
+    def cut(self, rows: list[MetricRow]) -> MetricPage:
+        """Return the page of these rows: of groups, what is after the position, and fits."""
+        query = self.query
+        if query.by is Of.SITE:
+            return MetricPage(rows, self.next)
+        if query.after is not None:
+            at = query.after.ref, query.after.start_s
+            rows = [row for row in rows if _place(row) >= at]
+        room = query.limit - query.limit % len(query.metrics)
+        following = Position(*_place(rows[room])) if len(rows) > room else None
+        return MetricPage(rows[:room], following)
+
+
+def _place(row: MetricRow) -> tuple[str, int]:
+    return row.region or "", int(datetime.fromisoformat(row.start).timestamp())
+
+
+def _following(sites: Sequence[Site]) -> Position | None:
+    return Position(sites[0].ref, 0) if sites else None
+
+
+def _at(instant_s: int) -> datetime:
+    return datetime.fromisoformat(utc_text(instant_s))
+
+
+def _grid(query: MetricQuery, site: Site) -> tuple[Bucket, ...]:
+    """Return the buckets of a site's rows."""
+    if query.bucket is not Bucketing.TOTAL:
+        size = Size(query.bucket)
+        return buckets(site.time_zone, size, since=query.since, until=query.until)
+    base = buckets(site.time_zone, query.base, since=query.since, until=query.until)
+    if not base:
+        return ()
+    label = f"{base[0].label}/{base[-1].label}"
+    first, last = base[0], base[-1]
+    return (Bucket(first.start_s, last.end_s, first.start_day, label, first.start_utc,
+                   last.end_utc),)  # fmt: skip
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+async def read(
+    connection: asyncpg.Connection, query: MetricQuery, sites: Sequence[Site], *, now_s: int
+) -> dict[int, Read]:
+    """Return by site what the KPIs of a question are made of, in its base buckets."""
+    within = Range(query.base, query.since, query.until, query.scope, now_s)
+    found = {
+        site.id: Read(site, grid, [Cell(Inputs(), _by_clock(b, now_s)) for b in grid])
+        for site in sites
+        if (grid := within.grid(site))
+    }
+    if not found:
+        return found
+    sites = [each.site for each in found.values()]
+    if query.needs(Need.VISITS, Need.PASSERS, Need.RESPONSES):
+        span = (
+            min(each.grid[0].start_s for each in found.values()),
+            max(each.grid[-1].end_s for each in found.values()),
+        )
+        perimeters = await load_perimeters(connection, sites, start_s=span[0], end_s=span[1])
+        for key, each in found.items():
+            each.perimeter = perimeters[key]
+        await _read_visits(connection, query, within, found)
+    if query.needs(Need.SALES):
+        await _read_sales(connection, within, found)
+        if query.needs(Need.VISITS) and query.base in (Size.WEEK, Size.MONTH):
+            await _match_by_day(connection, within, found)
+    if query.needs(Need.FEEDBACK):
+        await _read_feedback(connection, query, found, now_s=now_s)
+    if query.needs(Need.DUE) and query.base in (Size.QUARTER, Size.HOUR):
+        await _read_due(connection, within, found)
+    if query.needs(Need.PEAK) and query.base.is_days:
+        await _read_quarters(connection, query, found, now_s=now_s)
+    return found
+
+
+def _by_clock(bucket: Bucket, now_s: int) -> State:
+    return state(bucket.end_s, now_s=now_s, accounted_s=now_s)
+
+
+async def _read_visits(
+    connection: asyncpg.Connection, query: MetricQuery, within: Range, found: Mapping[int, Read]
+) -> None:
+    reads = found.values()
+    outer = await tallies(connection, within, [(r.site, r.perimeter.outer) for r in reads])
+    passing: dict[int, list[Tally]] = {}
+    leaving: dict[int, list[Tally]] = {}
+    if query.needs(Need.PASSERS):
+        groups = [(r.site, r.perimeter.passages) for r in reads]
+        passing = await tallies(connection, within, groups)
+    if query.needs(Need.RESPONSES):
+        groups = [(r.site, r.perimeter.at_kiosks) for r in reads]
+        leaving = await tallies(connection, within, groups)
+    for key, each in found.items():
+        notes = frozenset({"doors_changed"}) if each.perimeter.changed else frozenset()
+        for number, tally in enumerate(outer.get(key, ())):
+            cell = each.cells[number]
+            cell.state, cell.revision = tally.state, cell.revision + tally.revision
+            cell.inputs = replace(
+                cell.inputs,
+                visits=tally.entered,
+                exits=tally.left,
+                observed_s=tally.observed_s,
+                expected_s=tally.expected_s,
+                passers=_both(passing.get(key), number),
+                asked=_left(leaving.get(key), number),
+                notes=notes,
+            )
+
+
+def _both(rows: Sequence[Tally] | None, number: int) -> float | None:
+    if rows is None or rows[number].entered is None:
+        return None
+    return (rows[number].entered or 0) + (rows[number].left or 0)
+
+
+def _left(rows: Sequence[Tally] | None, number: int) -> float | None:
+    return None if rows is None else rows[number].left
+
+
+async def _read_sales(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    taken = await takings(connection, within, [each.site for each in found.values()])
+    for key, sales in taken.items():
+        for cell, each in zip(found[key].cells, sales, strict=True):
+            known = cell.inputs.visits is not None
+            matched = each if known else Takings(currency=each.currency)
+            cell.inputs = replace(cell.inputs, sales=each, matched=matched)
+
+
+_NOTHING_MISSED = 0.999
+
+
+async def _match_by_day(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Match sales with visits by the day, where a week or month was not covered throughout."""
+    partial = [
+        each
+        for each in found.values()
+        if any(
+            cell.inputs.sales.transactions and (cell.inputs.coverage or 0) < _NOTHING_MISSED
+            for cell in each.cells
+        )
+    ]
+    if not partial:
+        return
+    by_day = replace(
+        within,
+        size=Size.DAY,
+        since=_at(min(each.grid[0].start_s for each in partial)),
+        until=_at(max(each.grid[-1].end_s for each in partial)),
+    )
+    counted = await tallies(connection, by_day, [(r.site, r.perimeter.outer) for r in partial])
+    sold = await takings(connection, by_day, [each.site for each in partial])
+    for each in partial:
+        key = each.site.id
+        days = list(zip(by_day.grid(each.site), counted.get(key, ()), sold[key], strict=False))
+        at = 0
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            matched = Takings(currency=each.site.currency)
+            while at < len(days) and days[at][0].start_s < bucket.end_s:
+                day, tally, taken = days[at]
+                if day.start_s >= bucket.start_s and tally.entered is not None:
+                    matched = matched.plus(taken)
+                at += 1
+            cell.inputs = replace(cell.inputs, matched=matched)
+
+
+async def _read_feedback(
+    connection: asyncpg.Connection, query: MetricQuery, found: Mapping[int, Read], *, now_s: int
+) -> None:
+    """Add up answers by kind of question over a site's kiosks."""
+    by_ref = {each.site.ref: each for each in found.values()}
+    at = {ref: {b.start_utc: n for n, b in enumerate(r.grid)} for ref, r in by_ref.items()}
+    asked = CountQuery(
+        query.base, query.since, query.until, query.scope, sites=tuple(by_ref), limit=1 << 40
+    )
+    for row in (await feedback(connection, asked, now_s=now_s)).rows:
+        number = at[row.site].get(row.start)
+        if number is None or row.n is None:
+            continue
+        cell = by_ref[row.site].cells[number]
+        known = cell.inputs
+        answers: dict[Kind, tuple[int, ...]] = dict(known.answers)
+        if row.kind is not None:
+            answers[row.kind] = formulas.longest(answers.get(row.kind, ()), row.answers)
+        responses = known.responses or 0
+        if row.question in (None, 0):
+            responses += row.n
+        cell.inputs = replace(
+            known,
+            answers=answers,
+            responses=responses,
+            notes=known.notes | {f"{row.basis}_presses"},
+        )
+        cell.revision += row.revision
+        if row.coverage is not None:
+            cell.heard, cell.asked_of = cell.heard + row.coverage, cell.asked_of + 1
+
+
+async def _read_due(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Shift visits to when they buy, by what came in the hours before, too."""
+    first = min(each.grid[0].start_s for each in found.values())
+    last = max(each.grid[-1].end_s for each in found.values())
+    earlier = replace(within, since=_at(first - _LOOK_BACK_S), until=_at(last))
+    groups = [(each.site, each.perimeter.outer) for each in found.values()]
+    shares = formulas.later_purchases(
+        MEDIAN_STAY_MIN, bucket_min=60 if within.size is Size.HOUR else 15
+    )
+    for key, rows in (await tallies(connection, earlier, groups)).items():
+        each = found[key]
+        starts = [bucket.start_s for bucket in earlier.grid(each.site)]
+        due = dict(zip(starts, formulas.shifted([r.entered for r in rows], shares), strict=True))
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            notes = cell.inputs.notes | {"dwell_assumed"}
+            cell.inputs = replace(cell.inputs, due=due.get(bucket.start_s), notes=notes)
+
+
+async def _read_quarters(
+    connection: asyncpg.Connection, query: MetricQuery, found: Mapping[int, Read], *, now_s: int
+) -> None:
+    """Find the busiest 60 minutes of opening time in each row's time."""
+    reads = found.values()
+    since = _at(min(each.grid[0].start_s for each in reads))
+    until = _at(max(each.grid[-1].end_s for each in reads))
+    within = Range(Size.QUARTER, since, until, Scope.OPEN, now_s)
+    groups = [(each.site, each.perimeter.outer) for each in reads]
+    for key, rows in (await tallies(connection, within, groups)).items():
+        each = found[key]
+        quarters = [
+            (b.start_s, t.entered, t.observed_s / t.expected_s if t.expected_s else None)
+            for b, t in zip(within.grid(each.site), rows, strict=True)
+        ]
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            best = busiest_hour([q for q in quarters if bucket.start_s <= q[0] < bucket.end_s])
+            if best is not None:
+                shown = local(each.site.time_zone, best[0]).isoformat(timespec="minutes")
+                cell.inputs = replace(cell.inputs, peak=best[1], peak_at=shown)
+
+
+async def _regions(connection: asyncpg.Connection) -> dict[int, str | None]:
+    return dict(
+        await connection.fetch(
+            "select s.id, r.ref from sites s left join regions r on r.id = s.region_id"
+        )
+    )
+
+
+# -- the year before -----------------------------------------------------------------------------
+
+
+def twin(label: str, site: Site) -> str:
+    """Return the label of the day, or time of day, that a base bucket is compared with."""
+    day = aligned(date.fromisoformat(label[:10]), country_of(site.time_zone)).day
+    return day.isoformat() + label[10:16]
+
+
+async def _year_before(
+    connection: asyncpg.Connection,
+    query: MetricQuery,
+    found: Mapping[int, Read],
+    *,
+    now_s: int,
+) -> dict[int, Read]:
+    days = {twin(bucket.label, each.site)[:10] for each in found.values() for bucket in each.grid}
+    if not days:
+        return {}
+    first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
+    earlier = replace(query, since=first, until=last + timedelta(days=1))
+    if earlier.base is not query.base:  # a total of hours stays one
+        until = datetime(last.year, last.month, last.day) + timedelta(days=1)  # noqa: DTZ001
+        earlier = replace(earlier, since=datetime(first.year, first.month, first.day), until=until)  # noqa: DTZ001
+    return await read(connection, earlier, [each.site for each in found.values()], now_s=now_s)
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Part:
+    """What a site brings to a row: its sums, and both sides of its comparison."""
+
+    cells: list[Cell]
+    inputs: Inputs
+    twins: Inputs | None = None
+    alike: Inputs | None = None
+    reasons: tuple[str, ...] = ()
+    label: str | None = None
+
+
+def _rows(
+    query: MetricQuery,
+    found: Mapping[int, Read],
+    before: Mapping[int, Read],
+    regions: Mapping[int, str | None],
+    now_s: int,
+) -> list[MetricRow]:
+    """Return the rows of all places, by place, time and KPI."""
+    places: dict[tuple[str, str | None], dict[tuple[str, int], list[tuple[Bucket, _Part]]]] = {}
+    for key, each in found.items():
+        place = _place_of(query, each.site, regions.get(key))
+        rows = places.setdefault(place, {})
+        for bucket, part in _parts(query, each, before.get(key), now_s):
+            rows.setdefault((bucket.label, bucket.fold), []).append((bucket, part))
+    made: list[MetricRow] = []
+    for (kind, ref), rows in sorted(places.items(), key=lambda place: place[0][1] or ""):
+        for members in sorted(rows.values(), key=lambda row: min(b.start_s for b, _ in row)):
+            made += _of_place(query, members, site=ref if kind == "site" else None,
+                              region=ref if kind == "region" else None)  # fmt: skip
+    return made
+
+
+def _place_of(query: MetricQuery, site: Site, region: str | None) -> tuple[str, str | None]:
+    if query.by is Of.SITE:
+        return "site", site.ref
+    return ("region", region) if query.by is Of.REGION else ("organisation", None)
+
+
+def _parts(
+    query: MetricQuery, each: Read, before: Read | None, now_s: int
+) -> Iterable[tuple[Bucket, _Part]]:
+    """Give a site's rows: its base buckets added up into those that were asked for."""
+    known = {} if before is None else {b.label: (b, c) for b, c in _once(before)}
+    base = list(zip(each.grid, each.cells, strict=True))
+    at = 0
+    for bucket in _grid(query, each.site):
+        mine: list[tuple[Bucket, Cell]] = []
+        while at < len(base) and base[at][0].start_s < bucket.end_s:
+            mine.append(base[at])
+            at += 1
+        cells = [cell for _, cell in mine]
+        part = _Part(cells, added([cell.inputs for cell in cells]))
+        if before is not None:
+            _compare(part, each, before, mine, known, now_s)
+        yield bucket, part
+
+
+def _once(read: Read) -> Iterable[tuple[Bucket, Cell]]:
+    """Give each label's first bucket: the second pass of an hour has no twin."""
+    return ((b, c) for b, c in zip(read.grid, read.cells, strict=True) if b.fold == 0)
+
+
+def _compare(
+    part: _Part,
+    each: Read,
+    before: Read,
+    mine: Sequence[tuple[Bucket, Cell]],
+    known: Mapping[str, tuple[Bucket, Cell]],
+    now_s: int,
+) -> None:
+    """Add to a part its like-for-like side, the year before's, and why they may not be alike."""
+    pairs = [
+        (bucket, cell, *known[label])
+        for bucket, cell in mine
+        if bucket.end_s <= now_s and (label := twin(bucket.label, each.site)) in known
+    ]
+    if not pairs:
+        return
+    part.alike = added([cell.inputs for _, cell, _, _ in pairs])
+    part.twins = added([cell.inputs for _, _, _, cell in pairs])
+    labels = sorted(bucket.label for _, _, bucket, _ in pairs)
+    part.label = labels[0] if len(labels) == 1 else f"{labels[0]}/{labels[-1]}"
+    opening = each.site.calendar.opening
+    part.reasons = incomparable(
+        _year(each, [b for b, *_ in pairs], part.alike),
+        _year(before, [b for _, _, b, _ in pairs], part.twins),
+        opens_on=opening.opens_on,
+        closes_on=opening.closes_on,
+    )
+
+
+def _year(read: Read, grid: Sequence[Bucket], inputs: Inputs) -> Year:
+    days = {bucket.start_day for bucket in grid}
+    open_s = sum(read.site.calendar.day(day).open_s for day in days)
+    return Year(min(days), max(days), inputs.coverage, open_s, read.perimeter.spots)
+
+
+def _of_place(
+    query: MetricQuery,
+    members: Sequence[tuple[Bucket, _Part]],
+    *,
+    site: str | None,
+    region: str | None,
+) -> list[MetricRow]:
+    parts = [part for _, part in members]
+    whole = added([part.inputs for part in parts])
+    cells = [cell for part in parts for cell in part.cells]
+    states = {cell.state for cell in cells}
+    worst = next((s for s in (State.OPEN, State.COMPLETE) if s in states), State.FINAL)
+    revision = sum(cell.revision for cell in cells)
+    heard, asked_of = sum(c.heard for c in cells), sum(c.asked_of for c in cells)
+    compared = [p for p in parts if p.twins is not None and (site is not None or not p.reasons)]
+    alike = added([p.alike for p in compared if p.alike is not None])
+    twins = added([p.twins for p in compared if p.twins is not None])
+    bucket = members[0][0]
+    start, end = min(b.start_utc for b, _ in members), max(b.end_utc for b, _ in members)
+    rows: list[MetricRow] = []
+    for metric in query.metrics:
+        found = metric.compute(whole)
+        flags = found.flags
+        then = now = None
+        if compared:
+            then, now = metric.compute(twins).value, metric.compute(alike).value
+            reasons = {reason for part in compared for reason in part.reasons}
+            flags = (*flags, *sorted(reasons - set(flags)))
+        if Need.VISITS in metric.needs:
+            share = whole.coverage
+        else:
+            share = (
+                round(heard / asked_of, 4) if asked_of and Need.FEEDBACK in metric.needs else None
+            )
+        rows.append(
+            MetricRow(
+                metric.id,
+                metric.unit,
+                site,
+                region,
+                len(members),
+                start,
+                end,
+                bucket.label,
+                bucket.fold,
+                whole.peak_at if Need.PEAK in metric.needs else None,
+                _rounded(found.value),
+                _rounded(found.low),
+                _rounded(found.high),
+                _rounded(found.numerator),
+                _rounded(found.denominator),
+                (whole.sales.currency or None) if metric.unit == "money" else None,
+                share,
+                worst,
+                revision,
+                flags,
+                None,
+                None,
+                None,
+                None,
+                compared[0].label if compared else None,
+                _rounded(then),
+                len(compared) if query.compare is not Compare.NONE else None,
+                None if now is None or then is None else _rounded(now - then),
+                None if now is None or not then or then <= 0 else _rounded(now / then - 1),
+            )
+        )
+    return rows
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -1,0 +1,150 @@
+"""What the counters and tills of sites say of each bucket, as sums that can be added up further.
+
+Unlike `server.rollup.query.counts`, whose rows carry a coverage, these carry the seconds that it is
+made of: so that sites and days can be added up, and divided once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import NamedTuple
+
+import asyncpg
+
+from server.insight.formulas import Takings
+from server.rollup.answer import By, CountQuery
+from server.rollup.buckets import Bucket, Size, buckets
+from server.rollup.patches import Entity
+from server.rollup.places import Site, Spot, load_histories
+from server.rollup.quality import Hours, Scope, State, known
+from server.rollup.query import collect, sums_of
+from server.rollup.rows import Worth
+from server.rollup.sums import UNIT, revision_of, segments
+
+_FEW = 50
+"""Spots up to which a plan made for any spots does; made for few, it is slow for hundreds."""
+
+
+class Tally(NamedTuple):
+    """A bucket's people in and out, None where nothing was measured, and what they are worth."""
+
+    entered: float | None
+    left: float | None
+    observed_s: int
+    expected_s: int
+    hours: Hours
+    state: State
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Buckets of this size of [since, until), in these hours, as seen at `now_s`."""
+
+    size: Size
+    since: date | datetime
+    until: date | datetime
+    scope: Scope
+    now_s: int
+
+    def grid(self, site: Site) -> tuple[Bucket, ...]:
+        """Return a site's buckets."""
+        return buckets(site.time_zone, self.size, since=self.since, until=self.until)
+
+
+async def tallies(
+    connection: asyncpg.Connection, within: Range, groups: Sequence[tuple[Site, Sequence[Spot]]]
+) -> dict[int, list[Tally]]:
+    """Return by site, for each bucket of its grid, what the given spots of it counted together."""
+    entities = [
+        Entity(site.ref, site, None, tuple(spots), within.grid(site))
+        for site, spots in groups
+        if spots
+    ]
+    entities = [entity for entity in entities if entity.grid]
+    if not entities:
+        return {}
+    span = min(e.grid[0].start_s for e in entities), max(e.grid[-1].end_s for e in entities)
+    spots = [spot for entity in entities for spot in entity.spots]
+    if len(spots) > _FEW:
+        await connection.execute("set local plan_cache_mode = force_custom_plan")
+    histories = await load_histories(connection, spots, start_s=span[0], end_s=span[1])
+    cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
+    query = CountQuery(within.size, within.since, within.until, within.scope, By.SITE)
+    sums = await sums_of(connection, query, entities, cut=cut, span=span)
+    worth = Worth(scope=within.scope, now_s=within.now_s)
+    only_open = within.scope is Scope.OPEN
+    found: dict[int, list[Tally]] = {}
+    for entity, cells in zip(entities, collect(within.size, entities, sums), strict=True):
+        should = worth.of(entity, [histories[spot.id] for spot in entity.spots], cut=cut)
+        rows: list[Tally] = []
+        for cell, expected, hours, state in zip(
+            cells, should.expected_s, should.hours, should.states, strict=True
+        ):
+            entered, left, observed, marks = cell or (0, 0, 0, 0)
+            if only_open and hours is Hours.CLOSED:
+                entered = left = observed = marks = 0
+            seen = known(entered + left, observed)
+            rows.append(
+                Tally(
+                    entered / UNIT if seen else None,
+                    left / UNIT if seen else None,
+                    min(observed, expected),
+                    expected,
+                    hours,
+                    state,
+                    revision_of(marks),
+                )
+            )
+        found[entity.site.id] = rows
+    return found
+
+
+async def takings(
+    connection: asyncpg.Connection, within: Range, sites: Sequence[Site]
+) -> dict[int, list[Takings]]:
+    """Return by site, for each bucket of its grid, what its tills took.
+
+    Transactions are taken at their own time, in all hours. A site whose tills never said anything
+    is left out.
+    """
+    ids = [site.id for site in sites]
+    heard = {row[0] for row in await connection.fetch(_HEARD, ids)}
+    found: dict[int, list[Takings]] = {}
+    by_grid: dict[tuple[Bucket, ...], list[Site]] = {}
+    for site in sites:
+        if site.id in heard:
+            by_grid.setdefault(within.grid(site), []).append(site)
+    for grid, members in by_grid.items():
+        if not grid:
+            continue
+        for site in members:
+            found[site.id] = [Takings(currency=site.currency)] * len(grid)
+        edges = [datetime.fromtimestamp(bucket.start_s, UTC) for bucket in grid]
+        end = datetime.fromtimestamp(grid[-1].end_s, UTC)
+        currency: Mapping[int, str] = {site.id: site.currency for site in members}
+        rows = await connection.fetch(_SALES, list(currency), edges, edges[0], end)
+        for site_id, number, count, net, units, pickups, returns, squares, more in rows:
+            found[site_id][number - 1] = Takings(
+                *(count, net, units, pickups, returns, squares, more, currency[site_id])
+            )
+    return found
+
+
+_HEARD = """
+    select asked.site_id from unnest($1::int[]) as asked (site_id)
+    where exists (select from transactions t where t.site_id = asked.site_id)
+"""
+_SALES = """
+    with sold as (
+        select site_id, width_bucket(at, $2::timestamptz[]) as number, kind, amount, units,
+               kind = 'sale' and amount > 0 and units > 0 as counts
+        from transactions where site_id = any($1::int[]) and at >= $3 and at < $4)
+    select site_id, number, count(*) filter (where counts),
+           coalesce(sum(amount) filter (where counts), 0),
+           coalesce(sum(units) filter (where counts), 0)::bigint,
+           count(*) filter (where kind = 'pickup'), count(*) filter (where kind = 'return'),
+           coalesce(sum(amount::float8 * amount::float8) filter (where counts), 0)::float8,
+           coalesce(sum(units::float8 * units::float8) filter (where counts), 0)::float8
+    from sold group by 1, 2
+"""

@@ -1,0 +1,451 @@
+"""KPIs through the API: rolled up as ratios of sums, compared like for like, page by page."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from server.insight.definitions import REGISTRY
+from server.insight.perimeter import Counter, outermost
+from server.rollup.opening import Opening
+from server.rollup.places import Site, Spot, calendar_of
+from tests.integration.api_world import World, utc
+
+pytestmark = pytest.mark.services
+ZONE = ZoneInfo("Europe/Stockholm")
+TEN = (600, 660)
+"""Open from 10 to 11: four quarters of an hour cover a day."""
+
+
+async def query(world: World, **asked: Any) -> tuple[int, Any]:
+    """Return status and answer of a question about the own organisation's KPIs."""
+    status, body, _ = await post(world, **asked)
+    return status, body
+
+
+async def post(
+    world: World, *, organisation: str = "own", headers: dict[str, str] | None = None, **asked: Any
+) -> tuple[int, Any, Mapping[str, str]]:
+    body = {name.rstrip("_"): value for name, value in asked.items()}
+    sent = {"Authorization": f"Bearer {world.keys[organisation]}", **(headers or {})}
+    async with world.client.post("/v1/metrics:query", json=body, headers=sent) as response:
+        text = await response.text()
+        csv_ = response.content_type == "text/csv"
+        found = text if csv_ or not text else await response.json(content_type=None)
+        return response.status, found, response.headers
+
+
+async def rows(world: World, **asked: Any) -> list[dict[str, Any]]:
+    status, body = await query(world, **asked)
+    assert status == 200, body
+    found: list[dict[str, Any]] = body["data"]
+    return found
+
+
+async def hour(
+    world: World, spot: int, day: date, *entered: int, left: int = 0, at: int = 10
+) -> None:
+    """Count these people in the quarters from 10 o'clock, local time, of a day."""
+    start = datetime(day.year, day.month, day.day, at, tzinfo=ZONE)
+    for number, count in enumerate(entered):
+        bucket = start.astimezone(utc("2026-01-01").tzinfo) + timedelta(minutes=15 * number)
+        await world.quarter(spot, bucket, count, left)
+
+
+async def sell(
+    world: World, organisation: int, site: int, day: date, *amounts: float, at: int = 10
+) -> None:
+    for number, amount in enumerate(amounts):
+        await world.owner.execute(
+            "insert into transactions (organisation_id, site_id, transaction_ref, at, amount, "
+            "units, kind) values ($1, $2, $3, $4, $5, 2, $6)",
+            organisation,
+            site,
+            f"{day}-{at}-{number}-{amount}",
+            datetime(day.year, day.month, day.day, at, number, tzinfo=ZONE),
+            abs(amount),
+            "sale" if amount > 0 else "return",
+        )
+
+
+async def test_nobody_is_counted_twice_on_the_way_in(world: World) -> None:
+    """Doors side by side add up, of doors in series the outermost counts, others do not."""
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=TEN)
+    names = ("outer", "inner", "side", "mall", "zone", "porch", "deep")
+    spots = {name: await world.spot(own, site, name) for name in names}
+    doors = {
+        name: await world.owner.fetchval(
+            "insert into doors (organisation_id, site_id, ref, name) values ($1, $2, $3, $3) "
+            "returning id",
+            *(own, site, f"door-{name}"),
+        )
+        for name in (*names, "unseen")
+    }
+    for name, spot in spots.items():
+        await world.owner.execute("update spots set door_id = $2 where id = $1", spot, doors[name])
+    for inner, before in (("inner", "outer"), ("porch", "unseen"), ("deep", "porch")):
+        await world.owner.execute(
+            "update doors set behind_id = $2 where id = $1", doors[inner], doors[before]
+        )
+    for name, purpose in (("mall", "passage"), ("zone", "zone")):
+        await world.owner.execute(
+            "insert into mountings (organisation_id, spot_id, purpose) values ($1, $2, $3)",
+            *(own, spots[name], purpose),
+        )
+    for number, name in enumerate(names):
+        await hour(world, spots[name], date(2026, 3, 4), 10**number, 0, 0, 0, left=1)
+    await world.derive()
+    asked = {"from_": "2026-03-04", "to": "2026-03-05", "scope": "open"}
+    found = await rows(world, metrics=["visits", "turn_in_of_all", "turn_in_passers_only"], **asked)
+    visits = 1 + 100 + 10**5  # outer, side, and the porch behind a door without a counter
+    assert found[0]["value"] == visits
+    assert found[0]["coverage"] == 1
+    assert found[1]["denominator"] == 10**3 + 4  # in and out of the passage
+    assert found[2]["value"] == pytest.approx(visits / (visits + 10**3 + 4), abs=1e-6)
+
+
+def test_of_doors_in_series_the_outermost_that_counts_is_taken() -> None:
+    shop = Site(1, "a", "a", "Europe/Oslo", "NOK", calendar_of("Europe/Oslo", Opening()))
+
+    def counter(number: int, door: int | None, **more: Any) -> Counter:
+        return Counter(Spot(number, str(number), "", "counter", shop), door, **more)
+
+    behind = {2: 1, 3: 2, 5: 4, 4: None, 1: None}
+    everywhere = [counter(n, n) for n in (1, 2, 3, 5)] + [counter(9, None)]
+    assert [c.door for c in outermost(everywhere, behind)] == [1, 5, None]
+    no_device = [counter(1, 1, counted=False), counter(2, 2), counter(3, 3)]
+    assert [c.door for c in outermost(no_device, behind)] == [2]
+    inside = [counter(1, 1, purpose="zone"), counter(2, 2, purpose="exit")]
+    assert [c.door for c in outermost(inside, behind)] == [2]
+    assert outermost(everywhere, {1: 2, 2: 1}) == tuple(everywhere[2:])  # a circle ends
+
+
+async def chain(world: World) -> None:
+    """Make four shops of two regions with ten days of visits and sales each; one has a gap."""
+    own = await world.organisation("own")
+    await world.organisation("other")
+    for number in range(4):
+        site = await world.site(own, f"shop-{number}", hours=TEN)
+        region = await world.owner.fetchval(
+            "insert into regions (organisation_id, ref, name) values ($1, $2, $2) "
+            "on conflict (ref) do update set name = excluded.name returning id",
+            *(own, f"region-{number % 2}"),
+        )
+        if number < 3:
+            await world.owner.execute("update sites set region_id = $2 where id = $1", site, region)
+        spot = await world.spot(own, site, f"door-{number}")
+        for offset in range(10):
+            day = date(2026, 3, 2) + timedelta(days=offset)
+            if (number, offset) != (1, 3):
+                await hour(world, spot, day, 10 + number, 20, 30 + offset, 5, left=3)
+            if number != 2:
+                await sell(world, own, site, day, *[20.0 + number + offset] * (offset % 4 + 1), -5)
+    await world.derive()
+
+
+async def test_rolled_up_rows_are_ratios_of_sums(world: World) -> None:
+    """Against a slow plain way, from the rows by site and day."""
+    await chain(world)
+    kpis = ["visits", "transactions", "net_sales", "conversion", "atv", "upt", "spv", "returns"]
+    asked = {"metrics": kpis, "from_": "2026-03-02", "to": "2026-03-12", "scope": "open"}
+    by_site = await rows(world, **asked)
+    assert len(by_site) == 4 * 10 * len(kpis)
+    region = {f"shop-{n}": f"region-{n % 2}" if n < 3 else None for n in range(4)}
+    for by, bucket in (
+        ("site", "week"), ("site", "month"), ("site", "total"), ("region", "day"),
+        ("region", "week"), ("organisation", "day"), ("organisation", "total"),
+    ):  # fmt: skip
+        sums: dict[tuple[Any, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        days: dict[tuple[str, str], dict[str, float | None]] = defaultdict(dict)
+        for row in by_site:
+            days[row["site"], row["local"]][row["metric"].split(".")[0]] = row["value"]
+        for (site, day), value in days.items():
+            place = {"site": site, "region": region[site], "organisation": None}[by]
+            at = date.fromisoformat(day).isocalendar()
+            label = {
+                "day": day,
+                "week": f"{at.year}-W{at.week:02}",
+                "month": day[:7],
+                "total": "2026-03-02/2026-03-11",
+            }[bucket]
+            into = sums[place, label]
+            seen = value["visits"] is not None
+            into["visits"] += value["visits"] or 0
+            for name in ("transactions", "net_sales", "returns"):
+                into[name] += value[name] or 0
+            if seen:
+                into["matched"] += value["transactions"] or 0
+                into["net"] += value["net_sales"] or 0
+        found = await rows(world, **{**asked, "by": by, "bucket": bucket})
+        assert len(found) == len(sums) * len(kpis)
+        for row in found:
+            into = sums[row[by] if by != "organisation" else None, row["local"]]
+            where = by, bucket, row["local"], row["metric"]
+            sold = into["transactions"]
+            if "no_tills" in row["flags"]:
+                assert row["site"] == "shop-2", where
+                continue
+            wanted = {
+                "visits": into["visits"] or None,
+                "transactions": sold,
+                "net_sales": into["net_sales"],
+                "returns": into["returns"],
+                "conversion": into["matched"] / into["visits"] if into["visits"] else None,
+                "spv": into["net"] / into["visits"] if into["visits"] else None,
+                "atv": into["net_sales"] / sold if sold else None,
+                "upt": 2.0 if sold else None,
+            }[row["metric"].split(".")[0]]
+            if wanted is None:
+                assert row["value"] is None, where
+                assert row["flags"], where
+            else:
+                assert row["value"] == pytest.approx(wanted, abs=2e-6), where
+
+
+async def test_conversion_is_the_one_of_the_older_route(world: World) -> None:
+    await chain(world)
+    known = await world.get("/conversion?from=2026-03-02&to=2026-03-12&site=shop-0")
+    found = await rows(
+        world, metrics=["conversion"], from_="2026-03-02", to="2026-03-12", sites=["shop-0"]
+    )
+    assert [row["value"] for row in found] == pytest.approx(
+        [row["conversion"] for row in known["data"]], abs=1e-6
+    )
+
+
+async def test_what_is_missing_is_null_and_said(world: World) -> None:
+    await chain(world)
+    asked = {"from_": "2026-03-05", "to": "2026-03-06", "scope": "open"}
+    kpis = ["visits", "conversion", "transactions", "csat", "visit_frequency", "net_sales"]
+    found = await rows(world, metrics=kpis, sites=["shop-1"], **asked)
+    assert [row["value"] for row in found] == [None, None, 4, None, None, 96.0]
+    assert [row["flags"] for row in found] == [
+        ["not_measured"], ["visits_missing"], [], ["no_answers"],
+        ["not_identifiable_from_doors"], [],
+    ]  # fmt: skip
+    assert found[0]["coverage"] == 0
+    [both] = await rows(world, metrics=["visits"], by="organisation", **asked)
+    assert both["coverage"] == 0.75
+    assert set(both["flags"]) == {"partly_missing", "partial_coverage", "never_audited"}
+    assert (both["low"], both["estimated"]) == (None, None)
+    [tills] = await rows(world, metrics=["transactions"], sites=["shop-2"], **asked)
+    assert (tills["value"], tills["flags"]) == (None, ["no_tills"])
+
+
+async def test_days_of_23_and_25_hours_add_up(world: World) -> None:
+    own = await world.organisation("own")
+    site = await world.site(own, "shop")
+    spot = await world.spot(own, site, "door")
+    for day in ("2025-10-26", "2026-03-29"):
+        start = datetime.fromisoformat(day).replace(tzinfo=ZONE)
+        at, end = (start + timedelta(days=n) for n in (0, 1))
+        bucket, last = (each.astimezone(utc("2026-01-01").tzinfo) for each in (at, end))
+        while bucket < last:
+            await world.quarter(spot, bucket, 2)
+            bucket += timedelta(minutes=15)
+    await world.derive()
+    for day, following, hours in (
+        ("2025-10-26", "2025-10-27", 25),
+        ("2026-03-29", "2026-03-30", 23),
+    ):
+        asked = {"metrics": ["visits"], "from_": day, "to": following}
+        by_hour = await rows(world, bucket="hour", **asked)
+        assert len(by_hour) == hours
+        assert sum(row["fold"] for row in by_hour) == (hours == 25)
+        [by_day] = await rows(world, bucket="day", **asked)
+        assert by_day["value"] == sum(row["value"] for row in by_hour) == 8 * hours
+        [total] = await rows(world, **{**asked, "from_": f"{day}T00:00"}, bucket="total")
+        assert (total["value"], total["coverage"]) == (8 * hours, 1)
+
+
+async def test_an_hours_sales_are_of_those_who_came_before(world: World) -> None:
+    own = await world.organisation("own")
+    site = await world.site(own, "shop")
+    spot = await world.spot(own, site, "door")
+    day = date(2026, 3, 4)
+    for at in (9, 10, 11):
+        await hour(world, spot, day, 25, 25, 25, 25, at=at)
+    await hour(world, spot, day, 0, 0, 0, 0, at=12)
+    await sell(world, own, site, day, *[10.0] * 5, at=12)
+    await world.derive()
+    found = await rows(
+        world, metrics=["conversion"], bucket="hour", from_="2026-03-04T10:00",
+        to="2026-03-04T13:00",
+    )  # fmt: skip
+    assert "dwell_assumed" in found[0]["flags"]
+    assert found[1]["denominator"] == pytest.approx(found[0]["denominator"], rel=0.05)
+    assert 5 < found[2]["denominator"] < 60  # who came before twelve and is still there
+    assert found[2]["value"] == pytest.approx(5 / found[2]["denominator"], abs=1e-5)
+
+
+async def test_a_year_is_compared_by_weekday_and_holiday(world: World) -> None:
+    own = await world.organisation("own")
+    days = {
+        date(2026, 3, 4): 40, date(2025, 3, 5): 20,  # a Wednesday of week 10
+        date(2026, 4, 3): 8, date(2025, 4, 18): 4, date(2025, 4, 4): 100,  # Good Friday
+    }  # fmt: skip
+    for name, opens_on in (("old", None), ("new", date(2025, 9, 1)), ("swapped", None)):
+        site = await world.site(own, name, hours=TEN)
+        await world.owner.execute("update sites set opens_on = $2 where id = $1", site, opens_on)
+        spot = await world.spot(own, site, f"{name}-door")
+        for day, count in days.items():
+            if opens_on is None or day > opens_on:
+                await hour(world, spot, day, count, 0, 0, 0)
+        if name == "swapped":
+            await world.spot(own, site, "second", assigned=utc("2025-12-01"))
+    await world.derive()
+    world.clock.advance(5 * 86_400)  # to the 7th of April
+    asked = {"metrics": ["visits"], "compare": "last_year", "scope": "open"}
+    march = await rows(world, from_="2026-03-04", to="2026-03-05", **asked)
+    assert [(r["site"], r["value"], r["compared"], r["change"]) for r in march] == [
+        ("new", 40, None, None),
+        ("old", 40, 20, 1.0),
+        ("swapped", 40, 20, 1.0),
+    ]
+    assert march[1]["compared_local"] == "2025-03-05"
+    assert march[1]["flags"] == ["never_audited"]
+    assert {"doors_changed", "low_coverage"} <= set(march[2]["flags"])
+    [good_friday] = await rows(world, from_="2026-04-03", to="2026-04-04", sites=["old"], **asked)
+    assert (good_friday["value"], good_friday["compared"]) == (8, 4)
+    assert good_friday["compared_local"] == "2025-04-18"
+    [all_] = await rows(world, from_="2026-03-04", to="2026-03-05", by="organisation", **asked)
+    assert (all_["value"], all_["compared"], all_["compared_sites"]) == (120, 20, 1)
+    assert (all_["difference"], all_["change"]) == (20, 1.0)  # of comparable sites, both
+
+
+async def test_the_peak_is_within_opening_hours(world: World) -> None:
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=(600, 780))
+    spot = await world.spot(own, site, "door")
+    day = date(2026, 3, 4)
+    await hour(world, spot, day, 900, 900, 900, 900, at=9)  # before it opens
+    await hour(world, spot, day, 1, 5, 9, 9, 9, 9, 5, 1, 0, 0, 0, 0)
+    await world.derive()
+    asked = {"metrics": ["peak_hour"], "from_": "2026-03-04"}
+    [found] = await rows(world, to="2026-03-05", **asked)
+    assert (found["value"], found["at"]) == (36, "2026-03-04T10:30+01:00")
+    status, body = await query(world, to="2026-03-05", by="region", **asked)
+    assert (status, body["code"], body["parameter"]) == (422, "not_answerable", "metrics")
+    status, body = await query(world, to="2026-03-05", bucket="hour", **asked)
+    assert (status, body["code"]) == (422, "not_answerable")
+
+
+async def test_feedback_and_response_rate(world: World) -> None:
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=TEN)
+    door = await world.owner.fetchval(
+        "insert into doors (organisation_id, site_id, ref, name) values ($1, $2, 'd', 'd') "
+        "returning id",
+        *(own, site),
+    )
+    for ref in ("counter", "elsewhere"):
+        spot = await world.spot(own, site, ref)
+        await hour(world, spot, date(2026, 3, 4), 60, 60, 60, 60, left=50)
+    kiosk = await world.spot(own, site, "kiosk", kind="kiosk")
+    await world.owner.execute(
+        "update spots set door_id = $1 where ref in ('counter', 'kiosk')", door
+    )
+    await world.presses(kiosk, utc("2026-03-04T09:00"), {0: 8, 3: 2}, questionnaire=0)
+    await world.derive()
+    kpis = ["smiley4_index", "response_rate", "csat"]
+    smileys, rate, csat = await rows(
+        world, metrics=kpis, from_="2026-03-04", to="2026-03-05", scope="open"
+    )
+    known = await world.get("/feedback?from=2026-03-04&to=2026-03-05&scope=open")
+    assert smileys["value"] == known["data"][0]["index"] == 80
+    assert smileys["low"] == pytest.approx(known["data"][0]["low"], abs=1e-3)
+    assert set(smileys["flags"]) == {"interval_only", "raw_presses"}
+    assert (rate["numerator"], rate["denominator"], rate["value"]) == (10, 200, 0.05)
+    assert csat["flags"] == ["no_answers"]
+
+
+@pytest.mark.parametrize("by", ["site", "region", "organisation"])
+async def test_pages_put_together_are_the_whole(world: World, by: str) -> None:
+    await chain(world)
+    asked: dict[str, Any] = {
+        "metrics": ["visits", "conversion"], "from_": "2026-03-02", "to": "2026-03-12", "by": by,
+    }  # fmt: skip
+    whole = await rows(world, **asked)
+    for limit in (2, 7, 20, 33):
+        found: list[Any] = []
+        cursor: dict[str, Any] = {}
+        for _ in range(200):
+            _, page = await query(world, **asked, limit=limit, **cursor)
+            assert len(page["data"]) <= limit
+            found += page["data"]
+            if page["next"] is None:
+                break
+            cursor = {"cursor": page["next"]}
+        assert found == whole, limit
+    status, body = await query(world, **{**asked, "metrics": ["exits"]}, cursor="abcd")
+    assert (status, body["code"]) == (400, "bad_cursor")
+
+
+async def test_an_answer_has_an_etag_and_is_csv_of_the_same_columns(world: World) -> None:
+    await chain(world)
+    asked: dict[str, Any] = {
+        "metrics": ["visits", "atv"],
+        "from_": "2026-03-02",
+        "to": "2026-03-04",
+    }
+    status, body, headers = await post(world, **asked)
+    assert "Link" not in headers
+    again, *_ = await post(world, **asked, headers={"If-None-Match": headers["ETag"]})
+    assert (status, again) == (200, 304)
+    status, text, _ = await post(world, **asked, headers={"Accept": "text/csv"})
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert status == 200
+    assert list(table[0]) == list(body["data"][0])
+    assert [row["value"] for row in table] == [
+        "" if row["value"] is None else str(row["value"]) for row in body["data"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({"metrics": ["happiness"]}, (422, "unknown_metric", "metrics")),
+        ({"metrics": []}, (422, "bad_body", "metrics")),
+        ({"metrics": ["visits"], "buckets": "day"}, (422, "unknown_field", "buckets")),
+        ({"metrics": ["visits"], "bucket": "year"}, (422, "bad_body", "bucket")),
+        ({"metrics": ["visits"], "to": "2026-03-01"}, (400, "bad_parameter", "to")),
+        ({"metrics": ["visits"], "to": "2099-01-01"}, (422, "range_too_long", None)),
+        ({"metrics": ["visits"], "sites": ["x\0"]}, (422, "bad_body", "sites")),
+        ({"metrics": ["visits"], "sites": ["nowhere"]}, (404, "unknown_place", None)),
+        ({"metrics": ["dwell"], "bucket": "hour"}, (422, "not_answerable", "metrics")),
+        ({"metrics": ["visits", "atv"], "limit": 1}, (422, "not_answerable", "limit")),
+        ({"metrics": ["peak_hour"], "to": "2027-03-02"}, (422, "not_answerable", "from")),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_answered_is_refused_by_name(
+    world: World, asked: dict[str, Any], wanted: tuple[int, str, str | None]
+) -> None:
+    await world.organisation("own")
+    status, body = await query(world, **{"from": "2026-03-02", "to": "2026-03-04", **asked})
+    assert (status, body["code"], body.get("parameter")) == wanted
+
+
+async def test_another_organisations_sites_are_unknown(world: World) -> None:
+    await chain(world)
+    asked: dict[str, Any] = {"metrics": ["visits"], "from": "2026-03-02", "to": "2026-03-04"}
+    status, body, _ = await post(world, organisation="other", **asked, sites=["shop-1"])
+    assert (status, body["code"]) == (404, "unknown_place")
+    for by in ("site", "region", "organisation"):
+        _, body, _ = await post(world, organisation="other", **asked, by=by)
+        assert body["data"] == []
+
+
+async def test_every_definition_is_published(world: World) -> None:
+    await world.organisation("own")
+    found = await world.get("/definitions")
+    assert [row["metric"] for row in found["data"]] == list(REGISTRY)
+    every = [name for name, each in REGISTRY.items() if not each.alone and not each.days]
+    for at in range(0, len(every), 20):
+        assert (await query(world, metrics=every[at : at + 20], from_="2026-03-02",
+                            to="2026-03-03"))[0] == 200  # fmt: skip
