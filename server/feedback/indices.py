@@ -51,8 +51,11 @@ class Index:
         return self.n < SMALL
 
 
-def index_of(kind: Kind, answers: Sequence[int]) -> Index | None:
-    """Return the index of a question; `answers` by number, from 0. None for a plain choice."""
+def index_of(kind: Kind, answers: Sequence[float]) -> Index | None:
+    """Return the index of a question; `answers` by number, from 0. None for a plain choice.
+
+    Weighted answers are no whole numbers; they are to add up to their effective number.
+    """
     match kind:
         case Kind.SMILEY3:
             return smiley_index(_fit(answers, 0, 3))
@@ -75,13 +78,13 @@ def index_of(kind: Kind, answers: Sequence[int]) -> Index | None:
             assert_never(kind)
 
 
-def _fit(answers: Sequence[int], first: int, count: int) -> list[int]:
+def _fit(answers: Sequence[float], first: int, count: int) -> list[float]:
     """Return `count` answers from number `first`; those of no such number are left out."""
     held = list(answers[first : first + count])
-    return held + [0] * (count - len(held))
+    return held + [0.0] * (count - len(held))
 
 
-def smiley_index(answers: Sequence[int]) -> Index | None:
+def smiley_index(answers: Sequence[float]) -> Index | None:
     """Return 100 for all best to 0 for all worst; `answers` from the best, of 3 to 5 smileys.
 
     Weights are equal steps: 100, 50, 0; 100, 66.67, 33.33, 0; 100, 75, 50, 25, 0. Interval: t, of
@@ -91,7 +94,7 @@ def smiley_index(answers: Sequence[int]) -> Index | None:
     return _mean([100 * (steps - at) / steps for at in range(steps + 1)], answers)
 
 
-def nps(promoters: int, passives: int, detractors: int) -> Index | None:
+def nps(promoters: float, passives: float, detractors: float) -> Index | None:
     """Return % of 9-10 less % of 0-6; interval: adjusted Wald (n + 3, 3/4 to either side)."""
     n = promoters + passives + detractors
     if n == 0:
@@ -99,35 +102,35 @@ def nps(promoters: int, passives: int, detractors: int) -> Index | None:
     p, d = (promoters + 0.75) / (n + 3), (detractors + 0.75) / (n + 3)
     half = _Z * sqrt((p + d - (p - d) ** 2) / (n + 3))
     value = 100 * (promoters - detractors) / n
-    return Index(value, max(-100, 100 * (p - d - half)), min(100, 100 * (p - d + half)), n)
+    return Index(value, max(-100, 100 * (p - d - half)), min(100, 100 * (p - d + half)), round(n))
 
 
-def csat(answers: Sequence[int]) -> Index | None:
+def csat(answers: Sequence[float]) -> Index | None:
     """Return the percentage of the best two of five; `answers` from the worst. Interval: Wilson."""
     n = sum(answers)
     if n == 0:
         return None
     low, high = wilson(sum(answers[-2:]), n)
-    return Index(100 * sum(answers[-2:]) / n, 100 * low, 100 * high, n)
+    return Index(100 * sum(answers[-2:]) / n, 100 * low, 100 * high, round(n))
 
 
-def ces(answers: Sequence[int]) -> Index | None:
+def ces(answers: Sequence[float]) -> Index | None:
     """Return the mean of 1 (disagree) to 7 (agree); `answers` from 1. Interval: t."""
     found = _mean(list(range(1, 8)), answers)
     if found is None:
         return None
-    return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[4:]) / found.n)
+    return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[4:]) / sum(answers))
 
 
-def statement(answers: Sequence[int]) -> Index | None:
+def statement(answers: Sequence[float]) -> Index | None:
     """Return the mean of 1 (disagree) to 5 (agree); `agree`: % of 4 and 5. Interval: t."""
     found = _mean(list(range(1, 6)), answers)
     if found is None:
         return None
-    return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[3:]) / found.n)
+    return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[3:]) / sum(answers))
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
+def wilson(hits: float, n: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share."""
     p, z2 = hits / n, _Z * _Z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
@@ -135,20 +138,20 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _mean(values: Sequence[float], answers: Sequence[int]) -> Index | None:
-    """Return the weighted mean and its t interval, within the scale; one answer has none."""
-    n = sum(answers)
+def _mean(values: Sequence[float], answers: Sequence[float]) -> Index | None:
+    """Return the weighted mean and its t interval, within the scale; below two answers, none."""
+    n = round(sum(answers), 6)  # weighted answers add up to whole numbers but for rounding
     if n == 0:
         return None
     mean = sum(v * a for v, a in zip(values, answers, strict=True)) / n
-    if n == 1:
-        return Index(mean, None, None, n)
+    if n < 2:
+        return Index(mean, None, None, round(n))
     spread = sum(a * (v - mean) ** 2 for v, a in zip(values, answers, strict=True)) / (n - 1)
     half = student_t(n - 1) * sqrt(spread / n)
-    return Index(mean, max(min(values), mean - half), min(max(values), mean + half), n)
+    return Index(mean, max(min(values), mean - half), min(max(values), mean + half), round(n))
 
 
-def student_t(freedom: int) -> float:
+def student_t(freedom: float) -> float:
     """Return the two-sided 95 % quantile of Student's t (G. W. Hill, CACM algorithm 396)."""
     p = 1 - CONFIDENCE
     if freedom == 1:

@@ -17,6 +17,10 @@ pytestmark = pytest.mark.services
 RANGE = "from=2026-03-03&to=2026-03-05"
 READS = [each for each in routes.READS if each.method == "GET" and each.path != "/definitions"]
 """Definitions are everyone's, and a question that is a body is asked in test_metrics."""
+NAMELESS = ("/definitions", "/experiments:learning", "/comparison")
+READS = [each for each in routes.READS if each.method == "GET" and each.path not in NAMELESS]
+"""Definitions are everyone's, and a question that is a body is asked in test_metrics. Of what names
+nothing, or needs many sites, another's answer is looked at in test_experiments."""
 HYPERTABLES = (
     "readings",
     "presses",
@@ -42,6 +46,14 @@ async def populate(world: World, name: str, *, visits: int) -> int:
     await world.minutes(counter, utc("2026-03-03T10:00"), [(visits, visits)] * 30)
     await world.presses(kiosk, utc("2026-03-03T10:00"), {0: visits}, questionnaire=0)
     owner = world.owner
+    await owner.execute(
+        "insert into experiments (organisation_id, ref, name, metrics, starts_on, weeks, "
+        "pre_weeks, planned, created_at, created_by, sealed_at, design, seed, commitment, treated, "
+        "decided_at, decision, result, snapshot, snapshot_sha256) values ($1, $2, $2, '{visits}', "
+        "'2025-03-03', 8, 12, '[]', now(), $2, now(), $2, $3, $2, '{}', now(), 'kept', $4, $2, $2)",
+        *(organisation, f"{name}-experiment", bytes(32)),
+        json.dumps({"standing": "difference", "over_on": "2025-04-28", "estimator": name}),
+    )
     await owner.execute(
         "insert into presses values ($1, 0, $2, $2, 1, 1, 1, 0, 0, 0)",
         utc("2026-03-03T10:00"),
@@ -128,8 +140,15 @@ def paths() -> list[str]:
     for route in READS:
         fields = set(route.parameters.__struct_fields__)
         if "since" not in fields:
-            ref = "own-questions" if "questionnaires" in route.path else "own-site"
+            kinds = {"questionnaires": "own-questions", "experiments": "own-experiment"}
+            ref = kinds.get(route.path.split("/")[1], "own-site")
             found.append(route.path.replace("{ref}", ref))
+        elif "bucket" in fields and "scope" not in fields:
+            found += [
+                f"{route.path}?{RANGE}&bucket={size}&by={by}"
+                for size in SIZES[2:]
+                for by in ("site", "spot")
+            ]
         elif "bucket" in fields:
             found += [
                 f"{route.path}?{RANGE}&bucket={size}&by={by}&scope={scope}"

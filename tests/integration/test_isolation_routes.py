@@ -84,6 +84,7 @@ GET: dict[str, Asked] = {
     "/v1/devices": Asked(),
     "/v1/counts": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+    "/v1/response-rate": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/conversion": Asked(RANGE, {"site": "{site}"}),
     "/v1/estimates": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/occupancy": Asked(RANGE, {"site": "{site}"}),

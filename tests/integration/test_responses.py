@@ -56,6 +56,54 @@ async def test_raw_and_filtered_are_served_beside_each_other_with_reasons_and_ve
     )["data"]
 
 
+async def test_the_response_rate_is_responses_over_exits_at_the_terminals_own_door(
+    world: World,
+) -> None:
+    organisation = await world.organisation("own")
+    site = await world.site(organisation, "site", hours=(540, 1200))
+    kiosk = await world.spot(organisation, site, "kiosk", kind="kiosk")
+    near = await world.spot(organisation, site, "near")
+    far = await world.spot(organisation, site, "far")
+    await world.minutes(near, utc("2026-03-31T07:00"), [(0, 1)] * 180)  # three of eleven hours
+    await world.minutes(far, utc("2026-03-31T07:00"), [(0, 9)] * 180)
+    await press(world, kiosk, utc("2026-03-31T08:00"), [(30.0 * n, 0) for n in range(6)])
+    await press(world, kiosk, utc("2026-03-31T09:00"), HAMMERED)
+    await press(world, kiosk, utc("2026-03-31T14:00"), [(0, 3)])  # when nobody counted exits
+    await derive(world)
+    asked = "/response-rate?from=2026-03-31&to=2026-04-01&bucket={}&by=spot"
+    answer = await world.get(asked.format("day"))
+    (day,) = answer["data"]
+    assert (day["responses"], day["presses"]) == (8, 47)
+    assert (day["exits"], day["rate"]) == (1800, pytest.approx(7 / 1800, abs=1e-6))
+    assert (day["hours"], day["hours_known"], day["hours_flagged"]) == (11, 3, 0)
+    (index,) = answer["indices"]
+    assert (index["n"], index["n_known"], index["strata"]) == (8, 7, 2)
+    assert index["unweighted"] == pytest.approx(75)
+    assert index["weighted"] == pytest.approx(50)  # two hours of 600 exits each, capped nowhere
+    assert index["n_eff"] == pytest.approx(1200**2 / (6 * 100**2 + 600**2), abs=1e-3)
+    assert index["unanswered"] == pytest.approx(1 / 3, abs=1e-4)
+    await world.owner.execute(
+        "with door as (insert into doors (organisation_id, site_id, ref, name) "
+        "values ($1, $2, 'door', 'door') returning id) "
+        "update spots set door_id = door.id from door where spots.id = any($3)",
+        *(organisation, site, [kiosk, near]),
+    )
+    (day,) = (await world.get(asked.format("day")))["data"]
+    assert (day["exits"], day["rate"]) == (180, pytest.approx(7 / 180, abs=1e-6))
+    hours = (await world.get(asked.format("hour")))["data"]
+    known = [(row["exits"], row["rate"]) for row in hours if row["hours"]]
+    assert known[:3] == [(60, 0), (60, pytest.approx(0.1)), (60, pytest.approx(1 / 60, abs=1e-6))]
+    assert set(known[3:]) == {(None, None)}
+    await world.owner.execute("delete from rollup_15m where spot = $1", near)
+    for hour in (7, 8, 9):
+        await world.dirty(near, utc(f"2026-03-31T{hour:02}:00"))
+    await world.derive()
+    answer = await world.get(asked.format("day"))
+    assert (answer["data"][0]["exits"], answer["data"][0]["rate"]) == (None, None)
+    assert answer["indices"][0]["weighted"] is None
+    assert answer["indices"][0]["unweighted"] == pytest.approx(75)
+
+
 async def test_what_waits_to_be_filtered_is_said_to_wait(world: World) -> None:
     spot = await kiosk(world)
     await press(world, spot, NOON, [(0, 0)])
@@ -73,7 +121,11 @@ async def test_any_order_of_arrival_ends_in_the_same(world: World) -> None:
     rng = random.Random(3)
     batches = [
         (utc("2026-03-30T21:30") + timedelta(minutes=rng.randrange(300)), touches)
-        for touches in ([(7.0 * n, 2) for n in range(33)], HAMMERED, [(0.0, 0), (3.0, 1), (40.0, 2)])
+        for touches in (
+            [(7.0 * n, 2) for n in range(33)],
+            HAMMERED,
+            [(0.0, 0), (3.0, 1), (40.0, 2)],
+        )
         for _ in range(2)
     ]
     rng.shuffle(batches)
