@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 
 from ops.evaluations.imputation import imputation
+from ops.evaluations.occupancy import occupancy
 from ops.evaluations.promise import Promise, Size
 
 Evaluation = Callable[[Size], list[Promise]]
 EVALUATIONS: Mapping[str, Evaluation] = {
     "imputation": imputation,
+    "occupancy": occupancy,
 }
 
 

@@ -1,16 +1,22 @@
 """The routes of /v1 about what was not counted, or not only counted: estimates and occupancy."""
 
+from datetime import date, datetime, timedelta
 from typing import Annotated
 
 import msgspec
 
 from server.api.acts import ActRoute
-from server.api.parameters import Bucketed, write_cursor
+from server.api.parameters import Bucketed, Ranged, read_cursor, write_cursor
+from server.api.problems import ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
+from server.insight.drift import Account, Inside, Kind
 from server.insight.estimate import Estimate, key_of, with_counts
 from server.insight.imputation import Method
+from server.insight.occupancy import Occupancy, occupancy
 from server.rollup.answer import CountRow
+from server.rollup.buckets import local, utc_text
+from server.rollup.places import Site, load_sites
 from server.rollup.quality import Hours, Scope, State
 
 
@@ -91,6 +97,115 @@ def _row(row: CountRow, estimate: Estimate) -> EstimateRow:
     )
 
 
+class OccupancyParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who was inside on local days, at most 62; `limit` ends a page after the site that passes it.
+
+    Sites are counted as a whole, so `spot` may not be given.
+    """
+
+
+class InsideRow(msgspec.Struct, frozen=True):
+    """How many people were inside at the end of a quarter of an hour, and the band of 95 %.
+
+    `kind`: back_corrected (the day is over, what its counters were off by is taken out), live (the
+    usual drift is), raw (in - out, where too little is known of the drift), unknown (a counter was
+    out since the site was empty; `occupancy` is null). `raw` is in - out since then.
+    """
+
+    site: str
+    at: str
+    local: str
+    occupancy: float | None
+    low: float | None
+    high: float | None
+    raw: int | float | None
+    kind: Kind
+
+
+class TurnRow(msgspec.Struct, frozen=True):
+    """What was counted from one moment at which a site was empty to the next.
+
+    `drift` is (in - out) / (in + out) of a turn whose end is `verified`: nobody had crossed for
+    half an hour. `drift_alert`: above 1.5 %. `mean_dwell_s` is `derived`: the people's time inside
+    over those who entered (Little), of doors alone.
+    """
+
+    site: str
+    start: str = msgspec.field(name="from")
+    until: str
+    visits: int | float
+    exits: int | float
+    covered: bool
+    verified: bool
+    drift: float | None
+    drift_alert: bool
+    mean_dwell_s: float | None
+    dwell: str = "derived"
+
+
+class OccupancyAnswer(msgspec.Struct, frozen=True):
+    """Who was inside, and the turns that tell how far the counters are off."""
+
+    data: list[InsideRow]
+    turns: list[TurnRow]
+    next: str | None = None
+
+
+async def _occupancy(call: Call, asked: OccupancyParameters) -> OccupancyAnswer:
+    if asked.spot:
+        raise ParameterError("spot", "people are inside a site, not at a spot: give `site`")
+    since, until = (_day(each) for each in asked.span)
+    if isinstance(asked.span[1], datetime):
+        until += timedelta(days=1)
+    sites = await load_sites(call.connection, asked.site)
+    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
+    rows: list[InsideRow] = []
+    turns: list[TurnRow] = []
+    following: str | None = None
+    for site in sites:
+        if site.ref <= after:
+            continue
+        if len(rows) >= asked.limit:
+            following = write_cursor(asked, (rows[-1].site, 0))
+            break
+        [found] = await occupancy(
+            call.connection, [site], since=since, until=until, now_s=call.now_s
+        )
+        rows += [_inside(site, each) for each in found.inside]
+        turns += _turns(found)
+    return OccupancyAnswer(rows, turns, following)
+
+
+def _day(value: date | datetime) -> date:
+    return value.date() if isinstance(value, datetime) else value
+
+
+def _inside(site: Site, each: Inside) -> InsideRow:
+    shown = local(site.time_zone, each.at_s).isoformat(timespec="minutes")
+    people, low, high = (None if v is None else round(v, 1) for v in each[2:5])
+    raw = None if each.raw is None else round(each.raw, 4)
+    return InsideRow(site.ref, utc_text(each.at_s), shown, people, low, high, raw, each.kind)
+
+
+def _turns(found: Occupancy) -> list[TurnRow]:
+    return [_turn(found.site, each) for each in found.turns]
+
+
+def _turn(site: Site, each: Account) -> TurnRow:
+    return TurnRow(
+        site.ref,
+        utc_text(each.start_s),
+        utc_text(each.end_s),
+        each.entered,
+        each.left,
+        each.covered,
+        each.verified,
+        None if each.drift is None else round(each.drift, 5),
+        each.alert,
+        None if each.dwell_s is None else round(each.dwell_s),
+    )
+
+
 ROUTES: tuple[Route, ...] = (
     Route(
         "/estimates",
@@ -99,6 +214,14 @@ ROUTES: tuple[Route, ...] = (
         Page[EstimateRow],
         EstimateRow,
         _estimates,
+    ),
+    Route(
+        "/occupancy",
+        "Who was inside, and how far the counters drift",
+        OccupancyParameters,
+        OccupancyAnswer,
+        InsideRow,
+        _occupancy,
     ),
 )
 ACTS: tuple[ActRoute, ...] = ()

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil, sqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.insight.profile import (
     COMPLETE,
@@ -33,6 +33,11 @@ from server.insight.profile import (
     longest_without,
     site_coverage,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    FloatArray = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 MODEL = "1"
 """Raised whenever the same history would give other estimates."""
@@ -349,36 +354,36 @@ def spread_of(tests: Sequence[Trial]) -> Spread:
 _GRID = tuple(0.001 * 1.35**n for n in range(28))
 
 
-def fitting(tests: Sequence[Trial], wanted: Sequence[float]) -> list[float]:
-    """Return, by interval, the least v whose interval holds the wanted share of `tests`."""
+def fitting(trials: Sequence[Trial], wanted: Sequence[float]) -> list[float]:
+    """Return, by interval, the v at which it begins to hold the wanted share of `trials`."""
     import numpy as np
     from scipy.special import betainc
 
-    counted = np.array([test.counted for test in tests])
-    mean = np.maximum(np.array([test.mean for test in tests]), 0.01)
-    held: list[list[float]] = []
-    for v in _GRID:
-        k, p = 1 / v, 1 / (1 + v * mean)
-        below = np.where(counted >= 1, betainc(k, np.maximum(counted, 1.0), p), 0.0)
-        upto = betainc(k, counted + 1, p)
-        shares_held: list[float] = []
-        for share in wanted:
-            tail = (1 - share) / 2
-            inside = (upto >= tail) & (below < 1 - tail)
-            shares_held.append(float(inside.mean()))
-        held.append(shares_held)
+    counted = np.array([trial.counted for trial in trials])
+    mean = np.maximum(np.array([trial.mean for trial in trials]), 0.01)
+    laws: dict[int, tuple[FloatArray, FloatArray]] = {}
+
+    def held(step: int, share: float) -> float:
+        if step not in laws:
+            v = _GRID[step]
+            k, p = 1 / v, 1 / (1 + v * mean)
+            below = np.where(counted >= 1, betainc(k, np.maximum(counted, 1.0), p), 0.0)
+            laws[step] = below, betainc(k, counted + 1, p)
+        below, upto = laws[step]
+        tail = (1 - share) / 2
+        return float(((upto >= tail) & (below < 1 - tail)).mean())
+
     found: list[float] = []
-    for column, share in enumerate(wanted):
-        before, v_before = 0.0, _GRID[0]
-        for v, row in zip(_GRID, held, strict=True):
-            now = row[column]
-            if now >= share:
-                part = (share - before) / (now - before) if now > before else 1.0
-                found.append(v_before + (v - v_before) * part)
-                break
-            before, v_before = now, v
-        else:
-            found.append(_GRID[-1])
+    for share in wanted:
+        low, high = -1, len(_GRID) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if held(middle, share) >= share else (middle, high)
+        before = held(low, share) if low >= 0 else 0.0
+        step = held(high, share) - before
+        part = min(1.0, (share - before) / step) if step > 0 else 1.0
+        least = _GRID[low] if low >= 0 else 0.0
+        found.append(least + (_GRID[high] - least) * part)
     return found
 
 

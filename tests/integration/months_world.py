@@ -1,7 +1,7 @@
 """Months of quarters at once: what the tests of estimates, occupancy and quality start from."""
 
 from collections.abc import Iterable, Iterator
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -21,11 +21,14 @@ class Quarter(NamedTuple):
 
 
 def quarters_of(first: date, days: int, *, hours: tuple[int, int]) -> Iterator[datetime]:
-    """Yield the quarters of the local hours [low, high) of some days."""
-    for offset in range(days):
-        day = first + timedelta(days=offset)
-        for minute in range(hours[0] * 60, hours[1] * 60, 15):
-            yield datetime(day.year, day.month, day.day, minute // 60, minute % 60, tzinfo=ZONE)
+    """Yield the quarters of the local hours [low, high) of some days, as they come."""
+    start = datetime(first.year, first.month, first.day, tzinfo=ZONE)
+    end = start + timedelta(days=days)
+    at = start.astimezone(UTC)
+    while at < end:
+        if hours[0] <= (shown := at.astimezone(ZONE)).hour < hours[1]:
+            yield shown
+        at += timedelta(minutes=15)
 
 
 async def store(world: World, quarters: Iterable[Quarter]) -> None:
