@@ -59,9 +59,13 @@ def parts(work: Path) -> list[Part]:
     chaos = python("-m", "ops.chaos", "--seconds", "120", "--seed")
     simulate = vestibule("simulate", "--devices")
     years = ("--from", "2011-01-01", "--to", "2014-01-01", "--report", str(work / "replay.csv"))
+    contract = python(
+        "-m", "pytest", "-q", "-k", "whatever", "tests/integration/test_api_contract.py"
+    )
     replay = vestibule("replay", str(LEEDS), "--timezone", "Europe/London", *years)
     return [
         Part("fuzz", python("-m", "ext.fuzz", "600"), 600),
+        Part("contract", ["env", "VESTIBULE_CONTRACT_CASES=200", *contract, "--timeout=1500"], 900),
         *(Part(f"chaos-{seed}", [*chaos, f"{seed}"], 120) for seed in (1, 2, 3)),
         Part("simulate-1000", [*simulate, "1000", "--duration", "600"], 600),
         Part("simulate-2000", [*simulate, "2000", "--duration", "120"], 120, tried=True),

@@ -33,7 +33,7 @@ def respond(
     kind: Format,
     row: type[msgspec.Struct] | None = None,
 ) -> web.Response:
-    """Return `answer`, or 304 if the caller's If-None-Match says it is known.
+    """Return `answer`, or 304 if the caller's If-None-Match says it is known; no write ever is.
 
     `row` is the type of the answer's rows, None for what has no rows and is always JSON.
     """
@@ -52,7 +52,8 @@ def respond(
     if following is not None and request.method == "GET":
         url = request.rel_url.update_query(cursor=following)
         headers["Link"] = f'<{url}>; rel="next"'
-    known = request.headers.get("If-None-Match", "")
+    reads = request.method in ("GET", "HEAD") or row is not None
+    known = request.headers.get("If-None-Match", "") if reads else ""
     if known.strip() == "*" or etag in [each.strip() for each in known.split(",")]:
         return web.Response(status=304, headers=headers)
     return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)

@@ -2,11 +2,12 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
+from server.api.examples import EXAMPLES
 from server.api.problems import CODES, Problem
 
 _REF = "#/components/schemas/{name}"
@@ -40,11 +41,30 @@ _HEADERS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+_TEXT = {"type": "string"}
+_ANSWER_HEADERS: dict[str, dict[str, Any]] = {
+    "ETag": {"description": "What this answer says, for `If-None-Match` and `If-Match`."},
+    "Link": {"description": 'The following page, `rel="next"`, where there is one.'},
+    "Location": {"description": "Where what was made is found."},
+    "RateLimit": {
+        "description": "What the key may still ask: `r` requests, all of them again after `t` s "
+        "(draft-ietf-httpapi-ratelimit-headers-10)."
+    },
+    "RateLimit-Policy": {"description": "`q` requests at once, which `w` s restore."},
+    "Retry-After": {"description": "Seconds to wait before the next try."},
+    "WWW-Authenticate": {"description": "How to sign in."},
+    "X-Request-Id": {"description": "The request's own id, or one given to it; it is in our log."},
+}
+_PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+
+
 class Described(Protocol):
     """What is needed of a route."""
 
     @property
     def path(self) -> str: ...
+    @property
+    def scope(self) -> str: ...
     @property
     def summary(self) -> str: ...
     @property
@@ -82,9 +102,9 @@ def describe(routes: Sequence[Described]) -> Schema:
     for number, route in enumerate(routes):
         name = str(schemas[count + number]["$ref"]).rsplit("/", 1)[1]
         paths[route.path][route.method.lower()]["parameters"] = [
-            *_path_parameters(route.path),
+            *_path_parameters(route),
             *(_HEADERS.get(route.method, ()) if route.makes or route.method == "PATCH" else ()),
-            *_query_parameters(everything[name], route.parameters),
+            *_query_parameters(everything[name], route),
         ]
     unused = {str(schemas[count + n]["$ref"]).rsplit("/", 1)[1] for n in range(count)}
     return {
@@ -95,6 +115,10 @@ def describe(routes: Sequence[Described]) -> Schema:
         "paths": paths,
         "components": {
             "schemas": {k: v for k, v in components.items() if k not in unused},
+            "responses": _problems(),
+            "headers": {
+                name: {**header, "schema": _TEXT} for name, header in _ANSWER_HEADERS.items()
+            },
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "bearerFormat": "vk_<prefix>_<secret>"}
             },
@@ -109,44 +133,103 @@ def _operation(route: Described, answer: Schema, _: Schema) -> Schema:
     name = re.sub(r"[^a-z]+", "_", route.path).strip("_")
     if route.method != "GET":
         name = f"{route.method.lower()}_{name}"
-    answered: Schema = {"description": route.summary, "content": content}
+    headers = ["ETag", "RateLimit", "RateLimit-Policy", "X-Request-Id"]
+    if route.method == "GET" and route.row is not None:
+        headers.append("Link")
+    if route.makes:
+        headers.append("Location")
+    responses: Schema = {
+        "201" if route.makes else "200": {
+            "description": route.summary,
+            "headers": _headers(headers),
+            "content": content,
+        }
+    }
+    if route.method == "GET" or route.row is not None:
+        responses["304"] = {
+            "description": "Known already: the ETag of If-None-Match still holds",
+            "headers": _headers(headers),
+        }
+    for status in _statuses(route):
+        responses[str(status)] = {"$ref": f"#/components/responses/{status}"}
     described: Schema = {
         "operationId": name,
         "summary": route.summary,
         "description": (route.parameters.__doc__ or "").strip(),
-        "responses": {
-            "201" if route.makes else "200": answered,
-            "304": {"description": "Known already: the ETag of If-None-Match still holds"},
-            "default": {
-                "description": "A problem; `code` is stable",
-                "content": {
-                    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-                },
-            },
-        },
+        "security": [{"key": [route.scope]}],
+        "responses": responses,
     }
     if route.body is not None:
-        schema = {"$ref": _REF.format(name=route.body.__name__)}
-        described["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
+        sent: Schema = {"schema": {"$ref": _REF.format(name=route.body.__name__)}}
+        example = EXAMPLES.get(f"{route.method} {route.path}")
+        if example is not None and example.body is not None:
+            sent["example"] = example.body
+        described["requestBody"] = {"required": True, "content": {"application/json": sent}}
     return described
 
 
-def _path_parameters(path: str) -> list[Schema]:
+def _statuses(route: Described) -> list[int]:
+    """Return the statuses of the problems that a route may answer."""
+    found = {400, 401, 403, 422, 429, 500, 503}
+    if "{" in route.path or route.body is not None or msgspec.structs.fields(route.parameters):
+        found.add(404)
+    if route.scope != "read":
+        found.add(409)
+    if route.body is not None:
+        found |= {413, 415}
+    if route.method == "PATCH":
+        found |= {412, 428}
+    return sorted(found)
+
+
+def _headers(names: Iterable[str]) -> Schema:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _problems() -> Schema:
+    """Return a response for each status that CODES has, with its codes."""
+    found: Schema = {}
+    for status in sorted({known.status for known in CODES.values()}):
+        codes = ", ".join(f"`{code}`" for code, known in CODES.items() if known.status == status)
+        names = [*_PROBLEM_HEADERS.get(status, ()), "X-Request-Id"]
+        found[str(status)] = {
+            "description": f"A problem; its `code` is stable: {codes}",
+            "headers": _headers(names),
+            "content": {
+                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+            },
+        }
+    return found
+
+
+def _path_parameters(route: Described) -> list[Schema]:
+    example = EXAMPLES.get(f"{route.method} {route.path}")
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"{(\w+)}", path)
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1},
+            **({"example": example.path[name]} if example and name in example.path else {}),
+        }
+        for name in re.findall(r"{(\w+)}", route.path)
     ]
 
 
-def _query_parameters(schema: Schema, kind: type[msgspec.Struct]) -> list[Schema]:
+def _query_parameters(schema: Schema, route: Described) -> list[Schema]:
     required = set(schema.get("required", ()))
+    example = EXAMPLES.get(f"{route.method} {route.path}")
     found: list[Schema] = []
     for name, value in schema.get("properties", {}).items():
-        value = dict(value)
+        value = _sendable(value)
         text = value.pop("description", "")
+        value.pop("examples", None)
+        shown: Schema = {}
+        if example is not None and name in example.query:
+            text_of = example.query[name]
+            listed = value.get("type") == "array"
+            number = value.get("type") == "integer"
+            shown["example"] = [text_of] if listed else int(text_of) if number else text_of
         found.append(
             {
                 "name": name,
@@ -154,8 +237,19 @@ def _query_parameters(schema: Schema, kind: type[msgspec.Struct]) -> list[Schema
                 "required": name in required,
                 "description": text,
                 "schema": value,
+                **shown,
             }
         )
+    return found
+
+
+def _sendable(schema: Schema) -> Schema:
+    """Return a parameter's schema without null, which no address can hold: it is left out."""
+    found = {key: value for key, value in schema.items() if key != "default" or value is not None}
+    kinds = [each for each in found.get("anyOf", ()) if each != {"type": "null"}]
+    if len(kinds) == 1:
+        del found["anyOf"]
+        found = {**kinds[0], **found}
     return found
 
 

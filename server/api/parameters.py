@@ -162,11 +162,15 @@ def parse(request: web.Request, kind: type[P]) -> P:
         if field.required and name not in values:
             raise ParameterError(name, f"`{name}` is required")
     try:
-        return msgspec.convert(values, kind, strict=False)
+        found = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        found = re.search(r"`\$\.(\w+)", str(error))
-        name = found[1] if found else ""
+        named = re.search(r"`\$\.(\w+)", str(error))
+        name = named[1] if named else ""
         raise ParameterError(name, f"`{name}`: {str(error).split(' - at')[0]}") from error
+    for name in values:
+        if getattr(found, fields[name].name) is None:  # so msgspec reads the text `null`
+            raise ParameterError(name, f"`{name}`: leave it out instead of {values[name]!r}")
+    return found
 
 
 def write_cursor(parameters: msgspec.Struct, position: tuple[object, ...]) -> str:

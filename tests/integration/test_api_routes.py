@@ -146,6 +146,7 @@ async def test_a_signed_in_page_may_ask_without_a_key(world: World) -> None:
         (f"{RANGE}&cursor=abc", "bad_cursor", "cursor"),
         (f"{RANGE}&cursor=%00%ff", "bad_cursor", "cursor"),
         (f"{RANGE}&format=xml", "bad_parameter", "format"),
+        (f"{RANGE}&format=null", "bad_parameter", "format"),
         ("from=2026-03-03T00:00+01:00&to=2026-03-05", "bad_parameter", "from"),
     ],
 )

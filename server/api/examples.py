@@ -1,0 +1,130 @@
+"""An example of every operation, as the OpenAPI document shows it and a test sends it.
+
+Each is sent, in this order, to an organisation that has one of everything under these names
+(tests/integration/test_api_contract.py), and must succeed, or be refused with the code that it
+names. An operation without an example fails that test.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One request: parts of its path, its query and its JSON body.
+
+    `refused` is the code of the answer where an organisation is too small for any other.
+    """
+
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Any] | None = None
+    refused: str | None = None
+
+
+def name_of(kind: str) -> str:
+    """Return what a thing of a kind is called in examples."""
+    return "dc-k7m2x9ab4567" if kind == "device" else f"{kind}-k7m2x9ab"
+
+
+def _ref(kind: str) -> dict[str, str]:
+    return {"ref": name_of(kind)}
+
+
+_SITE, _SPOT = name_of("site"), name_of("spot")
+_MARCH = {"from": "2026-03-01", "to": "2026-03-05"}
+_AT = {**_MARCH, "site": _SITE}
+_DESIGN: dict[str, Any] = {
+    "name": "Warmer light at the entrance",
+    "metrics": ["visits"],
+    "starts_on": "2026-04-13",
+    "weeks": 8,
+    "pre_weeks": 12,
+    "hypothesis": "More who pass come in",
+}
+_ASKED: dict[str, Any] = {
+    "languages": ["en"],
+    "title": {"en": "Your visit"},
+    "questions": [{"kind": "smiley4", "text": {"en": "How was your visit today?"}}],
+}
+
+EXAMPLES: dict[str, Example] = {
+    "GET /sites": Example(query={"limit": "100"}),
+    "GET /sites/{ref}": Example(_ref("site")),
+    "GET /sites/{ref}/record": Example(_ref("site")),
+    "GET /spots": Example(query={"site": _SITE}),
+    "GET /spots/{ref}": Example(_ref("spot")),
+    "GET /doors/{ref}": Example(_ref("door")),
+    "GET /regions": Example(),
+    "GET /regions/{ref}": Example(_ref("region")),
+    "GET /devices": Example(query={"format": "csv"}),
+    "GET /counts": Example(query={**_AT, "bucket": "hour", "scope": "open"}),
+    "GET /feedback": Example(query={**_AT, "bucket": "day"}),
+    "GET /response-rate": Example(query=_AT),
+    "GET /conversion": Example(query=_AT),
+    "GET /gaps": Example(query={**_MARCH, "spot": _SPOT}),
+    "GET /estimates": Example(query={**_AT, "bucket": "hour"}),
+    "GET /occupancy": Example(query=_AT),
+    "GET /definitions": Example(),
+    "POST /metrics:query": Example(
+        body={"metrics": ["visits", "conversion"], **_MARCH, "by": "site", "sites": [_SITE]}
+    ),
+    "GET /targets": Example(query={"site": _SITE}),
+    "GET /questionnaires": Example(),
+    "GET /questionnaires/{ref}": Example(_ref("questionnaire")),
+    "GET /publications": Example(query={"site": _SITE}),
+    "GET /experiments": Example(query={"state": "decided"}),
+    "GET /experiments:learning": Example(),
+    "GET /experiments/{ref}": Example(_ref("experiment")),
+    "GET /experiments/{ref}/result": Example(_ref("experiment")),
+    "GET /experiments/{ref}/snapshot": Example(_ref("experiment")),
+    "GET /comparison": Example(query={**_MARCH, "measure": "conversion"}, refused="too_few_sites"),
+    "POST /experiments:plan": Example(body=_DESIGN, refused="too_few_pairs"),
+    "POST /experiments": Example(body=_DESIGN, refused="too_few_pairs"),
+    "PATCH /experiments/{ref}": Example(
+        _ref("experiment"), body={"to": "archived", "note": "Kept in all shops since May"}
+    ),
+    "POST /regions": Example(body={"name": "Mälardalen"}),
+    "PATCH /regions/{ref}": Example(_ref("region"), body={"name": "Svealand"}),
+    "POST /sites": Example(
+        body={
+            "name": "Drottninggatan 71",
+            "time_zone": "Europe/Stockholm",
+            "currency": "SEK",
+            "region": name_of("region"),
+            "hours": "Mo-Fr 10:00-19:00; Sa 10:00-17:00",
+        }
+    ),
+    "PATCH /sites/{ref}": Example(_ref("site"), body={"hours": "Mo-Sa 09:00-20:00"}),
+    "POST /doors": Example(body={"site": _SITE, "name": "Towards the square"}),
+    "PATCH /doors/{ref}": Example(_ref("door"), body={"name": "Towards the station"}),
+    "POST /spots": Example(
+        body={"site": _SITE, "name": "Above the door", "kind": "counter", "height_cm": 290}
+    ),
+    "PATCH /spots/{ref}": Example(_ref("spot"), body={"height_cm": 310}),
+    "POST /targets": Example(
+        body={
+            "site": _SITE,
+            "metric": "visits",
+            "from": "2026-04-01",
+            "to": "2026-05-01",
+            "wanted": 12000,
+        }
+    ),
+    "GET /targets/{ref}": Example(_ref("target")),
+    "PATCH /targets/{ref}": Example(_ref("target"), body={"wanted": 12500}),
+    "DELETE /targets/{ref}": Example(_ref("target")),
+    "POST /questionnaires": Example(body={"name": "Leaving", "content": _ASKED}),
+    "POST /publications": Example(
+        body={"questionnaire": name_of("questionnaire"), "site": _SITE, "from": "2027-04-06"}
+    ),
+    "DELETE /publications/{ref}": Example(_ref("publication")),
+    "DELETE /questionnaires/{ref}": Example(_ref("questionnaire")),
+}
+
+
+def filled(path: str, example: Example) -> str:
+    """Return a path with the example's parts in it."""
+    return re.sub(r"{(\w+)}", lambda found: example.path[found[1]], path)
