@@ -53,6 +53,10 @@ class Catalogue:
     def short_day(self, day: date) -> str:
         return dates.format_skeleton("MMMd", day, locale=self.locale)
 
+    def month(self, day: date) -> str:
+        """Return a month and its year, such as `november 2026`."""
+        return dates.format_skeleton("yMMMM", day, locale=self.locale)
+
     def weekday(self, day: date) -> str:
         """Return the weekday alone, as it stands within a sentence."""
         return dates.format_date(day, "EEEE", locale=self.locale)

@@ -2,12 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-from tests.integration.api_world import ALL_SLOTS, World
+import asyncpg
+
+from tests.integration.api_world import ALL_SLOTS
 
 ZONE = ZoneInfo("Europe/Stockholm")
+
+
+class Owning(Protocol):
+    """What has the owner's connection."""
+
+    owner: asyncpg.Connection
 
 
 class Quarter(NamedTuple):
@@ -31,7 +39,7 @@ def quarters_of(first: date, days: int, *, hours: tuple[int, int]) -> Iterator[d
         at += timedelta(minutes=15)
 
 
-async def store(world: World, quarters: Iterable[Quarter]) -> None:
+async def store(world: Owning, quarters: Iterable[Quarter]) -> None:
     """Store quarters, and note them as changed, a row a spot."""
     rows = list(quarters)
     await world.owner.copy_records_to_table(

@@ -48,6 +48,7 @@ GET: dict[str, Asked] = {
     "/": Asked(),
     "/sites/{site}": Asked({"day": "2026-04-01"}),
     "/sites/{site}/chart.json": Asked(),
+    "/quality": Asked({"month": "2026-03"}, {"site": "{site}"}),
     "/account": Asked(),
     "/organisations": Asked(),
     "/console": Asked(),
