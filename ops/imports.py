@@ -1,8 +1,15 @@
-"""`vestibule import pos FILE`: sales from the tills.
+"""`vestibule import pos|shifts|campaigns|rates FILE`: what other systems know.
 
-The file is CSV with the columns site,transaction,at,kind,amount,units: `site` a site's ref, `at`
-the till's time (with offset, or local to the site), `kind` sale, return, pickup or void, `amount`
-ex VAT in the site's currency. The same file again changes nothing.
+The file is CSV with these columns:
+
+pos        site,transaction,at,kind,amount,units
+shifts     site,shift,starts,ends,role
+campaigns  campaign,name,sites,from,to,channel,cost,currency,impressions
+rates      day,base,quote,rate,source
+
+`site` is a site's ref; times have an offset, or are local to the site; `kind` is sale, return,
+pickup or void; amounts are ex VAT, a sale's in the site's currency. Campaigns and rates are of the
+organisation that --organisation names. The same file again changes nothing.
 """
 
 import argparse
@@ -11,7 +18,16 @@ import sys
 from pathlib import Path
 
 from ops.deployment import deployment
-from server.insight.pos import import_pos
+from server.insight.pos import (
+    CAMPAIGNED,
+    EXCHANGE,
+    ROSTERS,
+    TRANSACTIONS,
+    Report,
+    import_file,
+)
+
+WHAT = ("pos", "shifts", "campaigns", "rates")
 
 
 def main(argv: list[str]) -> int:
@@ -21,24 +37,39 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("pos",), help="sales from the tills")
+    parser.add_argument("what", choices=WHAT, help="sales, rosters, campaigns, rates of exchange")
     parser.add_argument("file", type=Path, help="CSV, columns as above")
     parser.add_argument("--organisation", help="its ref: only its sites may be named")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--skip-bad", action="store_true", help="import the lines that are right")
     options = parser.parse_args(argv)
     try:
-        report = asyncio.run(
-            import_pos(
-                deployment().owner_dsn.reveal(),
-                options.file,
-                dry_run=options.dry_run,
-                organisation=options.organisation,
-                skip_bad=options.skip_bad,
-            )
-        )
+        report = asyncio.run(_import(options, deployment().owner_dsn.reveal()))
     except (OSError, UnicodeDecodeError) as error:
         print(f"vestibule import: {options.file}: {error}", file=sys.stderr)
         return 1
     print("\n".join(report.lines()))
     return 1 if report.errors else 0
+
+
+async def _import(options: argparse.Namespace, dsn: str) -> Report:
+    """Import a file of the kind that was named."""
+    path, skip = options.file, options.skip_bad
+    dry, whose = options.dry_run, options.organisation
+    match options.what:
+        case "shifts":
+            return await import_file(
+                dsn, path, ROSTERS, dry_run=dry, organisation=whose, skip_bad=skip
+            )
+        case "campaigns":
+            return await import_file(
+                dsn, path, CAMPAIGNED, dry_run=dry, organisation=whose, skip_bad=skip
+            )
+        case "rates":
+            return await import_file(
+                dsn, path, EXCHANGE, dry_run=dry, organisation=whose, skip_bad=skip
+            )
+        case _:
+            return await import_file(
+                dsn, path, TRANSACTIONS, dry_run=dry, organisation=whose, skip_bad=skip
+            )

@@ -130,14 +130,12 @@ def served(
         response = respond(request, answer, kind=Format.JSON, row=None)
         if route.method == "POST" and response.status == 200:
             response.set_status(201)
-            response.headers["Location"] = f"/v1{route.path}/{_name(answer)}"
+            named = getattr(answer, answer.__struct_fields__[0])
+            if isinstance(named, str):  # what was stored as a batch has no name
+                response.headers["Location"] = f"/v1{route.path}/{named}"
         return response
 
     return serve
-
-
-def _name(answer: msgspec.Struct) -> str:
-    return str(getattr(answer, answer.__struct_fields__[0]))
 
 
 def _seen(request: web.Request) -> str | None:

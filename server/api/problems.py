@@ -184,6 +184,12 @@ CODES = {
     "idempotency_key_reused": Code(
         422, "Idempotency-Key reused", "A key belongs to one request: draw another."
     ),
+    "mixed_currencies": Code(
+        422, "Several currencies", "Amounts are added up in one currency alone: name it."
+    ),
+    "no_rate": Code(
+        422, "No rate of exchange", "State the rates of these days by `POST /v1/rates` first."
+    ),
     "unsupported_media_type": Code(415, "Not JSON", "Send `Content-Type: application/json`."),
     "too_large": Code(413, "Too large", "Send less at once."),
     "too_many_requests": Code(

@@ -8,7 +8,7 @@ accuracy` says what follows from it all.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
@@ -30,6 +30,8 @@ from server.insight.accuracy import (
     expires,
     state_of,
 )
+from server.insight.perimeter import load_perimeters
+from server.rollup.places import load_sites
 
 METHODS = ("manual", "video")
 WALK = "walk test"
@@ -98,12 +100,21 @@ NEVER = CountingError(0.0, 0.0, None)
 async def counting_errors(
     connection: asyncpg.Connection, site_ids: Sequence[int], *, day: date
 ) -> dict[int, CountingError]:
-    """Return the counting error of each site as it was known on `day`. As the API's role."""
-    rows = await connection.fetch(_COUNTERS, list(site_ids), day, day - _RECENT)
-    found = await accuracies(connection, [row["id"] for row in rows], day=day)
-    parts: dict[int, list[Part]] = {site: [] for site in site_ids}
-    for row in rows:
-        parts[row["site_id"]].append(Part(float(row["visits"]), found.get(row["id"])))
+    """Return the counting error of each site as it was known on `day`. As the API's role.
+
+    A site's counters are those of its perimeter, each with its share of the last 28 days' visits.
+    """
+    sites = await load_sites(connection, ids=site_ids) if site_ids else []
+    end_s = int(datetime.combine(day + timedelta(days=1), time.min, UTC).timestamp())
+    span = end_s - round(_RECENT.total_seconds()), end_s
+    perimeters = await load_perimeters(connection, sites, start_s=span[0], end_s=span[1])
+    spots = [spot for perimeter in perimeters.values() for spot in perimeter.spots]
+    visits = dict(await connection.fetch(_VISITS, spots, day - _RECENT, day))
+    found = await accuracies(connection, spots, day=day)
+    parts = {
+        site: [Part(float(visits.get(spot, 0)), found.get(spot)) for spot in perimeter.spots]
+        for site, perimeter in perimeters.items()
+    }
     errors: dict[int, CountingError] = {}
     for site, its_parts in parts.items():
         bias, relative_se, audited_on = combined(its_parts)
@@ -333,19 +344,9 @@ _ZONES = """
     select p.id, s.time_zone from spots p join sites s on s.id = p.site_id
     where p.id = any($1::int[])
 """
-_COUNTERS = """
-    select p.id, p.site_id, coalesce((
-        select sum(coalesce(r.in0, 0) + coalesce(r.in1, 0) + coalesce(r.in2, 0)
-                   + coalesce(r.in3, 0))
-        from my_rollup_day r where r.spot = p.id and r.day > $3 and r.day <= $2), 0) as visits
-    from spots p
-    where p.site_id = any($1::int[]) and p.kind = 'counter'
-      and coalesce((select m.purpose from mountings m where m.spot_id = p.id
-                    and lower(m.valid) is not distinct from (
-                        select max(n.since) from (
-                            select lower(valid) as since from mountings where spot_id = p.id
-                              and coalesce(lower(valid) <= $2::date + 1, true)) n)),
-                   'entrance') in ('entrance', 'exit')
+_VISITS = """
+    select spot, sum(coalesce(in0, 0) + coalesce(in1, 0) + coalesce(in2, 0) + coalesce(in3, 0))
+    from my_rollup_day where spot = any($1::int[]) and day > $2 and day <= $3 group by 1
 """
 _BLOCKS = """
     select r.ref, r.method, r.counted_by, r.spot_id, b.from_at,

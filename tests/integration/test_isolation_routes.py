@@ -90,6 +90,10 @@ GET: dict[str, Asked] = {
     "/v1/estimates": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/occupancy": Asked(RANGE, {"site": "{site}"}),
     "/v1/gaps": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+    "/v1/campaigns": Asked(),
+    "/v1/rates": Asked(),
+    "/v1/tills": Asked({}, {"site": "{site}"}),
+    "/v1/sales": Asked(RANGE, {"site": "{site}"}),
     "/v1/definitions": Asked(),
     "/v1/targets": Asked({}, {"site": "{site}"}),
     "/v1/targets/{ref:target}": Asked(),
@@ -175,6 +179,29 @@ JSON: dict[tuple[str, str], Asked] = {
     ("POST", "/v1/experiments"): Asked({"name": "A", "metrics": "visits"}),
     ("POST", "/v1/experiments:plan"): Asked({"name": "A", "metrics": "visits"}),
     ("PATCH", "/v1/experiments/{ref:experiment}"): Asked({"to": "sealed"}),
+    ("POST", "/v1/transactions"): Asked(
+        {},
+        {
+            "transactions": 'json:[{"site": "{site}", "transaction": "x", '
+            '"at": "2026-03-01T10:00Z", "kind": "none", "amount": "1"}]'
+        },
+    ),
+    ("POST", "/v1/shifts"): Asked(
+        {},
+        {
+            "shifts": 'json:[{"site": "{site}", "shift": "x", "starts": "2026-03-01T10:00Z", '
+            '"ends": "2026-03-01T10:00Z"}]'
+        },
+    ),
+    ("POST", "/v1/campaigns"): Asked(
+        {},
+        {
+            "campaigns": 'json:[{"sites": ["{site}"], "campaign": "x", "name": "x", '
+            '"from": "2026-03-01", "to": "2026-02-01", "channel": "x", "cost": "1", '
+            '"currency": "SEK"}]'
+        },
+    ),
+    ("POST", "/v1/rates"): Asked({"rates": "json:[]"}),
     ("POST", "/v1/questionnaires"): Asked({"name": ""}),
     ("DELETE", "/v1/questionnaires/{ref:questionnaire}"): Asked(),
     ("POST", "/v1/publications"): Asked(
@@ -298,7 +325,15 @@ async def fuzz(people: People) -> Fuzz:
         owner,
         people.organisations["own"],
         "fuzz",
-        scopes=("read", "targets:write", "register:write", "opinions:write", "experiments:write"),
+        scopes=(
+            "read",
+            "targets:write",
+            "register:write",
+            "opinions:write",
+            "experiments:write",
+            "sources:write",
+            "accuracy:write",
+        ),
     )
     return Fuzz(people, browser, csrf, key, sessions)
 
@@ -340,6 +375,20 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "(organisation_id, ref, questionnaire_id, site_id) select $1, $4, id, $5 from made",
         *(organisation, names["questionnaire"], words, names["publication"], site),
         b'{"format":1,"languages":["en"],"title":{"en":"A"},"questions":[]}',
+    )
+    await owner.execute(
+        "insert into transactions (organisation_id, site_id, transaction_ref, at, amount) "
+        "values ($1, $2, $3, $4, 1)",
+        *(organisation, site, words, NOW),
+    )
+    await owner.execute(
+        "insert into campaigns (organisation_id, campaign_ref, name, channel, from_day, until_day, "
+        "currency) values ($1, $2, $2, $2, '2026-03-01', '2026-03-01', 'SEK')",
+        *(organisation, words),
+    )
+    await owner.execute(
+        "insert into exchange_rates values ($1, '2026-03-01', 'SEK', 'DKK', 1, $2)",
+        *(organisation, words),
     )
     await owner.execute(
         "insert into experiments (organisation_id, ref, name, metrics, starts_on, weeks, "
