@@ -72,7 +72,8 @@ class TooFewPairsError(RefusedError):
 
     def __init__(self, pairs: int, metrics: int) -> None:
         self.parameter = "sites"
-        least = trial.least_pairs(metrics)
+        self.pairs, self.least_p = pairs, trial.least_p(pairs)
+        self.least = least = trial.least_pairs(metrics)
         shared = "" if metrics == 1 else f", shared by {metrics} metrics"
         super().__init__(
             "too_few_pairs",
@@ -86,8 +87,9 @@ class TooFewPairsError(RefusedError):
 class OverlapError(RefusedError):
     """A site is in another experiment at the time (2)."""
 
-    def __init__(self, site: str, other: str) -> None:
+    def __init__(self, site: str, other: str, *, site_name: str, other_name: str) -> None:
         self.parameter = "sites"
+        self.site_name, self.other_name = site_name, other_name
         super().__init__(
             "sites_overlap",
             f"{site!r} is in {other!r} at this time: of two treatments at once neither effect is "
@@ -100,6 +102,7 @@ class TooSoonError(RefusedError):
 
     def __init__(self, starts_on: date) -> None:
         self.parameter = "starts_on"
+        self.starts_on = starts_on
         super().__init__(
             "starts_too_soon",
             f"it begins on {starts_on}: a draw is sealed before its first day, or nobody could "
@@ -111,6 +114,7 @@ class TooEarlyError(RefusedError):
     """Its horizon is not past (4)."""
 
     def __init__(self, over_on: date) -> None:
+        self.over_on = over_on
         super().__init__(
             "look_too_early",
             f"no decision before {over_on}: who looks often and stops at the first p below 0.05 "
@@ -279,7 +283,7 @@ async def _demand_free(
 ) -> None:
     """Refuse sites that are in a sealed experiment within [since, until) (2)."""
     row = await connection.fetchrow(
-        "select s.ref as site, e.ref from experiments e "
+        "select s.ref, e.ref, s.name, e.name from experiments e "
         "join experiment_pairs p on p.experiment_id = e.id "
         "join sites s on s.id in (p.first_site_id, p.second_site_id) "
         "where s.ref = any($1::text[]) and e.sealed_at is not null "
@@ -288,7 +292,8 @@ async def _demand_free(
         *(list(sites), since, until),
     )
     if row is not None:
-        raise OverlapError(row["site"], row["ref"])
+        site, other, site_name, other_name = row.values()
+        raise OverlapError(site, other, site_name=site_name, other_name=other_name)
 
 
 # -- seal, decide, archive -----------------------------------------------------------------------

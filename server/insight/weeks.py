@@ -14,7 +14,7 @@ from typing import assert_never
 import asyncpg
 
 from server.errors import RefusedError
-from server.feedback.indices import Kind, index_of
+from server.feedback.indices import Index, Kind, index_of
 from server.feedback.query import FeedbackRow, feedback
 from server.rollup.answer import CountQuery
 from server.rollup.buckets import Size, buckets
@@ -23,6 +23,7 @@ from server.rollup.quality import Scope
 from server.rollup.query import counts
 
 WEEK = timedelta(days=7)
+_FACES = (Kind.SMILEY3, Kind.SMILEY4, Kind.SMILEY5)
 _ALL = 1_000_000
 
 
@@ -62,8 +63,7 @@ class SiteWeek:
     coverage: float | None
     transactions: int
     net_sales: float
-    smileys: float | None
-    presses: int
+    smileys: Index | None
     kiosk_coverage: float | None
     revision: int
 
@@ -79,7 +79,7 @@ class SiteWeek:
             case Metric.SPV:
                 return _ratio(self.net_sales, self.visits) if self.transactions else None
             case Metric.SMILEYS:
-                return self.smileys
+                return None if self.smileys is None else self.smileys.value
             case _:
                 assert_never(metric)
 
@@ -106,7 +106,7 @@ class SiteWeek:
             case Metric.CONVERSION | Metric.ATV | Metric.SPV:
                 return float(self.transactions)
             case Metric.SMILEYS:
-                return float(self.presses)
+                return 0.0 if self.smileys is None else float(self.smileys.n)
             case _:
                 assert_never(metric)
 
@@ -143,7 +143,7 @@ async def weeks_of(
     sold: dict[tuple[str, date], tuple[int, float]] = {}
     if wanted & {Metric.CONVERSION, Metric.ATV, Metric.SPV}:
         sold = await _sales(connection, places, since=since, until=until)
-    pressed: dict[tuple[str, date], tuple[float | None, int, float | None, int]] = {}
+    pressed: dict[tuple[str, date], _Pressed] = {}
     if Metric.SMILEYS in wanted:
         pressed = _smileys((await feedback(connection, query, now_s=now_s)).rows)
     weeks = [since + n * WEEK for n in range((until - since) // WEEK)]
@@ -152,9 +152,7 @@ async def weeks_of(
         found[site.ref] = rows = []
         for week in weeks:
             visits, coverage, revision = counted.get((site.ref, week), (None, None, 0))
-            index, presses, heard, pressed_revision = pressed.get(
-                (site.ref, week), (None, 0, None, 0)
-            )
+            index, heard, pressed_revision = pressed.get((site.ref, week), (None, None, 0))
             transactions, net = sold.get((site.ref, week), (0, 0.0))
             rows.append(
                 SiteWeek(
@@ -164,7 +162,6 @@ async def weeks_of(
                     transactions,
                     net,
                     index,
-                    presses,
                     heard,
                     revision + pressed_revision,
                 )
@@ -176,10 +173,11 @@ def _day(local: str) -> date:
     return datetime.fromisoformat(local).date()
 
 
-def _smileys(
-    rows: Iterable[FeedbackRow],
-) -> dict[tuple[str, date], tuple[float | None, int, float | None, int]]:
-    """Return index, presses, coverage and revision of each site's week.
+_Pressed = tuple[Index | None, float | None, int]
+
+
+def _smileys(rows: Iterable[FeedbackRow]) -> dict[tuple[str, date], _Pressed]:
+    """Return index, coverage and revision of each site's week.
 
     Of questions with faces the first of a questionnaire counts; of a week that had both sets of
     faces the set that was pressed most.
@@ -189,7 +187,7 @@ def _smileys(
     for row in rows:
         key = row.site, _day(row.local)
         worth[key] = row.coverage, row.revision
-        if row.kind not in (Kind.SMILEY4, Kind.SMILEY5) or row.question != 0 or row.n is None:
+        if row.kind not in _FACES or row.question != 0 or row.n is None:
             continue
         into = presses[key].setdefault(row.kind, [0] * 5)
         for answer, n in enumerate(row.answers[:5]):
@@ -199,12 +197,7 @@ def _smileys(
         kinds = presses.get(key, {})
         kind = max(kinds, key=lambda kind: (sum(kinds[kind]), kind), default=None)
         index = None if kind is None else index_of(kind, kinds[kind])
-        found[key] = (
-            None if index is None else index.value,
-            0 if index is None else index.n,
-            coverage,
-            revision,
-        )
+        found[key] = index, coverage, revision
     return found
 
 

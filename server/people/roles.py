@@ -31,6 +31,7 @@ class Permission(StrEnum):
     MANAGE_KEYS = "manage keys"
     READ_AUDIT = "read audit"
     MANAGE_AUTHORITIES = "manage authorities"
+    RUN_EXPERIMENTS = "run experiments"
 
 
 _READ = frozenset({Permission.READ_NUMBERS, Permission.READ_FLEET})
@@ -44,7 +45,7 @@ MAY: dict[Role, frozenset[Permission]] = {
         Permission.READ_AUDIT,
     },
     Role.TECHNICIAN: frozenset({Permission.READ_FLEET, Permission.PROVISION}),
-    Role.ANALYST: frozenset({Permission.READ_NUMBERS}),
+    Role.ANALYST: frozenset({Permission.READ_NUMBERS, Permission.RUN_EXPERIMENTS}),
     Role.STORE_MANAGER: _READ,
 }
 """`manage authorities` counts only with a grant over everything."""
