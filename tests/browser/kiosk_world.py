@@ -3,13 +3,15 @@
 Its identity and its plan are made by an authority of the test's own, as a fleet would make them.
 """
 
+import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.request import urlopen
+from typing import Self
+from urllib.request import Request, urlopen
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -19,12 +21,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from agent import identity
 from agent.identity import Enrolled
 from agent.outbox import Outbox
-from ops.services.child import Child, python
+from ops.services.child import Child, python, wait_ready
 from protocol.frame import Kind, Section, decode_time, need, read_body, read_header
 from protocol.kiosk import decode_presses
 from protocol.questionnaire import Plan, Questionnaire, Shown
+from server.api.keys import create_api_key
 from server.feedback.plans import ContentSigner
 from server.pki.authority import Authority
+from server.provisioning.claims import root_fingerprint
+from tests.browser.tech_world import INTERVAL_S, Store
 
 DEVICE = "fk-2345abcdefgh"
 PIN = "2468"
@@ -48,34 +53,56 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-class Kiosk:
-    """A device, and the agent on it."""
+class Device:
+    """An agent with a page, as a process."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, said: Mapping[str, str]) -> None:
         self.home = home
         self.state = home / "state"
         self.port = free_port()
-        self.pki = home / "pki"
-        authority = Authority.create(self.pki)
-        authority.ensure_services(now=datetime.now(UTC))
-        self._enrol(authority)
-        said = {
+        values = {
             "STATE": str(self.state),
             "SOCKET": str(home / "s"),
             "SCREEN_PORT": str(self.port),
             "SCREEN_PIN": PIN,
             "RETRY_MAX_S": "1",
+            "SPREAD_S": "0",
+            **said,
         }
         self.child = Child(
             "agent",
             python("-m", "agent", "run"),
             home / "log",
-            {f"VESTIBULE_AGENT_{name}": text for name, text in said.items()},
+            {f"VESTIBULE_AGENT_{name}": text for name, text in values.items()},
         )
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        """Start the agent, and return once its page is served."""
+        self.child.start()
+        until = time.monotonic() + 60
+        while True:
+            try:
+                urlopen(self.address, timeout=10).close()
+                return
+            except OSError:
+                assert time.monotonic() < until, self.child.tail()
+                assert self.child.running, self.child.tail()
+                time.sleep(0.05)
+
+
+class Kiosk(Device):
+    """A device that no server answers, enrolled and given its plan by the test's own authority."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home, {})
+        self.pki = home / "pki"
+        authority = Authority.create(self.pki)
+        authority.ensure_services(now=datetime.now(UTC))
+        self._enrol(authority)
 
     def _enrol(self, authority: Authority) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -99,19 +126,6 @@ class Kiosk:
         plan = Plan(DEVICE, "Söder", "Europe/Stockholm", tuple(Shown(q.digest) for q in shown))
         sealed = ContentSigner.load(self.pki).sealed(plan.content(), [q.content for q in shown])
         identity.put(self.state / "plan.json", sealed.content())
-
-    def start(self) -> None:
-        """Start the agent, and return once its page is served."""
-        self.child.start()
-        until = time.monotonic() + 30
-        while True:
-            try:
-                urlopen(self.address, timeout=10).close()
-                return
-            except OSError:
-                assert time.monotonic() < until, self.child.tail()
-                assert self.child.running, self.child.tail()
-                time.sleep(0.05)
 
     def pressed(self) -> list[Pressed]:
         """Stop the agent, and read what lies in its outbox, in order."""
@@ -139,3 +153,80 @@ def _presses(frame: bytes) -> Sequence[Pressed]:
         Pressed(told.questionnaire.hex(), p.question, p.answer, p.visit, p.source)
         for p in told.presses
     ]
+
+
+class KioskOf:
+    """A kiosk of a store: enrolled by its label, asked through the API what it is to show."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.server = store.server
+        shown = store.device("FK-0001", kind="kiosk")
+        store.spot("Exit", kind="kiosk")
+        store.sql("update organisations set enrolment = 'allow-list'")
+        store.sql(
+            "insert into assignments (organisation_id, device_id, spot_id, valid) "
+            "select s.organisation_id, d.id, s.id, tstzrange(now() - interval '1 hour', null) "
+            "from devices d, spots s where d.serial = $1 and s.kind = 'kiosk'",
+            shown.serial,
+        )
+        self._key = store.ask(
+            lambda connection: create_api_key(
+                connection, store.organisation, "test", scopes=("read", "opinions:write")
+            )
+        )
+        home = store.home / "kiosk"
+        home.mkdir()
+        self.kiosk = Device(
+            home,
+            {
+                "SERVER": store.settings.enrolment_url,
+                "ROOT_SHA256": root_fingerprint(store.settings.pki),
+                "SERIAL": shown.serial,
+                "SETUP_SECRET": shown.secret,
+                **{name: str(INTERVAL_S) for name in ("INTERVAL_S", "FRAME_S", "QUIET_FRAME_S")},
+            },
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kiosk.child.end()
+
+    def _ask(self, method: str, path: str, body: object = None) -> dict[str, str]:
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(f"{self.store.base}/v1{path}", data, headers, method=method)
+        with urlopen(request, timeout=30) as response:
+            found: dict[str, str] = json.load(response)
+            return found
+
+    def published(self, shown: Questionnaire) -> str:
+        """Publish a questionnaire at the store's site; the publication's ref."""
+        content = json.loads(shown.content)
+        del content["format"]
+        made = self._ask("POST", "/questionnaires", {"name": "Visit", "content": content})
+        assert made["hash"] == shown.hash.hex()
+        body = {"questionnaire": made["questionnaire"], "site": self.store.site}
+        return self._ask("POST", "/publications", body)["publication"]
+
+    def end(self, publication: str) -> None:
+        self._ask("DELETE", f"/publications/{publication}")
+
+    def restart_server(self) -> None:
+        self.server.start()
+        wait_ready(self.server, self.store.base)
+
+    def stored(self, count: int) -> list[tuple[str, int, int]]:
+        """Return the presses that the server has stored, once there are so many."""
+        until = time.monotonic() + 120
+        while True:
+            rows = self.store.sql(
+                "select questionnaire, question, answer from presses order by time, visit"
+            )
+            if len(rows) >= count:
+                mask = (1 << 64) - 1
+                return [(f"{q & mask:016x}", question, given) for q, question, given in rows]
+            assert time.monotonic() < until, self.kiosk.child.tail()
+            time.sleep(0.2)

@@ -77,6 +77,7 @@ class Store:
     settings: Settings
     dsn: str
     home: Path
+    server: Child
     organisation: int = 0
     site: str = ""
     agents: list[Agent] = field(default_factory=list)
@@ -201,7 +202,7 @@ def open_store() -> Iterator[Store]:
         stack.up()
         found = embedded(stack, start=False)
         server.start()
-        store = Store(found.settings, found.owner_dsn.reveal(), home)
+        store = Store(found.settings, found.owner_dsn.reveal(), home, server)
         wait_ready(server, store.base)
         store.organisation = int(
             str(

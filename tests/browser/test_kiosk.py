@@ -19,9 +19,11 @@ from playwright.sync_api import (
 
 from protocol.questionnaire import Questionnaire, read
 from tests.browser.axe import overflow, violations
-from tests.browser.kiosk_world import DEVICE, PIN, Kiosk, Pressed
+from tests.browser.kiosk_world import DEVICE, PIN, Device, Kiosk, KioskOf, Pressed
+from tests.browser.tech_world import open_store
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+DOWN = ("ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
 VECTORS = Path(__file__).parents[1] / "vectors"
 SIZE = ViewportSize(width=800, height=1280)
 PHONE = ViewportSize(width=360, height=740)
@@ -47,7 +49,9 @@ def screen(chrome: Browser, kiosk: Kiosk) -> Iterator[Open]:
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
-    def open_page(*, complains: tuple[str, ...] = (), clock: bool = False) -> Page:
+    def open_page(
+        *, complains: tuple[str, ...] = (), clock: bool = False, of: Device | None = None
+    ) -> Page:
         def logged(said: ConsoleMessage) -> None:
             if said.type in ("error", "warning") and not any(c in said.text for c in complains):
                 complaints.append(said.text)
@@ -60,8 +64,9 @@ def screen(chrome: Browser, kiosk: Kiosk) -> Iterator[Open]:
         context.on("weberror", lambda found: complaints.append(str(found.error)))
         if clock:
             page.clock.install()
-        kiosk.start()
-        page.goto(kiosk.address)
+        device = of or kiosk
+        device.start()
+        page.goto(device.address)
         ready(page)
         return page
 
@@ -202,9 +207,7 @@ def test_a_visitor_notices_nothing_of_an_agent_that_is_killed_and_no_press_is_lo
 ) -> None:
     shown = questionnaire()
     kiosk.keep(shown)
-    page = screen(
-        complains=("ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
-    )
+    page = screen(complains=DOWN)
     page.get_by_role("button", name="Börja").tap()
     asks(page, "Hur var besöket?")
     answer(page, 4).tap()
@@ -292,3 +295,35 @@ def test_messages_are_shown_as_the_examples_say(kiosk: Kiosk, screen: Open) -> N
         [each["text"] for each in examples],
     )
     assert shown == [each["shown"] for each in examples]
+
+
+@pytest.mark.services
+def test_what_is_published_comes_to_the_screen_and_is_answered_without_a_server_too(
+    screen: Open,
+) -> None:
+    shown = questionnaire()
+    with open_store() as store, KioskOf(store) as site:
+        page = screen(of=site.kiosk)
+        asks(page, "Hur var ditt besök?")
+        answer(page, 2).tap()
+        asks(page, "Tack!")
+        ref = site.published(shown)
+        asks(page, "Välkommen till Vasagatan! Hur var det?")  # rung for: no need to wait a day
+        page.get_by_role("button", name="Börja").tap()
+        asks(page, "Hur var besöket?")
+        site.server.kill()
+        answer(page, 0).tap()
+        asks(page, "Hur troligt är det att du rekommenderar oss?")
+        answer(page, 9).tap()
+        asks(page, "Hur nöjd är du?")
+        page.close()
+        site.kiosk.start()  # it starts without a server, and still knows what to show
+        page = screen(of=site.kiosk)
+        asks(page, "Välkommen till Vasagatan! Hur var det?")
+        site.restart_server()
+        hash_ = shown.hash.hex()
+        wanted = [(BUILT_IN, 0, 2), (hash_, 0, 0), (hash_, 2, 9)]
+        assert site.stored(len(wanted)) == wanted
+        site.end(ref)
+        asks(page, "Hur var ditt besök?")
+        page.close()
