@@ -40,7 +40,8 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     `from` and `to` are dates, local times of the sites, or times with offset; `to` is exclusive.
     `total` is one bucket of whole days, or of whole hours where `from` or `to` has a time.
-    Sales count in all hours, also where `scope` is open.
+    Sales count in all hours, also where `scope` is open. `estimates`: also say what the values
+    would be with what was not covered put in, in fields of their own; that takes longer.
     """
 
     metrics: Annotated[
@@ -54,6 +55,7 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     by: Of = Of.SITE
     sites: tuple[str, ...] = ()
     compare: Compare = Compare.NONE
+    estimates: bool = False
     limit: Annotated[int, msgspec.Meta(ge=1, le=50_000)] = 20_000
     cursor: str | None = None
     format: Format | None = None
@@ -66,7 +68,8 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         position = None if self.cursor is None else read_cursor(self)
         return MetricQuery(
             tuple({definitions.find(metric): None for metric in self.metrics}),
-            *(since, until, self.bucket, self.scope, self.by, self.sites, self.compare, self.limit),
+            *(since, until, self.bucket, self.scope, self.by, self.sites, self.compare),
+            *(self.estimates, self.limit),
             None if position is None else Position(str(position[0]), int(position[1])),
         )
 

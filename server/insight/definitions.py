@@ -378,11 +378,12 @@ REGISTRY: dict[str, Definition] = {
         _define(
             "response_rate.v1",
             "share",
-            "answers to a kiosk's first question / people out at the kiosk's own door, or at the "
-            "whole perimeter where it stands at no door",
+            "answers to a kiosk's first question, as the filter of misuse left them, / people out "
+            "at the kiosk's own door, or of the whole site where it stands at no counted door; "
+            "opening hours in which the exits were observed, on both sides",
             "answers; people out",
             _WILSON,
-            (Need.VISITS, Need.FEEDBACK, Need.RESPONSES),
+            (Need.RESPONSES,),
             formulas.response_rate,
         ),
         _define(

@@ -81,7 +81,9 @@ class Inputs:
     answers: Mapping[Kind, tuple[int, ...]] = field(default_factory=dict)
     responses: int | None = None
     asked: float | None = None
-    occupied_s: float | None = None
+    inside_s: float | None = None
+    inside_of_s: int = 0
+    stayed_s: float | None = None
     stayers: float | None = None
     peak: float | None = None
     peak_at: str | None = None
@@ -136,7 +138,9 @@ def added(parts: Sequence[Inputs]) -> Inputs:
         answers=answers,
         responses=_whole([p.responses for p in parts]),
         asked=_sum([p.asked for p in parts]),
-        occupied_s=_sum([p.occupied_s for p in parts]),
+        inside_s=_sum([p.inside_s for p in parts]),
+        inside_of_s=sum(p.inside_of_s for p in parts),
+        stayed_s=_sum([p.stayed_s for p in parts]),
         stayers=_sum([p.stayers for p in parts]),
         peak=None if best is None else best.peak,
         peak_at=None if best is None else best.peak_at,
@@ -306,8 +310,8 @@ def _per_visit(inputs: Inputs, base: float | None, transactions: int) -> Value:
     if base is None:
         return _nothing("visits_missing")
     flags = _worth(inputs)
-    if "dwell_assumed" in inputs.notes and inputs.due is not None:
-        flags = (*flags, "dwell_assumed")
+    if inputs.due is not None:
+        flags = (*flags, *sorted(inputs.notes & {"dwell_assumed", "dwell_derived"}))
     if base <= 0:
         flags = (*flags, "no_visits") if transactions else flags
         return Value(None, flags=flags, numerator=transactions, denominator=0)
@@ -413,21 +417,18 @@ def peak_hour(inputs: Inputs) -> Value:
 
 def dwell(inputs: Inputs) -> Value:
     """Return Little's W: the integral of occupancy / entries, in minutes."""
-    if inputs.occupied_s is None or inputs.stayers is None:
+    if inputs.stayed_s is None or not inputs.stayers:
         return _nothing("not_measured")
-    if inputs.stayers <= 0:
-        return _nothing("no_visits")
-    minutes = inputs.occupied_s / 60
-    flags = ("derived", *_worth(inputs))
+    minutes, flags = inputs.stayed_s / 60, ("derived", *_worth(inputs))
     return Value(minutes / inputs.stayers, None, None, flags, minutes, inputs.stayers)
 
 
 def occupancy(inputs: Inputs) -> Value:
-    """Return the mean number of people inside, over the observed time."""
-    if inputs.occupied_s is None or inputs.observed_s <= 0:
+    """Return the mean number of people inside, over the time in which that is known."""
+    if inputs.inside_s is None or not inputs.inside_of_s:
         return _nothing("not_measured")
-    return Value(inputs.occupied_s / inputs.observed_s, None, None, _worth(inputs),
-                 inputs.occupied_s, inputs.observed_s)  # fmt: skip
+    mean, flags = inputs.inside_s / inputs.inside_of_s, ("derived", *_worth(inputs))
+    return Value(mean, None, None, flags, inputs.inside_s, inputs.inside_of_s)
 
 
 def asked_of(kind: Kind) -> Callable[[Inputs], Value]:
@@ -438,13 +439,13 @@ def asked_of(kind: Kind) -> Callable[[Inputs], Value]:
         found = None if counts is None else index_of(kind, counts)
         if found is None:
             return _nothing("no_answers")
-        flags = (*(("interval_only",) if found.small else ()), *sorted(inputs.notes & _FILTERS))
+        flags = (
+            *(("interval_only",) if found.small else ()),
+            *sorted(inputs.notes & {"filter_pending"}),
+        )
         return Value(found.value, found.low, found.high, flags, found.value * found.n, found.n)
 
     return compute
-
-
-_FILTERS = frozenset({"raw_presses"})
 
 
 def response_rate(inputs: Inputs) -> Value:
@@ -453,7 +454,8 @@ def response_rate(inputs: Inputs) -> Value:
         return _nothing("no_kiosk")
     if inputs.asked is None:
         return _nothing("exits_not_counted")
-    return _share(float(inputs.responses), inputs.asked, inputs)
+    of_these = Inputs(audited=True)  # a share of people seen go out, whatever else was missed
+    return _share(float(inputs.responses), inputs.asked, of_these)
 
 
 NOT_IDENTIFIABLE = "not_identifiable_from_doors"

@@ -11,7 +11,7 @@ flags say why it is not like for like.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
@@ -19,26 +19,20 @@ import asyncpg
 import msgspec
 
 from server.errors import RefusedError
-from server.feedback.indices import Kind
-from server.feedback.query import feedback
-from server.insight import formulas
 from server.insight.calendar import Year, aligned, country_of, incomparable
 from server.insight.definitions import Definition, Need
-from server.insight.formulas import Inputs, Takings, added, busiest_hour
-from server.insight.perimeter import Perimeter, load_perimeters
-from server.insight.tally import Range, Tally, takings, tallies
-from server.rollup.answer import CountQuery, Position, TooLongError
-from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, local, utc_text
+from server.insight.formulas import Inputs, added
+from server.insight.reading import Cell, Read, read
+from server.insight.tally import Range
+from server.rollup.answer import Position, TooLongError
+from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, utc_text
 from server.rollup.places import Site, load_sites
-from server.rollup.quality import Scope, State, state
+from server.rollup.quality import Scope, State
 from server.rollup.query import MOST_BUCKETS
 
 MOST_CELLS = 1_000_000
 """Sites x buckets of one page, both years of a comparison: some 10 seconds of work."""
-MEDIAN_STAY_MIN = 12.0
-"""How long people stay where nothing better is known: the median of a lognormal, sigma 1."""
-_LOOK_BACK_S = 6 * 3_600
-_PEAK_DAYS = 100
+_PEAK_DAYS = 62
 
 
 class Bucketing(StrEnum):
@@ -79,6 +73,7 @@ class MetricQuery:
     by: Of = Of.SITE
     sites: tuple[str, ...] = ()
     compare: Compare = Compare.NONE
+    estimates: bool = False
     limit: int = 20_000
     after: Position | None = None
 
@@ -91,8 +86,13 @@ class MetricQuery:
         whole = not isinstance(self.since, datetime) and not isinstance(self.until, datetime)
         return Size.DAY if whole else Size.HOUR
 
-    def needs(self, *any_of: Need) -> bool:
-        return any(need in metric.needs for metric in self.metrics for need in any_of)
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset().union(*(metric.needs for metric in self.metrics))
+
+    def within(self, now_s: int) -> Range:
+        """Return the range that is read."""
+        return Range(self.base, self.since, self.until, self.scope, now_s)
 
 
 class MetricRow(msgspec.Struct, frozen=True, gc=False):
@@ -152,27 +152,6 @@ class UnanswerableError(RefusedError):
         super().__init__("not_answerable", message)
 
 
-@dataclass(slots=True)
-class Cell:
-    """A site's bucket as read: its sums, and what its counts are worth."""
-
-    inputs: Inputs
-    state: State
-    revision: int = 0
-    heard: float = 0.0
-    asked_of: int = 0
-
-
-@dataclass(slots=True)
-class Read:
-    """What was read of a site: its buckets with their cells, and what its visits were made of."""
-
-    site: Site
-    grid: tuple[Bucket, ...]
-    cells: list[Cell]
-    perimeter: Perimeter = field(default_factory=Perimeter)
-
-
 async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: int) -> MetricPage:
     """Return one page of KPIs.
 
@@ -181,7 +160,13 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
     _check(query)
     sites = await load_sites(connection, query.sites)
     page = _Page.of(query, sites)
-    found = await read(connection, page.query, page.sites, now_s=now_s)
+    found = await read(
+        connection,
+        page.query.within(now_s),
+        page.sites,
+        needs=query.needs,
+        imputed=query.estimates,
+    )
     before: dict[int, Read] = {}
     if query.compare is Compare.LAST_YEAR:
         before = await _year_before(connection, page.query, found, now_s=now_s)
@@ -200,9 +185,13 @@ def _check(query: MetricQuery) -> None:
     for metric in query.metrics:
         if metric.alone and query.by is not Of.SITE:
             raise UnanswerableError("metrics", f"{metric.id} is of one site: ask by site")
+        if Need.RESPONSES in metric.needs and query.bucket is Bucketing.QUARTER:
+            raise UnanswerableError(
+                "metrics", f"{metric.id} is of whole hours: ask by hour or more"
+            )
         if metric.days and query.bucket in (Bucketing.QUARTER, Bucketing.HOUR):
             raise UnanswerableError("metrics", f"{metric.id} is of whole days: ask by day or more")
-    if query.needs(Need.PEAK, Need.STAY) and span_s > _PEAK_DAYS * 86_400:
+    if query.needs & {Need.PEAK, Need.STAY} and span_s > _PEAK_DAYS * 86_400:
         raise UnanswerableError(
             "from", f"peaks and stays are found in quarters of an hour: ask {_PEAK_DAYS} days"
         )
@@ -222,7 +211,7 @@ class _Page:
             return cls(query, sites)
         grid = len(_grid(query, sites[0]))
         both = 1 if query.compare is Compare.NONE else 2
-        days = Range(query.base, query.since, query.until, query.scope, 0).grid(sites[0])
+        days = query.within(0).grid(sites[0])
         most = max(1, MOST_CELLS // max(1, both * len(days)))
         if query.by is not Of.SITE:
             if len(sites) > most:
@@ -290,212 +279,6 @@ def _grid(query: MetricQuery, site: Site) -> tuple[Bucket, ...]:
                    last.end_utc),)  # fmt: skip
 
 
-# -- reading -------------------------------------------------------------------------------------
-
-
-async def read(
-    connection: asyncpg.Connection, query: MetricQuery, sites: Sequence[Site], *, now_s: int
-) -> dict[int, Read]:
-    """Return by site what the KPIs of a question are made of, in its base buckets."""
-    within = Range(query.base, query.since, query.until, query.scope, now_s)
-    found = {
-        site.id: Read(site, grid, [Cell(Inputs(), _by_clock(b, now_s)) for b in grid])
-        for site in sites
-        if (grid := within.grid(site))
-    }
-    if not found:
-        return found
-    sites = [each.site for each in found.values()]
-    if query.needs(Need.VISITS, Need.PASSERS, Need.RESPONSES):
-        span = (
-            min(each.grid[0].start_s for each in found.values()),
-            max(each.grid[-1].end_s for each in found.values()),
-        )
-        perimeters = await load_perimeters(connection, sites, start_s=span[0], end_s=span[1])
-        for key, each in found.items():
-            each.perimeter = perimeters[key]
-        await _read_visits(connection, query, within, found)
-    if query.needs(Need.SALES):
-        await _read_sales(connection, within, found)
-        if query.needs(Need.VISITS) and query.base in (Size.WEEK, Size.MONTH):
-            await _match_by_day(connection, within, found)
-    if query.needs(Need.FEEDBACK):
-        await _read_feedback(connection, query, found, now_s=now_s)
-    if query.needs(Need.DUE) and query.base in (Size.QUARTER, Size.HOUR):
-        await _read_due(connection, within, found)
-    if query.needs(Need.PEAK) and query.base.is_days:
-        await _read_quarters(connection, query, found, now_s=now_s)
-    return found
-
-
-def _by_clock(bucket: Bucket, now_s: int) -> State:
-    return state(bucket.end_s, now_s=now_s, accounted_s=now_s)
-
-
-async def _read_visits(
-    connection: asyncpg.Connection, query: MetricQuery, within: Range, found: Mapping[int, Read]
-) -> None:
-    reads = found.values()
-    outer = await tallies(connection, within, [(r.site, r.perimeter.outer) for r in reads])
-    passing: dict[int, list[Tally]] = {}
-    leaving: dict[int, list[Tally]] = {}
-    if query.needs(Need.PASSERS):
-        groups = [(r.site, r.perimeter.passages) for r in reads]
-        passing = await tallies(connection, within, groups)
-    if query.needs(Need.RESPONSES):
-        groups = [(r.site, r.perimeter.at_kiosks) for r in reads]
-        leaving = await tallies(connection, within, groups)
-    for key, each in found.items():
-        notes = frozenset({"doors_changed"}) if each.perimeter.changed else frozenset()
-        for number, tally in enumerate(outer.get(key, ())):
-            cell = each.cells[number]
-            cell.state, cell.revision = tally.state, cell.revision + tally.revision
-            cell.inputs = replace(
-                cell.inputs,
-                visits=tally.entered,
-                exits=tally.left,
-                observed_s=tally.observed_s,
-                expected_s=tally.expected_s,
-                passers=_both(passing.get(key), number),
-                asked=_left(leaving.get(key), number),
-                notes=notes,
-            )
-
-
-def _both(rows: Sequence[Tally] | None, number: int) -> float | None:
-    if rows is None or rows[number].entered is None:
-        return None
-    return (rows[number].entered or 0) + (rows[number].left or 0)
-
-
-def _left(rows: Sequence[Tally] | None, number: int) -> float | None:
-    return None if rows is None else rows[number].left
-
-
-async def _read_sales(
-    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
-) -> None:
-    taken = await takings(connection, within, [each.site for each in found.values()])
-    for key, sales in taken.items():
-        for cell, each in zip(found[key].cells, sales, strict=True):
-            known = cell.inputs.visits is not None
-            matched = each if known else Takings(currency=each.currency)
-            cell.inputs = replace(cell.inputs, sales=each, matched=matched)
-
-
-_NOTHING_MISSED = 0.999
-
-
-async def _match_by_day(
-    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
-) -> None:
-    """Match sales with visits by the day, where a week or month was not covered throughout."""
-    partial = [
-        each
-        for each in found.values()
-        if any(
-            cell.inputs.sales.transactions and (cell.inputs.coverage or 0) < _NOTHING_MISSED
-            for cell in each.cells
-        )
-    ]
-    if not partial:
-        return
-    by_day = replace(
-        within,
-        size=Size.DAY,
-        since=_at(min(each.grid[0].start_s for each in partial)),
-        until=_at(max(each.grid[-1].end_s for each in partial)),
-    )
-    counted = await tallies(connection, by_day, [(r.site, r.perimeter.outer) for r in partial])
-    sold = await takings(connection, by_day, [each.site for each in partial])
-    for each in partial:
-        key = each.site.id
-        days = list(zip(by_day.grid(each.site), counted.get(key, ()), sold[key], strict=False))
-        at = 0
-        for bucket, cell in zip(each.grid, each.cells, strict=True):
-            matched = Takings(currency=each.site.currency)
-            while at < len(days) and days[at][0].start_s < bucket.end_s:
-                day, tally, taken = days[at]
-                if day.start_s >= bucket.start_s and tally.entered is not None:
-                    matched = matched.plus(taken)
-                at += 1
-            cell.inputs = replace(cell.inputs, matched=matched)
-
-
-async def _read_feedback(
-    connection: asyncpg.Connection, query: MetricQuery, found: Mapping[int, Read], *, now_s: int
-) -> None:
-    """Add up answers by kind of question over a site's kiosks."""
-    by_ref = {each.site.ref: each for each in found.values()}
-    at = {ref: {b.start_utc: n for n, b in enumerate(r.grid)} for ref, r in by_ref.items()}
-    asked = CountQuery(
-        query.base, query.since, query.until, query.scope, sites=tuple(by_ref), limit=1 << 40
-    )
-    for row in (await feedback(connection, asked, now_s=now_s)).rows:
-        number = at[row.site].get(row.start)
-        if number is None or row.n is None:
-            continue
-        cell = by_ref[row.site].cells[number]
-        known = cell.inputs
-        answers: dict[Kind, tuple[int, ...]] = dict(known.answers)
-        if row.kind is not None:
-            answers[row.kind] = formulas.longest(answers.get(row.kind, ()), row.answers)
-        responses = known.responses or 0
-        if row.question in (None, 0):
-            responses += row.n
-        cell.inputs = replace(
-            known,
-            answers=answers,
-            responses=responses,
-            notes=known.notes | {f"{row.basis}_presses"},
-        )
-        cell.revision += row.revision
-        if row.coverage is not None:
-            cell.heard, cell.asked_of = cell.heard + row.coverage, cell.asked_of + 1
-
-
-async def _read_due(
-    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
-) -> None:
-    """Shift visits to when they buy, by what came in the hours before, too."""
-    first = min(each.grid[0].start_s for each in found.values())
-    last = max(each.grid[-1].end_s for each in found.values())
-    earlier = replace(within, since=_at(first - _LOOK_BACK_S), until=_at(last))
-    groups = [(each.site, each.perimeter.outer) for each in found.values()]
-    shares = formulas.later_purchases(
-        MEDIAN_STAY_MIN, bucket_min=60 if within.size is Size.HOUR else 15
-    )
-    for key, rows in (await tallies(connection, earlier, groups)).items():
-        each = found[key]
-        starts = [bucket.start_s for bucket in earlier.grid(each.site)]
-        due = dict(zip(starts, formulas.shifted([r.entered for r in rows], shares), strict=True))
-        for bucket, cell in zip(each.grid, each.cells, strict=True):
-            notes = cell.inputs.notes | {"dwell_assumed"}
-            cell.inputs = replace(cell.inputs, due=due.get(bucket.start_s), notes=notes)
-
-
-async def _read_quarters(
-    connection: asyncpg.Connection, query: MetricQuery, found: Mapping[int, Read], *, now_s: int
-) -> None:
-    """Find the busiest 60 minutes of opening time in each row's time."""
-    reads = found.values()
-    since = _at(min(each.grid[0].start_s for each in reads))
-    until = _at(max(each.grid[-1].end_s for each in reads))
-    within = Range(Size.QUARTER, since, until, Scope.OPEN, now_s)
-    groups = [(each.site, each.perimeter.outer) for each in reads]
-    for key, rows in (await tallies(connection, within, groups)).items():
-        each = found[key]
-        quarters = [
-            (b.start_s, t.entered, t.observed_s / t.expected_s if t.expected_s else None)
-            for b, t in zip(within.grid(each.site), rows, strict=True)
-        ]
-        for bucket, cell in zip(each.grid, each.cells, strict=True):
-            best = busiest_hour([q for q in quarters if bucket.start_s <= q[0] < bucket.end_s])
-            if best is not None:
-                shown = local(each.site.time_zone, best[0]).isoformat(timespec="minutes")
-                cell.inputs = replace(cell.inputs, peak=best[1], peak_at=shown)
-
-
 async def _regions(connection: asyncpg.Connection) -> dict[int, str | None]:
     return dict(
         await connection.fetch(
@@ -528,7 +311,8 @@ async def _year_before(
     if earlier.base is not query.base:  # a total of hours stays one
         until = datetime(last.year, last.month, last.day) + timedelta(days=1)  # noqa: DTZ001
         earlier = replace(earlier, since=datetime(first.year, first.month, first.day), until=until)  # noqa: DTZ001
-    return await read(connection, earlier, [each.site for each in found.values()], now_s=now_s)
+    sites = [each.site for each in found.values()]
+    return await read(connection, earlier.within(now_s), sites, needs=query.needs)
 
 
 # -- rows ----------------------------------------------------------------------------------------
@@ -540,6 +324,7 @@ class _Part:
 
     cells: list[Cell]
     inputs: Inputs
+    imputed: Inputs | None = None
     twins: Inputs | None = None
     alike: Inputs | None = None
     reasons: tuple[str, ...] = ()
@@ -587,10 +372,29 @@ def _parts(
             mine.append(base[at])
             at += 1
         cells = [cell for _, cell in mine]
-        part = _Part(cells, added([cell.inputs for cell in cells]))
+        part = _Part(cells, each.with_error(added([cell.inputs for cell in cells])))
+        if query.estimates:
+            part.imputed = _imputed(part.inputs, cells)
         if before is not None:
             _compare(part, each, before, mine, known, now_s)
         yield bucket, part
+
+
+def _imputed(inputs: Inputs, cells: Sequence[Cell]) -> Inputs | None:
+    """Return a part's sums with what was not covered put in; None where that may not be."""
+    if not cells or any(cell.imputed is None for cell in cells):
+        return None
+    visits = sum(cell.imputed or 0 for cell in cells)
+    relative = (inputs.count_variance or 0) / inputs.visits**2 if inputs.visits else 0.0
+    return replace(
+        inputs,
+        visits=visits,
+        due=None,
+        matched=inputs.sales,
+        observed_s=inputs.expected_s,
+        count_variance=relative * visits**2 + sum(cell.imputed_variance for cell in cells),
+        audited=True,  # of this sum there is an interval in any case: that of what was put in
+    )
 
 
 def _once(read: Read) -> Iterable[tuple[Bucket, Cell]]:
@@ -614,8 +418,8 @@ def _compare(
     ]
     if not pairs:
         return
-    part.alike = added([cell.inputs for _, cell, _, _ in pairs])
-    part.twins = added([cell.inputs for _, _, _, cell in pairs])
+    part.alike = each.with_error(added([cell.inputs for _, cell, _, _ in pairs]))
+    part.twins = before.with_error(added([cell.inputs for _, _, _, cell in pairs]))
     labels = sorted(bucket.label for _, _, bucket, _ in pairs)
     part.label = labels[0] if len(labels) == 1 else f"{labels[0]}/{labels[-1]}"
     opening = each.site.calendar.opening
@@ -650,6 +454,9 @@ def _of_place(
     compared = [p for p in parts if p.twins is not None and (site is not None or not p.reasons)]
     alike = added([p.alike for p in compared if p.alike is not None])
     twins = added([p.twins for p in compared if p.twins is not None])
+    filled = [part.imputed for part in parts if part.imputed is not None]
+    whole_imputed = added(filled) if filled and len(filled) == len(parts) else None
+    by = sorted({cell.imputed_by for cell in cells if cell.imputed_by is not None})
     bucket = members[0][0]
     start, end = min(b.start_utc for b, _ in members), max(b.end_utc for b, _ in members)
     rows: list[MetricRow] = []
@@ -661,6 +468,9 @@ def _of_place(
             then, now = metric.compute(twins).value, metric.compute(alike).value
             reasons = {reason for part in compared for reason in part.reasons}
             flags = (*flags, *sorted(reasons - set(flags)))
+        estimate = None
+        if whole_imputed is not None and Need.VISITS in metric.needs and not metric.alone:
+            estimate = metric.compute(whole_imputed)
         if Need.VISITS in metric.needs:
             share = whole.coverage
         else:
@@ -689,10 +499,10 @@ def _of_place(
                 worst,
                 revision,
                 flags,
-                None,
-                None,
-                None,
-                None,
+                _rounded(estimate.value if estimate else None),
+                _rounded(estimate.low if estimate else None),
+                _rounded(estimate.high if estimate else None),
+                ";".join(by) or None if estimate else None,
                 compared[0].label if compared else None,
                 _rounded(then),
                 len(compared) if query.compare is not Compare.NONE else None,

@@ -32,12 +32,15 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Perimeter:
-    """A site's counters by what they count: visits, who passes by, who passes its kiosks."""
+    """A site's counters by what they count: visits, and who passes by.
+
+    `whole`: all of its counters count visits, and none is left out.
+    """
 
     outer: tuple[Spot, ...] = ()
     passages: tuple[Spot, ...] = ()
-    at_kiosks: tuple[Spot, ...] = ()
     changed: bool = False
+    whole: bool = False
 
     @property
     def spots(self) -> frozenset[int]:
@@ -72,9 +75,6 @@ async def load_perimeters(
     behind = dict(await connection.fetch(_BEHIND, wanted))
     purposes = dict(await connection.fetch(_PURPOSES, ids, *span))
     since = dict(await connection.fetch(_ASSIGNED, ids, *span))
-    kiosks: dict[int, set[int | None]] = {}
-    for site, its_door in await connection.fetch(_KIOSKS, wanted):
-        kiosks.setdefault(site, set()).add(its_door)
     counters: dict[int, list[Counter]] = {site.id: [] for site in sites}
     for spot in spots:
         used = purposes.get(spot.id) or ["entrance"]
@@ -83,31 +83,23 @@ async def load_perimeters(
         )
     moved = {spot for spot, used in purposes.items() if len(set(used)) > 1}
     moved |= {spot for spot, at in since.items() if at is not None and at > span[0] + _SETTLED}
-    return {
-        site.id: _perimeter(counters[site.id], behind, kiosks.get(site.id, set()), moved)
-        for site in sites
-    }
+    return {site.id: _perimeter(counters[site.id], behind, moved) for site in sites}
 
 
 def _perimeter(
-    counters: Sequence[Counter],
-    behind: Mapping[int, int | None],
-    kiosks: set[int | None],
-    moved: set[int],
+    counters: Sequence[Counter], behind: Mapping[int, int | None], moved: set[int]
 ) -> Perimeter:
     outer = outermost(counters, behind)
-    doors = [each.spot for each in counters if each.door is not None and each.door in kiosks]
     return Perimeter(
         tuple(each.spot for each in outer),
         tuple(each.spot for each in counters if each.purpose == "passage"),
-        tuple(each.spot for each in outer) if None in kiosks else tuple(doors),
         changed=any(each.spot.id in moved for each in counters),
+        whole=bool(outer) and len(outer) == len(counters),
     )
 
 
 _DOORS_OF = "select id, door_id from spots where id = any($1::int[])"
 _BEHIND = "select id, behind_id from doors where site_id = any($1::int[])"
-_KIOSKS = "select distinct site_id, door_id from spots where kind = 'kiosk' and site_id = any($1)"
 _PURPOSES = """
     select spot_id, array_agg(purpose order by lower(valid) nulls first) from mountings
     where spot_id = any($1::int[]) and valid && tstzrange($2, $3) group by 1

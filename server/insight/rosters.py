@@ -31,6 +31,34 @@ async def staffed_hours(
     return {row["site_id"]: Staffed(float(row["hours"]), row["shifts"]) for row in rows}
 
 
+async def staffed_in(
+    connection: asyncpg.Connection, site_ids: Sequence[int], edges: Sequence[datetime]
+) -> dict[int, list[Staffed]]:
+    """Return the same for each stretch between two `edges`, which are in order."""
+    heard = [row[0] for row in await connection.fetch(_HEARD, list(site_ids))]
+    found = {site: [Staffed(0.0, 0)] * (len(edges) - 1) for site in heard}
+    for site, number, hours, shifts in await connection.fetch(_BETWEEN, heard, list(edges)):
+        found[site][number - 1] = Staffed(float(hours), shifts)
+    return found
+
+
+_HEARD = """
+    select asked.site_id from unnest($1::int[]) as asked (site_id)
+    where exists (select from staff_shifts t where t.site_id = asked.site_id)
+"""
+_BETWEEN = """
+    with edge as (select $2::timestamptz[] as at)
+    select s.site_id, n,
+           sum(extract(epoch from least(s.ends_at, at[n + 1]) - greatest(s.starts_at, at[n])))
+               / 3600,
+           count(*) filter (where s.starts_at >= at[n])
+    from edge, staff_shifts s, generate_series(
+        greatest(width_bucket(s.starts_at, at), 1),
+        least(width_bucket(s.ends_at, at), cardinality(at) - 1)) n
+    where s.site_id = any($1::int[]) and s.starts_at < at[cardinality(at)]
+      and s.ends_at > at[1] and s.starts_at > at[1] - interval '24 hours'
+    group by 1, 2
+"""
 _HOURS = """
     select site.id as site_id,
            coalesce(sum(extract(epoch from least(s.ends_at, $3) - greatest(s.starts_at, $2)))

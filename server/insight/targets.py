@@ -16,9 +16,10 @@ from server.fleet import checks
 from server.fleet.checks import FieldError, Known
 from server.fleet.register import By, added, changed, lock_organisation, new_ref
 from server.insight import definitions
-from server.insight.metrics import MetricQuery, read
 from server.insight.projection import DayOf, Outlook, outlook
-from server.rollup.buckets import local
+from server.insight.reading import read
+from server.insight.tally import Range
+from server.rollup.buckets import Size, local
 from server.rollup.places import Site, load_sites
 from server.rollup.quality import Scope
 
@@ -220,9 +221,9 @@ async def _days(
     """Return each target's days; a day that was poorly covered counts as not measured."""
     if since >= until:
         return {known.ref: [] for known in members}
-    wanted = tuple({m.facts.metric: definitions.find(m.facts.metric) for m in members}.values())
-    query = MetricQuery(wanted, since, until, scope=scope)
-    reads = await read(connection, query, list(sites.values()), now_s=now_s)
+    needs = frozenset().union(*(definitions.find(m.facts.metric).needs for m in members))
+    within = Range(Size.DAY, since, until, scope, now_s)
+    reads = await read(connection, within, list(sites.values()), needs=needs)
     found: dict[str, list[DayOf]] = {}
     for known in members:
         metric = definitions.find(known.facts.metric)

@@ -4,17 +4,21 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from math import exp, log, sqrt
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from server.db.engine import reading
+from server.insight import recounts
 from server.insight.definitions import REGISTRY
 from server.insight.perimeter import Counter, outermost
 from server.rollup.opening import Opening
 from server.rollup.places import Site, Spot, calendar_of
 from tests.integration.api_world import World, utc
+from tests.integration.opinions_world import derive, press
 
 pytestmark = pytest.mark.services
 ZONE = ZoneInfo("Europe/Stockholm")
@@ -53,7 +57,7 @@ async def hour(
     """Count these people in the quarters from 10 o'clock, local time, of a day."""
     start = datetime(day.year, day.month, day.day, at, tzinfo=ZONE)
     for number, count in enumerate(entered):
-        bucket = start.astimezone(utc("2026-01-01").tzinfo) + timedelta(minutes=15 * number)
+        bucket = start.astimezone(UTC) + timedelta(minutes=15 * number)
         await world.quarter(spot, bucket, count, left)
 
 
@@ -245,7 +249,7 @@ async def test_days_of_23_and_25_hours_add_up(world: World) -> None:
     for day in ("2025-10-26", "2026-03-29"):
         start = datetime.fromisoformat(day).replace(tzinfo=ZONE)
         at, end = (start + timedelta(days=n) for n in (0, 1))
-        bucket, last = (each.astimezone(utc("2026-01-01").tzinfo) for each in (at, end))
+        bucket, last = (each.astimezone(UTC) for each in (at, end))
         while bucket < last:
             await world.quarter(spot, bucket, 2)
             bucket += timedelta(minutes=15)
@@ -339,30 +343,151 @@ async def test_the_peak_is_within_opening_hours(world: World) -> None:
 async def test_feedback_and_response_rate(world: World) -> None:
     own = await world.organisation("own")
     site = await world.site(own, "shop", hours=TEN)
-    door = await world.owner.fetchval(
-        "insert into doors (organisation_id, site_id, ref, name) values ($1, $2, 'd', 'd') "
-        "returning id",
-        *(own, site),
-    )
-    for ref in ("counter", "elsewhere"):
-        spot = await world.spot(own, site, ref)
+    spots = [await world.spot(own, site, ref) for ref in ("counter", "elsewhere")]
+    for spot in spots:
         await hour(world, spot, date(2026, 3, 4), 60, 60, 60, 60, left=50)
     kiosk = await world.spot(own, site, "kiosk", kind="kiosk")
     await world.owner.execute(
-        "update spots set door_id = $1 where ref in ('counter', 'kiosk')", door
+        "with door as (insert into doors (organisation_id, site_id, ref, name) "
+        "values ($1, $2, 'd', 'd') returning id) "
+        "update spots set door_id = door.id from door where spots.id = any($3)",
+        *(own, site, [kiosk, spots[0]]),
     )
-    await world.presses(kiosk, utc("2026-03-04T09:00"), {0: 8, 3: 2}, questionnaire=0)
-    await world.derive()
+    touches = [(60.0 * n, 0 if n < 8 else 3) for n in range(10)]
+    await press(world, kiosk, utc("2026-03-04T09:00"), [*touches, (540.5, 3)])
+    await derive(world)
     kpis = ["smiley4_index", "response_rate", "csat"]
-    smileys, rate, csat = await rows(
-        world, metrics=kpis, from_="2026-03-04", to="2026-03-05", scope="open"
-    )
-    known = await world.get("/feedback?from=2026-03-04&to=2026-03-05&scope=open")
-    assert smileys["value"] == known["data"][0]["index"] == 80
-    assert smileys["low"] == pytest.approx(known["data"][0]["low"], abs=1e-3)
-    assert set(smileys["flags"]) == {"interval_only", "raw_presses"}
-    assert (rate["numerator"], rate["denominator"], rate["value"]) == (10, 200, 0.05)
-    assert csat["flags"] == ["no_answers"]
+    asked = {"from_": "2026-03-04", "to": "2026-03-05", "scope": "open"}
+    for by in ("site", "organisation"):
+        smileys, rate, csat = await rows(world, metrics=kpis, by=by, **asked)
+        known = await world.get("/feedback?from=2026-03-04&to=2026-03-05&scope=open&basis=filtered")
+        assert smileys["value"] == known["data"][0]["index"] == 80
+        assert smileys["low"] == pytest.approx(known["data"][0]["low"], abs=1e-3)
+        assert smileys["flags"] == ["interval_only"]
+        assert (rate["numerator"], rate["denominator"], rate["value"]) == (10, 200, 0.05)
+        assert csat["flags"] == ["no_answers"]
+
+
+async def test_staff_are_of_the_roster_and_shifts_past_midnight_are_split(world: World) -> None:
+    own = await world.organisation("own")
+    for name in ("shop", "without"):
+        site = await world.site(own, name, hours=TEN)
+        spot = await world.spot(own, site, f"{name}-door")
+        await hour(world, spot, date(2026, 3, 4), 30, 30, 30, 30)
+    for ref, start, end in (
+        ("a", "2026-03-04T09:00", "2026-03-04T11:00"),
+        ("b", "2026-03-04T22:00", "2026-03-05T03:00"),  # midnight is at 23 UTC
+        ("c", "2026-03-05T09:00", "2026-03-05T10:00"),
+    ):
+        await world.owner.execute(
+            "insert into staff_shifts (organisation_id, site_id, shift_ref, starts_at, ends_at) "
+            "values ($1, 1, $2, $3, $4)",
+            *(own, ref, utc(start), utc(end)),
+        )
+    await world.derive()
+    kpis = ["shopper_to_staff", "staff_estimated", "visits_net"]
+    asked = {"from_": "2026-03-04", "to": "2026-03-06", "scope": "open"}
+    found = await rows(world, metrics=kpis, sites=["shop"], **asked)
+    assert [row["value"] for row in found] == [40, 12, 108, None, 6, None]
+    assert [row["denominator"] for row in found[::3]] == [3, None]
+    without = await rows(world, metrics=kpis, sites=["without"], **asked)
+    assert {row["flags"][0] for row in without} == {"no_roster", "not_measured"}
+    hours = await rows(
+        world, metrics=["shopper_to_staff"], bucket="hour", sites=["shop"],
+        from_="2026-03-04T10:00", to="2026-03-04T11:00",
+    )  # fmt: skip
+    assert [row["value"] for row in hours] == [120]
+
+
+async def test_recounts_give_visits_and_conversion_their_interval(world: World) -> None:
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=TEN)
+    spot = await world.spot(own, site, "door")
+    await hour(world, spot, date(2026, 3, 4), 90, 90, 90, 90, left=90)
+    await sell(world, own, site, date(2026, 3, 4), *[10.0] * 20)
+    await world.derive()
+    asked: dict[str, Any] = {
+        "metrics": ["visits", "conversion"],
+        "from_": "2026-03-04",
+        "to": "2026-03-05",
+        "scope": "open",
+    }
+    before = await rows(world, **asked)
+    assert [row["flags"] for row in before] == [["never_audited"]] * 2
+    blocks = [
+        recounts.Counted(utc("2026-03-04T09:00") + n * recounts.BLOCK, 100, 90) for n in range(4)
+    ]
+    async with world.owner.transaction():
+        await recounts.add(
+            world.owner, own, "door", method="video", counted_by="Ada", blocks=blocks,
+            actor="user ada", now=utc("2026-03-05T09:00"),
+        )  # fmt: skip
+    async with reading(world.api, "test", organisation=own) as connection:
+        error = (await recounts.counting_errors(connection, [site], day=date(2026, 3, 5)))[site]
+    visits, conversion = await rows(world, **asked)
+    relative = sqrt(error.relative_se**2 + log(1 + error.bias) ** 2)
+    assert (visits["value"], visits["flags"]) == (360, [])
+    assert visits["high"] == pytest.approx(360 * exp(1.959964 * relative), rel=1e-5)
+    c = 20 / 360
+    half = 1.959964 * sqrt((1 - c) / 20 + relative**2)
+    assert conversion["low"] == pytest.approx(c * exp(-half), rel=1e-4)
+    assert conversion["low"] < before[1]["low"]
+
+
+async def test_an_hours_conversion_is_null_where_people_stay_long(world: World) -> None:
+    own = await world.organisation("own")
+    for name, stay in (("quick", 1), ("slow", 6)):
+        site = await world.site(own, name, hours=(600, 780))
+        spot = await world.spot(own, site, f"{name}-door")
+        for day in (date(2026, 3, 3), date(2026, 3, 4)):
+            start = datetime(day.year, day.month, day.day, 8, tzinfo=ZONE)
+            for number in range(36):
+                bucket = start.astimezone(UTC) + timedelta(minutes=15 * number)
+                entered = 20 if 8 <= number < 16 else 0
+                left = 20 if 8 <= number - stay < 16 else 0
+                await world.quarter(spot, bucket, entered, left)
+        await sell(world, own, site, date(2026, 3, 4), *[10.0] * 5, at=11)
+    await world.derive()
+    asked = {"from_": "2026-03-04T11:00", "to": "2026-03-04T12:00", "bucket": "hour"}
+    quick, slow = await rows(world, metrics=["conversion"], **asked)
+    assert quick["value"] is not None
+    assert "dwell_derived" in quick["flags"]
+    assert (slow["value"], slow["flags"]) == (None, ["dwell_too_long"])
+    days = await rows(world, metrics=["dwell", "occupancy"], from_="2026-03-03", to="2026-03-04")
+    assert [row["value"] for row in days[::2]] == pytest.approx([15, 90], rel=0.2)
+    assert all(row["value"] > 0 for row in days[1::2])
+
+
+async def test_estimates_stand_in_fields_of_their_own(world: World) -> None:
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=TEN)
+    spot = await world.spot(own, site, "door")
+    for offset in range(8 * 7):
+        day = date(2026, 1, 14) + timedelta(days=offset)
+        if day != date(2026, 3, 4):
+            await hour(world, spot, day, 20 + offset % 3, 21, 22, 19)
+    await hour(world, spot, date(2026, 3, 4), 20, 21)  # and then it fell silent
+    await sell(world, own, site, date(2026, 3, 4), *[10.0] * 8)
+    await world.derive()
+    asked: dict[str, Any] = {
+        "metrics": ["visits", "conversion"],
+        "from_": "2026-03-03",
+        "to": "2026-03-05",
+        "scope": "open",
+    }
+    plain = await rows(world, **asked)
+    assert {row["estimated"] for row in plain} == {None}
+    found = await rows(world, **asked, estimates=True)
+    for row, without in zip(found, plain, strict=True):
+        filled = {k: v for k, v in row.items() if k.startswith("estimated")}
+        assert row | dict.fromkeys(filled) == without  # what is measured stays as it is
+    visits, conversion = found[2:]
+    assert visits["value"] == 41
+    assert 70 < visits["estimated"] < 95
+    assert visits["estimated_low"] < visits["estimated"] < visits["estimated_high"]
+    assert visits["estimated_by"]
+    assert conversion["estimated"] == pytest.approx(8 / visits["estimated"], abs=1e-5)
+    assert found[0]["estimated"] == found[0]["value"]
 
 
 @pytest.mark.parametrize("by", ["site", "region", "organisation"])

@@ -327,10 +327,13 @@ def test_the_peak_is_the_earliest_of_the_busiest_hours(
     assert busiest_hour(quarters) == slow_peak(quarters)
 
 
-def test_stay_and_occupancy_are_one_integral() -> None:
-    inputs = shop(60, occupied_s=60 * 900.0, stayers=60.0)
-    assert value("dwell", inputs).value == 15
-    assert value("occupancy", inputs).value == 60 * 900 / 36_000
+def test_stays_and_people_inside_are_means_of_sums() -> None:
+    quiet = shop(60, stayed_s=60 * 600.0, stayers=60.0, inside_s=36_000.0, inside_of_s=36_000)
+    busy = shop(20, stayed_s=20 * 1_800.0, stayers=20.0, inside_s=9_000.0, inside_of_s=900)
+    both = added([quiet, busy])
+    assert value("dwell", both).value == pytest.approx((60 * 10 + 20 * 30) / 80)
+    assert value("occupancy", both).value == pytest.approx(45_000 / 36_900)
+    assert value("dwell", shop(60)).flags == ("not_measured",)
 
 
 def test_every_definition_says_what_it_is_and_answers_nothing_for_nothing() -> None:

@@ -1,0 +1,443 @@
+"""What KPIs are made of, read for sites and put into the buckets of their clocks.
+
+Each source is read once for all sites and only if a KPI needs it. What is measured stays apart from
+what is imputed: `imputed` has the visits with what was not covered put in.
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from math import exp, log1p
+
+import asyncpg
+
+from server.feedback.indices import Kind
+from server.feedback.query import Basis, feedback
+from server.feedback.response_rate import response_rates
+from server.insight import formulas
+from server.insight.definitions import Need
+from server.insight.estimate import estimates
+from server.insight.formulas import Inputs, Takings, busiest_hour
+from server.insight.occupancy import Occupancy, occupancy_of
+from server.insight.perimeter import Perimeter, load_perimeters
+from server.insight.recounts import CountingError, counting_errors
+from server.insight.rosters import staffed_in
+from server.insight.tally import Range, Tally, takings, tallies
+from server.rollup.answer import CountQuery, CountRow
+from server.rollup.buckets import Bucket, Size, local, utc_text
+from server.rollup.places import Site
+from server.rollup.quality import Scope, State, state
+from server.rollup.query import counts
+
+MEDIAN_STAY_MIN = 12.0
+"""How long people stay where nothing better is known: the median of a lognormal, sigma 1."""
+MEDIAN_OF_MEAN = exp(-0.5)
+"""The median of that lognormal by its mean: Little's law gives the mean."""
+_STAY_SITES, _STAY_DAYS = 50, 14
+_LOOK_BACK_S = 6 * 3_600
+_NOTHING_MISSED = 0.999
+_EVERY = 1 << 40
+_Z = 1.959964
+
+
+@dataclass(slots=True)
+class Cell:
+    """A site's bucket as read: its sums, and what its counts are worth.
+
+    `heard` of `asked_of` kiosk buckets were observed. `imputed` and its variance: with what was
+    not covered put in; None where nothing may be.
+    """
+
+    inputs: Inputs
+    state: State
+    revision: int = 0
+    heard: float = 0.0
+    asked_of: int = 0
+    imputed: float | None = None
+    imputed_variance: float = 0.0
+    imputed_by: str | None = None
+
+
+@dataclass(slots=True)
+class Read:
+    """What was read of a site: its buckets with their cells, and what its visits are made of."""
+
+    site: Site
+    grid: tuple[Bucket, ...]
+    cells: list[Cell]
+    perimeter: Perimeter = field(default_factory=Perimeter)
+    error: CountingError | None = None
+
+    def with_error(self, inputs: Inputs) -> Inputs:
+        """Give the sums of this site's time its counters' error, which is the same all the time.
+
+        It is that of the factor between counted and people: its standard error, and what recounts
+        found it to be off, which nobody has corrected.
+        """
+        if self.error is None or self.error.audited_on is None or inputs.visits is None:
+            return replace(inputs, count_variance=None, audited=False)
+        relative = self.error.relative_se**2 + log1p(self.error.bias) ** 2
+        return replace(inputs, count_variance=relative * inputs.visits**2, audited=True)
+
+
+async def read(
+    connection: asyncpg.Connection,
+    within: Range,
+    sites: Sequence[Site],
+    *,
+    needs: Collection[Need],
+    imputed: bool = False,
+) -> dict[int, Read]:
+    """Return by site what KPIs with these needs are made of, in the buckets of `within`."""
+    found = {
+        site.id: Read(site, grid, [Cell(Inputs(), _by_clock(b, within.now_s)) for b in grid])
+        for site in sites
+        if (grid := within.grid(site))
+    }
+    if not found:
+        return found
+    if Need.VISITS in needs:
+        await _read_visits(connection, within, found, needs=needs)
+    if Need.SALES in needs:
+        await _read_sales(connection, within, found)
+        if Need.VISITS in needs and within.size in (Size.WEEK, Size.MONTH):
+            await _match_by_day(connection, within, found)
+    if Need.FEEDBACK in needs:
+        await _read_feedback(connection, within, found)
+    if Need.RESPONSES in needs:
+        await _read_responses(connection, within, found)
+    if Need.STAFF in needs:
+        await _read_rosters(connection, found)
+    if Need.DUE in needs and not within.size.is_days:
+        await _read_due(connection, within, found)
+    if Need.PEAK in needs and within.size.is_days:
+        await _read_peaks(connection, within, found)
+    if Need.STAY in needs:
+        await _read_stays(connection, within, found)
+    if imputed and Need.VISITS in needs:
+        await _impute(connection, within, found)
+    return found
+
+
+def _by_clock(bucket: Bucket, now_s: int) -> State:
+    return state(bucket.end_s, now_s=now_s, accounted_s=now_s)
+
+
+def _span(found: Mapping[int, Read]) -> tuple[int, int]:
+    return (
+        min(each.grid[0].start_s for each in found.values()),
+        max(each.grid[-1].end_s for each in found.values()),
+    )
+
+
+def _at(instant_s: int) -> datetime:
+    return datetime.fromisoformat(utc_text(instant_s))
+
+
+# -- counters ------------------------------------------------------------------------------------
+
+
+async def _read_visits(
+    connection: asyncpg.Connection,
+    within: Range,
+    found: Mapping[int, Read],
+    *,
+    needs: Collection[Need],
+) -> None:
+    reads = found.values()
+    first, last = _span(found)
+    sites = [each.site for each in reads]
+    perimeters = await load_perimeters(connection, sites, start_s=first, end_s=last)
+    day = datetime.fromtimestamp(min(last, within.now_s), UTC).date()
+    errors = await counting_errors(connection, list(found), day=day)
+    for key, each in found.items():
+        each.perimeter, each.error = perimeters[key], errors.get(key)
+    outer = await tallies(connection, within, [(r.site, r.perimeter.outer) for r in reads])
+    passing: dict[int, list[Tally]] = {}
+    if Need.PASSERS in needs:
+        groups = [(r.site, r.perimeter.passages) for r in reads]
+        passing = await tallies(connection, within, groups)
+    for key, each in found.items():
+        notes = frozenset({"doors_changed"}) if each.perimeter.changed else frozenset[str]()
+        for number, tally in enumerate(outer.get(key, ())):
+            cell = each.cells[number]
+            cell.state, cell.revision = tally.state, cell.revision + tally.revision
+            cell.inputs = replace(
+                cell.inputs,
+                visits=tally.entered,
+                exits=tally.left,
+                observed_s=tally.observed_s,
+                expected_s=tally.expected_s,
+                passers=_both(passing.get(key), number),
+                notes=notes,
+            )
+
+
+def _both(rows: Sequence[Tally] | None, number: int) -> float | None:
+    if rows is None or rows[number].entered is None:
+        return None
+    return (rows[number].entered or 0) + (rows[number].left or 0)
+
+
+async def _read_peaks(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Find the busiest 60 minutes of opening time in each bucket."""
+    first, last = _span(found)
+    quarters = Range(Size.QUARTER, _at(first), _at(last), Scope.OPEN, within.now_s)
+    groups = [(each.site, each.perimeter.outer) for each in found.values()]
+    for key, rows in (await tallies(connection, quarters, groups)).items():
+        each = found[key]
+        shares = [
+            (b.start_s, t.entered, t.observed_s / t.expected_s if t.expected_s else None)
+            for b, t in zip(quarters.grid(each.site), rows, strict=True)
+        ]
+        at = 0
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            mine = []
+            while at < len(shares) and shares[at][0] < bucket.end_s:
+                if shares[at][0] >= bucket.start_s:
+                    mine.append(shares[at])
+                at += 1
+            best = busiest_hour(mine)
+            if best is not None:
+                shown = local(each.site.time_zone, best[0]).isoformat(timespec="minutes")
+                cell.inputs = replace(cell.inputs, peak=best[1], peak_at=shown)
+
+
+# -- stays ---------------------------------------------------------------------------------------
+
+
+async def _occupancies(
+    connection: asyncpg.Connection, reads: Sequence[Read], *, since: date, until: date, now_s: int
+) -> dict[int, Occupancy]:
+    """Return who was inside, by the perimeter's counters, and the turns of the range's days."""
+    refs = tuple(spot.ref for each in reads for spot in each.perimeter.outer)
+    if not refs:
+        return {}
+    query = CountQuery(
+        Size.QUARTER, since - timedelta(days=_STAY_DAYS), until, spots=refs, limit=_EVERY
+    )
+    rows: dict[str, list[CountRow]] = {}
+    for row in (await counts(connection, query, now_s=now_s)).rows:
+        rows.setdefault(row.site, []).append(row)
+    return {
+        each.site.id: occupancy_of(
+            each.site, rows.get(each.site.ref, []), since=since, until=until, now_s=now_s
+        )
+        for each in reads
+    }
+
+
+async def _read_stays(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Add up people inside by quarters, and the stays of the turns that end in each bucket."""
+    reads = list(found.values())
+    since = min(local(r.site.time_zone, r.grid[0].start_s).date() for r in reads)
+    until = max(local(r.site.time_zone, r.grid[-1].end_s - 1).date() for r in reads)
+    stays = await _occupancies(
+        connection, reads, since=since, until=until + timedelta(days=1), now_s=within.now_s
+    )
+    for key, occupancy in stays.items():
+        each = found[key]
+        inside = [(at.at_s - 900, at.people) for at in occupancy.inside if at.people is not None]
+        turns = [
+            (turn.end_s, turn.dwell_s * turn.entered, turn.entered)
+            for turn in occupancy.turns
+            if turn.dwell_s is not None
+        ]
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            people = [n for at_s, n in inside if bucket.start_s <= at_s < bucket.end_s]
+            ended = [t for t in turns if bucket.start_s < t[0] <= bucket.end_s]
+            cell.inputs = replace(
+                cell.inputs,
+                inside_s=900 * sum(people) if people else None,
+                inside_of_s=900 * len(people),
+                stayed_s=sum(stayed for _, stayed, _ in ended) if ended else None,
+                stayers=sum(entered for _, _, entered in ended) if ended else None,
+            )
+
+
+async def _read_due(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Shift visits to when they buy, by what came in the hours before, too."""
+    first, last = _span(found)
+    earlier = replace(within, since=_at(first - _LOOK_BACK_S), until=_at(last))
+    medians = await _median_stays(connection, within, found)
+    groups = [(each.site, each.perimeter.outer) for each in found.values()]
+    for key, rows in (await tallies(connection, earlier, groups)).items():
+        each, median = found[key], medians.get(key)
+        note = "dwell_derived"
+        if median is None:
+            median, note = MEDIAN_STAY_MIN, "dwell_assumed"
+        elif median > formulas.MOST_DWELL_MIN:
+            note = "dwell_too_long"
+        shares = formulas.later_purchases(median, bucket_min=60 if within.size is Size.HOUR else 15)
+        starts = [bucket.start_s for bucket in earlier.grid(each.site)]
+        due = dict(zip(starts, formulas.shifted([r.entered for r in rows], shares), strict=True))
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            notes = cell.inputs.notes | {note}
+            cell.inputs = replace(cell.inputs, due=due.get(bucket.start_s), notes=notes)
+
+
+async def _median_stays(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> dict[int, float]:
+    """Return the median stay in minutes over two weeks up to the range's first day, or to now.
+
+    By Little's law, of the turns that are known; of a few sites only, as it takes their quarters.
+    """
+    if len(found) > _STAY_SITES:
+        return {}
+    first, _ = _span(found)
+    until = datetime.fromtimestamp(min(first + 86_400, within.now_s), UTC).date()
+    stays = await _occupancies(
+        connection,
+        list(found.values()),
+        since=until - timedelta(days=_STAY_DAYS),
+        until=until,
+        now_s=within.now_s,
+    )
+    medians: dict[int, float] = {}
+    for key, occupancy in stays.items():
+        known = [t for t in occupancy.turns if t.dwell_s is not None]
+        entered = sum(turn.entered for turn in known)
+        if entered:
+            mean_s = sum((turn.dwell_s or 0) * turn.entered for turn in known) / entered
+            medians[key] = MEDIAN_OF_MEAN * mean_s / 60
+    return medians
+
+
+# -- tills, rosters, kiosks ----------------------------------------------------------------------
+
+
+async def _read_sales(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    taken = await takings(connection, within, [each.site for each in found.values()])
+    for key, sales in taken.items():
+        for cell, each in zip(found[key].cells, sales, strict=True):
+            known = cell.inputs.visits is not None
+            matched = each if known else Takings(currency=each.currency)
+            cell.inputs = replace(cell.inputs, sales=each, matched=matched)
+
+
+async def _match_by_day(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Match sales with visits by the day, where a week or month was not covered throughout."""
+    partial = [
+        each
+        for each in found.values()
+        if any(
+            cell.inputs.sales.transactions and (cell.inputs.coverage or 0) < _NOTHING_MISSED
+            for cell in each.cells
+        )
+    ]
+    if not partial:
+        return
+    by_day = replace(
+        within,
+        size=Size.DAY,
+        since=_at(min(each.grid[0].start_s for each in partial)),
+        until=_at(max(each.grid[-1].end_s for each in partial)),
+    )
+    counted = await tallies(connection, by_day, [(r.site, r.perimeter.outer) for r in partial])
+    sold = await takings(connection, by_day, [each.site for each in partial])
+    for each in partial:
+        key = each.site.id
+        days = list(zip(by_day.grid(each.site), counted.get(key, ()), sold[key], strict=False))
+        at = 0
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            matched = Takings(currency=each.site.currency)
+            while at < len(days) and days[at][0].start_s < bucket.end_s:
+                day, tally, taken = days[at]
+                if day.start_s >= bucket.start_s and tally.entered is not None:
+                    matched = matched.plus(taken)
+                at += 1
+            cell.inputs = replace(cell.inputs, matched=matched)
+
+
+async def _read_rosters(connection: asyncpg.Connection, found: Mapping[int, Read]) -> None:
+    by_grid: dict[tuple[Bucket, ...], list[int]] = {}
+    for key, each in found.items():
+        by_grid.setdefault(each.grid, []).append(key)
+    for grid, members in by_grid.items():
+        edges = [_at(bucket.start_s) for bucket in grid] + [_at(grid[-1].end_s)]
+        for key, rows in (await staffed_in(connection, members, edges)).items():
+            for cell, staffed in zip(found[key].cells, rows, strict=True):
+                cell.inputs = replace(
+                    cell.inputs, staffed_hours=staffed.hours, shifts=float(staffed.shifts)
+                )
+
+
+async def _read_feedback(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Add up answers by kind of question over a site's kiosks, as the misuse filter left them."""
+    by_ref = {each.site.ref: each for each in found.values()}
+    at = {ref: {b.start_utc: n for n, b in enumerate(r.grid)} for ref, r in by_ref.items()}
+    asked = CountQuery(
+        *(within.size, within.since, within.until, within.scope),
+        sites=tuple(by_ref),
+        limit=_EVERY,
+    )
+    page = await feedback(connection, asked, now_s=within.now_s, basis=Basis.FILTERED)
+    for row in page.rows:
+        number = at[row.site].get(row.start)
+        if number is None or row.n is None:
+            continue
+        cell = by_ref[row.site].cells[number]
+        known = cell.inputs
+        answers: dict[Kind, tuple[int, ...]] = dict(known.answers)
+        if row.kind is not None:
+            answers[row.kind] = formulas.longest(answers.get(row.kind, ()), row.answers)
+        notes = known.notes | {"filter_pending"} if row.pending else known.notes
+        cell.inputs = replace(known, answers=answers, notes=notes)
+        cell.revision += row.revision
+        if row.coverage is not None:
+            cell.heard, cell.asked_of = cell.heard + row.coverage, cell.asked_of + 1
+
+
+async def _read_responses(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Set responses against exits, of the opening hours in which exits were observed."""
+    by_ref = {each.site.ref: each for each in found.values()}
+    asked = CountQuery(within.size, within.since, within.until, sites=tuple(by_ref), limit=_EVERY)
+    for row in (await response_rates(connection, asked, now_s=within.now_s)).rows:
+        each = by_ref[row.site]
+        number = bisect_left(each.grid, row.start, key=lambda bucket: bucket.start_utc)
+        cell = each.cells[number]
+        exits = None if row.exits is None else float(row.exits)
+        of_known = 0 if row.rate is None or exits is None else round(row.rate * exits)
+        cell.inputs = replace(cell.inputs, responses=of_known, asked=exits)
+
+
+# -- what was not covered ------------------------------------------------------------------------
+
+
+async def _impute(connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]) -> None:
+    """Put in what was not covered, where all of a site's counters are its perimeter.
+
+    Errors of buckets are taken for independent.
+    """
+    whole = {each.site.ref: each for each in found.values() if each.perimeter.whole}
+    if not whole:
+        return
+    query = CountQuery(
+        *(within.size, within.since, within.until, within.scope), sites=tuple(whole), limit=_EVERY
+    )
+    known = await estimates(connection, query, now_s=within.now_s)
+    for ref, each in whole.items():
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            estimate = known.get((ref, bucket.start_utc))
+            if estimate is None:
+                cell.imputed = cell.inputs.visits
+                continue
+            cell.imputed, cell.imputed_by = estimate.value, str(estimate.model)
+            if estimate.low95 is not None and estimate.high95 is not None:
+                cell.imputed_variance = ((estimate.high95 - estimate.low95) / (2 * _Z)) ** 2
