@@ -55,6 +55,11 @@ async def populate(world: World, name: str, *, visits: int) -> int:
         json.dumps({"standing": "difference", "over_on": "2025-04-28", "estimator": name}),
     )
     await owner.execute(
+        "insert into experiment_pairs select id, $1, 0, $2, $3, 0 from experiments "
+        "where organisation_id = $1",
+        *(organisation, site, await world.site(organisation, f"{name}-second")),
+    )
+    await owner.execute(
         "insert into presses values ($1, 0, $2, $2, 1, 1, 1, 0, 0, 0)",
         utc("2026-03-03T10:00"),
         kiosk,
@@ -170,7 +175,7 @@ async def test_no_route_shows_another_organisation(world: World) -> None:
         assert "100" not in text.replace("100.0", ""), path
         assert "own" not in json.dumps(
             await world.get(path.replace("own-", "other-"), organisation="other")
-        )
+        ), path
 
 
 async def test_anothers_references_are_as_unknown_as_those_that_do_not_exist(
