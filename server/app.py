@@ -45,6 +45,7 @@ from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
 from server.tasks import spare_the_collector
+from server.survey.pages import add_survey
 from server.tech.pages import add_tech
 from server.web.deadline import listening
 from server.web.passes import Passes
@@ -155,7 +156,15 @@ def build_pages(
     add_console(site, desk=desk, ingest=ingest, settings=settings, now=now)
     if ingest is not None:
         add_tech(site, desk=desk, api=pool, ingest=ingest, settings=settings, now=now)
-    api = build_api(pool=pool, desk=desk, clock=clock, identify=passes.asker)
+    api = build_api(
+        pool=pool,
+        desk=desk,
+        clock=clock,
+        identify=passes.asker,
+        seal=seal,
+        base=settings.public_url,
+    )
+    add_survey(site, desk=desk, seal=seal, now=now, clock=clock.monotonic)
     site.app.add_subapp("/v1/", api)
     return site.app
 

@@ -32,6 +32,7 @@ from server.api.problems import (
 from server.clock import Clock, at
 from server.db.engine import acting
 from server.errors import NotFoundError, UnavailableError
+from server.people.sealing import Seal
 
 KEPT = timedelta(days=1)
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
@@ -49,6 +50,9 @@ class Act:
     now: datetime
     path: dict[str, str]
     seen: str | None
+    seal: Seal | None = None
+    base: str = ""
+    """Where people reach the pages."""
 
     @property
     def by(self) -> dict[str, Any]:
@@ -76,6 +80,8 @@ class ActRoute:
     parameters: type[msgspec.Struct] = Nothing
     row: type[msgspec.Struct] | None = None
     write: str = "register:write"
+    shown_once: bool = False
+    """Its answer holds secrets, so none is kept, and no Idempotency-Key is taken."""
 
     @property
     def scope(self) -> str:
@@ -85,7 +91,7 @@ class ActRoute:
     @property
     def makes(self) -> bool:
         """Whether it makes something, and so may bear an Idempotency-Key."""
-        return self.method == "POST"
+        return self.method == "POST" and not self.shown_once
 
 
 def served(
@@ -97,6 +103,8 @@ def served(
     limit: RateLimit,
     turns: Turns,
     at_once: int,
+    seal: Seal | None = None,
+    base: str = "",
 ) -> Handler:
     """Return the handler of a route; `desk` is the desk's pool."""
 
@@ -118,6 +126,8 @@ def served(
                 at(clock.now_ms()),
                 dict(request.match_info),
                 seen,
+                seal,
+                base or f"http://{request.host}",
             )
             once = _Once.of(request, route, act, raw)
             known = None if once is None else await once.known()
@@ -128,7 +138,7 @@ def served(
                 if once is not None:
                     await once.keep(msgspec.json.encode(answer))
         response = respond(request, answer, kind=Format.JSON, row=None)
-        if route.method == "POST" and response.status == 200:
+        if route.makes and response.status == 200:
             response.set_status(201)
             named = getattr(answer, answer.__struct_fields__[0])
             if isinstance(named, str):  # what was stored as a batch has no name
@@ -161,6 +171,8 @@ class _Once:
         key = request.headers.get("Idempotency-Key")
         if key is None or route.method != "POST":
             return None
+        if route.shown_once:
+            raise BodyError("", "this answer is never kept, so no Idempotency-Key is taken")
         if not _KEY.fullmatch(key):
             raise BodyError("", "an Idempotency-Key has 1 to 128 visible ASCII characters")
         digest = hashlib.sha256(f"{route.method} {route.path}\n".encode() + raw).digest()

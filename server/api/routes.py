@@ -30,6 +30,7 @@ from server.api import (
     reads,
     register,
     sources,
+    surveys,
 )
 from server.api.keys import ALLOWANCE, Identify, RateLimit, SignIn, nobody
 from server.api.openapi import Described, describe, page
@@ -59,6 +60,7 @@ from server.clock import Clock
 from server.feedback.query import FeedbackRow, feedback
 from server.insight.conversion import ConversionRow, conversion
 from server.metrics import HTTP_SECONDS
+from server.people.sealing import Seal
 from server.rollup.answer import CountRow
 from server.rollup.buckets import instant
 from server.rollup.places import UnknownPlaceError
@@ -76,10 +78,15 @@ def build_api(
     clock: Clock,
     identify: Identify = nobody,
     desk: asyncpg.Pool | None = None,
+    seal: Seal | None = None,
+    base: str = "",
     per_s: float = 20,
     burst: int = 60,
 ) -> web.Application:
-    """Return the application to be mounted at /v1; `pool` is the API's role, `desk` the desk's."""
+    """Return the application to be mounted at /v1; `pool` is the API's role, `desk` the desk's.
+
+    `seal` signs what is handed out, at `base`, the pages' public address (empty: the request's).
+    """
     limit = RateLimit(per_s=per_s, burst=burst, monotonic=clock.monotonic)
     sign_in = SignIn(pool, identify, desk=desk, monotonic=clock.monotonic)
     turns: Turns = WeakValueDictionary()
@@ -99,6 +106,8 @@ def build_api(
             limit=limit,
             turns=turns,
             at_once=AT_ONCE,
+            seal=seal,
+            base=base,
         )
         app.router.add_route(each.method, each.path, handler)
     everything: tuple[Described, ...] = (*READS, *ACTS)
@@ -253,7 +262,10 @@ _COUNTS = (
     ),
     Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
 )
-_PARTS = (metrics, estimates, sources, opinions, questionnaires, experiments, accuracy, feeds)
+_PARTS = (
+    *(metrics, estimates, sources, opinions, questionnaires, surveys, experiments, accuracy),
+    feeds,
+)
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (
     *register.ACTS,

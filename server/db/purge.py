@@ -1,7 +1,8 @@
 """Delete, hourly, what serves nobody any more: ended sessions and links, answers to repeats.
 
 What has ended, or was answered, is kept for `KEPT`: somebody may ask who was signed in, and a phone
-may come back late. Nothing that says what was done is ever deleted: audit, findings, claims.
+may come back late. Nothing that says what was done is ever deleted: audit, findings, claims. What
+visitors answered in surveys goes after two years, with their words.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ _OVER = {
     "one_time_links": "used_at < $1 or expires_at < $1",
     "phone_acts": "done_at < $1",
     "idempotency_keys": "created_at < $1",
+    "survey_tokens": "expires_at < $1",
+    "survey_answers": "answered_at < $1::timestamptz - interval '730 days'",
 }
 
 

@@ -258,3 +258,40 @@ def kept(counts: Mapping[str, int], *, least: int = LEAST_GROUP) -> frozenset[st
     if shown and small and sum(counts[key] for key in small) < least:
         del shown[min(shown, key=lambda key: (shown[key], key))]
     return frozenset(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a factor's mean moved from one round to the next, with Welch's 95 % interval."""
+
+    change: float
+    low: float | None
+    high: float | None
+    n_before: int
+    n_after: int
+
+
+def changes(
+    battery: Battery, before: Sequence[Answers], after: Sequence[Answers]
+) -> dict[str, Change | None]:
+    """Return each factor's change between two rounds; None where one of them has no answer."""
+    rows = [[means_of(battery, each) for each in answers] for answers in (before, after)]
+    return {
+        factor.key: _change(*([row[factor.key] for row in found if factor.key in row]
+                              for found in rows))
+        for factor in battery.factors
+    }  # fmt: skip
+
+
+def _change(before: list[float], after: list[float]) -> Change | None:
+    if not before or not after:
+        return None
+    moved, n, m = fmean(after) - fmean(before), len(before), len(after)
+    if min(n, m) < 2:
+        return Change(moved, None, None, n, m)
+    a, b = variance(before) / n, variance(after) / m
+    if a + b == 0:
+        return Change(moved, None, None, n, m)
+    freedom = (a + b) ** 2 / (a * a / (n - 1) + b * b / (m - 1))
+    half = student_t(max(1, int(freedom))) * sqrt(a + b)
+    return Change(moved, moved - half, moved + half, n, m)

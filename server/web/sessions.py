@@ -55,8 +55,8 @@ _OTHERWISE_PROVED = (API, "/tech/acts")
 """Where what does not pass may bring another right than a session."""
 _MARK_LIFE_S = 180 * 24 * 3600
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN = ("/static/", "/healthz", "/readyz", "/metrics")
-"""What asks no one's name, and so not the database either."""
+_OPEN = ("/static/", "/healthz", "/readyz", "/metrics", "/s/")
+"""What asks no one's name, and so not the database either: a survey is proved by its address."""
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _VISITOR = web.RequestKey("visitor", Visitor)
 _NONCE = web.RequestKey("nonce", str)
@@ -168,7 +168,7 @@ class Sessions:
 
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if not request.path.startswith(_OPEN):
+            if not request.path.startswith(_OPEN) and request.path != "/s":
                 await self._enter(request)
             response = await handler(request)
             if _NEW_NONCE in request and not response.prepared:

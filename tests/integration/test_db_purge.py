@@ -13,6 +13,7 @@ from tests.integration.people_world import NOW, People
 pytestmark = pytest.mark.services
 LONG_AGO, LATELY = NOW - KEPT - timedelta(seconds=1), NOW - KEPT + timedelta(seconds=1)
 LATER = NOW + timedelta(days=1)
+TWO_YEARS_AGO = NOW - KEPT - timedelta(days=730)
 
 
 async def fill(people: People) -> None:
@@ -51,6 +52,32 @@ async def fill(people: People) -> None:
             "created_at) values ($1, 'user', $2, sha256('request'), $3)",
             *(own, f"key {at}", at),
         )
+    survey = await people.owner.fetchval(
+        "insert into surveys (organisation_id, ref, name, version, population, hash, content, "
+        "made_at, made_by) values ($1, 'survey', '', 1, 'visitors', sha256(''), '', $2, '') "
+        "returning id",
+        *(own, NOW),
+    )
+    about = (
+        "insert into {} (organisation_id, survey_id, site_id, channel, touchpoint, delay, {}) "
+        "select $1, $2, id, 'link', '', '0', {} from sites where organisation_id = $1"
+    )
+    for at in (LONG_AGO, LATELY):
+        await people.owner.execute(
+            about.format(
+                *("survey_tokens", "kept, kept_code, made_at, expires_at"),
+                "$3::text::bytea, ('c' || $3::text)::bytea, $4, $4",
+            ),
+            *(own, survey, str(at.second), at),
+        )
+    for at in (TWO_YEARS_AGO - timedelta(hours=1), TWO_YEARS_AGO + timedelta(hours=1)):
+        await people.owner.execute(
+            about.format(
+                *("survey_answers", "once, digest, seen, answers, words, locale, answered_at"),
+                "$3::text::bytea, '', '{}', '{}', '', 'en', $4",
+            ),
+            *(own, survey, str(at.hour), at),
+        )
 
 
 async def test_what_is_over_is_kept_for_thirty_days_and_then_deleted(
@@ -59,12 +86,18 @@ async def test_what_is_over_is_kept_for_thirty_days_and_then_deleted(
     await fill(people)
     async with open_pool(stack.endpoints.dsn("maint", world_database), size=1, name="m") as pool:
         gone = await purge(pool, now=NOW)
-        assert gone == {"sessions": 2, "one_time_links": 2, "phone_acts": 1, "idempotency_keys": 1}
+        once = dict.fromkeys(("phone_acts", "idempotency_keys", "survey_tokens"), 1)
+        assert gone == {"sessions": 2, "one_time_links": 2, **once, "survey_answers": 1}
         assert set((await purge(pool, now=NOW)).values()) == {0}
     kept = await people.owner.fetch("select browser from sessions order by id")
     assert [row["browser"] for row in kept] == ["ended", "expired", "going on"]
-    for table, at in (("phone_acts", "done_at"), ("idempotency_keys", "created_at")):
-        assert await people.owner.fetchval(f"select {at} from {table}") == LATELY
+    for table, at, kept in (
+        ("phone_acts", "done_at", LATELY),
+        ("idempotency_keys", "created_at", LATELY),
+        ("survey_tokens", "expires_at", LATELY),
+        ("survey_answers", "answered_at", TWO_YEARS_AGO + timedelta(hours=1)),
+    ):
+        assert await people.owner.fetchval(f"select {at} from {table}") == kept
 
 
 @pytest.mark.parametrize("table", ["audit", "findings", "claims", "technician_claims", "users"])

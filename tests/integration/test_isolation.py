@@ -108,6 +108,22 @@ async def populate(world: World, name: str, *, visits: int) -> int:
         site,
         b'{"format":1,"languages":["en"],"title":{"en":"A"},"questions":[]}',
     )
+    await owner.execute(
+        "with made as (insert into surveys (organisation_id, ref, name, version, population, hash, "
+        "content, made_at, made_by) values ($1, $3 || '-survey', $3, 1, 'visitors', $4, $5, $6, "
+        "'') returning id), first as (insert into survey_rounds (organisation_id, ref, survey_id, "
+        "site_id, name, delay, opened_at) select $1, $3 || '-first', id, $2, $3, '0', $6 from made "
+        "returning id), next as (insert into survey_rounds (organisation_id, ref, survey_id, "
+        "site_id, name, delay, opened_at, follows_id) select $1, $3 || '-round', made.id, $2, $3, "
+        "'0', $6, first.id from made, first) insert into survey_answers (organisation_id, "
+        "survey_id, site_id, channel, touchpoint, delay, once, digest, seen, answers, words, "
+        "locale, answered_at) select $1, id, $2, 'link', $3, '0', $3::bytea, '', '{}', "
+        "'{\"all\": 1}', $3, 'en', $6 from made",
+        *(organisation, site, name, bytes(32)),
+        b'{"languages":["en"],"title":{"en":"A"},"why":{"en":"A"},"factors":[],"items":'
+        b'[{"key":"all","kind":"overall","text":{"en":"A"}}]}',
+        utc("2026-03-03T11:00"),
+    )
     return organisation
 
 
@@ -145,7 +161,12 @@ def paths() -> list[str]:
     for route in READS:
         fields = set(route.parameters.__struct_fields__)
         if "since" not in fields:
-            kinds = {"questionnaires": "own-questions", "experiments": "own-experiment"}
+            kinds = {
+                "questionnaires": "own-questions",
+                "experiments": "own-experiment",
+                "surveys": "own-survey",
+                "rounds": "own-round",
+            }
             ref = kinds.get(route.path.split("/")[1], "own-site")
             found.append(route.path.replace("{ref}", ref))
         elif "bucket" in fields and "scope" not in fields:

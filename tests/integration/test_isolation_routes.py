@@ -23,7 +23,8 @@ MARK = "zebra"
 
 KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
-    *("questionnaire", "publication", "experiment"),
+    *("questionnaire", "publication", "experiment", "survey", "round"),
+    "recount",
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -114,6 +115,13 @@ GET: dict[str, Asked] = {
     "/v1/publications": Asked({}, {"site": "{site}"}),
 }
 FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
+    "/v1/surveys": Asked(),
+    "/v1/surveys/{ref:survey}": Asked(),
+    "/v1/surveys/{ref:survey}/results": Asked({}, {"site": "{site}", "round": "{round}"}),
+    "/v1/surveys/{ref:survey}/drivers": Asked(),
+    "/v1/surveys/{ref:survey}/words": Asked(),
+    "/v1/rounds": Asked(),
+    "/v1/rounds/{ref:round}/change": Asked(),
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
     "/experiments": Asked(
@@ -226,17 +234,27 @@ JSON: dict[tuple[str, str], Asked] = {
 WHO_ONE_IS = (
     {
         ("POST", path)
+    ("POST", "/v1/surveys"): Asked({"name": ""}),
+    ("PATCH", "/v1/surveys/{ref:survey}"): Asked({"state": "closed"}),
+    ("POST", "/v1/survey-tokens"): Asked(
+        {"channel": "link"}, {"survey": "{survey}", "site": "{site}", "round": "{round}"}
+    ),
+    ("POST", "/v1/rounds"): Asked(
+        {"name": "A"}, {"survey": "{survey}", "site": "{site}", "follows": "{round}"}
+    ),
+    ("DELETE", "/v1/rounds/{ref:round}"): Asked(),
         for path in ("/signin", "/signin/code", "/signout", "/link", "/invitation", "/password")
     }
     | {("POST", f"/account/{path}") for path in ("self", "password", "codes", "codes/confirm")}
     | {("POST", "/account/codes/end")}
     | {("GET", path) for path in ("/signin", "/link", "/invitation", "/password", "/language")}
 )
-"""Here nothing is named but oneself, by a password or a secret: see test_people_signin."""
+"""Here nothing is named but by a password or a secret: see test_people_signin, test_surveys."""
 ASSETS = {
     ("GET", path)
     for path in (
         "/static/{name}",
+    | {("GET", "/s"), ("GET", "/s/{token}"), ("POST", "/s/{token}")}
         "/tech/manifest.webmanifest",
         "/tech/worker.js",
         "/v1/openapi.json",
@@ -427,6 +445,19 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
     )
     await owner.execute(
         "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
+    await owner.execute(
+        "with made as (insert into surveys (organisation_id, ref, name, version, population, hash, "
+        "content, made_at, made_by, published_at) values ($1, $2, $5, 1, 'visitors', $6, $7, $8, "
+        "'', $8) returning id), first as (insert into survey_rounds (organisation_id, ref, "
+        "survey_id, site_id, name, delay, opened_at) select $1, $3 || 'first', id, $4, $5, '0', $8 "
+        "from made returning id) insert into survey_rounds (organisation_id, ref, survey_id, "
+        "site_id, name, delay, opened_at, follows_id) select $1, $3, made.id, $4, $5, '0', $8, "
+        "first.id from made, first",
+        *(organisation, names["survey"], names["round"], site, words, bytes(32)),
+        b'{"languages":["en"],"title":{"en":"A"},"why":{"en":"A"},"factors":[],"items":'
+        b'[{"key":"all","kind":"overall","text":{"en":"A"}}]}',
+        NOW,
+    )
         "expires_at) select $1, $2, id, $3, $4, $5, $5 from users where ref = $6",
         *(organisation, names["claim"], device, spot, NOW, names["user"]),
     )

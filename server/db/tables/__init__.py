@@ -17,6 +17,7 @@ from server.db.tables import (
     targets,
     sources,
 )
+    surveys,
 from server.db.tables.columns import metadata
 
 __all__ = [
@@ -33,3 +34,4 @@ __all__ = [
     "targets",
     "sources",
 ]
+    "surveys",

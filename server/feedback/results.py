@@ -1,0 +1,128 @@
+"""A survey's answers summed up as they are shown: one-time and posters apart, groups kept private.
+
+A group by what a visitor is (a declared choice, the language) shows from 5 answers on, and so does
+any group of employees or of a journey audit; where one stays hidden, what would tell it by
+subtraction does, too. Numbers over several languages are marked: nobody has shown yet that the
+wordings measure the same.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.feedback.battery import Battery, ItemKind, Population
+from server.feedback.indices import Index
+from server.feedback.scores import (
+    LEAST_GROUP,
+    Reliability,
+    Seconds,
+    factor_scores,
+    kept,
+    overall_score,
+    reliability,
+    seconds_taken,
+)
+from server.feedback.surveys import Answered
+
+ONE_TIME, POSTER = "one-time", "poster"
+BY = ("site", "channel", "delay", "locale", "touchpoint", "round")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A factor's score in a group; `factor` None: the overall score. `hidden`: too few answered."""
+
+    way: str
+    channels: tuple[str, ...]
+    group: str
+    factor: str | None
+    index: Index | None
+    reliability: Reliability | None
+    hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All scores, how long answering took, and how many answered in which language."""
+
+    scores: tuple[Score, ...]
+    seconds: Seconds | None
+    locales: dict[str, int]
+    n: int
+
+    @property
+    def pooled_locales(self) -> bool:
+        """Whether several languages stand in one number."""
+        return len(self.locales) > 1
+
+
+def summed(
+    battery: Battery, population: Population, answers: Sequence[Answered], *, by: str = ""
+) -> Results:
+    """Return the results by one of `BY` or a choice's key; KeyError for another."""
+    choice = battery.by_key[by] if by and by not in BY else None
+    if choice is not None and choice.kind is not ItemKind.CHOICE:
+        raise KeyError(by)
+    private = choice is not None or by == "locale" or population is not Population.VISITORS
+    scores: list[Score] = []
+    for way in (ONE_TIME, POSTER):
+        groups: dict[str, list[Answered]] = {}
+        for each in answers:
+            if each.channel.one_time is (way == ONE_TIME):
+                group = _group(battery, each, by)
+                if group is not None:
+                    groups.setdefault(group, []).append(each)
+        shown = kept({group: len(rows) for group, rows in groups.items()})
+        for group in sorted(groups):
+            hidden = private and group not in shown
+            scores += _scores(battery, way, group, groups[group], hidden=hidden)
+    taken = [each.seconds for each in answers if each.seconds is not None]
+    locales = dict(Counter(each.locale for each in answers))
+    return Results(tuple(scores), seconds_taken(taken), locales, len(answers))
+
+
+def words_of(population: Population, answers: Sequence[Answered]) -> list[Answered]:
+    """Return the answers that hold words, the latest first; none of a group that is too small."""
+    if population is not Population.VISITORS:
+        counts = Counter(each.site for each in answers)
+        shown = kept(counts)
+        answers = [each for each in answers if each.site in shown]
+    return [each for each in answers if each.words]
+
+
+def _group(battery: Battery, answer: Answered, by: str) -> str | None:
+    """Return which group an answer belongs to; None: it was not said."""
+    match by:
+        case "":
+            return ""
+        case "site":
+            return answer.site
+        case "channel":
+            return answer.channel.value
+        case "delay":
+            return answer.delay.value
+        case "locale":
+            return answer.locale
+        case "touchpoint":
+            return answer.touchpoint
+        case "round":
+            return answer.round or ""
+        case _:
+            given = answer.answers.get(by)
+            if given is None:
+                return None
+            return battery.by_key[by].options[given][battery.languages[0]]
+
+
+def _scores(
+    battery: Battery, way: str, group: str, rows: Sequence[Answered], *, hidden: bool
+) -> list[Score]:
+    channels = tuple(sorted({row.channel.value for row in rows}))
+    if hidden:
+        return [Score(way, channels, group, None, None, None, True)]
+    given = [row.answers for row in rows]
+    found = [Score(way, channels, group, None, overall_score(battery, given), None, False)]
+    for factor, index in factor_scores(battery, given).items():
+        sure = reliability(battery, factor, given) if len(rows) >= LEAST_GROUP else None
+        found.append(Score(way, channels, group, factor, index, sure, False))
+    return found

@@ -1,0 +1,325 @@
+"""Surveys on one's own phone: from the desk to the visitor and back, against the database."""
+
+import json
+from datetime import timedelta
+
+import asyncpg
+import msgspec
+import pytest
+
+from server.feedback import tokens
+from tests.integration.people_world import NOW, People
+from tests.integration.survey_world import LANGUAGES, Counter, Phone, battery, counter, path_of
+
+pytestmark = pytest.mark.services
+__all__ = ["counter"]
+
+
+async def test_a_survey_over_the_budget_is_refused_with_its_sum(counter: Counter) -> None:
+    content = msgspec.to_builtins(battery())
+    for item in content["items"]:
+        item["text"] = dict.fromkeys(LANGUAGES, "w" * 150)
+    problem = await counter.ask(
+        "POST", "/surveys", {"name": "Long", "content": content}, status=422
+    )
+    assert (problem["code"], problem["parameter"]) == ("bad_value", "items")
+    assert "the limit is 55 s" in problem["detail"]
+    assert await counter.people.owner.fetchval("select count(*) from surveys") == 0
+
+
+async def test_a_version_is_made_once_and_asked_only_once_it_is_published(
+    counter: Counter,
+) -> None:
+    ref = await counter.survey()
+    again = {"name": "Visit", "content": msgspec.to_builtins(battery())}
+    assert (await counter.ask("POST", "/surveys", again, status=201))["survey"] == ref
+    other = await counter.ask(
+        *("POST", "/surveys", {**again, "content": msgspec.to_builtins(battery("Two"))}), status=201
+    )
+    assert (other["number"], other["state"]) == (2, "draft")
+    body = {"survey": other["survey"], "site": "own-site", "channel": "link"}
+    assert (await counter.ask("POST", "/survey-tokens", body, status=409))["code"] == "conflict"
+    await counter.ask("PATCH", f"/surveys/{ref}", {"state": "closed"})
+    back = await counter.ask("PATCH", f"/surveys/{ref}", {"state": "published"}, status=409)
+    assert back["code"] == "conflict"
+
+
+async def test_a_visitor_answers_once_and_only_hashes_and_masked_words_are_kept(
+    counter: Counter,
+) -> None:
+    owner = counter.people.owner
+    (token,) = await counter.tokens(await counter.survey(), touchpoint="Till 3")
+    phone = Phone(counter.people)
+    status, html = await phone.open(path_of(token["url"]))
+    assert status == 200
+    assert "The shop reads it weekly." in html
+    assert "Till 3" in html
+    form = phone.filled(4, words="My name is Ada Byron, call me on 070-123 45 67")
+    counter.people.clock.advance(31)
+    status, first = await phone.send(form)
+    assert (status, await phone.send(form)) == (200, (200, first))
+    status, text = await phone.send({**form, "overall": "1"})
+    assert status == 409
+    assert 'data-code="answered_already"' in text
+    status, text = await phone.open(path_of(token["url"]))
+    assert status == 409
+    assert 'data-code="answered_already"' in text
+    (row,) = await owner.fetch("select * from survey_answers")
+    assert row["words"] == "My name is [name], call me on [phone]"
+    assert (row["seconds"], row["locale"], row["touchpoint"]) == (31, "en", "Till 3")
+    assert json.loads(row["answers"])["overall"] == 8
+    assert len(row["seen"]) == 8
+    assert set(json.loads(row["answers"])) == set(row["seen"]) - {"words"}
+    everything = str(await owner.fetch("select t::text from survey_tokens t")) + str(row)
+    secret = token["url"].rsplit("/", 1)[1]
+    for hidden in (secret, secret[:16], token["code"], "Ada", "127.0.0.1", "aiohttp"):
+        assert hidden not in everything
+
+
+async def test_a_typed_code_leads_to_the_same_survey_and_counts_as_its_token(
+    counter: Counter,
+) -> None:
+    (token,) = await counter.tokens(await counter.survey())
+    phone = Phone(counter.people)
+    status, _ = await phone.open("/s?code=" + token["code"].lower())
+    assert status == 200
+    assert phone.path == "/s/" + token["code"].replace("-", "")
+    assert (await phone.send(phone.filled(3)))[0] == 200
+    assert (await phone.open(path_of(token["url"])))[0] == 409
+    wrong = ("3" if token["code"][0] != "3" else "4") + token["code"][1:]
+    status, html = await phone.open("/s?code=" + wrong)
+    assert status == 422
+    assert 'data-code="mistyped_code"' in html
+
+
+async def test_each_refusal_is_a_page_that_says_why(counter: Counter) -> None:
+    people, survey = counter.people, await counter.survey()
+    good, late = await counter.tokens(survey, count=2, days=1)
+    phone = Phone(people)
+    forged = path_of(good["url"])[:-1] + ("2" if good["url"][-1] != "2" else "3")
+    for path, status, code in (
+        (forged, 404, "unknown_code"),
+        ("/s/" + "2" * 24, 404, "unknown_code"),
+        ("/s/hello", 422, "mistyped_code"),
+    ):
+        assert (await phone.open(path))[0] == status
+        assert f'data-code="{code}"' in phone.html
+    await phone.open(path_of(good["url"]))
+    form = phone.filled(3)
+    hidden, html = {name: form[name] for name in ("sheet", "l")}, ""
+    for wrong, code in (
+        (hidden, "nothing_answered"),
+        ({**form, "overall": "11"}, "bad_answer"),
+        ({**form, "sheet": "x"}, "stale_form"),
+    ):
+        status, html = await phone.send(wrong)
+        assert status == 422, code
+        assert 'role="alert"' in html
+    assert "checked" in html  # what was answered is still there
+    assert (await phone.send(form))[0] == 200
+    people.clock.advance(2 * 86400)
+    assert (await phone.open(path_of(late["url"])))[0] == 410
+    (last,) = await counter.tokens(survey)
+    await counter.ask("PATCH", f"/surveys/{survey}", {"state": "closed"})
+    assert (await phone.open(path_of(last["url"])))[0] == 410
+    assert 'data-code="closed_survey"' in phone.html
+    assert await people.owner.fetchval("select count(*) from survey_answers") == 1
+
+
+async def test_who_tries_many_wrong_codes_waits_and_nothing_of_it_is_stored(
+    counter: Counter,
+) -> None:
+    phone = Phone(counter.people)
+    seen = [(await phone.open("/s/" + "2" * 24))[0] for _ in range(23)]
+    assert seen[0] == 404
+    assert seen[-1] == 429
+    counter.people.clock.advance(61)
+    assert (await phone.open("/s/" + "2" * 24))[0] == 404
+
+
+async def test_no_page_sets_or_needs_a_cookie_or_lets_its_address_out(counter: Counter) -> None:
+    (token,) = await counter.tokens(await counter.survey())
+    phone = Phone(counter.people)
+    for path in ("/s", path_of(token["url"]), "/s/hello"):
+        await phone.open(path)
+        assert "Set-Cookie" not in phone.headers
+        assert phone.headers["Referrer-Policy"] == "no-referrer"
+        assert phone.headers["Cache-Control"] == "no-store"
+        assert "default-src 'none'" in phone.headers["Content-Security-Policy"]
+        assert "unsafe" not in phone.headers["Content-Security-Policy"]
+    await phone.open(path_of(token["url"]))
+    assert (await phone.send(phone.filled(5)))[0] == 200
+    assert "Set-Cookie" not in phone.headers
+    assert len(phone.browser.cookie_jar) == 0
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_the_page_speaks_the_readers_language(counter: Counter, language: str) -> None:
+    (token,) = await counter.tokens(await counter.survey())
+    phone = Phone(counter.people, language)
+    _, html = await phone.open(path_of(token["url"]))
+    assert battery().title[language] in html
+    assert f'<html lang="{language}">' in html
+    assert (await phone.send(phone.filled(2)))[0] == 200
+    stored = await counter.people.owner.fetchval("select locale from survey_answers")
+    assert stored == language
+
+
+async def test_a_poster_is_answered_by_many_limited_by_the_hour_and_never_summed_with_receipts(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "POSTER_PER_HOUR", 3)
+    survey = await counter.survey()
+    (poster,) = await counter.tokens(survey, channel="poster", days=300)
+    await counter.answers(survey, [5, 5])
+    statuses, phone = [], Phone(counter.people)
+    for _ in range(4):
+        await phone.open(path_of(poster["url"]))
+        form = phone.filled(1)
+        statuses.append((await phone.send(form))[0])
+    assert statuses == [200, 200, 200, 429]
+    counter.people.clock.advance(3600)
+    await phone.open(path_of(poster["url"]))
+    form = phone.filled(1)
+    assert (await phone.send(form))[0] == (await phone.send(form))[0] == 200  # sent twice: one
+    found = await counter.ask("GET", f"/surveys/{survey}/results")
+    by = {(row["way"], row["factor"]): row for row in found["data"]}
+    assert (by["poster", "staff"]["n"], by["poster", "staff"]["value"]) == (4, 1)
+    assert (by["one-time", "staff"]["n"], by["one-time", "staff"]["value"]) == (2, 5)
+    assert by["poster", ""]["channels"] == ["poster"]
+    assert by["one-time", ""]["channels"] == ["receipt"]
+
+
+async def test_employees_and_audits_never_count_among_visitors(counter: Counter) -> None:
+    refs = {each: await counter.survey(each) for each in ("visitors", "employees", "journey audit")}
+    assert len(set(refs.values())) == 3
+    await counter.answers(refs["visitors"], [4, 5, 4, 5, 4])
+    before = await counter.ask("GET", f"/surveys/{refs['visitors']}/results")
+    kiosks = await counter.ask("GET", "/feedback?from=2026-03-01&to=2026-04-03")
+    await counter.answers(refs["employees"], [1] * 6)
+    await counter.answers(refs["journey audit"], [1] * 3)
+    assert await counter.ask("GET", f"/surveys/{refs['visitors']}/results") == before
+    assert {row["population"] for row in before["data"]} == {"visitors"}
+    staff = await counter.ask("GET", f"/surveys/{refs['employees']}/results")
+    assert staff["population"] == "employees"
+    assert {row["value"] for row in staff["data"] if row["measure"] == "factor"} == {1}
+    audit = await counter.ask("GET", f"/surveys/{refs['journey audit']}/results")
+    assert all(row["hidden"] and row["value"] is None for row in audit["data"])  # three people
+    assert await counter.ask("GET", "/feedback?from=2026-03-01&to=2026-04-03") == kiosks
+
+
+async def test_results_name_n_interval_seconds_and_hide_groups_below_five(
+    counter: Counter,
+) -> None:
+    survey = await counter.survey()
+    await counter.answers(survey, [1, 2, 4, 4, 4, 4, 4, 4])  # odd: seldom
+    whole = await counter.ask("GET", f"/surveys/{survey}/results")
+    overall = whole["data"][0]
+    assert (overall["measure"], overall["n"], overall["value"]) == ("overall", 8, 6.75)
+    assert 0 <= overall["low"] < overall["value"] < overall["high"] <= 10
+    assert whole["seconds"] == {"median": 0, "p90": 0, "n": 8, "estimate": True}
+    assert (whole["locales"], whole["pooled_locales"]) == ({"en": 8}, False)
+    parted = await counter.ask("GET", f"/surveys/{survey}/results?by=came")
+    assert {row["group"]: row["hidden"] for row in parted["data"]} == {
+        "Sällan": True,
+        "Ofta": True,  # or one would be told by subtraction
+    }
+    bad = await counter.ask("GET", f"/surveys/{survey}/results?by=words", status=400)
+    assert bad["parameter"] == "by"
+    drivers = await counter.ask("GET", f"/surveys/{survey}/drivers")
+    assert (drivers["refused"], drivers["n"], drivers["data"]) == ("too_few", 8, [])
+    gone = await counter.ask("GET", f"/surveys/{survey}/results?site=nowhere", status=404)
+    assert gone["code"] == "unknown_place"
+
+
+async def test_a_round_after_the_repair_is_held_against_the_one_before(counter: Counter) -> None:
+    survey = await counter.survey()
+    body = {"survey": survey, "site": "own-site", "name": "Before", "delay": "1-7 d"}
+    first = (await counter.ask("POST", "/rounds", body, status=201))["round"]
+    await counter.answers(survey, [2, 2, 3], round=first, delay="1-7 d")
+    await counter.ask("DELETE", f"/rounds/{first}")
+    second = (
+        await counter.ask(
+            "POST", "/rounds", {**body, "name": "After", "follows": first}, status=201
+        )
+    )["round"]
+    await counter.answers(survey, [4, 4, 5], round=second, delay="1-7 d")
+    found = await counter.ask("GET", f"/rounds/{second}/change")
+    assert found["follows"] == first
+    for row in found["data"]:
+        assert row["change"] == pytest.approx(2)
+        assert row["low"] < 2 < row["high"]
+        assert (row["n_before"], row["n_after"]) == (3, 3)
+    over = {"survey": survey, "site": "own-site", "channel": "link", "round": first}
+    problem = await counter.ask("POST", "/survey-tokens", {**over, "delay": "1-7 d"}, status=422)
+    assert problem["parameter"] == "round"
+    assert (await counter.ask("GET", f"/rounds/{first}/change", status=404))["code"] == "not_found"
+
+
+async def test_tokens_are_shown_once_and_their_qr_codes_hold_their_address(
+    counter: Counter,
+) -> None:
+    survey = await counter.survey()
+    body = {"survey": survey, "site": "own-site", "channel": "receipt", "count": 3, "qr": True}
+    batch = await counter.ask("POST", "/survey-tokens", body)
+    assert len({each["url"] for each in batch["tokens"]}) == 3
+    assert all(each["qr"].startswith("<svg") for each in batch["tokens"])
+    assert batch["expires_at"].startswith("2026-05-02T12:00")
+    refused = await counter.ask(
+        *("POST", "/survey-tokens", body), status=422, **{"Idempotency-Key": "a"}
+    )
+    assert refused["code"] == "bad_body"
+    for wrong, field in (
+        ({"count": 0}, "count"),
+        ({"count": 1001, "qr": False}, "count"),
+        ({"channel": "poster", "count": 2}, "count"),
+        ({"days": 1e30}, "days"),
+        ({"days": 401}, "days"),
+        ({"touchpoint": "t" * 61}, "touchpoint"),
+        ({"site": "other-site"}, "site"),
+        ({"survey": "survey-x"}, "survey"),
+        ({"round": "round-x"}, "round"),
+    ):
+        problem = await counter.ask("POST", "/survey-tokens", {**body, **wrong}, status=422)
+        assert problem["parameter"] == field
+
+
+async def test_the_thanks_show_what_the_site_did_about_earlier_answers(counter: Counter) -> None:
+    owner, own = counter.people.owner, counter.people.organisations["own"]
+    told = {"en": "You waited long: now a second till opens at five.", "sv": "Ny kassa."}
+    for published in (NOW, None):
+        await owner.execute(
+            "with point as (insert into touchpoints (organisation_id, ref, name) "
+            "values ($1, $2, $2) returning id) insert into actions (organisation_id, ref, site_id, "
+            "touchpoint_id, title, owner, due_on, remeasure_on, told, published_at, made_at) "
+            "select $1, $2, s.id, p.id, 'T', 'O', $3, $4, $5, $6, $7 from sites s, point p "
+            "where s.ref = 'own-site'",
+            *(own, f"point-{published is None}", NOW.date(), NOW.date() + timedelta(days=9)),
+            *(json.dumps(told if published else {"en": "A secret plan."}), published, NOW),
+        )
+    (token,) = await counter.tokens(await counter.survey())
+    phone = Phone(counter.people)
+    await phone.open(path_of(token["url"]))
+    _, html = await phone.send(phone.filled(4))
+    assert "You waited long: now a second till opens at five." in html
+    assert "A secret plan." not in html
+
+
+async def test_no_role_but_the_desk_reads_tokens_and_none_changes_an_answer(
+    people: People,
+) -> None:
+    for role, table, right, allowed in (
+        ("vestibule_api", "survey_tokens", "select", False),
+        ("vestibule_ingest", "survey_tokens", "select", False),
+        ("vestibule_desk", "survey_answers", "update", False),
+        ("vestibule_desk", "survey_answers", "delete", False),
+        ("vestibule_desk", "survey_tokens", "delete", False),
+        ("vestibule_api", "survey_answers", "select", True),
+    ):
+        found = await people.owner.fetchval(
+            "select has_table_privilege($1, $2, $3)", role, table, right
+        )
+        assert found is allowed, (role, table, right)
+    async with people.desk.acquire() as connection:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("update surveys set content = ''")
