@@ -19,13 +19,21 @@ from agent.enrol import EnrolError, enrol
 from agent.link import Identity
 from ops.demo.newcomer import new_label
 from ops.demo.state import Folder, State
-from ops.demo.world import QUESTIONNAIRE, QUESTIONS, Place, PlannedOrganisation, PlannedSite
+from ops.demo.world import (
+    PUBLISHED,
+    QUESTIONNAIRE,
+    QUESTIONS,
+    Place,
+    PlannedOrganisation,
+    PlannedSite,
+)
 from ops.places import ACTOR, Places, places
 from ops.services.errors import ServiceFailedError
 from protocol.identity import DeviceId
 from protocol.label import Label
 from server.api.keys import create_api_key
 from server.config import Settings
+from server.feedback import questionnaires
 from server.fleet import organisations, spots
 from server.fleet.checks import Known
 from server.fleet.hours import ALWAYS, Opening
@@ -137,10 +145,31 @@ async def _device(
     model = "Tröskel 2" if planned.kind == "counter" else "Min 4"
     await by_name.device(owner, kind=planned.kind, device=device, model=model)
     await by_name.stand(device, spot.ref, since=since)
+    if planned.published:
+        await _publish(connection, owner, site.ref, spot.ref)
     if planned.sensor.backwards:
         quarter = since.replace(minute=since.minute // 15 * 15)  # a quarter is read one way
         wanted = Calibration(0, True, 1.0, "mounted backwards", quarter)
         await spots.calibrate(connection, owner, spot.ref, wanted, **by_name.by)
+
+
+async def _publish(connection: asyncpg.Connection, owner: int, site: str, spot: str) -> None:
+    """Publish the demo's questionnaire at a kiosk's spot."""
+    now = datetime.now(UTC)
+    value = msgspec.json.decode(PUBLISHED.content)
+    made = await questionnaires.make(
+        connection, owner, name="Station", value=value, actor=ACTOR, now=now
+    )
+    await questionnaires.publish(
+        connection,
+        owner,
+        questionnaire=made.ref,
+        site=site,
+        spot=spot,
+        schedule=questionnaires.Schedule(),
+        actor=ACTOR,
+        now=now,
+    )
 
 
 async def enrol_devices(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
+from protocol.questionnaire import Questionnaire, make
 from simulators.hardware import DeviceSpec
 from simulators.shapes import ALWAYS, STREET, Hours, Shape
 from simulators.traffic import PERFECT, Door, Kiosk, Sensor
@@ -24,6 +25,30 @@ QUESTIONS = {
         {"question": 1, "kind": "nps", "text": "Would you recommend us?", "answers": 11},
     ]
 }
+PUBLISHED: Questionnaire = make(
+    {
+        "format": 1,
+        "languages": ["sv", "en"],
+        "title": {"sv": "Ditt besök", "en": "Your visit"},
+        "questions": [
+            {
+                "kind": "smiley4",
+                "text": {
+                    "sv": "Hur var ditt besök i {site}?",
+                    "en": "How was your visit to {site}?",
+                },
+            },
+            {
+                "kind": "nps",
+                "text": {
+                    "sv": "Hur troligt är det att du rekommenderar oss?",
+                    "en": "How likely are you to recommend us?",
+                },
+            },
+        ],
+    }
+)
+"""What the station shop's kiosk was given to ask; the others' is known by its hash alone."""
 HOUR_MS = 3_600_000
 EVEN_MONTHS = (1.0,) * 12  # a week and the one before may lie in two months, of one busyness
 _ALL_DAY = (
@@ -46,6 +71,7 @@ class PlannedDevice:
     kiosk: Kiosk | None = None
     blind: bool = False
     unplugged: bool = False
+    published: bool = False
 
     @property
     def kind(self) -> str:
@@ -53,7 +79,8 @@ class PlannedDevice:
 
     def spec(self, device: str) -> DeviceSpec:
         """Return the simulated hardware."""
-        return DeviceSpec(device, self.door, SEED, self.sensor, self.kiosk, QUESTIONNAIRE)
+        shown = PUBLISHED.hash if self.published else QUESTIONNAIRE
+        return DeviceSpec(device, self.door, SEED, self.sensor, self.kiosk, shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +200,7 @@ def _fashion() -> PlannedOrganisation:
         None,
         (
             PlannedDevice("Platform entrance", door, Sensor(lines=(0.6, 0.4)), blind=True),
-            PlannedDevice("Feedback by the exit", exit_, kiosk=kiosk),
+            PlannedDevice("Feedback by the exit", exit_, kiosk=kiosk, published=True),
         ),
     )
     return PlannedOrganisation("Nordljus Mode", (*sites, station))
