@@ -6,6 +6,7 @@ a technician's sheet was signed off with are recounts too (`my_walk_tests`). `se
 accuracy` says what follows from it all.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -15,7 +16,7 @@ from zoneinfo import ZoneInfo
 import asyncpg
 
 from server.audit.log import record
-from server.errors import NotFoundError
+from server.errors import ConflictError, NotFoundError
 from server.fleet import checks
 from server.fleet.checks import FieldError
 from server.fleet.register import new_ref
@@ -39,6 +40,7 @@ BLOCK = timedelta(minutes=15)
 MOST_BLOCKS = 96
 MOST_PEOPLE = 5_000
 _RECENT = timedelta(days=28)
+_SEND_KEY = re.compile(r"[A-Za-z0-9-]{8,64}")
 _LAST_ZONE = timedelta(hours=12)  # by which a day ends later than in UTC, at most
 
 
@@ -262,8 +264,12 @@ async def add(
     blocks: Sequence[Counted],
     actor: str,
     now: datetime,
+    send_key: str | None = None,
 ) -> Recount:
-    """Keep what somebody counted. Raises NotFoundError, FieldError; as the desk."""
+    """Keep what somebody counted; sent again with the same `send_key`, it is kept once.
+
+    As the desk. Raises NotFoundError, FieldError, ConflictError for the key of another recount.
+    """
     row = await connection.fetchrow(
         "select id, kind from spots where organisation_id = $1 and ref = $2", organisation, spot
     )
@@ -272,12 +278,17 @@ async def add(
     checks.one_of(method, METHODS, "method")
     counted_by = checks.name(counted_by, "counted_by")
     blocks = _checked(blocks, now=now)
+    if send_key is not None and not _SEND_KEY.fullmatch(send_key):
+        raise FieldError("key", "expected 8 to 64 letters, digits and dashes")
     ref = new_ref("recount")
     recount = await connection.fetchval(
         "insert into recounts (organisation_id, ref, spot_id, method, counted_by, recorded_by, "
-        "recorded_at) values ($1, $2, $3, $4, $5, $6, $7) returning id",
-        *(organisation, ref, row["id"], method, counted_by, actor, now),
+        "recorded_at, send_key) values ($1, $2, $3, $4, $5, $6, $7, $8) "
+        "on conflict (organisation_id, send_key) do nothing returning id",
+        *(organisation, ref, row["id"], method, counted_by, actor, now, send_key),
     )
+    if recount is None:
+        return await _known(connection, organisation, spot, str(send_key), blocks)
     await connection.executemany(
         "insert into recount_blocks (organisation_id, recount_id, from_at, entered, departed) "
         "values ($1, $2, $3, $4, $5)",
@@ -297,6 +308,30 @@ async def add(
         now=now,
     )
     return Recount(ref, spot, method, counted_by, now, tuple(blocks))
+
+
+async def _known(
+    connection: asyncpg.Connection,
+    organisation: int,
+    spot: str,
+    send_key: str,
+    blocks: Sequence[Counted],
+) -> Recount:
+    """Return the recount that was kept under a key. Raises ConflictError if it is another."""
+    row = await connection.fetchrow(
+        "select r.id, r.ref, p.ref as spot, r.method, r.counted_by, r.recorded_at from recounts r "
+        "join spots p on p.id = r.spot_id where r.organisation_id = $1 and r.send_key = $2",
+        *(organisation, send_key),
+    )
+    kept = await connection.fetch(
+        "select from_at, entered, departed from recount_blocks where recount_id = $1 order by 1",
+        row["id"],
+    )
+    if row["spot"] != spot or [Counted(*each) for each in kept] != list(blocks):
+        raise ConflictError("another recount was kept under this key")
+    return Recount(
+        *(row["ref"], spot, row["method"], row["counted_by"], row["recorded_at"]), tuple(blocks)
+    )
 
 
 async def withdraw(

@@ -25,6 +25,7 @@ KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
     *("questionnaire", "publication", "experiment", "survey", "round"),
     "recount",
+    "recount",
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -99,6 +100,8 @@ GET: dict[str, Asked] = {
     "/v1/gaps": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/campaigns": Asked(),
     "/v1/rates": Asked(),
+    "/v1/accuracy": Asked({}, {"site": "{site}"}),
+    "/v1/recounts": Asked({}, {"site": "{site}"}),
     "/v1/tills": Asked({}, {"site": "{site}"}),
     "/v1/sales": Asked(RANGE, {"site": "{site}"}),
     "/v1/definitions": Asked(),
@@ -198,6 +201,10 @@ JSON: dict[tuple[str, str], Asked] = {
     ("POST", "/v1/experiments"): Asked({"name": "A", "metrics": "visits"}),
     ("POST", "/v1/experiments:plan"): Asked({"name": "A", "metrics": "visits"}),
     ("PATCH", "/v1/experiments/{ref:experiment}"): Asked({"to": "sealed"}),
+    ("POST", "/v1/recounts"): Asked(
+        {"method": "none", "counted_by": "x", "blocks": "json:[]"}, {"spot": "{spot}"}
+    ),
+    ("DELETE", "/v1/recounts/{ref:recount}"): Asked(),
     ("POST", "/v1/transactions"): Asked(
         {},
         {
@@ -404,6 +411,12 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "(organisation_id, ref, questionnaire_id, site_id) select $1, $4, id, $5 from made",
         *(organisation, names["questionnaire"], words, names["publication"], site),
         b'{"format":1,"languages":["en"],"title":{"en":"A"},"questions":[]}',
+    )
+    await owner.execute(
+        "with made as (insert into recounts (organisation_id, ref, spot_id, method, counted_by, "
+        "recorded_by, recorded_at) values ($1, $2, $3, 'manual', $4, $4, $5) returning id) "
+        "insert into recount_blocks select $1, id, '2026-03-01T10:00Z', 1, 1 from made",
+        *(organisation, names["recount"], spot, words, NOW),
     )
     await owner.execute(
         "insert into transactions (organisation_id, site_id, transaction_ref, at, amount) "

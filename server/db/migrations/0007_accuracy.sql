@@ -11,8 +11,11 @@ create table recounts (
     counted_by text not null,
     recorded_by text not null,
     recorded_at timestamptz not null,
-    withdrawn_at timestamptz
+    withdrawn_at timestamptz,
+    send_key text,
+    unique (organisation_id, send_key)
 );
+comment on column recounts.send_key is 'drawn by the page that counted: sent again, it is kept once';
 create index on recounts (spot_id);
 
 -- A quarter of an hour, as the counter keeps them.

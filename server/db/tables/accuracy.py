@@ -16,6 +16,7 @@ recounts = Table(
     Column("recorded_by", Text, nullable=False),
     Column("recorded_at", INSTANT, nullable=False),
     Column("withdrawn_at", INSTANT),
+    Column("send_key", Text),
 )
 recount_blocks = Table(
     "recount_blocks",
