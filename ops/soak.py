@@ -63,6 +63,9 @@ def parts(work: Path) -> list[Part]:
         "-m", "pytest", "-q", "-k", "whatever", "tests/integration/test_api_contract.py"
     )
     replay = vestibule("replay", str(LEEDS), "--timezone", "Europe/London", *years)
+    truth = python(
+        "-m", "pytest", "-q", "-o", "timeout=1500", "tests/integration/test_insight_truth.py"
+    )
     return [
         Part("fuzz", python("-m", "ext.fuzz", "600"), 600),
         Part("contract", ["env", "VESTIBULE_CONTRACT_CASES=200", *contract, "--timeout=1500"], 900),
@@ -71,6 +74,8 @@ def parts(work: Path) -> list[Part]:
         Part("simulate-2000", [*simulate, "2000", "--duration", "120"], 120, tried=True),
         Part("year", python("-m", "ops.year", "--devices", "2000"), 600),
         Part("replay", replay, 1800, LEEDS),
+        Part("eval-insight", python("-m", "ops.eval_insight"), 300),
+        Part("truth-100", ["env", "VESTIBULE_TRUTH_SITES=100", *truth], 600),
         Part("revoke-1000", python("-m", "tests.bench.revoke", "--devices", "1000"), 300),
     ]
 

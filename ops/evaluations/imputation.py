@@ -92,7 +92,7 @@ def imputation(size: Size) -> list[Promise]:
     found: list[Promise] = []
     rng = random.Random(size.seed)  # noqa: S311 - draws outages, no secrets
     days = WARM_DAYS + (365 if size.full else 84)
-    sites = [simulated(size.seed, number, days) for number in range(24 if size.full else 6)]
+    sites = [simulated(size.seed, number, days) for number in range(48 if size.full else 6)]
     for name, whole in (("simulated, one door out", False), ("simulated, all doors out", True)):
         scores = Scores()
         for site in sites:
@@ -167,7 +167,7 @@ def cell_of(start_s: int, zone: ZoneInfo, *, open_s: int = 3600) -> Cell:
     return Cell(start_s, start_s + 3600, slot, local.toordinal(), open_s, not local.fold)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def simulated(seed: int, number: int, days: int) -> Place:
     """Return a site of two or three doors whose public is that of `simulators.traffic`.
 
@@ -176,7 +176,7 @@ def simulated(seed: int, number: int, days: int) -> Place:
     """
     rng = random.Random(f"{seed}/{number}")  # noqa: S311 - draws shops, no secrets
     door = random_door(rng, f"evaluated-{number}", zone=_ZONE)
-    door = replace(door, median_day=max(300.0, door.median_day))
+    door = replace(door, median_day=min(3_000.0, max(300.0, door.median_day)))
     draw = np.random.default_rng(rng.getrandbits(32))
     zone = ZoneInfo(_ZONE)
     doors = draw.dirichlet([4.0] * rng.choice((2, 2, 3)))

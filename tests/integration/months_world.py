@@ -39,14 +39,16 @@ def quarters_of(first: date, days: int, *, hours: tuple[int, int]) -> Iterator[d
         at += timedelta(minutes=15)
 
 
-async def store(world: Owning, quarters: Iterable[Quarter]) -> None:
-    """Store quarters, and note them as changed, a row a spot."""
+async def store(world: Owning, quarters: Iterable[Quarter], *, changed: bool = True) -> None:
+    """Store quarters, and note them as changed."""
     rows = list(quarters)
     await world.owner.copy_records_to_table(
         "rollup_15m",
         columns=("bucket", "observed", "spot", "in0", "out0", "resolution_s"),
         records=[(q.at, q.slots, q.spot, q.entered, q.left, 60) for q in rows],
     )
+    if not changed:
+        return
     days = {(q.spot, q.at.date()): q.at for q in rows}
     hours = {(q.spot, q.at.replace(minute=0)) for q in rows}
     dirty = [(spot, at) for (spot, _), at in days.items()] + sorted(hours)
