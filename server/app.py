@@ -29,6 +29,7 @@ from server.console.pages import add_console
 from server.db import purge
 from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
 from server.db.migrate import check_schema
+from server.feedback.alerts import Watch
 from server.feedback.bell import Bell
 from server.feedback.plans import add_plans
 from server.feedback.responses import run as filter_presses
@@ -44,8 +45,8 @@ from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
-from server.tasks import spare_the_collector
 from server.survey.pages import add_survey
+from server.tasks import spare_the_collector
 from server.tech.pages import add_tech
 from server.web.deadline import listening
 from server.web.passes import Passes
@@ -107,6 +108,8 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             workers.append(group.create_task(refreshing, name="rollup"))
             filtering = filter_presses(maint_pool, clock)
             workers.append(group.create_task(filtering, name="misuse filter"))
+            watch = Watch(maint_pool, clock)
+            workers.append(group.create_task(watch.run(), name="alerts"))
             workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
             workers.append(group.create_task(purge.run(maint_pool, clock), name="purge"))
         try:
@@ -154,6 +157,7 @@ def build_pages(
     add_account(site, tools, seal)
     add_portal(site, pool=pool, desk=desk, settings=settings, passes=passes, now=now)
     add_console(site, desk=desk, ingest=ingest, settings=settings, now=now)
+    add_survey(site, desk=desk, seal=seal, now=now, clock=clock.monotonic)
     if ingest is not None:
         add_tech(site, desk=desk, api=pool, ingest=ingest, settings=settings, now=now)
     api = build_api(
@@ -164,7 +168,6 @@ def build_pages(
         seal=seal,
         base=settings.public_url,
     )
-    add_survey(site, desk=desk, seal=seal, now=now, clock=clock.monotonic)
     site.app.add_subapp("/v1/", api)
     return site.app
 

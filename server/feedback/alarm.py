@@ -124,7 +124,7 @@ def baseline_of(tallies: Mapping[int, Tally], *, weeks: float) -> Baseline | Non
 
 def _doubt(n: int, share: float) -> float:
     """Return the standard error of log odds from `n` answers, of which a run's hours are a part."""
-    return (_RUN / (n * share * (1 - share))) ** 0.5
+    return sqrt(_RUN / (n * share * (1 - share)))
 
 
 def threshold_of(baseline: Baseline, false_alarms_per_week: float) -> float:
@@ -214,7 +214,7 @@ def at_least(bad: int, shares: Sequence[float]) -> float:
             chances[number] = kept + chances[number - 1] * share
         if bad:
             chances[0] *= 1 - share
-    return min(1.0, chances[bad])
+    return min(1.0, float(chances[bad]))
 
 
 def _score(share: float, *, bad: bool = False) -> float:

@@ -191,3 +191,11 @@ def closed_outside(open_ms: Sequence[tuple[int, int]]) -> Callable[[int], bool]:
         return number < 0 or at_ms >= open_ms[number][1]
 
     return closed
+
+
+def like_clockwork(times_ms: Sequence[int]) -> bool:
+    """Return whether presses come as regularly as a stuck button's, before there are thirty."""
+    gaps = [after - before for before, after in pairwise(times_ms)]
+    total, count = sum(gaps), len(gaps)
+    squares = sum(gap * gap for gap in gaps)
+    return count >= 3 and _CV2_INVERSE * (count * squares - total * total) < total * total
