@@ -117,7 +117,7 @@ async def with_counts(
         grain = Size.QUARTER if query.size is Size.QUARTER else Size.HOUR
         sites = await load_sites(connection, part)
         cells = await site_cells(connection, sites, grain=grain, span=span, now_s=now_s)
-        found |= await asyncio.to_thread(_of_rows, rows, cells)
+        found |= await asyncio.to_thread(_of_rows, rows, cells, query.spots)
     return page, found
 
 
@@ -226,21 +226,25 @@ async def _known(
 
 
 def _of_rows(
-    wanted: Mapping[str, Sequence[CountRow]], cells: Mapping[str, SiteCells]
+    wanted: Mapping[str, Sequence[CountRow]], cells: Mapping[str, SiteCells], spots: Sequence[str]
 ) -> dict[Key, Estimate]:
     found: dict[Key, Estimate] = {}
     for site, rows in wanted.items():
         here = cells[site]
         for row in rows:
-            estimate = estimate_of(row, here)
+            estimate = estimate_of(row, here, spots=spots)
             if estimate is not None:
                 found[key_of(row)] = estimate
     return found
 
 
-def estimate_of(row: CountRow, cells: SiteCells) -> Estimate | None:
-    """Return a bucket's estimate; None if it was measured well enough."""
-    model, only = cells.model, None if row.spot is None else cells.spots.index(row.spot)
+def estimate_of(row: CountRow, cells: SiteCells, *, spots: Sequence[str] = ()) -> Estimate | None:
+    """Return a bucket's estimate; None if it was measured well enough.
+
+    `spots` are those that a site's row counts, none: all.
+    """
+    model, named = cells.model, spots if row.spot is None else (row.spot,)
+    only = [n for n, ref in enumerate(cells.spots) if ref in named] if named else None
     within = range(
         bisect_left(cells.starts, _instant(row.start)),
         bisect_left(cells.starts, _instant(row.until)),

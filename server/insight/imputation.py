@@ -16,7 +16,7 @@ Invariants: a measurement is never changed; low95 <= low80 <= high80 <= high95; 
 was measured.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil, sqrt
@@ -149,8 +149,8 @@ class SiteModel:
         expected = self.expected[number][at]
         return None if expected is None else expected * self._level(number, at).factor
 
-    def missing(self, at: int, *, only: int | None = None) -> Missing | None:
-        """Return what is imputed to a cell, of all counters or of one.
+    def missing(self, at: int, *, only: Collection[int] | None = None) -> Missing | None:
+        """Return what is imputed to a cell, of all counters or `only` of some.
 
         None if it was observed to `COMPLETE`, or the site was closed.
         """
@@ -160,7 +160,7 @@ class SiteModel:
         dead = [
             (n, 1 - c)
             for n, c in enumerate(covered)
-            if c is not None and c < COMPLETE and only in (None, n)
+            if c is not None and c < COMPLETE and (only is None or n in only)
         ]
         if cell.open_s == 0 or not dead:
             return None
@@ -181,13 +181,17 @@ class SiteModel:
                 parts.append(imputed._replace(mean=imputed.mean * share))
         return Missing(sum(part.mean for part in parts) if possible else None, _joined(parts))
 
-    def coverage(self, cells: Iterable[int], *, only: int | None = None) -> float | None:
+    def coverage(
+        self, cells: Iterable[int], *, only: Collection[int] | None = None
+    ) -> float | None:
         """Return the coverage of cells by traffic, or as it is if that is lower."""
         weighted: list[tuple[float, float, float | None]] = []
         for at in cells:
             for number, counter in enumerate(self.counters):
                 covered = counter.coverage[at]
-                if covered is not None and self.cells[at].open_s and only in (None, number):
+                if only is not None and number not in only:
+                    continue
+                if covered is not None and self.cells[at].open_s:
                     seconds = float(self.cells[at].open_s)
                     weighted.append((covered * seconds, seconds, self._weight(number, at)))
         if not weighted:

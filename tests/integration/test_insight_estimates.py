@@ -98,6 +98,17 @@ async def test_a_spot_has_estimates_of_its_own(world: World) -> None:
     assert (row["spot"], row["visits"], row["estimate"]) == ("side", None, 36)
 
 
+async def test_a_site_of_which_some_spots_are_asked_for_is_estimated_of_those(
+    world: World,
+) -> None:
+    await shop(world, lost("side", (11, 12)))
+    rows = await asked(world, bucket="hour", by="site", spot="main")
+    assert [row for row in rows if row["method"] != "closed"] == []
+    rows = await asked(world, bucket="hour", by="site", spot="side")
+    [row] = [row for row in rows if row["method"] != "closed"]
+    assert (row["site"], row["spot"], row["visits"], row["estimate"]) == ("site", None, None, 36)
+
+
 async def test_half_an_hour_lost_is_half_an_hour_imputed(world: World) -> None:
     await shop(
         world,
