@@ -9,15 +9,16 @@ from server.db.tables import (
     database,
     experiments,
     identity,
+    opinions,
     people,
     questionnaires,
     readings,
     register,
     rollups,
-    targets,
     sources,
-)
     surveys,
+    targets,
+)
 from server.db.tables.columns import metadata
 
 __all__ = [
@@ -26,12 +27,13 @@ __all__ = [
     "experiments",
     "identity",
     "metadata",
+    "opinions",
     "people",
     "questionnaires",
     "readings",
     "register",
     "rollups",
-    "targets",
     "sources",
-]
     "surveys",
+    "targets",
+]
