@@ -25,7 +25,6 @@ KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
     *("questionnaire", "publication", "experiment", "survey", "round"),
     "recount",
-    "recount",
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -94,6 +93,10 @@ GET: dict[str, Asked] = {
     "/v1/counts": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/response-rate": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+    "/v1/feedback-alerts": Asked({}, {"site": "{site}"}),
+    "/v1/alarm-settings": Asked(),
+    "/v1/touchpoints": Asked(),
+    "/v1/actions": Asked({}, {"site": "{site}"}),
     "/v1/conversion": Asked(RANGE, {"site": "{site}"}),
     "/v1/estimates": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/occupancy": Asked(RANGE, {"site": "{site}"}),
@@ -116,8 +119,6 @@ GET: dict[str, Asked] = {
     "/v1/questionnaires": Asked(),
     "/v1/questionnaires/{ref:questionnaire}": Asked(),
     "/v1/publications": Asked({}, {"site": "{site}"}),
-}
-FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
     "/v1/surveys": Asked(),
     "/v1/surveys/{ref:survey}": Asked(),
     "/v1/surveys/{ref:survey}/results": Asked({}, {"site": "{site}", "round": "{round}"}),
@@ -125,6 +126,8 @@ FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": 
     "/v1/surveys/{ref:survey}/words": Asked(),
     "/v1/rounds": Asked(),
     "/v1/rounds/{ref:round}/change": Asked(),
+}
+FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
     "/experiments": Asked(
@@ -179,7 +182,19 @@ POST: dict[str, Asked] = {
     "/tech/claims/{claim}/end": Asked(),
     "/tech/claims/{claim}/compare": Asked(),
 }
+PLAN = {"title": "A", "owner": "A", "due_on": "2026-05-01", "remeasure_on": "2026-06-01"}
 JSON: dict[tuple[str, str], Asked] = {
+    ("PUT", "/v1/feedback-alerts/{ref:alert}/assignee"): Asked({"assignee": ""}),
+    ("PUT", "/v1/feedback-alerts/{ref:alert}/outcome"): Asked({"outcome": ""}),
+    ("PUT", "/v1/alarm-settings"): Asked(),
+    ("POST", "/v1/touchpoints"): Asked({"name": ""}),
+    ("POST", "/v1/actions"): Asked(
+        PLAN,
+        {"site": "{site}", "touchpoint": "{touchpoint}", "alert": "{alert}"},
+    ),
+    ("PUT", "/v1/actions/{ref:action}/done"): Asked({"done_on": "1999-01-01"}),
+    ("PUT", "/v1/actions/{ref:action}/told"): Asked(),
+    ("PUT", "/v1/actions/{ref:action}/closed"): Asked(),
     ("POST", "/v1/regions"): Asked({"name": ""}),
     ("PATCH", "/v1/regions/{ref:region}"): Asked(),
     ("POST", "/v1/sites"): Asked({"name": "A", "time_zone": "x"}, {"region": "{region}"}),
@@ -235,12 +250,6 @@ JSON: dict[tuple[str, str], Asked] = {
         {"questionnaire": "{questionnaire}", "site": "{site}", "spot": "{spot}"},
     ),
     ("DELETE", "/v1/publications/{ref:publication}"): Asked(),
-}
-"""What programs write, as JSON."""
-
-WHO_ONE_IS = (
-    {
-        ("POST", path)
     ("POST", "/v1/surveys"): Asked({"name": ""}),
     ("PATCH", "/v1/surveys/{ref:survey}"): Asked({"state": "closed"}),
     ("POST", "/v1/survey-tokens"): Asked(
@@ -250,18 +259,24 @@ WHO_ONE_IS = (
         {"name": "A"}, {"survey": "{survey}", "site": "{site}", "follows": "{round}"}
     ),
     ("DELETE", "/v1/rounds/{ref:round}"): Asked(),
+}
+"""What programs write, as JSON."""
+
+WHO_ONE_IS = (
+    {
+        ("POST", path)
         for path in ("/signin", "/signin/code", "/signout", "/link", "/invitation", "/password")
     }
     | {("POST", f"/account/{path}") for path in ("self", "password", "codes", "codes/confirm")}
     | {("POST", "/account/codes/end")}
     | {("GET", path) for path in ("/signin", "/link", "/invitation", "/password", "/language")}
+    | {("GET", "/s"), ("GET", "/s/{token}"), ("POST", "/s/{token}")}
 )
 """Here nothing is named but by a password or a secret: see test_people_signin, test_surveys."""
 ASSETS = {
     ("GET", path)
     for path in (
         "/static/{name}",
-    | {("GET", "/s"), ("GET", "/s/{token}"), ("POST", "/s/{token}")}
         "/tech/manifest.webmanifest",
         "/tech/worker.js",
         "/v1/openapi.json",
@@ -446,18 +461,6 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "wanted, note) values ($1, $2, $3, 'visits.v1', '2026-03-01', '2026-04-01', 7, $4)",
         *(organisation, site, names["target"], words),
     )
-    device = await owner.fetchval(
-        "insert into devices (organisation_id, device, kind, serial, model, state) "
-        "values ($1, $2, 'counter', $3, $4, 'in service') returning id",
-        *(organisation, names["device"], f"DC-{words}", words),
-    )
-    await owner.execute(
-        "insert into assignments (organisation_id, device_id, spot_id, valid) "
-        "values ($1, $2, $3, tstzrange(null, null))",
-        *(organisation, device, spot),
-    )
-    await owner.execute(
-        "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
     await owner.execute(
         "with made as (insert into surveys (organisation_id, ref, name, version, population, hash, "
         "content, made_at, made_by, published_at) values ($1, $2, $5, 1, 'visitors', $6, $7, $8, "
@@ -471,6 +474,30 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         b'[{"key":"all","kind":"overall","text":{"en":"A"}}]}',
         NOW,
     )
+    await owner.execute(
+        "with raised as (insert into opinion_alerts (organisation_id, ref, site_id, spot_id, "
+        "cause, questionnaire, question, raised_at, since, n, bad, expected, p, "
+        "false_alarms_per_week, filter_version, assignee) values ($1, $2, $3, $4, "
+        "'dissatisfaction', 0, 0, $8, $8, 9, 8, 1, 0, 1, 1, $7) returning id), "
+        "met as (insert into touchpoints (organisation_id, ref, name) values ($1, $5, $7) "
+        "returning id) insert into actions (organisation_id, ref, site_id, touchpoint_id, "
+        "alert_id, title, owner, due_on, remeasure_on, made_at) select $1, $6, $3, met.id, "
+        "raised.id, $7, $7, '2026-05-01', '2026-06-01', $8 from met, raised",
+        *(organisation, names["alert"], site, spot, names["touchpoint"], names["action"], words),
+        NOW,
+    )
+    device = await owner.fetchval(
+        "insert into devices (organisation_id, device, kind, serial, model, state) "
+        "values ($1, $2, 'counter', $3, $4, 'in service') returning id",
+        *(organisation, names["device"], f"DC-{words}", words),
+    )
+    await owner.execute(
+        "insert into assignments (organisation_id, device_id, spot_id, valid) "
+        "values ($1, $2, $3, tstzrange(null, null))",
+        *(organisation, device, spot),
+    )
+    await owner.execute(
+        "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
         "expires_at) select $1, $2, id, $3, $4, $5, $5 from users where ref = $6",
         *(organisation, names["claim"], device, spot, NOW, names["user"]),
     )
