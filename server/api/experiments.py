@@ -285,7 +285,7 @@ async def _list(call: Call, asked: RegisterListing) -> Page[ExperimentRow]:
 
 
 async def _learning(call: Call, asked: Nothing) -> Page[LearningRow]:
-    years = await register.learning(call.connection)
+    years = await register.learning(call.connection, today=call.now.date())
     return Page([LearningRow(each.year, each.begun, each.decided, each.kept) for each in years])
 
 

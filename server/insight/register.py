@@ -187,9 +187,9 @@ async def register(
     )
 
 
-async def learning(connection: asyncpg.Connection) -> list[Year]:
+async def learning(connection: asyncpg.Connection, *, today: date) -> list[Year]:
     """Return by year how many experiments were begun, decided and kept, newest first."""
-    rows = await connection.fetch(_LEARNING)
+    rows = await connection.fetch(_LEARNING, today)
     return [Year(row["year"], row["begun"], row["decided"], row["kept"]) for row in rows]
 
 
@@ -198,7 +198,8 @@ _LEARNING = """
            sum(kept)::int as kept
     from (select extract(year from starts_on) as year, 1 as begun, 0 as decided, 0 as kept
           from experiments
-          where sealed_at is not null and (archived_at is null or decided_at is not null)
+          where sealed_at is not null and starts_on <= $1
+            and (archived_at is null or decided_at is not null)
           union all
           select extract(year from decided_at at time zone 'UTC'), 0, 1,
                  (decision = 'kept')::int

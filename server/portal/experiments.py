@@ -75,7 +75,7 @@ class Pages:
         now = self._portal.now()
         async with self._looking(request, "portal experiments") as look:
             found = await register.register(look.db, words=words, limit=MOST_SHOWN, now=now)
-            years = await register.learning(look.db)
+            years = await register.learning(look.db, today=now.date())
         return self._portal.page(
             request,
             "experiments.html",

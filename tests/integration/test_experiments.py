@@ -298,7 +298,10 @@ async def test_nobody_experiments_with_sites_of_another_or_sees_a_seed(trials: T
     status, answer = await trials.ask("GET", "/experiments", key=key)
     assert answer["data"] == []
     assert (await trials.ask("GET", "/experiments:learning", key=key))[1]["data"] == []
+    assert (await trials.ask("GET", "/experiments:learning"))[1]["data"] == [], "not begun yet"
+    trials.later(NOW + timedelta(days=5))
     assert (await trials.ask("GET", "/experiments:learning"))[1]["data"] != []
+    assert (await trials.ask("GET", "/experiments:learning", key=key))[1]["data"] == []
     _, answer = await trials.ask("GET", "/comparison?from=2026-01-05&to=2026-03-30", key=key)
     assert (answer["code"], answer["detail"][:7]) == ("too_few_sites", "0 sites")
     readable = "select has_column_privilege('vestibule_api', 'experiments', $1, 'select')"
