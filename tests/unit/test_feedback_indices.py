@@ -1,5 +1,8 @@
 """Feedback indices against published examples, and what holds for any answers."""
 
+from math import sqrt
+from statistics import mean, stdev
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +68,19 @@ def test_ces_is_a_mean_with_a_t_interval_and_the_share_of_5_and_above() -> None:
     # mean 5.4, s 1.0750, n 10, t(9) 2.2622
     assert found.low == pytest.approx(4.631, abs=1e-3)
     assert found.high == pytest.approx(6.169, abs=1e-3)
+
+
+def test_a_statement_is_a_mean_with_the_share_that_agrees_and_three_smileys_are_equal_steps() -> (
+    None
+):
+    given_ = [0, 1, 2, 3, 4, 10]  # of numbers 0 to 5; there is no 0
+    numbers = [n for n, times in enumerate(given_) for _ in range(times)]
+    found = some(index_of(Kind.STATEMENT, given_))
+    assert found.value == pytest.approx(mean(numbers))
+    assert found.agree == pytest.approx(70)
+    half = 2.0930 * stdev(numbers) / sqrt(20)  # t(19)
+    assert (found.low, found.high) == pytest.approx((4 - half, 4 + half), abs=1e-3)
+    assert some(index_of(Kind.SMILEY3, [6, 3, 1])).value == pytest.approx(75)
 
 
 @pytest.mark.parametrize(
