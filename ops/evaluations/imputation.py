@@ -25,6 +25,7 @@ from simulators.traffic import Door, random_door, rate_an_hour
 
 LEEDS = Path(__file__).parents[3] / "shared/data/leeds_footfall_2009_2014.csv.gz"
 HIDDEN = 0.05
+DRAWS = 4  # of what is hidden of a street: one leaves the bias unsure by as much as it may be
 WARM_DAYS = 126  # until the model knows its own spread
 _LENGTHS = (1, 1, 1, 2, 3, 6, 24)  # hours of an outage
 _ZONE = "Europe/London"
@@ -103,7 +104,7 @@ def imputation(size: Size) -> list[Promise]:
     if LEEDS.exists():
         streets = leeds(size)
         scores = Scores()
-        for street in streets:
+        for street in streets * (DRAWS if size.full else 1):
             score(street, scores, rng, whole=True)
         found += scores.hours.promises("Leeds, one street alone, hours", size)
         if size.full:

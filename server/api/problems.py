@@ -122,9 +122,6 @@ CODES = {
         "Too fine for estimates",
         "Estimates are of quarters of an hour, and of what is longer.",
     ),
-    "estimate_too_fine": Code(
-        422, "Too fine for estimates", "Estimates are of quarters of an hour, and of what is longer."
-    ),
     "range_too_long": Code(
         422, "Range too long", "Ask for a shorter range, or for larger buckets."
     ),
@@ -159,14 +156,6 @@ CODES = {
     ),
     "too_few_sites": Code(
         422, "Too few sites", "What sites share can only be told from their own among 5 or more."
-    ),
-    "unknown_metric": Code(
-        422, "Unknown KPI", "`/v1/definitions` lists the KPIs, by id and by name."
-    ),
-    "not_answerable": Code(
-        422,
-        "Not answerable",
-        "This question has no honest answer; `detail` says what can be asked instead.",
     ),
     "bad_body": Code(422, "Bad body", "The body is not what this route takes."),
     "unknown_field": Code(

@@ -201,10 +201,10 @@ def day_of(row: CountRow, whole: CountRow, estimate: Estimate | None, *, now_s: 
 
 
 def _cell(row: CountRow, *, now_s: int) -> Cell:
-    if _instant(row.start) >= now_s:
-        return Cell.REST
-    if row.coverage is None:
+    if row.hours is Hours.CLOSED:
         return Cell.CLOSED
+    if row.coverage is None:  # it is yet to come, or no counter stood there
+        return Cell.REST
     if row.coverage >= COMPLETE:
         return Cell.WHOLE
     return Cell.PARTLY if row.coverage > 0 else Cell.GAP
