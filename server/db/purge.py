@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 EVERY_S = 3600.0
 KEPT = timedelta(days=30)
 
-_OVER = {
+OVER = {
     "sessions": "ended_at < $1 or expires_at < $1",
     "one_time_links": "used_at < $1 or expires_at < $1",
     "phone_acts": "done_at < $1",
@@ -44,7 +44,7 @@ async def run(pool: asyncpg.Pool, clock: Clock) -> None:
 async def purge(pool: asyncpg.Pool, *, now: datetime) -> dict[str, int]:
     """Delete what has been over for `KEPT`; return how many rows of each table."""
     gone: dict[str, int] = {}
-    for table, over in _OVER.items():
+    for table, over in OVER.items():
         async with transaction(pool, f"purge {table}") as connection:
             done = await connection.execute(f"delete from {table} where {over}", now - KEPT)  # noqa: S608
         gone[table] = int(done.rpartition(" ")[2])
