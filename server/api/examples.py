@@ -67,6 +67,7 @@ EXAMPLES: dict[str, Example] = {
     "GET /gaps": Example(query={**_MARCH, "spot": _SPOT}),
     "GET /estimates": Example(query={**_AT, "bucket": "hour"}),
     "GET /occupancy": Example(query=_AT),
+    "GET /changes": Example(query={"kind": "bucket.revised", "limit": "100"}),
     "GET /definitions": Example(),
     "POST /metrics:query": Example(
         body={"metrics": ["visits", "conversion"], **_MARCH, "by": "site", "sites": [_SITE]}

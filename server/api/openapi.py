@@ -175,6 +175,8 @@ def _statuses(route: Described) -> list[int]:
         found.add(404)
     if route.scope != "read":
         found.add(409)
+    if route.path == "/changes":
+        found.add(410)
     if route.body is not None:
         found |= {413, 415}
     if route.method == "PATCH":

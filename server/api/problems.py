@@ -112,6 +112,12 @@ CODES = {
     "bad_cursor": Code(
         400, "Bad cursor", "A cursor belongs to the question that gave it; start without one."
     ),
+    "dataset_changed": Code(
+        410, "Another dataset", "The database was restored: read all anew, then follow from there."
+    ),
+    "cursor_expired": Code(
+        410, "Cursor expired", "Changes behind it are gone: read all anew, then follow from there."
+    ),
     "finer_than_readings": Code(
         422,
         "Finer than the readings",

@@ -4,7 +4,7 @@ A question too long for an address is a body: such a route is a POST that change
 sent again at will, and has pages and an ETag as others do. Its `cursor` goes into the body, too.
 """
 
-from asyncio import Semaphore
+from asyncio import Semaphore, sleep
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +23,8 @@ from server.clock import Clock, at
 from server.db.engine import reading
 
 Turns = WeakValueDictionary[int, Semaphore]
+POLL_S = 1.0
+"""How often it is looked whether there is something to tell to who waits."""
 AT_ONCE = 3  # questions of one organisation; the next wait, so none has all connections
 
 
@@ -43,7 +45,9 @@ class Call:
 class Route:
     """One route; `row` is the struct of a row of its answer, where it has rows.
 
-    With a `body`, that is what the handler is given, beside the call.
+    With a `body`, that is what the handler is given, beside the call. One that `waits` is asked
+    again until its answer has `data`, for as many seconds as its parameter `wait` says; while it
+    waits it holds neither a connection nor its organisation's turn.
     """
 
     path: str
@@ -55,6 +59,7 @@ class Route:
     scope: str = "read"
     method: str = "GET"
     body: type[msgspec.Struct] | None = None
+    waits: bool = False
 
     @property
     def makes(self) -> bool:
@@ -77,9 +82,15 @@ def served(
             parameters = parsed(await body_of(request), route.body)
         kind = wanted_format(request, getattr(parameters, "format", None))
         name, mine = f"api {route.path}", turns.setdefault(caller.organisation, Semaphore(AT_ONCE))
-        async with mine, reading(pool, name, organisation=caller.organisation) as found:
-            call = Call(found, at(clock.now_ms()), dict(request.match_info))
-            answer = await route.handler(call, parameters)
+        tries = 1 + (getattr(parameters, "wait", 0) if route.waits else 0)
+        while True:
+            async with mine, reading(pool, name, organisation=caller.organisation) as found:
+                call = Call(found, at(clock.now_ms()), dict(request.match_info))
+                answer = await route.handler(call, parameters)
+            tries -= 1
+            if tries == 0 or getattr(answer, "data", None) or request.transport is None:
+                break
+            await sleep(POLL_S)
         return respond(request, answer, kind=kind, row=route.row)
 
     return serve

@@ -24,6 +24,7 @@ OVER = {
     "one_time_links": "used_at < $1 or expires_at < $1",
     "phone_acts": "done_at < $1",
     "idempotency_keys": "created_at < $1",
+    "changes": "at < $1::timestamptz - interval '61 days'",  # changes.PURGED
     "survey_tokens": "expires_at < $1",
     "survey_answers": "answered_at < $1::timestamptz - interval '730 days'",
 }

@@ -3,7 +3,7 @@
 Each takes its targets as arrays, upserts what differs and deletes what has no quarters any more.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 
 import asyncpg
@@ -13,13 +13,35 @@ from server.rollup.places import Spot
 _COUNTS = [f"{way}{line}" for line in range(4) for way in ("in", "out")]
 
 SpotDay = tuple[Spot, date]
+Stretch = tuple[int, int]
 
 
-async def derive_days(connection: asyncpg.Connection, days: Sequence[SpotDay]) -> None:
-    """Derive the rollup_day rows of spots' local days."""
+async def derive_days(
+    connection: asyncpg.Connection,
+    days: Sequence[SpotDay],
+    changed: Mapping[tuple[int, date], Stretch] | None = None,
+) -> None:
+    """Derive the rollup_day rows of spots' local days.
+
+    `changed` says which stretch of a spot's day changed since it was derived: a day whose revision
+    rises by it is noted in the feed of changes. To be done before the days of presses.
+    """
     if days:
-        await connection.execute(_DAYS, *_arrays(days))
-        await connection.execute(_EMPTY_DAYS, *_arrays(days)[:6])
+        arrays = _arrays(days)
+        noted = [
+            (spot.id, day, *changed[spot.id, day])
+            for spot, day in days
+            if changed and (spot.id, day) in changed
+        ]
+        stretches = (
+            [spot for spot, _, _, _ in noted],
+            [day for _, day, _, _ in noted],
+            [_at(from_s) for _, _, from_s, _ in noted],
+            [_at(until_s) for _, _, _, until_s in noted],
+        )
+        edges = min(day for _, day in days), max(day for _, day in days)
+        await connection.execute(_DAYS, *arrays, *stretches, *edges)
+        await connection.execute(_EMPTY_DAYS, *arrays[:6], *stretches)
 
 
 async def derive_press_days(connection: asyncpg.Connection, days: Sequence[SpotDay]) -> None:
@@ -90,6 +112,9 @@ def _fill(sql: str) -> str:
         "day_columns": f"{columns}, {opened}, {rest}",
         "day_excluded": _each("excluded.#", f"{columns}, {opened}, {rest}".split(", ")),
         "day_old": _each("rollup_day.#", f"{columns}, {opened}, {rest}".split(", ")),
+        "o_columns": _each("o.#"),
+        "g_columns": _each("g.#"),
+        "w_columns": _each("w.#"),
         "hour_excluded": _each("excluded.#"),
         "hour_old": _each("rollup_hour.#"),
         "observed": "15 * bit_count(r.observed::bit(64))",
@@ -121,21 +146,59 @@ _DAYS = _fill("""
           and r.bucket >= part.guard_at and r.bucket < part.until_at
           and r.bucket + make_interval(secs => greatest(r.resolution_s, 900)) > part.from_at
         where r.bucket >= $5 and r.bucket < $6
-        group by 1, 2)
-    insert into rollup_day (day, spot, {day_columns})
-    select whole.day, whole.spot, {columns}, {open_columns}, observed_s,
-           coalesce(open_observed_s, 0), revision, resolution_s, origin
-    from whole left join opened on opened.spot = whole.spot and opened.day = whole.day
-    on conflict (spot, day) do update set ({day_columns}) = row({day_excluded})
-    where ({day_old}) is distinct from ({day_excluded})
+        group by 1, 2),
+    changed as (
+        select * from unnest($12::int[], $13::date[], $14::timestamptz[], $15::timestamptz[])
+        as changed(spot, day, from_at, until_at)),
+    written as (
+        insert into rollup_day (day, spot, {day_columns})
+        select whole.day, whole.spot, {columns}, {open_columns}, observed_s,
+               coalesce(open_observed_s, 0), revision, resolution_s, origin
+        from whole left join opened on opened.spot = whole.spot and opened.day = whole.day
+        on conflict (spot, day) do update set ({day_columns}) = row({day_excluded})
+        where ({day_old}) is distinct from ({day_excluded})
+        returning *)
+    insert into changes (organisation_id, kind, site_id, spot_id, detail)
+    select s.organisation_id, 'bucket.revised', s.site_id, s.id, jsonb_build_object(
+        'day', w.day, 'from', changed.from_at, 'until', changed.until_at,
+        'old', jsonb_build_object('revision', coalesce(o.revision, 0),
+            'visits', was[1], 'exits', was[2], 'presses', (
+                select sum(p.presses) from presses_day p where p.spot = w.spot and p.day = w.day)),
+        'new', jsonb_build_object('revision', w.revision,
+            'visits', now_is[1], 'exits', now_is[2], 'presses', (
+                select sum(p.presses) from presses_15m p where p.spot = w.spot
+                  and p.bucket >= target.from_at and p.bucket < target.until_at)))
+    from written w join changed on changed.spot = w.spot and changed.day = w.day
+    join target on target.spot = w.spot and target.day = w.day
+    join spots s on s.id = w.spot
+    -- One statement has one snapshot: this is the row as it was before `written`.
+    left join rollup_day o on o.spot = w.spot and o.day = w.day and o.day >= $16 and o.day <= $17
+    cross join lateral (select calibrated(w.spot, tstzrange(target.from_at, target.until_at),
+        array[{o_columns}]) as was, calibrated(w.spot, tstzrange(target.from_at, target.until_at),
+        array[{w_columns}]) as now_is) counted
+    where w.revision > coalesce(o.revision, 0)
 """)
 _EMPTY_DAYS = _fill("""
-    with {target}
-    delete from rollup_day d using target
-    where d.spot = target.spot and d.day = target.day and not exists (
-        select from rollup_15m r where r.spot = target.spot
-          and r.bucket >= target.from_at and r.bucket < target.until_at
-          and r.bucket >= $5 and r.bucket < $6)
+    with {target},
+    changed as (
+        select * from unnest($7::int[], $8::date[], $9::timestamptz[], $10::timestamptz[])
+        as changed(spot, day, from_at, until_at)),
+    gone as (
+        delete from rollup_day d using target
+        where d.spot = target.spot and d.day = target.day and not exists (
+            select from rollup_15m r where r.spot = target.spot
+              and r.bucket >= target.from_at and r.bucket < target.until_at
+              and r.bucket >= $5 and r.bucket < $6)
+        returning d.*, target.from_at, target.until_at)
+    insert into changes (organisation_id, kind, site_id, spot_id, detail)
+    select s.organisation_id, 'bucket.revised', s.site_id, s.id, jsonb_build_object(
+        'day', g.day, 'from', changed.from_at, 'until', changed.until_at,
+        'old', jsonb_build_object('revision', g.revision, 'visits', was[1], 'exits', was[2]),
+        'new', jsonb_build_object('revision', 0))
+    from gone g join changed on changed.spot = g.spot and changed.day = g.day
+    join spots s on s.id = g.spot
+    cross join lateral (select calibrated(g.spot, tstzrange(g.from_at, g.until_at),
+        array[{g_columns}]) as was) counted
 """)
 _HOUR_TARGET = """target as materialized (
         select * from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])

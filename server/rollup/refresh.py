@@ -37,17 +37,28 @@ _REST_FACTOR = 4
 _REST_MOST_S = 30.0
 _ROWS_A_PASS = 2_000
 _DAYS_A_STATEMENT = 1_000
+_QUARTER_S = 900
 
 
 @dataclass(slots=True)
 class Targets:
-    """Spot-days and spot-hours to derive; hours by their start and end instants."""
+    """Spot-days and spot-hours to derive; hours by their start and end instants.
+
+    `changed`: between which instants the quarters of a spot's day changed, where that is known.
+    """
 
     days: dict[tuple[int, date], Spot] = field(default_factory=dict)
     hours: dict[tuple[int, int], int] = field(default_factory=dict)
+    changed: dict[tuple[int, date], tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, spot: Spot, instant_s: int) -> None:
-        """Add the day and the hour that hold an instant."""
+    def add_quarter(self, spot: Spot, instant_s: int) -> None:
+        """Add the day and the hour of a quarter that changed."""
+        key = spot.id, self.add(spot, instant_s)
+        from_s, until_s = self.changed.get(key, (instant_s, instant_s))
+        self.changed[key] = min(from_s, instant_s), max(until_s, instant_s + _QUARTER_S)
+
+    def add(self, spot: Spot, instant_s: int) -> date:
+        """Add the day and the hour that hold an instant; return the day."""
         zone = spot.site.time_zone
         day = local(zone, instant_s).date()
         self.days[spot.id, day] = spot
@@ -55,6 +66,7 @@ class Targets:
         for start_s, end_s in pairwise(edges):
             if start_s <= instant_s < end_s:
                 self.hours[spot.id, start_s] = end_s
+        return day
 
     def add_day(self, spot: Spot, day: date) -> None:
         """Add a day and all its hours."""
@@ -135,7 +147,7 @@ async def _named(connection: asyncpg.Connection, rows: Sequence[asyncpg.Record])
     targets = Targets()
     for spot, bucket in quarters:
         if spot in spots:
-            targets.add(spots[spot], int(bucket.timestamp()))
+            targets.add_quarter(spots[spot], int(bucket.timestamp()))
     return targets
 
 
@@ -165,7 +177,8 @@ async def _derive(connection: asyncpg.Connection, targets: Targets) -> None:
     """Compute the targets' rows from the quarters, in order of spot and day."""
     days = sorted(targets.days)
     for chunk in _chunks(days):
-        await derive_days(connection, [(targets.days[key], key[1]) for key in chunk])
+        chosen = [(targets.days[key], key[1]) for key in chunk]
+        await derive_days(connection, chosen, targets.changed)
     kiosks = [key for key in days if targets.days[key].kind == "kiosk"]
     for chunk in _chunks(kiosks):
         await derive_press_days(connection, [(targets.days[key], key[1]) for key in chunk])

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from ops.services.stack import Stack
+from server.api import reads
 from server.api.examples import name_of
 from server.api.keys import SCOPES, create_api_key
 from server.api.openapi import describe
@@ -43,8 +44,11 @@ class Contract:
 
 
 @pytest.fixture
-async def contract(stack: Stack, world_database: str, people: People) -> AsyncIterator[Contract]:
-    """The API over an organisation that `fill` fills, with five days of counts."""
+async def contract(
+    stack: Stack, world_database: str, people: People, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Contract]:
+    """The API over an organisation that `fill` fills, with five days of counts; nobody waits."""
+    monkeypatch.setattr(reads, "POLL_S", 0)
     owner, own = people.owner, people.organisations["own"]
     await owner.execute("delete from sites")
     await fill(people, NAMES, own, "Flagship")

@@ -95,6 +95,7 @@ GET: dict[str, Asked] = {
     "/v1/doors/{ref:door}": Asked(),
     "/v1/spots/{ref:spot}": Asked(),
     "/v1/devices": Asked(),
+    "/v1/changes": Asked(),
     "/v1/counts": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/response-rate": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
