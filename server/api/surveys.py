@@ -19,12 +19,11 @@ from server.feedback.qr import svg
 from server.feedback.results import BY, Results, Score, summed, words_of
 from server.feedback.scores import changes, drivers
 from server.feedback.surveys import Answered, Round, Survey
-from server.feedback.tokens import Channel, Delay
+from server.feedback.tokens import PURPOSE, Channel, Delay
 from server.fleet.checks import FieldError
 from server.rollup.places import load_sites
 
 WRITE = "opinions:write"
-KEY = "survey tokens"
 _MOST_QR = 50
 
 
@@ -419,7 +418,7 @@ async def _mint(act: Act, body: NewTokens) -> TokenBatch:
     bound, made = await surveys.mint(
         act.connection,
         act.organisation,
-        key=act.seal.sign(KEY, b""),
+        key=act.seal.sign(PURPOSE, b""),
         survey=body.survey,
         site=body.site,
         channel=body.channel,

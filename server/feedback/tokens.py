@@ -26,6 +26,8 @@ from enum import StrEnum
 from protocol import label
 from server.errors import RefusedError
 
+PURPOSE = "survey tokens"
+"""What the key of tokens, codes and sheets is derived for."""
 NONCE_LENGTH, MAC_LENGTH, CODE_LENGTH = 16, 8, 12
 POSTER_PER_HOUR = 60  # answers from one site's posters; more in an hour is no visitors' doing
 MOST_LIFE = timedelta(days=400)

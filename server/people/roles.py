@@ -23,6 +23,7 @@ class Permission(StrEnum):
     """What a route, a page or a command asks for."""
 
     READ_NUMBERS = "read numbers"
+    ACT_ON_FEEDBACK = "act on feedback"
     READ_FLEET = "read fleet"
     CHANGE_REGISTER = "change register"
     PROVISION = "provision"
@@ -32,6 +33,7 @@ class Permission(StrEnum):
     READ_AUDIT = "read audit"
     MANAGE_AUTHORITIES = "manage authorities"
     RUN_EXPERIMENTS = "run experiments"
+    ASK_VISITORS = "ask visitors"
 
 
 _READ = frozenset({Permission.READ_NUMBERS, Permission.READ_FLEET})
@@ -45,8 +47,15 @@ MAY: dict[Role, frozenset[Permission]] = {
         Permission.READ_AUDIT,
     },
     Role.TECHNICIAN: frozenset({Permission.READ_FLEET, Permission.PROVISION}),
-    Role.ANALYST: frozenset({Permission.READ_NUMBERS, Permission.RUN_EXPERIMENTS}),
-    Role.STORE_MANAGER: _READ,
+    Role.ANALYST: frozenset(
+        {
+            Permission.READ_NUMBERS,
+            Permission.RUN_EXPERIMENTS,
+            Permission.ASK_VISITORS,
+            Permission.ACT_ON_FEEDBACK,
+        }
+    ),
+    Role.STORE_MANAGER: _READ | {Permission.ACT_ON_FEEDBACK},
 }
 """`manage authorities` counts only with a grant over everything."""
 

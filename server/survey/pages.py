@@ -28,7 +28,6 @@ from server.web.shell import Shell
 from server.web.site import Site
 
 HERE = Path(__file__).parent
-KEY = "survey tokens"
 MOST_FORM = 60_000
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -67,7 +66,7 @@ def add_survey(
     clock: Callable[[], float] = monotonic,
 ) -> None:
     """Add the pages; `desk` is the pool of the role that writes."""
-    pages = Pages(site, desk, seal.sign(KEY, b""), now, random, clock)
+    pages = Pages(site, desk, seal.sign(tokens.PURPOSE, b""), now, random, clock)
     site.static.add(HERE / "static")
     site.app.router.add_get("/s", pages.code)
     site.app.router.add_get("/s/{token}", pages.ask)

@@ -1,6 +1,7 @@
 """Surveys on one's own phone: from the desk to the visitor and back, against the database."""
 
 import json
+import re
 from datetime import timedelta
 
 import asyncpg
@@ -8,7 +9,8 @@ import msgspec
 import pytest
 
 from server.feedback import tokens
-from tests.integration.people_world import NOW, People
+from server.people.roles import Grant, Role
+from tests.integration.people_world import NOW, People, form_of, load, post
 from tests.integration.survey_world import LANGUAGES, Counter, Phone, battery, counter, path_of
 
 pytestmark = pytest.mark.services
@@ -323,3 +325,87 @@ async def test_no_role_but_the_desk_reads_tokens_and_none_changes_an_answer(
     async with people.desk.acquire() as connection:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("update surveys set content = ''")
+
+
+# -- the portal ----------------------------------------------------------------------------------
+
+
+BUILT = {
+    "name": "Visit",
+    "population": "visitors",
+    "shown": "5",
+    "title_en": "Your visit",
+    "why_en": "It is read each week.",
+    "factor1_en": "Staff",
+    "action1": "train",
+    "all_en": "All in all?",
+    "item1_en": "I felt welcome.",
+    "of1": "1",
+    "words_en": "Anything else?",
+}
+
+
+async def test_the_portal_builds_publishes_hands_out_and_shows_scores_with_their_interval(
+    counter: Counter,
+) -> None:
+    people = counter.people
+    await people.analyst()
+    browser = await people.signed_in()
+    hidden = await form_of(browser, "/surveys/new")
+    long = {f"item{n}_en": "w" * 160 for n in range(1, 7)} | {f"of{n}": "1" for n in range(1, 7)}
+    refused = await post(browser, "/surveys/new", {**hidden, **BUILT, **long, "do": "keep"})
+    assert refused.status == 422
+    assert "the limit is 55 s" in await refused.text()
+    counted = await post(browser, "/surveys/new", {**hidden, **BUILT, "do": "count"})
+    assert (counted.status, '<span id="seconds">' in await counted.text()) == (200, True)
+    made = await post(browser, "/surveys/new", {**hidden, **BUILT, "do": "keep"})
+    assert made.status == 303, await made.text()
+    page = made.headers["Location"]
+    assert (await post(browser, page, {**hidden, "to": "published"})).status == 303
+    form = {**hidden, "site": "own-site", "channel": "receipt", "count": "6", "days": "30"}
+    handed = await post(browser, f"{page}/tokens", form)
+    paths = re.findall(r'href="http[^"]+(/s/[A-Z0-9]{24})"', await handed.text())
+    assert len(paths) == 6
+    for number, path in enumerate(paths):
+        phone = Phone(people)
+        await phone.open(path)
+        await phone.send(phone.filled(3 + number % 2, words="Call Bo at 070-123 45 67"))
+    _, html = await load(browser, page)
+    assert 'data-way="one-time"' in html
+    assert 'data-way="poster"' not in html
+    row = html[html.index('data-factor="factor1"') :]
+    assert re.sub(r"\s+", " ", row[: row.index("</tr>")]).startswith(
+        'data-factor="factor1"><th scope="row">Staff</th> <td class="n">3.5</td> <td>2.93–4.07'
+    )
+    assert "an estimate: 6 of 200 answers" in html
+    assert 'data-refused="too_few"' in html
+    assert "Call Bo at [phone]" in html
+    assert "070" not in html
+    poster = await post(browser, f"{page}/tokens", {**form, "channel": "poster", "count": "1"})
+    assert '<section class="card poster"' in await poster.text()
+    for wrong in ({"channel": "smoke"}, {"delay": "x"}, {"count": "0"}, {"site": "other-site"}):
+        assert (await post(browser, f"{page}/tokens", {**form, **wrong})).status == 422
+    assert (await post(browser, page, {**hidden, "to": "burnt"})).status == 422
+
+
+async def test_who_sees_one_site_reads_its_answers_alone_and_asks_nobody(counter: Counter) -> None:
+    people, own = counter.people, counter.people.organisations["own"]
+    site = await people.owner.fetchval(
+        "insert into sites (organisation_id, ref, name, time_zone) "
+        "values ($1, 'second-site', 'Second', 'Europe/Stockholm') returning id",
+        own,
+    )
+    survey = await counter.survey()
+    await counter.answers(survey, [1, 1, 1], site="own-site")
+    await counter.answers(survey, [5, 5], site="second-site")
+    await people.user("mia@example.com", Grant(Role.STORE_MANAGER, own, None, site))
+    browser = await people.signed_in("mia@example.com")
+    _, html = await load(browser, f"/surveys/{survey}")
+    assert "2 answers" in html
+    assert '<td class="n">5</td>' in html
+    assert "Publish" not in html
+    assert (await load(browser, "/surveys/new"))[0] == 404
+    hidden = await form_of(browser, "/surveys")
+    form = {**hidden, "site": "second-site", "channel": "link"}
+    assert (await post(browser, f"/surveys/{survey}/tokens", form)).status == 404
+    assert (await post(browser, f"/surveys/{survey}", {**hidden, "to": "closed"})).status == 404

@@ -1,0 +1,33 @@
+"use strict";
+// Count the seconds of a draft while it is typed; the server counts them the same way and decides.
+
+const builder = document.querySelector("form[data-budget]");
+if (builder) {
+  const total = document.getElementById("seconds");
+  const languages = builder.dataset.languages.split(" ");
+  const length = (name) => Math.max(0, ...languages.map((code) => {
+    const field = builder.elements[`${name}_${code}`];
+    return field ? field.value.trim().length : 0;
+  }));
+  const count = () => {
+    const statements = [];
+    let others = 0;
+    for (const row of builder.querySelectorAll("[data-item]")) {
+      const name = row.dataset.item, n = length(name);
+      const cost = Number(row.dataset.fixed) + Number(row.dataset.each) * n;
+      const used = n > 0 || name === "all";
+      const shown = row.querySelector("[data-cost]");
+      if (shown) shown.textContent = used ? `${cost.toFixed(1)} s` : "";
+      if (!used) continue;
+      if (name.startsWith("item")) statements.push(cost);
+      else others += cost;
+    }
+    const places = Number(builder.elements.shown.value) || 6;
+    const longest = statements.sort((a, b) => b - a).slice(0, places);
+    const sum = longest.reduce((a, b) => a + b, others);
+    total.textContent = sum.toFixed(1);
+    total.closest("[data-total]").classList.toggle("note", sum > Number(builder.dataset.budget));
+  };
+  builder.addEventListener("input", count);
+  count();
+}
