@@ -266,6 +266,15 @@ def test_the_agent_runs_from_its_own_environment(machine: Machine) -> None:
     assert Path(place).is_relative_to(machine.root / "opt/vestibule")
 
 
+def test_the_kiosks_page_was_installed_whole(machine: Machine) -> None:
+    [there] = (machine.root / "opt/vestibule").glob("lib/python*/site-packages/agent/screen")
+    here = CHECKOUT / "agent" / "screen"
+    suffixes = {".html", ".css", ".js", ".json"}
+    wanted = {path.name for path in here.iterdir() if path.suffix in suffixes}
+    assert wanted
+    assert wanted <= {path.name for path in there.iterdir()}
+
+
 def test_the_doctor_finds_nothing_wrong(machine: Machine) -> None:
     done = machine.agent("doctor")
     found = {line.split()[1]: line for line in done.stdout.splitlines() if line[:1].strip()}
