@@ -170,6 +170,10 @@ CODES = {
     "bad_value": Code(422, "Bad value", "`parameter` names the field whose value is not taken."),
     "name_taken": Code(409, "Name taken", "Names are unique within their site or organisation."),
     "conflict": Code(409, "Conflict", "It contradicts what is already there."),
+    "too_early": Code(409, "Too early", "It can be done from the day on that `detail` names."),
+    "too_little": Code(
+        409, "Too little to tell", "Too few valid answers; no comparison is made up of less."
+    ),
     "changed_meanwhile": Code(
         412, "Changed meanwhile", "Somebody else has changed it: read it again, and decide anew."
     ),

@@ -45,3 +45,11 @@ def test_a_site_in_a_region_is_covered_by_its_region() -> None:
     assert not may(grants, Permission.READ_NUMBERS, Place(1, None, 3))
     assert not may(grants, Permission.READ_NUMBERS, Place(1))
     assert scopes(grants, Permission.READ_NUMBERS) == [Place(1, 2)]
+
+
+def test_who_answers_for_a_shop_or_its_numbers_acts_on_feedback_and_no_one_else() -> None:
+    acting = {role for role in Role if Permission.ACT_ON_FEEDBACK in MAY[role]}
+    assert acting == {Role.ADMINISTRATOR, Role.ANALYST, Role.STORE_MANAGER}
+    manager = [Grant(Role.STORE_MANAGER, 1, None, 3)]
+    assert may(manager, Permission.ACT_ON_FEEDBACK, Place(1, 2, 3))
+    assert not may(manager, Permission.ACT_ON_FEEDBACK, Place(1, 2, 4))
