@@ -45,7 +45,7 @@ from server.pki.signer import sign_with
 from server.provisioning.issuing import issue, proved
 from server.provisioning.listener import listener_tls
 from server.provisioning.web import build_enrolment
-from tests.ingest_world import owning
+from tests.integration.api_world import World
 from tests.integration.test_questionnaires import content, kiosk
 
 pytestmark = pytest.mark.services
@@ -99,12 +99,13 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(stack: Stack, database: str, tmp_path: Path) -> AsyncIterator[Shop]:
-    pki = stack.endpoints.pki
-    async with (
-        owning(stack, database) as owner,
-        asyncpg.create_pool(stack.endpoints.dsn("ingest", database), min_size=1) as pool,
-    ):
+async def shop(
+    stack: Stack, world: World, world_database: str, tmp_path: Path
+) -> AsyncIterator[Shop]:
+    pki, owner = stack.endpoints.pki, world.owner
+    async with asyncpg.create_pool(
+        stack.endpoints.dsn("ingest", world_database), min_size=1
+    ) as pool:
         app = build_enrolment(
             pool=pool,
             pki=pki,
