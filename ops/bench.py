@@ -14,7 +14,10 @@ from typing import TypedDict
 from rich.console import Console
 from rich.table import Table
 
-SUITES = ("decode", "agent", "storage", "writer", "ingest", "api", "pki", "enrol", "hold")
+SUITES = (
+    *("decode", "agent", "storage", "writer", "ingest", "api", "pki", "enrol", "hold"),
+    "survey",
+)
 RESULTS = Path("tests/bench/results.json")
 
 

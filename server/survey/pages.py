@@ -116,7 +116,7 @@ class Pages:
         except DATABASE_SILENT:
             return self._refused(request, "away")
         sheet = tokens.sheet(self._key, found.kept, now=self._now(), random=self._random(10))
-        return self._form(request, found, sheet, {})
+        return self.form_page(request, found, sheet, {})
 
     async def answer(self, request: web.Request) -> web.Response:
         """Store what was answered, and show what came of answers before."""
@@ -174,7 +174,7 @@ class Pages:
         sheet = form.get("sheet", "")
         if code == "stale_form":
             sheet = tokens.sheet(self._key, found.kept, now=now, random=self._random(10))
-        return self._form(request, found, sheet, form, refused=code)
+        return self.form_page(request, found, sheet, form, refused=code)
 
     def _read(self, request: web.Request) -> Shown:
         """Return the address's token. RefusedError: it is none, or too many were wrong."""
@@ -187,7 +187,7 @@ class Pages:
     def _acting(self, shown: Shown, request: web.Request) -> "_Acting":
         return _Acting(self._desk, shown, lambda: self._wrong.begin(network(request.remote)))
 
-    def _form(
+    def form_page(
         self,
         request: web.Request,
         found: Open,
@@ -196,6 +196,7 @@ class Pages:
         *,
         refused: str = "",
     ) -> web.Response:
+        """Return the form as a page; `given`: what was answered before it was refused."""
         battery = found.survey.battery
         read = tokens.read_sheet(self._key, found.kept, sheet, now=self._now())
         items = battery.by_key

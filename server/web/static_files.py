@@ -57,6 +57,10 @@ class StaticFiles:
             raise FileNotFoundError(f"{name} is not there: run `python -m ops.assets`")
         return f"/static/{name}?v={self._files[name].digest}"
 
+    def body(self, name: str) -> bytes:
+        """Return the file as it is, before gzip; KeyError if it is not there."""
+        return self._files[name].body
+
     async def serve(self, request: web.Request) -> web.Response:
         """Answer `/static/{name}`."""
         found = self._files.get(request.match_info["name"])
