@@ -24,7 +24,7 @@ MARK = "zebra"
 KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
     *("questionnaire", "publication", "experiment", "survey", "round"),
-    "recount",
+    *("recount", "alert", "touchpoint", "action"),
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -46,6 +46,8 @@ class Asked:
 
 
 GET: dict[str, Asked] = {
+    "/feedback": Asked(),
+    "/feedback/{site}": Asked(),
     "/": Asked(),
     "/sites/{site}": Asked({"day": "2026-04-01"}),
     "/sites/{site}/chart.json": Asked(),
@@ -139,6 +141,13 @@ GET: dict[str, Asked] = {
 FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
+    "/feedback/touchpoints": Asked({"name": ""}),
+    "/feedback/alerts/{alert}": Asked({"do": "done"}),
+    "/feedback/actions/{action}": Asked({"do": "close"}),
+    "/feedback/{site}/actions": Asked(
+        {"title": "A", "owner": "A", "due_on": "2026-05-01", "remeasure_on": "2026-06-01"},
+        {"touchpoint": "{touchpoint}", "alert": "{alert}"},
+    ),
     "/experiments": Asked(
         {"do": "keep", "name": "A", "metric": "visits", "starts_on": "2026-04-06"},
         {"site": "{site}"},
@@ -575,7 +584,7 @@ async def test_the_own_things_are_there(fuzz: Fuzz) -> None:
             continue  # of who oversees everything
         if path in ("/v1/comparison", "/trends/funnel.json"):
             continue  # of one site there is none
-        if path == "/v1/feedback":  # there is no kiosk
+        if path in ("/v1/feedback", "/v1/response-rate"):  # there is no kiosk
             asked = Asked(asked.fixed, {"site": "{site}"})
         answer = await fuzz.ask("GET", path, asked, {})
         assert answer.startswith("200"), (path, answer[:200])
