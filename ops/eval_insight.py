@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+from ops.evaluations.experiments import experiments
 from ops.evaluations.imputation import imputation
 from ops.evaluations.occupancy import occupancy
 from ops.evaluations.promise import Promise, Size
 
 Evaluation = Callable[[Size], list[Promise]]
 EVALUATIONS: Mapping[str, Evaluation] = {
+    "experiments": experiments,
     "imputation": imputation,
     "occupancy": occupancy,
 }

@@ -1,16 +1,23 @@
 """`make eval-insight` in short: the promises are kept, and a broken model is found out."""
 
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from ops import eval_insight
+from ops.evaluations import experiments
 from ops.evaluations import imputation as evaluation
-from server.insight import drift, imputation
+from server.insight import drift, imputation, trial
+from server.insight.trial import Effect
 
 
 @pytest.fixture(autouse=True)
 def _seeded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Leeds' counts, so that the verdict is the same wherever the tests run."""
     monkeypatch.setattr(evaluation, "LEEDS", evaluation.LEEDS / "nowhere")
+    monkeypatch.setattr(experiments, "LEEDS", experiments.LEEDS / "nowhere")
 
 
 def verdict(capsys: pytest.CaptureFixture[str], only: str) -> tuple[int, list[str]]:
@@ -20,7 +27,7 @@ def verdict(capsys: pytest.CaptureFixture[str], only: str) -> tuple[int, list[st
     return code, [line for line in out.splitlines() if line.startswith("broken: ")]
 
 
-@pytest.mark.parametrize("only", ["imputation", "occupancy"])
+@pytest.mark.parametrize("only", ["experiments", "imputation", "occupancy"])
 def test_every_promise_is_kept(only: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict(capsys, only) == (0, [])
 
@@ -71,6 +78,22 @@ def test_a_rate_of_drift_that_is_never_learnt_is_found_out(
     assert code == 1
     assert any("error of that of in - out" in line for line in broken)
     assert any("truth in the 95 % band" in line for line in broken)
+
+
+def test_a_test_that_takes_chance_for_an_effect_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that asks for p below 0.2, and calls it 0.05."""
+    real = trial.effect_of
+
+    def lenient(differences: Sequence[float], *, rng: random.Random) -> Effect:
+        found = real(differences, rng=rng, alpha=0.2)
+        return replace(found, p=found.p / 4)
+
+    monkeypatch.setattr(experiments, "effect_of", lenient)
+    code, broken = verdict(capsys, "experiments")
+    assert code == 1
+    assert len(broken) == 4
 
 
 def test_an_evaluation_that_measures_nothing_keeps_no_promise(
