@@ -58,9 +58,12 @@ class Takings:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inputs:
     """Sums over what a row is about; None: not measured, or not known.
+
+    Filled in by `reading`, source by source, and not changed after: a copy of so many fields for
+    each source takes longer than all else.
 
     `matched` are the sales of where visits are known, and alone divide by them. `due` are visits
     whose purchase falls into the row's time, where that differs from the visits themselves.

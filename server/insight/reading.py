@@ -4,6 +4,7 @@ Each source is read once for all sites and only if a KPI needs it. What is measu
 what is imputed: `imputed` has the visits with what was not covered put in.
 """
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,6 @@ from math import exp, log1p
 
 import asyncpg
 
-from server.feedback.indices import Kind
 from server.feedback.query import Basis, feedback
 from server.feedback.response_rate import response_rates
 from server.insight import formulas
@@ -90,11 +90,7 @@ async def read(
     imputed: bool = False,
 ) -> dict[int, Read]:
     """Return by site what KPIs with these needs are made of, in the buckets of `within`."""
-    found = {
-        site.id: Read(site, grid, [Cell(Inputs(), _by_clock(b, within.now_s)) for b in grid])
-        for site in sites
-        if (grid := within.grid(site))
-    }
+    found = await asyncio.to_thread(_empty, within, sites)
     if not found:
         return found
     if Need.VISITS in needs:
@@ -120,8 +116,19 @@ async def read(
     return found
 
 
-def _by_clock(bucket: Bucket, now_s: int) -> State:
-    return state(bucket.end_s, now_s=now_s, accounted_s=now_s)
+def _empty(within: Range, sites: Sequence[Site]) -> dict[int, Read]:
+    """Return the sites' buckets, of which only the clock is known."""
+    found: dict[int, Read] = {}
+    states: dict[tuple[Bucket, ...], list[State]] = {}
+    for site in sites:
+        grid = within.grid(site)
+        if not grid:
+            continue
+        if grid not in states:
+            now_s = within.now_s
+            states[grid] = [state(b.end_s, now_s=now_s, accounted_s=now_s) for b in grid]
+        found[site.id] = Read(site, grid, [Cell(Inputs(), known) for known in states[grid]])
+    return found
 
 
 def _span(found: Mapping[int, Read]) -> tuple[int, int]:
@@ -158,20 +165,25 @@ async def _read_visits(
     if Need.PASSERS in needs:
         groups = [(r.site, r.perimeter.passages) for r in reads]
         passing = await tallies(connection, within, groups)
+    await asyncio.to_thread(_fill_visits, found, outer, passing)
+
+
+def _fill_visits(
+    found: Mapping[int, Read],
+    outer: Mapping[int, Sequence[Tally]],
+    passing: Mapping[int, Sequence[Tally]],
+) -> None:
     for key, each in found.items():
         notes = frozenset({"doors_changed"}) if each.perimeter.changed else frozenset[str]()
         for number, tally in enumerate(outer.get(key, ())):
             cell = each.cells[number]
             cell.state, cell.revision = tally.state, cell.revision + tally.revision
-            cell.inputs = replace(
-                cell.inputs,
-                visits=tally.entered,
-                exits=tally.left,
-                observed_s=tally.observed_s,
-                expected_s=tally.expected_s,
-                passers=_both(passing.get(key), number),
-                notes=notes,
-            )
+            cell.inputs.visits = tally.entered
+            cell.inputs.exits = tally.left
+            cell.inputs.observed_s = tally.observed_s
+            cell.inputs.expected_s = tally.expected_s
+            cell.inputs.passers = _both(passing.get(key), number)
+            cell.inputs.notes = notes
 
 
 def _both(rows: Sequence[Tally] | None, number: int) -> float | None:
@@ -203,7 +215,8 @@ async def _read_peaks(
             best = busiest_hour(mine)
             if best is not None:
                 shown = local(each.site.time_zone, best[0]).isoformat(timespec="minutes")
-                cell.inputs = replace(cell.inputs, peak=best[1], peak_at=shown)
+                cell.inputs.peak = best[1]
+                cell.inputs.peak_at = shown
 
 
 # -- stays ---------------------------------------------------------------------------------------
@@ -251,13 +264,10 @@ async def _read_stays(
         for bucket, cell in zip(each.grid, each.cells, strict=True):
             people = [n for at_s, n in inside if bucket.start_s <= at_s < bucket.end_s]
             ended = [t for t in turns if bucket.start_s < t[0] <= bucket.end_s]
-            cell.inputs = replace(
-                cell.inputs,
-                inside_s=900 * sum(people) if people else None,
-                inside_of_s=900 * len(people),
-                stayed_s=sum(stayed for _, stayed, _ in ended) if ended else None,
-                stayers=sum(entered for _, _, entered in ended) if ended else None,
-            )
+            cell.inputs.inside_s = 900 * sum(people) if people else None
+            cell.inputs.inside_of_s = 900 * len(people)
+            cell.inputs.stayed_s = sum(stayed for _, stayed, _ in ended) if ended else None
+            cell.inputs.stayers = sum(entered for _, _, entered in ended) if ended else None
 
 
 async def _read_due(
@@ -279,8 +289,8 @@ async def _read_due(
         starts = [bucket.start_s for bucket in earlier.grid(each.site)]
         due = dict(zip(starts, formulas.shifted([r.entered for r in rows], shares), strict=True))
         for bucket, cell in zip(each.grid, each.cells, strict=True):
-            notes = cell.inputs.notes | {note}
-            cell.inputs = replace(cell.inputs, due=due.get(bucket.start_s), notes=notes)
+            cell.inputs.due = due.get(bucket.start_s)
+            cell.inputs.notes |= {note}
 
 
 async def _median_stays(
@@ -318,11 +328,15 @@ async def _read_sales(
     connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
 ) -> None:
     taken = await takings(connection, within, [each.site for each in found.values()])
+    await asyncio.to_thread(_fill_sales, found, taken)
+
+
+def _fill_sales(found: Mapping[int, Read], taken: Mapping[int, Sequence[Takings]]) -> None:
     for key, sales in taken.items():
         for cell, each in zip(found[key].cells, sales, strict=True):
             known = cell.inputs.visits is not None
-            matched = each if known else Takings(currency=each.currency)
-            cell.inputs = replace(cell.inputs, sales=each, matched=matched)
+            cell.inputs.sales = each
+            cell.inputs.matched = each if known else Takings(currency=each.currency)
 
 
 async def _match_by_day(
@@ -358,7 +372,7 @@ async def _match_by_day(
                 if day.start_s >= bucket.start_s and tally.entered is not None:
                     matched = matched.plus(taken)
                 at += 1
-            cell.inputs = replace(cell.inputs, matched=matched)
+            cell.inputs.matched = matched
 
 
 async def _read_rosters(connection: asyncpg.Connection, found: Mapping[int, Read]) -> None:
@@ -369,9 +383,8 @@ async def _read_rosters(connection: asyncpg.Connection, found: Mapping[int, Read
         edges = [_at(bucket.start_s) for bucket in grid] + [_at(grid[-1].end_s)]
         for key, rows in (await staffed_in(connection, members, edges)).items():
             for cell, staffed in zip(found[key].cells, rows, strict=True):
-                cell.inputs = replace(
-                    cell.inputs, staffed_hours=staffed.hours, shifts=float(staffed.shifts)
-                )
+                cell.inputs.staffed_hours = staffed.hours
+                cell.inputs.shifts = float(staffed.shifts)
 
 
 async def _read_feedback(
@@ -391,12 +404,12 @@ async def _read_feedback(
         if number is None or row.n is None:
             continue
         cell = by_ref[row.site].cells[number]
-        known = cell.inputs
-        answers: dict[Kind, tuple[int, ...]] = dict(known.answers)
+        inputs = cell.inputs
         if row.kind is not None:
-            answers[row.kind] = formulas.longest(answers.get(row.kind, ()), row.answers)
-        notes = known.notes | {"filter_pending"} if row.pending else known.notes
-        cell.inputs = replace(known, answers=answers, notes=notes)
+            before = inputs.answers.get(row.kind, ())
+            inputs.answers = {**inputs.answers, row.kind: formulas.longest(before, row.answers)}
+        if row.pending:
+            inputs.notes |= {"filter_pending"}
         cell.revision += row.revision
         if row.coverage is not None:
             cell.heard, cell.asked_of = cell.heard + row.coverage, cell.asked_of + 1
@@ -414,7 +427,8 @@ async def _read_responses(
         cell = each.cells[number]
         exits = None if row.exits is None else float(row.exits)
         of_known = 0 if row.rate is None or exits is None else round(row.rate * exits)
-        cell.inputs = replace(cell.inputs, responses=of_known, asked=exits)
+        cell.inputs.responses = of_known
+        cell.inputs.asked = exits
 
 
 # -- what was not covered ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Unlike `server.rollup.query.counts`, whose rows carry a coverage, these carry th
 made of: so that sites and days can be added up, and divided once.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -15,11 +16,11 @@ from server.insight.formulas import Takings
 from server.rollup.answer import By, CountQuery
 from server.rollup.buckets import Bucket, Size, buckets
 from server.rollup.patches import Entity
-from server.rollup.places import Site, Spot, load_histories
+from server.rollup.places import History, Site, Spot, load_histories
 from server.rollup.quality import Hours, Scope, State, known
 from server.rollup.query import collect, sums_of
 from server.rollup.rows import Worth
-from server.rollup.sums import UNIT, revision_of, segments
+from server.rollup.sums import UNIT, Column, Segment, revision_of, segments
 
 _FEW = 50
 """Spots up to which a plan made for any spots does; made for few, it is slow for hundreds."""
@@ -72,6 +73,16 @@ async def tallies(
     cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
     query = CountQuery(within.size, within.since, within.until, within.scope, By.SITE)
     sums = await sums_of(connection, query, entities, cut=cut, span=span)
+    return await asyncio.to_thread(_tallied, within, entities, histories, cut, sums)
+
+
+def _tallied(
+    within: Range,
+    entities: Sequence[Entity],
+    histories: Mapping[int, History],
+    cut: Mapping[int, tuple[Segment, ...]],
+    sums: Sequence[Column],
+) -> dict[int, list[Tally]]:
     worth = Worth(scope=within.scope, now_s=within.now_s)
     only_open = within.scope is Scope.OPEN
     found: dict[int, list[Tally]] = {}

@@ -129,8 +129,8 @@ async def _run() -> list[Row]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as client:
             for question in QUESTIONS:
                 asking = client.submit(ask, address, question, WARM, PASSES)
-                ours = _quantiles(await asyncio.wrap_future(asking))
-                bare = _quantiles(await _fetch(owner, question))
+                ours = quantiles(await asyncio.wrap_future(asking))
+                bare = quantiles(await _fetch(owner, question))
                 rows += [
                     Row(
                         name=f"api.{question.name}.{quantile}.ours",
@@ -174,14 +174,18 @@ async def _fetch(owner: asyncpg.Connection, question: Question) -> list[float]:
     return taken[WARM:]
 
 
-def _quantiles(taken_s: list[float]) -> dict[str, float]:
+def quantiles(taken_s: list[float]) -> dict[str, float]:
+    """Return p50 and p95 in milliseconds."""
     taken = [1000 * each for each in taken_s]
     return {"p50": statistics.median(taken), "p95": statistics.quantiles(taken, n=20)[-1]}
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[Address, asyncpg.Connection]]:
-    """Serve the API over a seeded database, and give its address and the owner's connection."""
+async def served(seed: str = "") -> AsyncIterator[tuple[Address, asyncpg.Connection]]:
+    """Serve the API over a seeded database, and give its address and the owner's connection.
+
+    `seed` fills the organisation 1; unless given, with a year of SITES sites.
+    """
     async with AsyncExitStack() as exits:
         folder = exits.enter_context(tempfile.TemporaryDirectory(prefix="vestibule-bench-"))
         Path(folder).chmod(0o755)
@@ -193,7 +197,7 @@ async def served() -> AsyncIterator[tuple[Address, asyncpg.Connection]]:
         exits.push_async_callback(owner.close)
         for name in DURABLE:
             assert await owner.fetchval(f"show {name}") == "on", name
-        key = await _seed(owner)
+        key = await _seed(owner, seed)
         pool = await exits.enter_async_context(
             open_pool(endpoints.dsn("api"), size=4, name="bench")
         )
@@ -208,10 +212,10 @@ async def served() -> AsyncIterator[tuple[Address, asyncpg.Connection]]:
         yield Address(runner.addresses[0][1], key), owner
 
 
-async def _seed(owner: asyncpg.Connection) -> str:
+async def _seed(owner: asyncpg.Connection, seed: str) -> str:
     """Fill a year: 7 people in and 6 out each hour at each of two spots of each site."""
     await owner.execute("insert into organisations (ref, name) values ('bench', 'bench')")
-    await owner.execute(_SEED.replace("{sites}", str(SITES)))
+    await owner.execute(seed or _SEED.replace("{sites}", str(SITES)))
     await owner.execute("vacuum analyze")
     return await create_api_key(owner, 1, "bench")
 
