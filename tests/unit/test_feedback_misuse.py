@@ -105,7 +105,7 @@ def days(draw: st.DrawFn) -> list[Press]:
     return list(dict.fromkeys(sorted(presses)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(days(), st.integers(0, 200_000), st.integers(0, 100_000))
 def test_the_filter_does_what_its_rules_say_plainly(
     presses: list[Press], low: int, length: int
