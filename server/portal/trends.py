@@ -130,8 +130,7 @@ class Pages:
             found = await self._compared(look, measure) if look.sees_all else None
         if found is None:
             raise web.HTTPNotFound
-        words = self._portal.shell.words(request)
-        return web.json_response(funnel_of(found, words), headers={"Cache-Control": "no-store"})
+        return web.json_response(funnel_of(found), headers={"Cache-Control": "no-store"})
 
     async def _asked(self, request: web.Request, look: Look) -> Asked:
         """Return what is asked for; 404 for a site, or a sum of sites, that is not theirs."""
@@ -243,6 +242,7 @@ def curve_of(points: Sequence[Point], asked: Asked, words: Catalogue) -> dict[st
     return {
         "at": [_seconds(point.week) for point in points],
         "labels": [f"{words.week(point.week)}, {words.short_day(point.week)}" for point in points],
+        "days": [words.short_day(point.week) for point in points],
         "now": [scaled(point.value) for point in points],
         "before": [scaled(point.before) for point in points],
         "low": [scaled(point.low) for point in points],
@@ -263,7 +263,7 @@ def curve_of(points: Sequence[Point], asked: Asked, words: Catalogue) -> dict[st
     }
 
 
-def funnel_of(found: Compared, words: Catalogue) -> dict[str, object]:
+def funnel_of(found: Compared) -> dict[str, object]:
     """Return what the funnel needs: sites by events, in %, and the limits at any events."""
     places_ = sorted(found.chain.places, key=lambda place: place.events)
     low, high = places_[0].events * 0.8, places_[-1].events * 1.1
@@ -279,12 +279,6 @@ def funnel_of(found: Compared, words: Catalogue) -> dict[str, object]:
         "lower95": [_percent(-warn) for warn, _ in limits],
         "upper998": [_percent(alarm) for _, alarm in limits],
         "lower998": [_percent(-alarm) for _, alarm in limits],
-        "names": {
-            "events": words("tr_events"),
-            "site": words("tr_against_chain"),
-            "limit95": words("tr_limit_95"),
-            "limit998": words("tr_limit_998"),
-        },
     }
 
 

@@ -37,21 +37,23 @@ function curve(chart, width) {
   const numbers = chart.now.concat(chart.before, chart.high).filter((v) => v != null);
   const top = Math.max(...numbers, 1) * 1.08;
   const label = new Map(chart.at.map((at, n) => [at, chart.labels[n]]));
-  const day = (at) => new Date(at * 1000).toISOString().slice(5, 10);
+  const day = new Map(chart.at.map((at, n) => [at, chart.days[n]]));
+  const every = Math.ceil(chart.at.length / Math.max(1, (width - 64) / 64));
+  const bounded = chart.high.some((v) => v != null);
   const thin = { points: { show: false }, spanGaps: false, width: 0, value: shown };
   return {
     width, height: 260, legend: { live: true }, cursor: { points: { size: 7 } },
     plugins: [{ hooks: { drawClear: [(u) => chart.bands.forEach((band) => hatched(u, ...band))] } }],
     scales: { x: { time: false }, y: { range: [0, top] } },
     axes: [
-      axis({ space: 60, values: (u, splits) => splits.map(day) }),
-      axis({ size: 54 }),
+      axis({ splits: () => chart.at.filter((at, n) => n % every === 0), values: (u, splits) => splits.map((at) => day.get(at)) }),
+      axis({ size: 64 }),
     ],
     series: [
       { label: chart.names.week, value: (u, v) => v == null ? "–" : label.get(v) || "–" },
       { label: chart.names.before, stroke: ink("--before"), width: 1.5, dash: [5, 4], spanGaps: false, points: { show: false }, value: shown },
-      { label: chart.names.high, ...thin },
-      { label: chart.names.low, ...thin },
+      { label: chart.names.high, ...thin, class: bounded ? "" : "hidden" },
+      { label: chart.names.low, ...thin, class: bounded ? "" : "hidden" },
       { label: chart.names.now, stroke: ink("--accent"), width: 2.25, spanGaps: false, points: { show: true, size: 5 }, value: shown },
     ],
     bands: [{ series: [2, 3], fill: ink("--accent-soft") }],
@@ -72,26 +74,33 @@ function funnelData(chart) {
   };
 }
 
-function funnel(chart, rows, width) {
-  const line = (label, colour, dash) => ({ label, stroke: ink(colour), width: 1.5, dash, spanGaps: true, points: { show: false }, value: shown });
-  const name = (u, v, n, at) => at == null || v == null ? "–" : `${chart.sites[rows[at].site]} ${v} %`;
-  const dots = (label, colour) => ({
-    label, paths: () => null, stroke: ink(colour), value: name,
-    points: { show: true, size: 9, fill: ink(colour), stroke: ink("--card") },
-  });
-  const spread = Math.max(...chart.values.map(Math.abs), ...chart.upper95.slice(-1)) * 1.25 + 1;
+// The site nearest to the pointer, as the line below the funnel names it.
+function nearest(chart, rows, at) {
+  for (let step = 0; step < rows.length; step += 1) {
+    for (const row of [rows[at - step], rows[at + step]]) {
+      if (row?.site !== undefined) return `${chart.sites[row.site]}: ${chart.values[row.site]} %`;
+    }
+  }
+  return "";
+}
+
+function funnel(chart, rows, width, named) {
+  const line = (colour, dash) => ({ stroke: ink(colour), width: 1.5, dash, spanGaps: true, points: { show: false } });
+  const dots = (colour) => ({ paths: () => null, points: { show: true, size: 9, fill: ink(colour), stroke: ink("--card") } });
+  const spread = Math.max(...chart.values.map(Math.abs), ...chart.upper95) * 1.1 + 0.5;
+  const ends = [chart.steps[0], chart.steps[chart.steps.length - 1]];
+  const many = (v) => v == null ? "" : v >= 10000 ? `${Math.round(v / 1000)}k` : String(Math.round(v));
   return {
-    width, height: 300, legend: { live: false }, cursor: { points: { size: 9 } },
-    scales: { x: { time: false, distr: 3 }, y: { range: [-spread, spread] } },
+    width, height: 300, legend: { show: false }, cursor: { points: { show: false } },
+    hooks: { setCursor: [(u) => { if (named && u.cursor.idx != null) named.textContent = nearest(chart, rows, u.cursor.idx); }] },
+    scales: { x: { time: false, distr: 3, range: () => ends }, y: { range: [-spread, spread] } },
     axes: [
-      axis({ values: (u, splits) => splits.map((v) => v == null ? "" : v >= 1000 ? `${v / 1000}k` : String(v)) }),
+      axis({ splits: () => [0, 13, 26, 39].map((n) => chart.steps[n]), filter: (u, splits) => splits, values: (u, splits) => splits.map(many) }),
       axis({ size: 54, values: (u, splits) => splits.map((v) => `${v} %`) }),
     ],
     series: [
-      { label: chart.names.events },
-      line(chart.names.limit998, "--bad", []), line(chart.names.limit998, "--bad", []),
-      line(chart.names.limit95, "--before", [5, 4]), line(chart.names.limit95, "--before", [5, 4]),
-      dots(chart.names.site, "--accent"), dots(chart.names.site, "--bad"),
+      {}, line("--bad", []), line("--bad", []), line("--before", [5, 4]), line("--before", [5, 4]),
+      dots("--accent"), dots("--bad"),
     ],
   };
 }
@@ -118,7 +127,8 @@ function drawWeeks() {
   for (const place of document.querySelectorAll("[data-funnel]")) {
     drawInto(place, place.dataset.funnel, (chart, width) => {
       const { rows, data } = funnelData(chart);
-      return [funnel(chart, rows, width), data, chart.values.length];
+      const named = document.getElementById("funnel-named");
+      return [funnel(chart, rows, width, named), data, chart.values.length];
     });
   }
 }
