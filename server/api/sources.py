@@ -261,6 +261,7 @@ class SalesParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class SalesAnswer(msgspec.Struct, frozen=True):
     """What was taken without VAT, in one currency, and every rate that the sum rests on."""
 
+    sites: list[str]
     net_sales: Decimal
     currency: str | None
     transactions: int
@@ -318,6 +319,7 @@ async def _sales(call: Call, asked: SalesParameters) -> SalesAnswer:
         call.connection, [site.id for site in sites], since, until, to=asked.currency
     )
     return SalesAnswer(
+        [site.ref for site in sites],
         total.value,
         total.currency,
         sales,

@@ -94,9 +94,12 @@ KINDS = (
         ("users", "grants", "sessions", "one_time_links", "technician_claims", "vouchers"),
     ),
     Kind("audit", About.STAFF, ("audit", "api_keys")),
-    Kind("technical", About.NOBODY, ("phone_acts", "idempotency_keys", "dataset",
-                                     "schema_compatibility")),
-)  # fmt: skip
+    Kind(
+        "technical",
+        About.NOBODY,
+        ("phone_acts", "idempotency_keys", "changes", "dataset", "schema_compatibility"),
+    ),
+)
 
 
 def missing(tables: Mapping[str, object]) -> tuple[set[str], set[str]]:

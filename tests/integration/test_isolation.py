@@ -153,6 +153,27 @@ async def two(world: World) -> tuple[int, int]:
         "s.ref, '2026-03-01', '2026-04-01', now() from sites s "
         "join touchpoints t on t.organisation_id = s.organisation_id"
     )
+    await world.owner.execute(
+        "insert into recounts (organisation_id, ref, spot_id, method, counted_by, recorded_by, "
+        "recorded_at) select organisation_id, ref || '-recount', id, 'manual', ref, ref, now() "
+        "from spots where kind = 'counter'; "
+        "insert into recount_blocks select organisation_id, id, '2026-03-03T10:00Z', 1, 1 "
+        "from recounts; "
+        "insert into staff_shifts (organisation_id, site_id, shift_ref, starts_at, ends_at) "
+        "select organisation_id, id, ref, '2026-03-03T10:00Z', '2026-03-03T11:00Z' from sites; "
+        "insert into campaigns (organisation_id, campaign_ref, name, channel, from_day, until_day, "
+        "currency) select id, ref, ref, ref, '2026-03-03', '2026-03-03', 'SEK' from organisations; "
+        "insert into campaign_sites select c.organisation_id, c.id, s.id from campaigns c "
+        "join sites s on s.organisation_id = c.organisation_id; "
+        "insert into exchange_rates select id, '2026-03-03', 'SEK', 'DKK', 1, ref "
+        "from organisations; "
+        "insert into users (ref, email, name) values ('user-walks', 'w@example.com', ''); "
+        "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
+        "expires_at, signed_off_at, walk) select a.organisation_id, p.ref || '-claim', u.id, "
+        'a.device_id, p.id, now(), now(), now(), \'{"begun_ms": 0, "until_ms": 0, "result": '
+        '{"whole": true, "entered": {"walked": 1, "counted": 1}, "left": {"walked": 1, '
+        '"counted": 1}}}\' from users u, assignments a join spots p on p.id = a.spot_id'
+    )
     return own, other
 
 
