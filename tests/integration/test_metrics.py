@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from itertools import product
 from math import exp, log, sqrt
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -594,3 +597,15 @@ async def test_every_definition_is_published(world: World) -> None:
     for at in range(0, len(every), 20):
         assert (await query(world, metrics=every[at : at + 20], from_="2026-03-02",
                             to="2026-03-03"))[0] == 200  # fmt: skip
+
+
+async def test_the_readmes_question_is_one_that_is_answered(world: World) -> None:
+    await chain(world)
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    body = re.search(r"metrics:query.*?-d '(\{.*?\})'\n", text, re.S)
+    assert body is not None
+    days = iter(("2026-03-02", "2026-03-09"))
+    asked = json.loads(re.sub(r"'\$\(date[^)]*\)'", lambda _: next(days), body[1]))
+    found = await rows(world, **asked)
+    assert len(found) == 7 * len(asked["metrics"])
+    assert found[0]["value"] > 0
