@@ -81,6 +81,8 @@ def _text(value: object) -> object:
         return "'" + value if value.startswith(_FORMULA) else value
     if isinstance(value, (list, tuple)):
         return ";".join(str(each) for each in value)
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
     if isinstance(value, dict):
         return ";".join(f"{key}={each}" for key, each in value.items())
     return value

@@ -51,6 +51,10 @@ async def test_raw_and_filtered_are_served_beside_each_other_with_reasons_and_ve
         }
         assert reasons == {"repeated": 39, "children": 4, "stuck": 30, "closed": 1}
         assert not any(row["pending"] for row in kept)
+    key = {"Authorization": f"Bearer {world.keys['own']}"}
+    path = f"/v1{asked.format('day', 'filtered')}&format=csv"
+    async with world.client.get(path, headers=key) as response:
+        assert "repeated=39;children=4;stuck=30;closed=1" in await response.text()
     assert (await world.get(asked.format("day", "raw").replace("&basis=raw", "")))["data"] == (
         await world.get(asked.format("day", "raw"))
     )["data"]
