@@ -1,5 +1,6 @@
 """Surveys on one's own phone: from the desk to the visitor and back, against the database."""
 
+import asyncio
 import json
 import re
 from datetime import timedelta
@@ -409,3 +410,16 @@ async def test_who_sees_one_site_reads_its_answers_alone_and_asks_nobody(counter
     form = {**hidden, "site": "second-site", "channel": "link"}
     assert (await post(browser, f"/surveys/{survey}/tokens", form)).status == 404
     assert (await post(browser, f"/surveys/{survey}", {**hidden, "to": "closed"})).status == 404
+
+
+async def test_of_two_answers_with_one_token_at_the_same_moment_one_is_stored(
+    counter: Counter,
+) -> None:
+    (token,) = await counter.tokens(await counter.survey())
+    phones = [Phone(counter.people) for _ in range(4)]
+    for phone in phones:
+        await phone.open(path_of(token["url"]))
+    sent = [phone.send(phone.filled(value)) for value, phone in enumerate(phones, 1)]
+    statuses = sorted(status for status, _ in await asyncio.gather(*sent))
+    assert statuses == [200, 409, 409, 409]
+    assert await counter.people.owner.fetchval("select count(*) from survey_answers") == 1

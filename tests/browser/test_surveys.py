@@ -1,0 +1,150 @@
+"""A survey from the portal's builder to a visitor's phone and back, in a browser."""
+
+import re
+from collections.abc import Callable
+from urllib.parse import urljoin
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.axe import overflow, violations
+from tests.browser.conftest import Demo
+from tests.browser.test_portal import open_portal
+
+pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600)]
+NewPage = Callable[..., Page]
+
+TEXTS = {
+    "title": ("Ditt besök", "Dit besøg", "Your visit"),
+    "why": ("Butiken läser det.", "Butikken læser det.", "The shop reads it."),
+    "factor1": ("Personal", "Personale", "Staff"),
+    "factor2": ("Kassa", "Kasse", "Check-out"),
+    "all": ("Som helhet?", "Alt i alt?", "All in all?"),
+    "item1": ("Jag blev väl bemött.", "Jeg blev mødt godt.", "I was met well."),
+    "item2": ("Det gick fort i kassan.", "Det gik hurtigt i kassen.", "Check-out was fast."),
+    "words": ("Något mer?", "Andet?", "Anything else?"),
+}
+PHONE = "070-123 45 67"
+LANGUAGES = ("sv", "da", "en")
+
+
+def built(portal: Page) -> str:
+    """Build and publish a survey; return its page's path."""
+    portal.get_by_role("link", name="Surveys").click()
+    assert violations(portal) == []
+    portal.get_by_role("link", name="New survey").click()
+    portal.get_by_label("Name", exact=True).fill("Phones")
+    for name, texts in TEXTS.items():
+        for language, text in zip(LANGUAGES, texts, strict=True):
+            portal.locator(f"#{name}_{language}").fill(text)
+    portal.locator("#of2").select_option("2")
+    # 3.5 + 2.4 + 2.4 + 9.0 to answer, and 0.06 for each character of the longest wordings
+    characters = sum(max(map(len, TEXTS[name])) for name in ("all", "item1", "item2", "words"))
+    expect(portal.locator("#seconds")).to_have_text(f"{17.3 + 0.06 * characters:.1f}")
+    assert violations(portal) == []
+    portal.set_viewport_size({"width": 360, "height": 740})
+    assert overflow(portal) <= 0
+    portal.set_viewport_size({"width": 1280, "height": 900})
+    portal.get_by_role("button", name="Keep as a draft").click()
+    portal.get_by_role("button", name="Publish").click()
+    expect(portal.locator(".pill.open")).to_have_text("asked")
+    return portal.url
+
+
+def handed(portal: Page, survey: str, count: int) -> list[str]:
+    """Make tokens of a survey; return their addresses."""
+    portal.goto(survey)
+    portal.locator("#channel").select_option("receipt")
+    portal.locator("#count").fill(str(count))
+    portal.get_by_role("button", name="Make codes").click()
+    assert violations(portal) == []
+    links = portal.locator("#tokens a")
+    found = [links.nth(at).get_attribute("href") or "" for at in range(links.count())]
+    assert len(found) == count
+    return found
+
+
+def test_a_visitor_answers_on_a_phone_in_each_language_with_and_without_script(
+    demo: Demo, chrome: Browser, new_page: NewPage
+) -> None:
+    portal = open_portal(new_page(), demo)
+    survey = built(portal)
+    links = handed(portal, survey, 6)
+    for language, link in zip(LANGUAGES, links[:3], strict=True):
+        with_script(new_page(width=360, language=language), link, language)
+    for language, link in zip(LANGUAGES, links[3:], strict=True):
+        without_script(chrome, link, language)
+    portal.goto(survey)
+    row = portal.locator('[data-way="one-time"] [data-factor="factor1"]')
+    expect(row).to_have_text(re.compile(r"Staff\s+4\s+4–4"))  # all said the same
+    expect(portal.locator('[data-factor="overall"]')).to_have_text(re.compile(r"8\s+8–8\s+6"))
+    expect(portal.locator("[data-seconds]")).to_have_text(re.compile("an estimate: 6 of 200"))
+    expect(portal.get_by_text("[phone]").first).to_be_visible()
+    expect(portal.get_by_text(PHONE)).to_have_count(0)
+    assert violations(portal) == []
+    portal.set_viewport_size({"width": 360, "height": 740})
+    assert overflow(portal) <= 0
+
+
+def with_script(phone: Page, link: str, language: str) -> None:
+    """Answer one question a screen, with a finger's size, and try to answer again."""
+    at = LANGUAGES.index(language)
+    phone.goto(link)
+    expect(phone.locator("h1")).to_have_text(TEXTS["title"][at])
+    expect(phone.locator(".why")).to_have_text(TEXTS["why"][at])
+    assert overflow(phone) <= 0
+    assert violations(phone) == []
+    for label in phone.locator(".item:visible label").all():
+        box = label.bounding_box()
+        assert box is not None
+        assert min(box["width"], box["height"]) >= 64
+    for _ in range(3):
+        item = phone.locator(".item:visible")
+        expect(item).to_have_count(1)
+        value = "8" if item.locator('[name="overall"]').count() else "4"
+        before = item.locator("input").first.get_attribute("name")
+        item.locator("label", has=phone.locator(f'input[value="{value}"]')).click()
+        expect(phone.locator(f'.item:visible input[name="{before}"]')).to_have_count(0)
+    phone.locator("textarea").fill(f"Ring {PHONE}")
+    assert violations(phone) == []
+    phone.locator("form button:visible:not(.back)").click()
+    expect(phone.locator("form")).to_have_count(0)
+    assert violations(phone) == []
+    assert phone.context.cookies() == []
+    answer = phone.request.get(link)
+    assert answer.status == 409
+    assert 'data-code="answered_already"' in answer.text()
+
+
+def without_script(chrome: Browser, link: str, language: str) -> None:
+    """Answer on one page, with scripts off, and send it twice."""
+    context = chrome.new_context(
+        viewport={"width": 320, "height": 700}, locale=language, java_script_enabled=False
+    )
+    try:
+        phone = context.new_page()
+        phone.goto(link)
+        expect(phone.locator(".item")).to_have_count(4)
+        for name, value in (("overall", "8"), ("item1", "4"), ("item2", "4")):
+            phone.locator(f'input[name="{name}"][value="{value}"]').check()
+        phone.locator("textarea").fill(f"Ring {PHONE}")
+        phone.locator("form button").click()
+        expect(phone.locator("form")).to_have_count(0)
+        thanks = phone.locator("h1").inner_text()
+        assert thanks == {"sv": "Tack", "da": "Tak", "en": "Thank you"}[language]
+        phone.reload()  # sends the same form again
+        expect(phone.locator("h1")).to_have_text(thanks)
+        assert context.cookies() == []
+    finally:
+        context.close()
+
+
+def test_a_code_is_typed_and_a_wrong_one_is_told(demo: Demo, new_page: NewPage) -> None:
+    phone = new_page(width=320, complains="422")
+    phone.goto(urljoin(open_portal(new_page(), demo).url, "/s"))
+    assert violations(phone) == []
+    assert overflow(phone) <= 0
+    phone.get_by_label("Your code").fill("abcd-efgh-jkm3")
+    phone.get_by_role("button").click()
+    expect(phone.get_by_role("alert")).to_have_attribute("data-code", "mistyped_code")
+    assert violations(phone) == []
