@@ -4,9 +4,9 @@ Everything is added up per site first, in buckets that the site's clock makes, a
 the end: by site, region or organisation. A row answers one KPI of one bucket.
 
 Compared with the year before, buckets of days are made of days on both sides: each day that is
-over beside the day that `calendar` aligns it with. Sites that are not comparable in both periods
-are left out of both sides of a comparison of regions and organisations; of a single site the
-flags say why it is not like for like.
+over beside the day that `calendar` aligns it with, whose flags are the row's. Sites that are not
+comparable in both periods are left out of both sides of a comparison of regions and organisations;
+of a single site the flags say why it is not like for like.
 """
 
 import asyncio
@@ -328,6 +328,7 @@ class _Part:
     twins: Inputs | None = None
     alike: Inputs | None = None
     reasons: tuple[str, ...] = ()
+    moved: frozenset[str] = frozenset()
     label: str | None = None
 
 
@@ -420,6 +421,9 @@ def _compare(
         return
     part.alike = each.with_error(added([cell.inputs for _, cell, _, _ in pairs]))
     part.twins = before.with_error(added([cell.inputs for _, _, _, cell in pairs]))
+    country = country_of(each.site.time_zone)
+    days = {bucket.start_day for bucket, *_ in pairs}
+    part.moved = frozenset().union(*(aligned(day, country).flags for day in days))
     labels = sorted(bucket.label for _, _, bucket, _ in pairs)
     part.label = labels[0] if len(labels) == 1 else f"{labels[0]}/{labels[-1]}"
     opening = each.site.calendar.opening
@@ -466,7 +470,7 @@ def _of_place(
         then = now = None
         if compared:
             then, now = metric.compute(twins).value, metric.compute(alike).value
-            reasons = {reason for part in compared for reason in part.reasons}
+            reasons = {why for part in compared for why in (*part.reasons, *part.moved)}
             flags = (*flags, *sorted(reasons - set(flags)))
         estimate = None
         if whole_imputed is not None and Need.VISITS in metric.needs and not metric.alone:

@@ -319,6 +319,7 @@ async def test_a_year_is_compared_by_weekday_and_holiday(world: World) -> None:
     days = {
         date(2026, 3, 4): 40, date(2025, 3, 5): 20,  # a Wednesday of week 10
         date(2026, 4, 3): 8, date(2025, 4, 18): 4, date(2025, 4, 4): 100,  # Good Friday
+        date(2026, 4, 17): 9, date(2025, 4, 11): 3,  # a Friday, and no holiday
     }  # fmt: skip
     for name, opens_on in (("old", None), ("new", date(2025, 9, 1)), ("swapped", None)):
         site = await world.site(own, name, hours=TEN)
@@ -330,8 +331,8 @@ async def test_a_year_is_compared_by_weekday_and_holiday(world: World) -> None:
         if name == "swapped":
             await world.spot(own, site, "second", assigned=utc("2025-12-01"))
     await world.derive()
-    world.clock.advance(5 * 86_400)  # to the 7th of April
-    asked = {"metrics": ["visits"], "compare": "last_year", "scope": "open"}
+    world.clock.advance(20 * 86_400)  # to the 22nd of April
+    asked: dict[str, Any] = {"metrics": ["visits"], "compare": "last_year", "scope": "open"}
     march = await rows(world, from_="2026-03-04", to="2026-03-05", **asked)
     assert [(r["site"], r["value"], r["compared"], r["change"]) for r in march] == [
         ("new", 40, None, None),
@@ -344,6 +345,15 @@ async def test_a_year_is_compared_by_weekday_and_holiday(world: World) -> None:
     [good_friday] = await rows(world, from_="2026-04-03", to="2026-04-04", sites=["old"], **asked)
     assert (good_friday["value"], good_friday["compared"]) == (8, 4)
     assert good_friday["compared_local"] == "2025-04-18"
+    asked["sites"] = ["old"]
+    [moved] = await rows(world, from_="2026-04-17", to="2026-04-18", **asked)
+    assert (moved["compared_local"], moved["change"]) == ("2025-04-11", 2.0)
+    assert moved["flags"] == ["never_audited", "moved"]
+    [week] = await rows(world, from_="2026-04-13", to="2026-04-19", bucket="week", **asked)
+    assert (week["compared_local"], week["value"], week["compared"]) == (
+        "2025-04-11/2025-04-17", 9, 3,
+    )  # fmt: skip
+    del asked["sites"]
     [all_] = await rows(world, from_="2026-03-04", to="2026-03-05", by="organisation", **asked)
     assert (all_["value"], all_["compared"], all_["compared_sites"]) == (120, 20, 1)
     assert (all_["difference"], all_["change"]) == (20, 1.0)  # of comparable sites, both
