@@ -86,6 +86,9 @@ class Pages:
 
     async def listed(self, request: web.Request) -> web.Response:
         """Every site with its open alerts; who sees one site alone is led to it."""
+        return await self._list(request)
+
+    async def _list(self, request: web.Request, *, problem: Problem | None = None) -> web.Response:
         async with self._portal.looking(request, "portal feedback") as look:
             sites = [site for site in await load_sites(look.db) if site.ref in look.seen]
             found = await alerts.listed(look.db, look.organisation, open_only=True)
@@ -97,6 +100,8 @@ class Pages:
             request,
             "feedback.html",
             look,
+            status=409 if problem else 200,
+            problem=problem,
             sites=sorted(sites, key=lambda site: (-waiting[site.ref], site.name)),
             waiting=waiting,
             touchpoints=touchpoints,
@@ -170,16 +175,15 @@ class Pages:
         async with self._portal.looking(request, "portal touchpoint") as look:
             if not look.visitor.may(Permission.ACT_ON_FEEDBACK, Place(look.organisation)):
                 raise web.HTTPNotFound
-        name = form.get("name", "")
-        async with acting(
-            self._portal.desk, "add touchpoint", organisation=look.organisation
-        ) as db:
-            try:
-                await actions.add_touchpoint(
-                    db, look.organisation, name, actor=look.visitor.actor, now=self._portal.now()
-                )
-            except VestibuleError as error:
-                raise web.HTTPSeeOther("/feedback#touchpoints") from error
+        by = {"actor": look.visitor.actor, "now": self._portal.now()}
+        what = "add touchpoint"
+        try:
+            async with acting(self._portal.desk, what, organisation=look.organisation) as db:
+                name = form.get("name", "")
+                await actions.add_touchpoint(db, look.organisation, name, **by)  # type: ignore[arg-type]
+        except VestibuleError as error:
+            field = getattr(error, "parameter", "")
+            return await self._list(request, problem=Problem(error.code, field, str(error)))
         raise web.HTTPSeeOther("/feedback#touchpoints")
 
     async def _at_work(

@@ -106,6 +106,8 @@ async def test_an_action_is_planned_and_is_not_closed_too_early(people: People) 
     assert "1 open alerts" in (await page_of(browser, "/feedback"))[1]
     added = await post(browser, "/feedback/touchpoints", {"csrf": token, "name": "Check-out"})
     assert added.status == 303
+    again = await post(browser, "/feedback/touchpoints", {"csrf": token, "name": "Check-out"})
+    assert (again.status, "of this name already" in await again.text()) == (409, True)
     till = await people.owner.fetchval("select ref from touchpoints")
     today = NOW.date()
     form = {
