@@ -30,6 +30,7 @@ async def shop(world: World, fault: Fault = lambda door, at: False) -> dict[str,
             for door, rate in RATES.items()
             if not fault(door, at)
         ],
+        changed=False,  # the site is new: all of it is derived
     )
     await world.derive()
     return spots
