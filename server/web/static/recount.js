@@ -20,7 +20,7 @@ const rest = (ms) => `${Math.floor(ms / 60_000)}:${String(Math.floor(ms / 1000) 
 const of = (from, way) => count.taps.filter(([at, other]) => at >= from && at < from + QUARTER_MS && other === way).length;
 
 function blocks(at = now()) {
-  const until = Math.min(at, count.ended || at), found = [];
+  const until = count.ended || at, found = [];
   if (!count.begun) return found;
   for (let from = count.begun; from + QUARTER_MS <= until && found.length < MOST_BLOCKS; from += QUARTER_MS) {
     found.push({ from_ms: from, entered: of(from, "in"), departed: of(from, "out") });
