@@ -1,10 +1,10 @@
-"""What the misuse filter leaves of presses, alerts of dissatisfaction, and what is done about them."""
+"""What the misuse filter leaves of presses, alerts of dissatisfaction, and what is then done."""
 
 from sqlalchemy import (
     BigInteger,
     Column,
     Date,
-    Float,
+    Double,
     Integer,
     SmallInteger,
     Table,
@@ -45,7 +45,7 @@ alarm_settings = Table(
     "alarm_settings",
     metadata,
     row_of("organisation_id", "organisations", primary_key=True),
-    Column("false_alarms_per_week", Float(53), nullable=False),
+    Column("false_alarms_per_week", Double(), nullable=False),
 )
 alarm_watch = Table(
     "alarm_watch",
@@ -69,9 +69,9 @@ opinion_alerts = Table(
     Column("since", INSTANT, nullable=False),
     Column("n", Integer, nullable=False),
     Column("bad", Integer, nullable=False),
-    Column("expected", Float(53), nullable=False),
-    Column("p", Float(53), nullable=False),
-    Column("false_alarms_per_week", Float(53), nullable=False),
+    Column("expected", Double(), nullable=False),
+    Column("p", Double(), nullable=False),
+    Column("false_alarms_per_week", Double(), nullable=False),
     Column("filter_version", SmallInteger, nullable=False),
     or_empty("assignee"),
     Column("acknowledged_at", INSTANT),
