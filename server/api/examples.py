@@ -49,6 +49,23 @@ _ASKED: dict[str, Any] = {
     "title": {"en": "Your visit"},
     "questions": [{"kind": "smiley4", "text": {"en": "How was your visit today?"}}],
 }
+_BATTERY: dict[str, Any] = {
+    "languages": ["en"],
+    "title": {"en": "Your visit"},
+    "why": {"en": "The shop's own staff read the answers every week."},
+    "factors": [{"key": "staff", "name": {"en": "Staff"}, "action": "Train at the fitting rooms"}],
+    "items": [
+        {"key": "overall", "kind": "overall", "text": {"en": "All in all?"}},
+        {
+            "key": "met",
+            "kind": "statement",
+            "factor": "staff",
+            "text": {"en": "I was met well."},
+        },
+        {"key": "words", "kind": "text", "text": {"en": "Anything else?"}},
+    ],
+    "shown": 1,
+}
 
 EXAMPLES: dict[str, Example] = {
     "GET /sites": Example(query={"limit": "100"}),
@@ -76,6 +93,13 @@ EXAMPLES: dict[str, Example] = {
     "GET /questionnaires": Example(),
     "GET /questionnaires/{ref}": Example(_ref("questionnaire")),
     "GET /publications": Example(query={"site": _SITE}),
+    "GET /surveys": Example(),
+    "GET /surveys/{ref}": Example(_ref("survey")),
+    "GET /surveys/{ref}/results": Example(_ref("survey"), {"by": "site", "site": _SITE}),
+    "GET /surveys/{ref}/drivers": Example(_ref("survey")),
+    "GET /surveys/{ref}/words": Example(_ref("survey")),
+    "GET /rounds": Example(),
+    "GET /rounds/{ref}/change": Example(_ref("round")),
     "GET /experiments": Example(query={"state": "decided"}),
     "GET /experiments:learning": Example(),
     "GET /experiments/{ref}": Example(_ref("experiment")),
@@ -123,6 +147,27 @@ EXAMPLES: dict[str, Example] = {
     ),
     "DELETE /publications/{ref}": Example(_ref("publication")),
     "DELETE /questionnaires/{ref}": Example(_ref("questionnaire")),
+    "POST /surveys": Example(body={"name": "Visit", "content": _BATTERY}),
+    "POST /survey-tokens": Example(
+        body={
+            "survey": name_of("survey"),
+            "site": _SITE,
+            "channel": "receipt",
+            "touchpoint": "Till 3",
+            "delay": "1-7 d",
+            "count": 2,
+        }
+    ),
+    "POST /rounds": Example(
+        body={
+            "survey": name_of("survey"),
+            "site": _SITE,
+            "name": "With a second till",
+            "follows": name_of("round"),
+        }
+    ),
+    "DELETE /rounds/{ref}": Example(_ref("round")),
+    "PATCH /surveys/{ref}": Example(_ref("survey"), body={"state": "closed"}),
 }
 
 

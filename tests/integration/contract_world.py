@@ -17,7 +17,9 @@ from server.api.examples import name_of
 from server.api.keys import SCOPES, create_api_key
 from server.api.openapi import describe
 from server.api.routes import ACTS, READS, build_api
+from server.config import Secret
 from server.db.engine import open_pool
+from server.people.sealing import Seal
 from tests.integration.api_world import ALL_SLOTS, utc
 from tests.integration.people_world import People
 from tests.integration.test_isolation_routes import KINDS, fill
@@ -66,7 +68,8 @@ async def contract(
         dsn = stack.endpoints.dsn("api", world_database)
         api = await exits.enter_async_context(open_pool(dsn, size=4, name="api"))
         app = web.Application()
-        made = build_api(pool=api, desk=people.desk, clock=people.clock, burst=1_000_000)
+        seal = Seal(Secret("s" * 32))
+        made = build_api(pool=api, desk=people.desk, clock=people.clock, seal=seal, burst=1_000_000)
         app.add_subapp("/v1/", made)
         server = await exits.enter_async_context(TestServer(app))
         document = msgspec.to_builtins(describe((*READS, *ACTS)))
