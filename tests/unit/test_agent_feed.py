@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.feed import Feeders, SocketSensor
 from agent.recorder import RefusedError
-from agent.sensor import Crossing, Event, Touch
+from agent.sensor import Button, Crossing, Event, Touch
 
 
 class Journal:
@@ -28,7 +28,7 @@ class Journal:
 
     def flush(self) -> None:
         for event in self.events:
-            if event.feed is not None:
+            if not isinstance(event, Button) and event.feed is not None:
                 self.stored[event.feed.source] = event.feed.id
 
 

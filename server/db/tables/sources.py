@@ -39,7 +39,7 @@ campaign_sites = Table(
 exchange_rates = Table(
     "exchange_rates",
     metadata,
-    organisation(),
+    row_of("organisation_id", "organisations", primary_key=True),
     Column("day", Date, primary_key=True),
     Column("base", Text, primary_key=True),
     Column("quote", Text, primary_key=True),
