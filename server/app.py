@@ -33,6 +33,7 @@ from server.feedback.alerts import Watch
 from server.feedback.bell import Bell
 from server.feedback.plans import add_plans
 from server.feedback.responses import run as filter_presses
+from server.feeds.worker import Webhooks
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
 from server.ingest.worker import Ingest
@@ -112,6 +113,12 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             workers.append(group.create_task(watch.run(), name="alerts"))
             workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
             workers.append(group.create_task(purge.run(maint_pool, clock), name="purge"))
+            if settings.session_secret.reveal():  # which opens the webhooks' own
+                told_pool = await _open(stack, settings.dsn_maint.reveal(), size=4, name="webhooks")
+                telling = Webhooks(told_pool, Seal(settings.session_secret), clock)
+                workers.append(group.create_task(telling.run(), name="webhooks"))
+            else:
+                log.warning("webhooks are told nothing here: VESTIBULE_SESSION_SECRET is not set")
         try:
             pages = web.Application()
             if "api" in settings.roles:

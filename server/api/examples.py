@@ -52,19 +52,23 @@ _ASKED: dict[str, Any] = {
 _BATTERY: dict[str, Any] = {
     "languages": ["en"],
     "title": {"en": "Your visit"},
-    "why": {"en": "The shop's own staff read the answers every week."},
-    "factors": [{"key": "staff", "name": {"en": "Staff"}, "action": "Train at the fitting rooms"}],
+    "why": {"en": "It decides what we change next."},
+    "factors": [
+        {"key": "staff", "name": {"en": "Staff"}, "goal": "To feel welcome"},
+        {"key": "till", "name": {"en": "Check-out"}, "goal": "To get on"},
+    ],
     "items": [
         {"key": "overall", "kind": "overall", "text": {"en": "All in all?"}},
-        {
-            "key": "met",
-            "kind": "statement",
-            "factor": "staff",
-            "text": {"en": "I was met well."},
-        },
-        {"key": "words", "kind": "text", "text": {"en": "Anything else?"}},
+        *(
+            {"key": f"{factor}{n}", "kind": "statement", "text": {"en": text}, "factor": factor}
+            for factor, texts in (
+                ("staff", ("Somebody saw me.", "I was helped.", "They knew.", "I felt welcome.")),
+                ("till", ("I paid soon.", "It was easy.", "It was right.", "They were friendly.")),
+            )
+            for n, text in enumerate(texts)
+        ),
     ],
-    "shown": 1,
+    "shown": 5,
 }
 
 EXAMPLES: dict[str, Example] = {
@@ -85,6 +89,109 @@ EXAMPLES: dict[str, Example] = {
     "GET /estimates": Example(query={**_AT, "bucket": "hour"}),
     "GET /occupancy": Example(query=_AT),
     "GET /changes": Example(query={"kind": "bucket.revised", "limit": "100"}),
+    "GET /webhooks": Example(),
+    "GET /webhooks/{ref}": Example(_ref("webhook")),
+    "GET /webhooks/{ref}/deliveries": Example(_ref("webhook"), {"dead": "true"}),
+    "POST /webhooks": Example(
+        body={"url": "https://hooks.example.com/vestibule", "kinds": ["bucket.revised"]}
+    ),
+    "PATCH /webhooks/{ref}": Example(_ref("webhook"), body={"enabled": True}),
+    "GET /accuracy": Example(query={"site": _SITE}),
+    "GET /recounts": Example(query={"site": _SITE}),
+    "POST /recounts": Example(
+        body={
+            "spot": _SPOT,
+            "method": "video",
+            "counted_by": "A. Berg",
+            "blocks": [{"from": "2026-03-02T10:00:00+01:00", "in": 41, "out": 38}],
+        }
+    ),
+    "GET /rates": Example(query={"limit": "50"}),
+    "GET /campaigns": Example(),
+    "GET /tills": Example(query={"site": _SITE}),
+    "GET /sales": Example(query={**_AT, "currency": "EUR"}),
+    "POST /transactions": Example(
+        body={
+            "transactions": [
+                {
+                    "site": _SITE,
+                    "transaction": "2026-03-02-0017",
+                    "at": "2026-03-02T10:04:00+01:00",
+                    "kind": "sale",
+                    "amount": "349.00",
+                    "units": 2,
+                }
+            ]
+        }
+    ),
+    "POST /shifts": Example(
+        body={
+            "shifts": [
+                {
+                    "site": _SITE,
+                    "shift": "w10-mon-1",
+                    "starts": "2026-03-02T09:45:00+01:00",
+                    "ends": "2026-03-02T18:15:00+01:00",
+                    "role": "sales",
+                }
+            ]
+        }
+    ),
+    "POST /campaigns": Example(
+        body={
+            "campaigns": [
+                {
+                    "campaign": "spring-2026",
+                    "name": "Spring",
+                    "from": "2026-03-02",
+                    "to": "2026-03-15",
+                    "channel": "radio",
+                    "cost": "12000",
+                    "currency": "SEK",
+                }
+            ]
+        }
+    ),
+    "POST /rates": Example(
+        body={
+            "rates": [
+                {
+                    "day": "2026-03-02",
+                    "base": "EUR",
+                    "quote": "SEK",
+                    "rate": "11.02",
+                    "source": "the bank's own list",
+                }
+            ]
+        }
+    ),
+    "GET /touchpoints": Example(),
+    "POST /touchpoints": Example(body={"name": "Fitting rooms"}),
+    "GET /feedback-alerts": Example(query={"site": _SITE, "open": "true"}),
+    "PUT /feedback-alerts/{ref}/assignee": Example(_ref("alert"), body={"assignee": "A. Berg"}),
+    "PUT /feedback-alerts/{ref}/outcome": Example(
+        _ref("alert"), body={"outcome": "A till was opened at noon"}
+    ),
+    "GET /alarm-settings": Example(),
+    "PUT /alarm-settings": Example(body={"false_alarms_per_week": 0.5}),
+    "GET /actions": Example(query={"site": _SITE}),
+    "POST /actions": Example(
+        body={
+            "site": _SITE,
+            "touchpoint": name_of("touchpoint"),
+            "title": "One more till at noon",
+            "owner": "A. Berg",
+            "due_on": "2026-05-04",
+            "remeasure_on": "2026-06-01",
+        }
+    ),
+    "PUT /actions/{ref}/told": Example(
+        _ref("action"), body={"told": {"en": "You waited at noon: now two tills are open."}}
+    ),
+    "PUT /actions/{ref}/done": Example(_ref("action"), body={"done_on": "2026-04-02"}),
+    "PUT /actions/{ref}/closed": Example(_ref("action"), refused="too_early"),
+    "DELETE /recounts/{ref}": Example(_ref("recount")),
+    "DELETE /webhooks/{ref}": Example(_ref("webhook")),
     "GET /definitions": Example(),
     "POST /metrics:query": Example(
         body={"metrics": ["visits", "conversion"], **_MARCH, "by": "site", "sites": [_SITE]}

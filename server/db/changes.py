@@ -222,6 +222,11 @@ async def changes_after(
     return Told(found, Place(end.dataset, xid, number, end.seen_s), False)
 
 
+async def changes_of(connection: asyncpg.Connection, ids: Sequence[int]) -> dict[int, Change]:
+    """Return changes by their numbers."""
+    return {row["id"]: _change(row) for row in await connection.fetch(_OF, ids)}
+
+
 def _change(row: asyncpg.Record) -> Change:
     kind = Kind(row["kind"])
     detail = msgspec.json.decode(row["detail"], type=_DETAILS[kind])
@@ -231,6 +236,11 @@ def _change(row: asyncpg.Record) -> Change:
 _NOW = """
     select id as dataset, pg_snapshot_xmin(pg_current_snapshot())::text::bigint as xmin
     from dataset
+"""
+_OF = """
+    select c.id, c.at, c.kind, s.ref as site, p.ref as spot, c.detail::text as detail
+    from changes c left join sites s on s.id = c.site_id left join spots p on p.id = c.spot_id
+    where c.id = any($1::bigint[])
 """
 _AFTER = """
     select c.id, c.xid, c.at, c.kind, s.ref as site, p.ref as spot, c.detail::text as detail

@@ -142,6 +142,16 @@ async def two(world: World) -> tuple[int, int]:
         "insert into responses_day select '2026-03-03', 0, id, 1, 0, 0, 0, 0, 1, 0, 0 "
         "from spots where kind = 'kiosk'; "
         "insert into alarm_settings select id, 1 from organisations; "
+        "insert into changes (organisation_id, kind, site_id, detail) "
+        "select s.organisation_id, 'gap.opened', s.id, "
+        "jsonb_build_object('gap', 0, 'reason', s.ref) from sites s; "
+        "insert into webhooks (organisation_id, ref, url, secret_sealed, created_at, "
+        "place_dataset, place_xid, place_id, place_at) select o.id, o.ref || '-webhook', o.ref, "
+        "'', '2026-03-03', d.id, 0, 0, '2026-03-03' from organisations o, dataset d; "
+        "insert into deliveries (organisation_id, webhook_id, change_id, trouble, queued_at) "
+        "select c.organisation_id, w.id, c.id, w.url, '2026-03-03' from changes c "
+        "join webhooks w on w.organisation_id = c.organisation_id "
+        "where c.kind = 'gap.opened' and c.detail ->> 'gap' = '0'; "
         "insert into opinion_alerts (organisation_id, ref, site_id, spot_id, cause, questionnaire, "
         "question, raised_at, since, n, bad, expected, p, false_alarms_per_week, filter_version) "
         "select organisation_id, ref || '-alert', site_id, id, 'dissatisfaction', 0, 0, now(), "
@@ -185,6 +195,7 @@ def paths() -> list[str]:
             kinds = {
                 "questionnaires": "own-questions",
                 "experiments": "own-experiment",
+                "webhooks": "own-webhook",
                 "surveys": "own-survey",
                 "rounds": "own-round",
             }

@@ -24,7 +24,7 @@ MARK = "zebra"
 KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
     *("questionnaire", "publication", "experiment", "survey", "round"),
-    *("recount", "alert", "touchpoint", "action"),
+    *("webhook", "recount", "alert", "touchpoint", "action"),
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -98,6 +98,9 @@ GET: dict[str, Asked] = {
     "/v1/spots/{ref:spot}": Asked(),
     "/v1/devices": Asked(),
     "/v1/changes": Asked(),
+    "/v1/webhooks": Asked(),
+    "/v1/webhooks/{ref:webhook}": Asked(),
+    "/v1/webhooks/{ref:webhook}/deliveries": Asked(),
     "/v1/counts": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/feedback": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/response-rate": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
@@ -236,6 +239,9 @@ JSON: dict[tuple[str, str], Asked] = {
     ),
     ("PATCH", "/v1/targets/{ref:target}"): Asked({"note": "x"}),
     ("DELETE", "/v1/targets/{ref:target}"): Asked(),
+    ("POST", "/v1/webhooks"): Asked({"url": "http://example.com/"}),
+    ("PATCH", "/v1/webhooks/{ref:webhook}"): Asked(),
+    ("DELETE", "/v1/webhooks/{ref:webhook}"): Asked(),
     ("POST", "/v1/experiments"): Asked({"name": "A", "metrics": "visits"}),
     ("POST", "/v1/experiments:plan"): Asked({"name": "A", "metrics": "visits"}),
     ("PATCH", "/v1/experiments/{ref:experiment}"): Asked({"to": "sealed"}),
@@ -509,6 +515,12 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "raised.id, $7, $7, '2026-05-01', '2026-06-01', $8 from met, raised",
         *(organisation, names["alert"], site, spot, names["touchpoint"], names["action"], words),
         NOW,
+    )
+    await owner.execute(
+        "insert into webhooks (organisation_id, ref, url, secret_sealed, created_at, "
+        "place_dataset, place_xid, place_id, place_at) "
+        "select $1, $2, 'https://example.com/' || $3, '', $4, id, 0, 0, $4 from dataset",
+        *(organisation, names["webhook"], words, NOW),
     )
     device = await owner.fetchval(
         "insert into devices (organisation_id, device, kind, serial, model, state) "

@@ -80,4 +80,62 @@ grant select, insert on changes to vestibule_ingest;
 grant insert on changes to vestibule_desk;
 grant select, insert, delete on changes to vestibule_maint;
 
+-- Who is told of changes. Sealed: the secret that signs, under a key outside the database. place:
+-- up to where the feed is queued in deliveries. disabled: the sentence why.
+create table webhooks (
+    id int generated always as identity primary key,
+    organisation_id int not null references organisations,
+    ref text not null unique,
+    url text not null,
+    kinds text[] not null default '{}',
+    secret_sealed bytea not null,
+    created_at timestamptz not null,
+    place_dataset bigint not null,
+    place_xid bigint not null,
+    place_id bigint not null,
+    place_at timestamptz not null,
+    failing_since timestamptz,
+    disabled_at timestamptz,
+    disabled text not null default ''
+);
+create index on webhooks (organisation_id);
+
+-- One per webhook and change. next_at: when it is tried next; null: delivered, or dead.
+create table deliveries (
+    id bigint generated always as identity primary key,
+    organisation_id int not null references organisations,
+    webhook_id int not null references webhooks on delete cascade,
+    change_id bigint not null references changes on delete cascade,
+    tries int not null default 0,
+    status smallint,
+    trouble text not null default '',
+    queued_at timestamptz not null,
+    next_at timestamptz,
+    delivered_at timestamptz,
+    dead_at timestamptz,
+    unique (webhook_id, change_id)
+);
+create index on deliveries (change_id);
+create index on deliveries (webhook_id, next_at) where next_at is not null;
+
+do $$
+declare t text;
+begin
+    foreach t in array array['webhooks', 'deliveries'] loop
+        execute format('alter table %I enable row level security', t);
+        execute format('create policy own on %I to vestibule_api '
+            'using (organisation_id = current_organisation())', t);
+        execute format('create policy every on %I to vestibule_maint using (true)', t);
+        execute format('create policy desk on %I to vestibule_desk '
+            'using (organisation_id = current_organisation() or oversees_all()) '
+            'with check (organisation_id = current_organisation() or oversees_all())', t);
+        execute format('grant select, insert, update, delete on %I to vestibule_desk', t);
+    end loop;
+end $$;
+grant select (id, organisation_id, ref, url, kinds, created_at, failing_since, disabled_at, disabled)
+    on webhooks to vestibule_api;
+grant select on deliveries to vestibule_api;
+grant select, update on webhooks to vestibule_maint;
+grant select, insert, update on deliveries to vestibule_maint;
+
 update schema_compatibility set version = 8, compatible_from = 8;

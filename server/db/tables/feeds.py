@@ -1,9 +1,27 @@
-"""What others follow: the feed of changes."""
+"""What others follow: the feed of changes, webhooks and what was delivered to them."""
 
-from sqlalchemy import BigInteger, Column, Table, Text, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    ForeignKey,
+    Integer,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import BYTEA, JSONB
 
-from server.db.tables.columns import metadata, organisation, row_id, row_of, stamped
+from server.db.tables.columns import (
+    INSTANT,
+    metadata,
+    or_empty,
+    organisation,
+    row_id,
+    row_of,
+    stamped,
+)
 
 changes = Table(
     "changes",
@@ -22,4 +40,37 @@ changes = Table(
     row_of("site_id", "sites", nullable=True),
     row_of("spot_id", "spots", nullable=True),
     Column("detail", JSONB, nullable=False),
+)
+webhooks = Table(
+    "webhooks",
+    metadata,
+    row_id(),
+    organisation(),
+    Column("ref", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("kinds", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    Column("secret_sealed", BYTEA, nullable=False),
+    Column("created_at", INSTANT, nullable=False),
+    Column("place_dataset", BigInteger, nullable=False),
+    Column("place_xid", BigInteger, nullable=False),
+    Column("place_id", BigInteger, nullable=False),
+    Column("place_at", INSTANT, nullable=False),
+    Column("failing_since", INSTANT),
+    Column("disabled_at", INSTANT),
+    or_empty("disabled"),
+)
+deliveries = Table(
+    "deliveries",
+    metadata,
+    row_id(BigInteger),
+    organisation(),
+    row_of("webhook_id", "webhooks"),
+    Column("change_id", BigInteger, ForeignKey("changes.id"), nullable=False),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    Column("status", SmallInteger),
+    or_empty("trouble"),
+    Column("queued_at", INSTANT, nullable=False),
+    Column("next_at", INSTANT),
+    Column("delivered_at", INSTANT),
+    Column("dead_at", INSTANT),
 )
