@@ -256,7 +256,7 @@ async def test_anothers_cursor_leads_nowhere(world: World) -> None:
     await two(world)
     for route in READS:
         fields = set(route.parameters.__struct_fields__)
-        if "cursor" not in fields:
+        if "cursor" not in fields or "{" in route.path:  # within one thing, which is its owner's
             continue
         path = f"{route.path}?{RANGE}" if "since" in fields else f"{route.path}?limit=1"
         page = await world.get(f"{path}&limit=1".replace("limit=1&limit=1", "limit=1"),
