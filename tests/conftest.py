@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import secrets
@@ -16,6 +17,7 @@ from typing import IO
 import pytest
 
 from ops.services.stack import Stack
+from server.db.migrate import migrate
 
 _STARTED_BY_TESTS = "started-by-tests"
 _TEMPORARY = f"vestibule-test-{os.geteuid()}-"
@@ -56,11 +58,26 @@ def stack() -> Iterator[Stack]:
             _leave(shared, users, temporary=temporary)
 
 
+@pytest.fixture(scope="session")
+def migrated(stack: Stack) -> Iterator[str]:
+    """The name of a migrated database to copy: four times as fast as migrating each."""
+    with _database(stack) as name:
+        asyncio.run(migrate(stack.endpoints.dsn("owner", name)))
+        stack.postgres.close_database(name)
+        yield name
+
+
 @pytest.fixture
-def database(stack: Stack) -> Iterator[str]:
-    """The name of a fresh database with TimescaleDB, dropped afterwards."""
+def database(stack: Stack, migrated: str) -> Iterator[str]:
+    """The name of a fresh database with this release's schema, dropped afterwards."""
+    with _database(stack, template=migrated) as name:
+        yield name
+
+
+@contextmanager
+def _database(stack: Stack, *, template: str | None = None) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
-    stack.postgres.create_database(name)
+    stack.postgres.create_database(name, template=template)
     try:
         yield name
     finally:

@@ -300,7 +300,7 @@ async def rebuilt(connection: asyncpg.Connection) -> list[Change]:
 
 @asynccontextmanager
 async def owning(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
-    """Migrate a fresh database; the owner's connection to it."""
+    """The owner's connection to a database, migrated if it is not yet."""
     dsn = stack.endpoints.dsn("owner", database)
     await migrate(dsn)
     connection = await asyncpg.connect(dsn)

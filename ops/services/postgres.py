@@ -227,19 +227,27 @@ class Postgres:
         if not self._has_database(DATABASE):
             self.create_database(DATABASE)
 
-    def create_database(self, name: str) -> None:
-        """Make an empty database with TimescaleDB that vestibule_owner owns.
+    def create_database(self, name: str, *, template: str | None = None) -> None:
+        """Make a database with TimescaleDB that vestibule_owner owns: empty, or as `template` is.
 
         The API's role gets no advisory lock: it could keep the deriver from its own. Only a
         superuser can take them away, so no migration does.
         """
         others = ", ".join(name for role, name in ROLES.items() if role != "owner")
-        self.execute(f"create database {_name(name)} owner {ROLES['owner']}")
+        like = "" if template is None else f" template {_name(template)}"
+        self.execute(f"create database {_name(name)} owner {ROLES['owner']}{like}")
         self.execute(
             f"revoke all on database {_name(name)} from public; "
-            f"grant connect, temporary on database {_name(name)} to {others}; "
-            f"create extension timescaledb; {_NO_LOCKS}",
-            database=name,
+            f"grant connect, temporary on database {_name(name)} to {others}"
+        )
+        if template is None:
+            self.execute(f"create extension timescaledb; {_NO_LOCKS}", database=name)
+
+    def close_database(self, name: str) -> None:
+        """Let nobody connect any more, so that it may be a template."""
+        self.execute(
+            f"alter database {_name(name)} with allow_connections false; "
+            f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
         )
 
     def drop_database(self, name: str) -> None:
