@@ -245,9 +245,10 @@ class Postgres:
 
     def close_database(self, name: str) -> None:
         """Let nobody connect any more, so that it may be a template."""
+        self.execute(f"alter database {_name(name)} with allow_connections false")
         self.execute(
-            f"alter database {_name(name)} with allow_connections false; "
-            f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            f"where datname = '{_name(name)}'"  # noqa: S608 - a checked name
         )
 
     def drop_database(self, name: str) -> None:
