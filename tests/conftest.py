@@ -28,10 +28,26 @@ _FIRST = ("system", "browser", "integration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first; order within a file stays."""
-    rank = {name: place for place, name in enumerate(_FIRST)}
+    """Put the long files first, and all that look at a demo before them, in one worker.
+
+    Order within a file stays. A file is what a worker takes at once (`--dist loadgroup`).
+    """
+    rank = {name: place for place, name in enumerate(_FIRST, 1)}
     here = Path(__file__).parent
-    items.sort(key=lambda item: rank.get(item.path.relative_to(here).parts[0], len(rank)))
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        if _of_demo(item):  # the tour's proofs come before what others add to the demo
+            return 0, "tour" not in item.path.name
+        return rank.get(item.path.relative_to(here).parts[0], len(rank) + 1), False
+
+    items.sort(key=place)
+    for item in items:
+        group = "demo" if _of_demo(item) else str(item.path.relative_to(here))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _of_demo(item: pytest.Item) -> bool:
+    return "demo" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

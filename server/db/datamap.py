@@ -97,7 +97,15 @@ KINDS = (
     Kind(
         "technical",
         About.NOBODY,
-        ("phone_acts", "idempotency_keys", "changes", "dataset", "schema_compatibility"),
+        (
+            "phone_acts",
+            "idempotency_keys",
+            "changes",
+            "webhooks",
+            "deliveries",
+            "dataset",
+            "schema_compatibility",
+        ),
     ),
 )
 

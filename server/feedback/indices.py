@@ -140,10 +140,11 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
 
 def _mean(values: Sequence[float], answers: Sequence[float]) -> Index | None:
     """Return the weighted mean and its t interval, within the scale; below two answers, none."""
-    n = round(sum(answers), 6)  # weighted answers add up to whole numbers but for rounding
+    total = sum(answers)
+    n = round(total, 6)  # weighted answers add up to whole numbers but for rounding
     if n == 0:
         return None
-    mean = sum(v * a for v, a in zip(values, answers, strict=True)) / n
+    mean = sum(v * a for v, a in zip(values, answers, strict=True)) / total
     if n < 2:
         return Index(mean, None, None, round(n))
     spread = sum(a * (v - mean) ** 2 for v, a in zip(values, answers, strict=True)) / (n - 1)

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Demo
-from tests.browser.test_signin import WIDTHS, accept, fine, invited
+from tests.browser.test_signin import accept, fine, invited
 
 pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600)]
 NewPage = Callable[..., Page]
@@ -23,7 +23,7 @@ def shot(page: Page, name: str) -> None:
         page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=True)
 
 
-@WIDTHS
+@pytest.mark.parametrize("width", [1280, 360])
 def test_the_console_is_used_from_end_to_end(
     demo: Demo, new_page: NewPage, width: int, tmp_path: Path
 ) -> None:

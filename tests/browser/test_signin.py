@@ -20,7 +20,6 @@ from tests.browser.conftest import Demo
 pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600)]
 NewPage = Callable[..., Page]
 PASSWORD = "korrekt häst batteri häftklammer"
-WIDTHS = pytest.mark.parametrize("width", [1280, 360])
 _RUN = "import sys; from ops.command import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -47,9 +46,14 @@ def invited(demo: Demo, email: str, *scope: str) -> str:
 
 
 def fine(page: Page) -> None:
-    """Hold that the page can be used by everyone, and fits."""
+    """Hold that the page can be used by everyone, and fits, on a phone and on a desk."""
     assert violations(page) == []
-    assert overflow(page) == 0
+    usual = page.viewport_size
+    assert usual is not None
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": usual["height"]})
+        assert overflow(page) == 0, width
+    page.set_viewport_size(usual)
 
 
 def accept(page: Page, link: str, name: str) -> None:
@@ -62,14 +66,11 @@ def accept(page: Page, link: str, name: str) -> None:
     page.get_by_role("button", name="Begin").click()
 
 
-@WIDTHS
-def test_somebody_is_invited_signs_in_and_asks_for_codes(
-    demo: Demo, new_page: NewPage, width: int
-) -> None:
-    email = f"eva-{width}@example.com"
+def test_somebody_is_invited_signs_in_and_asks_for_codes(demo: Demo, new_page: NewPage) -> None:
+    email = "eva@example.com"
     [organisation] = re.findall(r"^(.+?)\tsite-", vestibule(demo, "site", "list"), re.MULTILINE)[:1]
     link = invited(demo, email, "--role", "analyst", "--organisation", organisation)
-    page = new_page(width=width, complains="status of 4")
+    page = new_page(width=360, complains="status of 4")
     accept(page, link, "Eva")
     expect(page.locator("h1")).to_have_text("Today")
     expect(page.locator(".whose")).to_contain_text(organisation)
@@ -111,20 +112,17 @@ def test_somebody_is_invited_signs_in_and_asks_for_codes(
     fine(page)
 
 
-@WIDTHS
-def test_who_oversees_all_chooses_an_organisation(
-    demo: Demo, new_page: NewPage, width: int
-) -> None:
-    page = new_page(width=width, scheme="dark")
-    link = invited(demo, f"root-{width}@example.com", "--role", "administrator")
+def test_who_oversees_all_chooses_an_organisation(demo: Demo, new_page: NewPage) -> None:
+    page = new_page(scheme="dark")
+    link = invited(demo, "root@example.com", "--role", "administrator")
     accept(page, link, "Root")
     expect(page.locator("h1")).to_have_text("Organisations")
     fine(page)
     names = page.locator(".rows strong").all_inner_texts()
-    assert len(names) == 3
-    page.get_by_role("button", name=f"Look at {names[1]}").click()
+    assert {"Hjemkær", "Kvarnporten Galleria", "Nordljus Mode"} <= set(names)
+    page.get_by_role("button", name="Look at Nordljus Mode").click()
     expect(page.locator("h1")).to_have_text("Today")
-    expect(page.locator(".whose")).to_contain_text(names[1])
+    expect(page.locator(".whose")).to_contain_text("Nordljus Mode")
     fine(page)
     page.get_by_role("link", name="Account").click()
     fine(page)

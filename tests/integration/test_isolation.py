@@ -188,20 +188,24 @@ async def two(world: World) -> tuple[int, int]:
     return own, other
 
 
+def named(path: str, organisation: str) -> str:
+    """Return a route's path with the organisation's own thing in it."""
+    kinds = {
+        "questionnaires": "questions",
+        "experiments": "experiment",
+        "webhooks": "webhook",
+        "surveys": "survey",
+        "rounds": "round",
+    }
+    return path.replace("{ref}", f"{organisation}-{kinds.get(path.split('/')[1], 'site')}")
+
+
 def paths() -> list[str]:
     found: list[str] = []
     for route in READS:
         fields = set(route.parameters.__struct_fields__)
         if "since" not in fields:
-            kinds = {
-                "questionnaires": "own-questions",
-                "experiments": "own-experiment",
-                "webhooks": "own-webhook",
-                "surveys": "own-survey",
-                "rounds": "own-round",
-            }
-            ref = kinds.get(route.path.split("/")[1], "own-site")
-            found.append(route.path.replace("{ref}", ref))
+            found.append(named(route.path, "own"))
         elif "bucket" in fields and "scope" not in fields:
             found += [
                 f"{route.path}?{RANGE}&bucket={size}&by={by}"

@@ -51,7 +51,7 @@ def devices_of(state: Path) -> list[str]:
     return sorted({key[0] for key in truth.counts} | {key[0] for key in truth.presses})
 
 
-@pytest.mark.parametrize(("scenario", "seconds"), [("reboots", 20), ("saturday", 15)])
+@pytest.mark.parametrize(("scenario", "seconds"), [("reboots", 15), ("saturday", 10)])
 def test_every_person_of_a_scenario_is_where_he_was_counted(
     own_stack: Stack, scenario: str, seconds: int
 ) -> None:
