@@ -68,6 +68,7 @@ def parts(work: Path) -> list[Part]:
     )
     return [
         Part("fuzz", python("-m", "ext.fuzz", "600"), 600),
+        Part("long-tests", python("-m", "pytest", "-q", "-m", "long", "-n", "2"), 1200),
         Part("contract", ["env", "VESTIBULE_CONTRACT_CASES=200", *contract, "--timeout=1500"], 900),
         *(Part(f"chaos-{seed}", [*chaos, f"{seed}"], 120) for seed in (1, 2, 3)),
         Part("simulate-1000", [*simulate, "1000", "--duration", "600"], 600),

@@ -23,7 +23,7 @@ def shot(page: Page, name: str) -> None:
         page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=True)
 
 
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.long), 360])
 def test_the_console_is_used_from_end_to_end(
     demo: Demo, new_page: NewPage, width: int, tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def everyone_can_read(page: Page) -> None:
     assert overflow(page) == 0
 
 
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.long), 360])
 def test_an_experiment_is_designed_sealed_and_read(
     shop: Shop, new_page: NewPage, width: int
 ) -> None:

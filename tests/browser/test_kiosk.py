@@ -202,6 +202,7 @@ def test_who_goes_away_leaves_a_fresh_screen_and_a_double_tap_is_one_press(
     assert kiosk.pressed() == [Pressed(BUILT_IN, 0, 1, 1, 1), Pressed(BUILT_IN, 0, 3, 2, 1)]
 
 
+@pytest.mark.long
 def test_a_visitor_notices_nothing_of_an_agent_that_is_killed_and_no_press_is_lost(
     kiosk: Kiosk, screen: Open
 ) -> None:
@@ -297,6 +298,7 @@ def test_messages_are_shown_as_the_examples_say(kiosk: Kiosk, screen: Open) -> N
     assert shown == [each["shown"] for each in examples]
 
 
+@pytest.mark.long
 @pytest.mark.services
 def test_what_is_published_comes_to_the_screen_and_is_answered_without_a_server_too(
     screen: Open,

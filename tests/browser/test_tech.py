@@ -267,6 +267,7 @@ def test_a_broken_device_is_swapped_within_a_minute_and_counts_go_on(
     assert stays[0]["high"] == stays[1]["low"]
 
 
+@pytest.mark.long
 def test_a_kiosk_is_signed_off_without_a_walk(
     store: Store, phone: Phone, lens: Path, fresh: Callable[[Label], Agent]
 ) -> None:

@@ -37,6 +37,7 @@ def page(chrome: Browser) -> Iterator[Page]:
     assert complaints == []
 
 
+@pytest.mark.long
 def test_without_https_one_types_and_the_act_is_done(store: Store, page: Page) -> None:
     spot, shown = store.spot("Main entrance"), store.device()
     to = f"/tech/sites/{store.site}"

@@ -21,6 +21,7 @@ from simulators.truth import Truth, TruthFile, read
 from tests.integration.simulators_world import Server, enrolled, serving
 
 pytestmark = pytest.mark.services
+LONG = pytest.mark.long
 
 QUICK = Conditions(
     interval_s=1,
@@ -100,7 +101,10 @@ def check(outcome: Outcome, truth: Truth, server: Server, scenario: Scenario) ->
         assert outcome.stats.connected == outcome.stats.devices
 
 
-@pytest.mark.parametrize("name", ["quiet-night", "saturday", "morning-rush"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("quiet-night", marks=LONG), "saturday", pytest.param("morning-rush", marks=LONG)],
+)
 async def test_quiet_and_busy_times_are_stored_as_they_were(
     stack: Stack, tmp_path: Path, name: str
 ) -> None:
@@ -114,7 +118,16 @@ async def test_quiet_and_busy_times_are_stored_as_they_were(
     assert server.repeats == 0
 
 
-@pytest.mark.parametrize("name", ["flaky-links", "reboots", "clock-trouble", "outage", "clones"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flaky-links",
+        pytest.param("reboots", marks=LONG),
+        pytest.param("clock-trouble", marks=LONG),
+        "outage",
+        pytest.param("clones", marks=LONG),
+    ],
+)
 async def test_trouble_loses_nobody_and_counts_nobody_twice(
     stack: Stack, tmp_path: Path, name: str
 ) -> None:

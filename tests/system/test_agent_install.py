@@ -31,7 +31,7 @@ from ops.chaos.system import System
 from ops.deployment import environment
 from ops.services.child import vestibule
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(300), pytest.mark.long]
 
 CHECKOUT = Path(__file__).parents[2]
 README = CHECKOUT / "agent/README.md"

@@ -216,7 +216,11 @@ def test_a_server_that_stands_still_and_goes_on_stores_once(system: System, devi
     proved(system)
 
 
-@pytest.mark.parametrize("resync", [False, True], ids=["same-dataset", "other-dataset"])
+@pytest.mark.parametrize(
+    "resync",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["same-dataset", "other-dataset"],
+)
 def test_a_database_restored_from_an_hour_ago_gets_the_rest_again(
     system: System, device: Device, *, resync: bool
 ) -> None:

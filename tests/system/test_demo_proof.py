@@ -149,6 +149,7 @@ def clean(home: Path) -> None:
     subprocess.run([sys.executable, "-m", "ops.clean"], env=env, check=True, timeout=120)
 
 
+@pytest.mark.long
 def test_clean_stops_a_running_demo_in_order_first(empty_home: Path) -> None:
     env = {**os.environ, "VESTIBULE_HOME": str(empty_home), "DEMO_SECONDS": ""}
     command = [sys.executable, "-u", "-c", _RUN]

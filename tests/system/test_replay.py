@@ -173,6 +173,7 @@ def test_real_counts_are_served_to_the_person(
 
 
 @needs_leeds
+@pytest.mark.long
 def test_a_replay_killed_in_the_middle_goes_on_where_it_was(own_stack: Stack) -> None:
     words = ("--from", "2011-01-01", "--to", "2011-03-31")
     running = subprocess.Popen(

@@ -51,7 +51,9 @@ def devices_of(state: Path) -> list[str]:
     return sorted({key[0] for key in truth.counts} | {key[0] for key in truth.presses})
 
 
-@pytest.mark.parametrize(("scenario", "seconds"), [("reboots", 15), ("saturday", 10)])
+@pytest.mark.parametrize(
+    ("scenario", "seconds"), [pytest.param("reboots", 15, marks=pytest.mark.long), ("saturday", 10)]
+)
 def test_every_person_of_a_scenario_is_where_he_was_counted(
     own_stack: Stack, scenario: str, seconds: int
 ) -> None:
