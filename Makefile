@@ -40,7 +40,7 @@ demo: .venv/.installed .venv/.assets ## run the main job with everything real (D
 	@$(BIN)/vestibule demo
 
 test: setup ## run the tests (under 12 minutes on two cores)
-	@VESTIBULE_REQUIRE_EXT=1 $(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@VESTIBULE_REQUIRE_EXT=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff: rules and format
 	@$(BIN)/ruff check .

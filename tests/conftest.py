@@ -11,10 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from ops.services.stack import Stack
 from server.db.migrate import migrate
@@ -28,26 +31,32 @@ _FIRST = ("system", "browser", "integration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first, and all that look at a demo before them, in one worker.
-
-    Order within a file stays. A file is what a worker takes at once (`--dist loadgroup`).
-    """
+    """Put the long files first, and before them those that look at a demo; their order stays."""
     rank = {name: place for place, name in enumerate(_FIRST, 1)}
     here = Path(__file__).parent
 
     def place(item: pytest.Item) -> tuple[int, bool]:
-        if _of_demo(item):  # the tour's proofs come before what others add to the demo
+        if _of_demo(item.path):  # the tour's proofs come before what others add to the demo
             return 0, "tour" not in item.path.name
         return rank.get(item.path.relative_to(here).parts[0], len(rank) + 1), False
 
     items.sort(key=place)
-    for item in items:
-        group = "demo" if _of_demo(item) else str(item.path.relative_to(here))
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
-def _of_demo(item: pytest.Item) -> bool:
-    return "demo" in getattr(item, "fixturenames", ())
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Give a worker a file at once, and one worker all files that look at a demo."""
+    return _ByDemoOrFile(config, log)
+
+
+class _ByDemoOrFile(LoadFileScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "demo" if _of_demo(Path(__file__).parents[1] / file) else file
+
+
+@cache
+def _of_demo(file: Path) -> bool:
+    return file.parent.name == "browser" and "demo: Demo" in file.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ async def running(
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def until(true: Callable[[], bool], *, timeout_s: float = 20) -> None:
+async def until(true: Callable[[], bool], *, timeout_s: float = 60) -> None:
     """Return once `true()`; TimeoutError."""
 
     async def answer() -> bool:
@@ -137,7 +137,7 @@ async def until(true: Callable[[], bool], *, timeout_s: float = 20) -> None:
     await eventually(answer, timeout_s=timeout_s)
 
 
-async def eventually(true: Callable[[], Awaitable[bool]], *, timeout_s: float = 20) -> None:
+async def eventually(true: Callable[[], Awaitable[bool]], *, timeout_s: float = 60) -> None:
     """Return once `await true()`; TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not await true():  # noqa: ASYNC110 - asks other processes
