@@ -125,7 +125,7 @@ def test_an_experiment_is_designed_sealed_and_read(
     everyone_can_read(page)
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, pytest.param(1280, marks=pytest.mark.long)])
 def test_what_is_over_has_a_result_card(shop: Shop, new_page: NewPage, width: int) -> None:
     page = shop.open(new_page(width=width), "/experiments")
     page.get_by_role("link", name="Ny skylt").click()
@@ -152,7 +152,9 @@ def test_what_is_over_has_a_result_card(shop: Shop, new_page: NewPage, width: in
     everyone_can_read(page)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [pytest.param(1280, "light", marks=pytest.mark.long), (360, "dark")]
+)
 def test_the_chain_is_shown_beside_itself(
     shop: Shop, new_page: NewPage, width: int, scheme: str
 ) -> None:

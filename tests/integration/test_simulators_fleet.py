@@ -124,7 +124,7 @@ async def test_quiet_and_busy_times_are_stored_as_they_were(
         "flaky-links",
         pytest.param("reboots", marks=LONG),
         pytest.param("clock-trouble", marks=LONG),
-        "outage",
+        pytest.param("outage", marks=LONG),
         pytest.param("clones", marks=LONG),
     ],
 )
