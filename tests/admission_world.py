@@ -21,15 +21,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from ops.services.stack import Stack
 from protocol.identity import device_id
 from protocol.topics import Leg, topic
+from server.admission.broker import open_control
 from server.admission.orders import Moved, move, reinstate
-from server.admission.probe import Listener
+from server.admission.probe import DENIED, Listener
 from server.admission.worker import Admission, no_failpoint
 from server.clock import SystemClock
 from server.fleet.lifecycle import State
 from server.ingest.mqtt import BrokerSettings
 from server.pki.authority import Authority
 from server.pki.profile import LEAF_LIFE
-from tests.ingest_world import Fleet
+from tests.ingest_world import Fleet, register
 
 
 class Skipping(SystemClock):
@@ -133,6 +134,14 @@ async def certify(
     return Certificate(serial, issued.not_after, tls)
 
 
+async def enrolled(
+    owner: asyncpg.Connection, stack: Stack, folder: Path, *, count: int = 1, prefix: str
+) -> tuple[Fleet, list[Certificate]]:
+    """Register devices, and give each its certificate."""
+    fleet = await register(owner, count, prefix=prefix)
+    return fleet, [await certify(owner, stack, fleet, i, folder=folder) for i in range(count)]
+
+
 def client(stack: Stack, device: str, tls: ssl.SSLContext) -> aiomqtt.Client:
     """Return a device's client."""
     return aiomqtt.Client(
@@ -203,6 +212,13 @@ async def speaks(stack: Stack, device: str, tls: ssl.SSLContext) -> bool:
     except aiomqtt.MqttError:
         return False
     return not any(getattr(code, "is_failure", False) for code in codes)
+
+
+async def denied(stack: Stack) -> dict[str, bool]:
+    """Return the broker's deny-list, without our probe."""
+    async with open_control(service(stack), SystemClock()) as control:
+        found = await control.listed()
+    return {name: whole for name, whole in found.items() if name != DENIED}
 
 
 async def order(connection: asyncpg.Connection, device: str, to: State | None) -> Moved:
