@@ -21,8 +21,8 @@ from server.config import Secret
 from server.db.engine import open_pool
 from server.people.sealing import Seal
 from tests.integration.api_world import ALL_SLOTS, utc
+from tests.integration.isolation_world import KINDS, fill
 from tests.integration.people_world import People
-from tests.integration.test_isolation_routes import KINDS, fill
 
 NAMES = {kind: name_of(kind) for kind in (*KINDS, "device")}
 

@@ -1,105 +1,33 @@
-"""KPIs through the API: rolled up as ratios of sums, compared like for like, page by page."""
+"""KPIs through the API: rolled up as ratios of sums, compared like for like."""
 
-import csv
-import io
-import json
-import re
 from collections import defaultdict
-from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from itertools import product
 from math import exp, log, sqrt
-from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
 from server.db.engine import reading
 from server.insight import recounts
-from server.insight.definitions import REGISTRY
 from server.insight.perimeter import Counter, outermost
 from server.rollup.opening import Opening
 from server.rollup.places import Site, Spot, calendar_of
-from tests.integration.api_world import ALL_SLOTS, World, utc
+from tests.integration.api_world import World, utc
+from tests.integration.metrics_world import (
+    TEN,
+    ZONE,
+    Quarters,
+    chain,
+    hour,
+    quarters_of,
+    query,
+    rows,
+    sell,
+    store,
+)
 from tests.integration.opinions_world import derive, press
 
 pytestmark = pytest.mark.services
-ZONE = ZoneInfo("Europe/Stockholm")
-TEN = (600, 660)
-"""Open from 10 to 11: four quarters of an hour cover a day."""
-
-
-async def query(world: World, **asked: Any) -> tuple[int, Any]:
-    """Return status and answer of a question about the own organisation's KPIs."""
-    status, body, _ = await post(world, **asked)
-    return status, body
-
-
-async def post(
-    world: World, *, organisation: str = "own", headers: dict[str, str] | None = None, **asked: Any
-) -> tuple[int, Any, Mapping[str, str]]:
-    body = {name.rstrip("_"): value for name, value in asked.items()}
-    sent = {"Authorization": f"Bearer {world.keys[organisation]}", **(headers or {})}
-    async with world.client.post("/v1/metrics:query", json=body, headers=sent) as response:
-        text = await response.text()
-        csv_ = response.content_type == "text/csv"
-        found = text if csv_ or not text else await response.json(content_type=None)
-        return response.status, found, response.headers
-
-
-async def rows(world: World, **asked: Any) -> list[dict[str, Any]]:
-    status, body = await query(world, **asked)
-    assert status == 200, body
-    found: list[dict[str, Any]] = body["data"]
-    return found
-
-
-Quarters = list[tuple[datetime, int, int]]
-
-
-async def store(world: World, spot: int, quarters: Quarters) -> None:
-    """Store quarters (start, in, out) that were observed throughout, and mark them dirty."""
-    await world.owner.executemany(
-        "insert into rollup_15m (bucket, observed, spot, in0, out0, resolution_s) "
-        "values ($1, $2, $3, $4, $5, 60)",
-        [(bucket, ALL_SLOTS, spot, entered, left) for bucket, entered, left in quarters],
-    )
-    await world.owner.execute(
-        "insert into rollup_dirty (spots, buckets) values ($1, $2)",
-        *([spot] * len(quarters), [bucket for bucket, _, _ in quarters]),
-    )
-
-
-def quarters_of(day: date, *entered: int, left: int = 0, at: int = 10) -> Quarters:
-    """Return quarters from 10 o'clock, local time, of a day."""
-    start = datetime(day.year, day.month, day.day, at, tzinfo=ZONE).astimezone(UTC)
-    return [(start + timedelta(minutes=15 * n), count, left) for n, count in enumerate(entered)]
-
-
-async def hour(
-    world: World, spot: int, day: date, *entered: int, left: int = 0, at: int = 10
-) -> None:
-    """Count these people in the quarters from 10 o'clock, local time, of a day."""
-    await store(world, spot, quarters_of(day, *entered, left=left, at=at))
-
-
-async def sell(
-    world: World, organisation: int, site: int, day: date, *amounts: float, at: int = 10
-) -> None:
-    """Sell two units for each amount; negative ones are returns."""
-    start = datetime(day.year, day.month, day.day, at, tzinfo=ZONE)
-    await world.owner.executemany(
-        "insert into transactions (organisation_id, site_id, transaction_ref, at, amount, "
-        "units, kind) values ($1, $2, $3, $4, $5, 2, $6)",
-        [
-            (
-                *(organisation, site, f"{start}-{number}", start + timedelta(minutes=number)),
-                *(abs(amount), "sale" if amount > 0 else "return"),
-            )
-            for number, amount in enumerate(amounts)
-        ],
-    )
 
 
 async def test_nobody_is_counted_twice_on_the_way_in(world: World) -> None:
@@ -153,32 +81,6 @@ def test_of_doors_in_series_the_outermost_that_counts_is_taken() -> None:
     inside = [counter(1, 1, purpose="zone"), counter(2, 2, purpose="exit")]
     assert [c.door for c in outermost(inside, behind)] == [2]
     assert outermost(everywhere, {1: 2, 2: 1}) == tuple(everywhere[2:])  # a circle ends
-
-
-async def chain(world: World) -> None:
-    """Make four shops of two regions with ten days of visits and sales each; one has a gap."""
-    own = await world.organisation("own")
-    await world.organisation("other")
-    for number in range(4):
-        site = await world.site(own, f"shop-{number}", hours=TEN)
-        region = await world.owner.fetchval(
-            "insert into regions (organisation_id, ref, name) values ($1, $2, $2) "
-            "on conflict (ref) do update set name = excluded.name returning id",
-            *(own, f"region-{number % 2}"),
-        )
-        if number < 3:
-            await world.owner.execute("update sites set region_id = $2 where id = $1", site, region)
-        spot = await world.spot(own, site, f"door-{number}")
-        days = [date(2026, 3, 2) + timedelta(days=offset) for offset in range(10)]
-        counted: Quarters = []
-        for offset, day in enumerate(days):
-            if (number, offset) != (1, 3):
-                counted += quarters_of(day, 10 + number, 20, 30 + offset, 5, left=3)
-        await store(world, spot, counted)
-        for offset, day in enumerate(days):
-            if number != 2:
-                await sell(world, own, site, day, *[20.0 + number + offset] * (offset % 4 + 1), -5)
-    await world.derive()
 
 
 async def test_rolled_up_rows_are_ratios_of_sums(world: World) -> None:
@@ -525,97 +427,3 @@ async def test_estimates_stand_in_fields_of_their_own(world: World) -> None:
     assert visits["estimated_by"]
     assert conversion["estimated"] == pytest.approx(8 / visits["estimated"], abs=1e-5)
     assert found[0]["estimated"] == found[0]["value"]
-
-
-async def test_pages_put_together_are_the_whole(world: World) -> None:
-    await chain(world)
-    asked: dict[str, Any] = {"metrics": ["visits", "conversion"], "from_": "2026-03-02"}
-    for by, limit in product(("site", "region", "organisation"), (7, 20, 33)):
-        asked |= {"to": "2026-03-12", "by": by}
-        whole = await rows(world, **asked)
-        found: list[Any] = []
-        cursor: dict[str, Any] = {}
-        for _ in range(200):
-            _, page = await query(world, **asked, limit=limit, **cursor)
-            assert len(page["data"]) <= limit
-            found += page["data"]
-            if page["next"] is None:
-                break
-            cursor = {"cursor": page["next"]}
-        assert found == whole, (by, limit)
-    status, body = await query(world, **{**asked, "metrics": ["exits"]}, cursor="abcd")
-    assert (status, body["code"]) == (400, "bad_cursor")
-
-
-async def test_an_answer_has_an_etag_and_is_csv_of_the_same_columns(world: World) -> None:
-    await chain(world)
-    asked: dict[str, Any] = {
-        "metrics": ["visits", "atv"],
-        "from_": "2026-03-02",
-        "to": "2026-03-04",
-    }
-    status, body, headers = await post(world, **asked)
-    assert "Link" not in headers
-    again, *_ = await post(world, **asked, headers={"If-None-Match": headers["ETag"]})
-    assert (status, again) == (200, 304)
-    status, text, _ = await post(world, **asked, headers={"Accept": "text/csv"})
-    table = list(csv.DictReader(io.StringIO(text)))
-    assert status == 200
-    assert list(table[0]) == list(body["data"][0])
-    assert [row["value"] for row in table] == [
-        "" if row["value"] is None else str(row["value"]) for row in body["data"]
-    ]
-
-
-REFUSED: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
-    ({"metrics": ["happiness"]}, (422, "unknown_metric", "metrics")),
-    ({"metrics": []}, (422, "bad_body", "metrics")),
-    ({"metrics": ["visits"], "buckets": "day"}, (422, "unknown_field", "buckets")),
-    ({"metrics": ["visits"], "bucket": "year"}, (422, "bad_body", "bucket")),
-    ({"metrics": ["visits"], "to": "2026-03-01"}, (400, "bad_parameter", "to")),
-    ({"metrics": ["visits"], "to": "2099-01-01"}, (422, "range_too_long", None)),
-    ({"metrics": ["visits"], "sites": ["x\0"]}, (422, "bad_body", "sites")),
-    ({"metrics": ["visits"], "sites": ["nowhere"]}, (404, "unknown_place", None)),
-    ({"metrics": ["dwell"], "bucket": "hour"}, (422, "not_answerable", "metrics")),
-    ({"metrics": ["visits", "atv"], "limit": 1}, (422, "not_answerable", "limit")),
-    ({"metrics": ["peak_hour"], "to": "2027-03-02"}, (422, "not_answerable", "from")),
-]
-
-
-async def test_what_cannot_be_answered_is_refused_by_name(world: World) -> None:
-    await world.organisation("own")
-    for asked, wanted in REFUSED:
-        status, body = await query(world, **{"from": "2026-03-02", "to": "2026-03-04", **asked})
-        assert (status, body["code"], body.get("parameter")) == wanted, asked
-
-
-async def test_another_organisations_sites_are_unknown(world: World) -> None:
-    await chain(world)
-    asked: dict[str, Any] = {"metrics": ["visits"], "from": "2026-03-02", "to": "2026-03-04"}
-    status, body, _ = await post(world, organisation="other", **asked, sites=["shop-1"])
-    assert (status, body["code"]) == (404, "unknown_place")
-    for by in ("site", "region", "organisation"):
-        _, body, _ = await post(world, organisation="other", **asked, by=by)
-        assert body["data"] == []
-
-
-async def test_every_definition_is_published(world: World) -> None:
-    await world.organisation("own")
-    found = await world.get("/definitions")
-    assert [row["metric"] for row in found["data"]] == list(REGISTRY)
-    every = [name for name, each in REGISTRY.items() if not each.alone and not each.days]
-    for at in range(0, len(every), 20):
-        assert (await query(world, metrics=every[at : at + 20], from_="2026-03-02",
-                            to="2026-03-03"))[0] == 200  # fmt: skip
-
-
-async def test_the_readmes_question_is_one_that_is_answered(world: World) -> None:
-    await chain(world)
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    body = re.search(r"metrics:query.*?-d '(\{.*?\})'\n", text, re.S)
-    assert body is not None
-    days = iter(("2026-03-02", "2026-03-09"))
-    asked = json.loads(re.sub(r"'\$\(date[^)]*\)'", lambda _: next(days), body[1]))
-    found = await rows(world, **asked)
-    assert len(found) == 7 * len(asked["metrics"])
-    assert found[0]["value"] > 0

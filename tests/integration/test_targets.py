@@ -7,9 +7,9 @@ import pytest
 
 from server.api.keys import create_api_key
 from tests.integration.api_world import World
+from tests.integration.metrics_world import TEN, quarters_of, rows, sell, store
 from tests.integration.people_world import People
 from tests.integration.test_api_register import Api
-from tests.integration.test_metrics import TEN, quarters_of, rows, sell, store
 
 pytestmark = pytest.mark.services
 MARCH = {"from": "2026-03-01", "to": "2026-04-01"}
