@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.deployment import HOME
+from ops.evaluations.leeds import LEEDS
 from ops.services.child import python, vestibule
 from ops.services.stack import Stack
 
-LEEDS = Path(__file__).parents[2] / "shared/data/leeds_footfall_2009_2014.csv.gz"
 _GRACE_S = 900  # for set-up, draining and proof, beyond a part's own time
 
 

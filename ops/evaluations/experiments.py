@@ -10,9 +10,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from ops.evaluations.leeds import LEEDS
 from ops.evaluations.promise import Promise, Size
 from server.insight.trial import (
     ALPHA,
@@ -28,7 +28,6 @@ from server.insight.trial import (
 )
 from simulators.counts_file import interpret, read_rows
 
-LEEDS = Path(__file__).parents[3] / "shared/data/leeds_footfall_2009_2014.csv.gz"
 DRAWS, SHORT = 1000, 200
 LOW, HIGH = 0.03, 0.07
 BEFORE, AFTER = 12, 8

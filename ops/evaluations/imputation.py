@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from math import sqrt
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from ops.evaluations.leeds import LEEDS
 from ops.evaluations.promise import Promise, Size
 from server.insight.imputation import Missing, SiteModel
 from server.insight.profile import Cell, Counter
@@ -23,7 +23,6 @@ from simulators.counts_file import interpret, read_rows
 from simulators.shapes import SHOP
 from simulators.traffic import Door, random_door, rate_an_hour
 
-LEEDS = Path(__file__).parents[3] / "shared/data/leeds_footfall_2009_2014.csv.gz"
 HIDDEN = 0.05
 DRAWS = 4  # of what is hidden of a street: one leaves the bias unsure by as much as it may be
 WARM_DAYS = 126  # until the model knows its own spread

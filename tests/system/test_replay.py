@@ -13,15 +13,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ops.evaluations.leeds import LEEDS
 from ops.services.child import vestibule
 from ops.services.stack import Stack
+from tests.leeds import needs_leeds
 
-LEEDS = Path(__file__).parents[3] / "shared" / "data" / "leeds_footfall_2009_2014.csv.gz"
 ZONE = "Europe/London"
-needs_leeds = pytest.mark.skipif(
-    not LEEDS.exists(),
-    reason="the Leeds counts are published apart from this project: generated files stand in",
-)
 
 
 def replay(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ext
-from ext import reference
+from ext import _decoder, reference
 from ext.layout import Decoded, Place, Status
 from ext.reference import decode as reference_decode
 from protocol.counter import Counts, Line, cells_of, encode_counter
@@ -32,13 +32,10 @@ KERNELS: tuple[Literal["best", "portable"], ...] = ("best", "portable")
 def implementations() -> Iterator[ModuleType]:
     """Every decoder there is: the reference, and the compiled one on each set of instructions."""
     yield reference
-    if ext.COMPILED:
-        from ext import _decoder
-
-        for name in KERNELS:
-            _decoder.use_kernel(name)
-            yield _decoder
-        _decoder.use_kernel("best")
+    for name in KERNELS:
+        _decoder.use_kernel(name)
+        yield _decoder
+    _decoder.use_kernel("best")
 
 
 def decode_everywhere(batch: list[bytes], where: list[Place]) -> Decoded:
@@ -274,10 +271,7 @@ def test_threads_do_not_share_what_they_decode() -> None:
             assert list(found) == wanted
 
 
-@pytest.mark.skipif(not ext.COMPILED, reason="without a C compiler there is no compiled decoder")
 def test_the_compiled_decoder_refuses_what_is_not_bytes() -> None:
-    from ext import _decoder
-
     with pytest.raises(TypeError, match="a frame is bytes, got bytearray"):
         _decoder.decode_packed([bytearray(32)], bytes(24))  # type: ignore[list-item]
     with pytest.raises(OverflowError):

@@ -9,6 +9,7 @@ import pytest
 from ops import eval_insight
 from ops.evaluations import experiments
 from ops.evaluations import imputation as evaluation
+from ops.evaluations.leeds import LEEDS
 from server.insight import drift, imputation, trial
 from server.insight.trial import Effect
 
@@ -16,8 +17,8 @@ from server.insight.trial import Effect
 @pytest.fixture(autouse=True)
 def _seeded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Leeds' counts, so that the verdict is the same wherever the tests run."""
-    monkeypatch.setattr(evaluation, "LEEDS", evaluation.LEEDS / "nowhere")
-    monkeypatch.setattr(experiments, "LEEDS", experiments.LEEDS / "nowhere")
+    for name in ("imputation", "experiments"):
+        monkeypatch.setattr(f"ops.evaluations.{name}.LEEDS", LEEDS / "nowhere")
 
 
 def verdict(capsys: pytest.CaptureFixture[str], only: str) -> tuple[int, list[str]]:

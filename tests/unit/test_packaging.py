@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import ext
+
 ROOT = Path(__file__).parents[2]
 NAMES = ("protocol", "ext", "agent", "server", "simulators", "ops")
 
@@ -24,9 +26,5 @@ def test_no_other_distribution_provides_our_names() -> None:
         assert set(provided.get(name, [])) <= {"vestibule"}, name
 
 
-def test_ci_runs_the_compiled_decoder() -> None:
-    if os.environ.get("VESTIBULE_REQUIRE_EXT") != "1":
-        pytest.skip("the compiled decoder is not required in this run")
-    import ext
-
-    assert ext.COMPILED
+def test_the_compiled_decoder_is_in_use_unless_the_reference_is_asked_for() -> None:
+    assert (os.environ.get("VESTIBULE_NO_EXT") != "1") == ext.COMPILED

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ops.evaluations.leeds import LEEDS
 from simulators.counts_file import (
     CountsFile,
     CountsFileError,
@@ -25,8 +26,8 @@ from simulators.counts_file import (
     read_date,
     read_rows,
 )
+from tests.leeds import needs_leeds
 
-LEEDS = Path(__file__).parents[2] / "../shared/data/leeds_footfall_2009_2014.csv.gz"
 LONDON = ZoneInfo("Europe/London")
 HEADER = "Date,Hour,LocationName,InCount"
 
@@ -308,10 +309,7 @@ def test_for_any_rows_what_is_served_is_the_file_less_what_a_quirk_names(
         assert all(0 <= reading.people <= 32_767 for reading in readings)
 
 
-@pytest.mark.skipif(
-    not LEEDS.exists(),
-    reason="the Leeds counts are published apart from this project: generated files stand in",
-)
+@needs_leeds
 def test_the_real_file_is_read_with_its_known_quirks() -> None:
     found = interpret(read_rows(LEEDS), zone="Europe/London")
     assert found.rows == 415_352
