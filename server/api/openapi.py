@@ -53,6 +53,7 @@ _ANSWER_HEADERS: dict[str, dict[str, Any]] = {
     "RateLimit-Policy": {"description": "`q` requests at once, which `w` s restore."},
     "Retry-After": {"description": "Seconds to wait before the next try."},
     "WWW-Authenticate": {"description": "How to sign in."},
+    "X-Next-Cursor": {"description": "`cursor` of the following page, where there is one."},
     "X-Request-Id": {"description": "The request's own id, or one given to it; it is in our log."},
 }
 _PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
@@ -134,8 +135,8 @@ def _operation(route: Described, answer: Schema, _: Schema) -> Schema:
     if route.method != "GET":
         name = f"{route.method.lower()}_{name}"
     headers = ["ETag", "RateLimit", "RateLimit-Policy", "X-Request-Id"]
-    if route.method == "GET" and route.row is not None:
-        headers.append("Link")
+    if route.row is not None:
+        headers.append("Link" if route.method == "GET" else "X-Next-Cursor")
     if route.makes:
         headers.append("Location")
     responses: Schema = {

@@ -4,10 +4,12 @@ A question too long for an address is a body: such a route is a POST that change
 sent again at will, and has pages and an ETag as others do. Its `cursor` goes into the body, too.
 """
 
-from asyncio import Semaphore, sleep
+from asyncio import Semaphore, sleep, to_thread
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from weakref import WeakValueDictionary
 
 import asyncpg
@@ -20,11 +22,12 @@ from server.api.bodies import body_of, parsed
 from server.api.keys import RateLimit, SignIn, admitted
 from server.api.parameters import parse
 from server.clock import Clock, at
-from server.db.engine import reading
+from server.db.engine import reading, reading_beside
 
 Turns = WeakValueDictionary[int, Semaphore]
 POLL_S = 1.0
 """How often it is looked whether there is something to tell to who waits."""
+_MANY = 500
 AT_ONCE = 3  # questions of one organisation; the next wait, so none has all connections
 
 
@@ -35,6 +38,7 @@ class Call:
     connection: asyncpg.Connection
     now: datetime
     path: dict[str, str]
+    beside: Callable[[asyncpg.Connection], AbstractAsyncContextManager[asyncpg.Connection | None]]
 
     @property
     def now_s(self) -> int:
@@ -83,14 +87,18 @@ def served(
         kind = wanted_format(request, getattr(parameters, "format", None))
         name, mine = f"api {route.path}", turns.setdefault(caller.organisation, Semaphore(AT_ONCE))
         tries = 1 + (getattr(parameters, "wait", 0) if route.waits else 0)
+        beside = partial(reading_beside, pool, organisation=caller.organisation)
         while True:
             async with mine, reading(pool, name, organisation=caller.organisation) as found:
-                call = Call(found, at(clock.now_ms()), dict(request.match_info))
+                call = Call(found, at(clock.now_ms()), dict(request.match_info), beside)
                 answer = await route.handler(call, parameters)
             tries -= 1
             if tries == 0 or getattr(answer, "data", None) or request.transport is None:
                 break
             await sleep(POLL_S)
+        rows = len(getattr(answer, "data", None) or ())
+        if rows > _MANY:  # to write and to hash so many takes too long for the event loop
+            return await to_thread(respond, request, answer, kind=kind, row=route.row)
         return respond(request, answer, kind=kind, row=route.row)
 
     return serve

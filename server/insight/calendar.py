@@ -49,6 +49,7 @@ def country_of(time_zone: str) -> str:
     return COUNTRIES.get(time_zone, "")
 
 
+@lru_cache(maxsize=20_000)
 def aligned(day: date, country: str = "") -> Aligned:
     """Return the day of the year before that `day` is compared with."""
     name = name_of(day, country)

@@ -20,6 +20,7 @@ class Need(StrEnum):
     VISITS = "visits"
     PASSERS = "passers"
     SALES = "sales"
+    SPREAD = "spread"
     DUE = "due"
     STAFF = "staff"
     FEEDBACK = "feedback"
@@ -236,7 +237,7 @@ REGISTRY: dict[str, Definition] = {
             "average transaction value: net sales without VAT, after discounts / T",
             f"net sales; transactions ({_TAKEN})",
             _T,
-            (Need.SALES,),
+            (Need.SALES, Need.SPREAD),
             formulas.atv,
         ),
         _define(
@@ -245,7 +246,7 @@ REGISTRY: dict[str, Definition] = {
             "units per sale: units / T",
             "units; transactions",
             _T,
-            (Need.SALES,),
+            (Need.SALES, Need.SPREAD),
             formulas.upt,
         ),
         _define(
@@ -254,7 +255,7 @@ REGISTRY: dict[str, Definition] = {
             "sales per visit: net sales / visits = conversion x average transaction value",
             "net sales; visits",
             "95 %, log scale: the variance of conversion + that of the mean sale",
-            (Need.VISITS, Need.SALES, Need.DUE),
+            (Need.VISITS, Need.SALES, Need.SPREAD, Need.DUE),
             formulas.spv,
         ),
         _define(

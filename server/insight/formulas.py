@@ -9,9 +9,10 @@ right (a conversion above 1 is answered, and flagged); intervals are of 95 %.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from math import erf, exp, log, sqrt
+from typing import NamedTuple
 
 from server.feedback.indices import Kind, index_of, student_t, wilson
 from server.rollup.quality import coverage
@@ -27,8 +28,7 @@ MOST_DWELL_MIN = 20
 """With a longer median dwell an hour's sales are of other people than its visits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Takings:
+class Takings(NamedTuple):
     """What the tills say; `*_squares` are sums of squares per sale, for intervals of means.
 
     `currency`: None where no till has ever said anything, empty where there are several.
@@ -43,27 +43,35 @@ class Takings:
     units_squares: float = 0.0
     currency: str | None = None
 
-    def plus(self, other: "Takings") -> "Takings":
-        """Add up; of two currencies the sum has none that could be told."""
-        currencies = {c for c in (self.currency, other.currency) if c is not None}
-        return Takings(
-            self.transactions + other.transactions,
-            self.net_sales + other.net_sales,
-            self.units + other.units,
-            self.pickups + other.pickups,
-            self.returns + other.returns,
-            self.net_squares + other.net_squares,
-            self.units_squares + other.units_squares,
-            currencies.pop() if len(currencies) == 1 else ("" if currencies else None),
-        )
+
+def taken_together(parts: Sequence[Takings]) -> Takings:
+    """Add up; of two currencies the sum has none that could be told."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Takings()
+    told = {part.currency for part in parts} - {None}
+    return Takings(
+        sum([part.transactions for part in parts]),
+        sum([part.net_sales for part in parts], Decimal(0)),
+        sum([part.units for part in parts]),
+        sum([part.pickups for part in parts]),
+        sum([part.returns for part in parts]),
+        sum([part.net_squares for part in parts]),
+        sum([part.units_squares for part in parts]),
+        told.pop() if len(told) == 1 else ("" if told else None),
+    )
+
+
+_NOTHING_TOLD = Takings()
 
 
 @dataclass(slots=True)
 class Inputs:
     """Sums over what a row is about; None: not measured, or not known.
 
-    Filled in by `reading`, source by source, and not changed after: a copy of so many fields for
-    each source takes longer than all else.
+    Filled in by `reading`, source by source, and given its counters' error at last, in place: a
+    copy of so many fields for each source takes longer than all else.
 
     `matched` are the sales of where visits are known, and alone divide by them. `due` are visits
     whose purchase falls into the row's time, where that differs from the visits themselves.
@@ -76,8 +84,8 @@ class Inputs:
     groups: float | None = None
     observed_s: int = 0
     expected_s: int = 0
-    sales: Takings = Takings()
-    matched: Takings = Takings()
+    sales: Takings = _NOTHING_TOLD
+    matched: Takings = _NOTHING_TOLD
     due: float | None = None
     staffed_hours: float | None = None
     shifts: float | None = None
@@ -111,7 +119,7 @@ def added(parts: Sequence[Inputs]) -> Inputs:
         return parts[0]
     if not parts:
         return Inputs()
-    notes = frozenset().union(*(part.notes for part in parts))
+    notes = frozenset().union(*{part.notes for part in parts})
     known = sum(part.visits is not None for part in parts)
     if 0 < known < len(parts):
         notes |= {"partly_missing"}
@@ -119,9 +127,9 @@ def added(parts: Sequence[Inputs]) -> Inputs:
     for part in parts:
         for kind, counts in part.answers.items():
             answers[kind] = longest(answers.get(kind, ()), counts)
-    sales = matched = Takings()
-    for part in parts:
-        sales, matched = sales.plus(part.sales), matched.plus(part.matched)
+    sales = taken_together([part.sales for part in parts])
+    alike = all(part.matched is part.sales for part in parts)
+    matched = sales if alike else taken_together([part.matched for part in parts])
     errors = [p.count_variance for p in parts if p.visits is not None]
     peaks = [p for p in parts if p.peak is not None]
     best = max(peaks, key=lambda p: p.peak or 0, default=None)
@@ -172,8 +180,7 @@ def _whole(values: Sequence[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """A KPI's value with its interval; numerator / denominator give it again, once scaled."""
 
     value: float | None
@@ -193,7 +200,10 @@ def _nothing(*flags: str) -> Value:
 
 def _worth(inputs: Inputs) -> tuple[str, ...]:
     """Return what is to be known about counts that a value rests on."""
-    flags: list[str] = [n for n in ("partly_missing", "doors_changed") if n in inputs.notes]
+    notes = inputs.notes
+    flags = list[str]()
+    if notes:
+        flags += [n for n in ("partly_missing", "doors_changed") if n in notes]
     covered = inputs.coverage
     if covered is not None and covered < COMPLETE:
         flags.append("partial_coverage")
@@ -249,7 +259,7 @@ def visits_net(inputs: Inputs) -> Value:
     rest = inputs.visits - inputs.shifts * CROSSINGS_PER_SHIFT
     found = _counted(max(0.0, rest), inputs)
     more = ("crossings_assumed", *(("staff_clamped",) if rest < 0 else ()))
-    return replace(found, flags=(*found.flags, *more))
+    return found._replace(flags=(*found.flags, *more))
 
 
 def groups(inputs: Inputs) -> Value:
@@ -369,7 +379,7 @@ def spv(inputs: Inputs) -> Value:
     net, n = float(sales.net_sales), sales.transactions
     c = conversion(inputs)
     if c.value is None:
-        return replace(c, numerator=net if c.denominator is not None else None)
+        return c._replace(numerator=net if c.denominator is not None else None)
     value = net / (c.denominator or 1)
     if c.low is None or net <= 0:
         return Value(value, None, None, c.flags, net, c.denominator)

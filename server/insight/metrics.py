@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -332,6 +333,24 @@ class _Part:
     label: str | None = None
 
 
+class _Asked(NamedTuple):
+    """A KPI, and what decides its rows' further columns."""
+
+    metric: Definition
+    of_visits: bool
+    of_kiosks: bool
+    of_peaks: bool
+
+
+def _asked(query: MetricQuery) -> list[_Asked]:
+    return [
+        _Asked(
+            each, Need.VISITS in each.needs, Need.FEEDBACK in each.needs, Need.PEAK in each.needs
+        )
+        for each in query.metrics
+    ]
+
+
 def _rows(
     query: MetricQuery,
     found: Mapping[int, Read],
@@ -340,24 +359,21 @@ def _rows(
     now_s: int,
 ) -> list[MetricRow]:
     """Return the rows of all places, by place, time and KPI."""
-    places: dict[tuple[str, str | None], dict[tuple[str, int], list[tuple[Bucket, _Part]]]] = {}
+    asked, made = _asked(query), list[MetricRow]()
+    if query.by is Of.SITE:
+        for key, each in sorted(found.items(), key=lambda item: item[1].site.ref):
+            for row in _parts(query, each, before.get(key), now_s):
+                made += _of_place(query, (row,), asked=asked, site=each.site.ref, region=None)
+        return made
+    places: dict[str | None, dict[tuple[str, int], list[tuple[Bucket, _Part]]]] = {}
     for key, each in found.items():
-        place = _place_of(query, each.site, regions.get(key))
-        rows = places.setdefault(place, {})
+        rows = places.setdefault(regions.get(key) if query.by is Of.REGION else None, {})
         for bucket, part in _parts(query, each, before.get(key), now_s):
             rows.setdefault((bucket.label, bucket.fold), []).append((bucket, part))
-    made: list[MetricRow] = []
-    for (kind, ref), rows in sorted(places.items(), key=lambda place: place[0][1] or ""):
+    for region, rows in sorted(places.items(), key=lambda place: place[0] or ""):
         for members in sorted(rows.values(), key=lambda row: min(b.start_s for b, _ in row)):
-            made += _of_place(query, members, site=ref if kind == "site" else None,
-                              region=ref if kind == "region" else None)  # fmt: skip
+            made += _of_place(query, members, asked=asked, site=None, region=region)
     return made
-
-
-def _place_of(query: MetricQuery, site: Site, region: str | None) -> tuple[str, str | None]:
-    if query.by is Of.SITE:
-        return "site", site.ref
-    return ("region", region) if query.by is Of.REGION else ("organisation", None)
 
 
 def _parts(
@@ -365,9 +381,14 @@ def _parts(
 ) -> Iterable[tuple[Bucket, _Part]]:
     """Give a site's rows: its base buckets added up into those that were asked for."""
     known = {} if before is None else {b.label: (b, c) for b, c in _once(before)}
+    grid = _grid(query, each.site)
+    if grid == each.grid and before is None and not query.estimates:
+        for bucket, cell in zip(grid, each.cells, strict=True):
+            yield bucket, _Part([cell], each.with_error(cell.inputs))
+        return
     base = list(zip(each.grid, each.cells, strict=True))
     at = 0
-    for bucket in _grid(query, each.site):
+    for bucket in grid:
         mine: list[tuple[Bucket, Cell]] = []
         while at < len(base) and base[at][0].start_s < bucket.end_s:
             mine.append(base[at])
@@ -445,42 +466,39 @@ def _of_place(
     query: MetricQuery,
     members: Sequence[tuple[Bucket, _Part]],
     *,
+    asked: Sequence[_Asked],
     site: str | None,
     region: str | None,
 ) -> list[MetricRow]:
     parts = [part for _, part in members]
     whole = added([part.inputs for part in parts])
-    cells = [cell for part in parts for cell in part.cells]
-    states = {cell.state for cell in cells}
-    worst = next((s for s in (State.OPEN, State.COMPLETE) if s in states), State.FINAL)
-    revision = sum(cell.revision for cell in cells)
-    heard, asked_of = sum(c.heard for c in cells), sum(c.asked_of for c in cells)
+    cells = parts[0].cells if len(parts) == 1 else [cell for part in parts for cell in part.cells]
+    worst, revision = _standing(cells)
     compared = [p for p in parts if p.twins is not None and (site is not None or not p.reasons)]
-    alike = added([p.alike for p in compared if p.alike is not None])
-    twins = added([p.twins for p in compared if p.twins is not None])
+    alike = added([p.alike for p in compared if p.alike is not None]) if compared else None
+    twins = added([p.twins for p in compared if p.twins is not None]) if compared else None
     filled = [part.imputed for part in parts if part.imputed is not None]
     whole_imputed = added(filled) if filled and len(filled) == len(parts) else None
-    by = sorted({cell.imputed_by for cell in cells if cell.imputed_by is not None})
+    by = ";".join(sorted({cell.imputed_by for cell in cells if cell.imputed_by is not None}))
     bucket = members[0][0]
-    start, end = min(b.start_utc for b, _ in members), max(b.end_utc for b, _ in members)
+    start, end = bucket.start_utc, bucket.end_utc
+    if len(members) > 1:
+        start, end = min(b.start_utc for b, _ in members), max(b.end_utc for b, _ in members)
+    covered = whole.coverage
     rows: list[MetricRow] = []
-    for metric in query.metrics:
-        found = metric.compute(whole)
-        flags = found.flags
+    for metric, of_visits, of_kiosks, of_peaks in asked:
+        value, low, high, flags, numerator, denominator = metric.compute(whole)
         then = now = None
-        if compared:
+        if twins is not None and alike is not None:
             then, now = metric.compute(twins).value, metric.compute(alike).value
             reasons = {why for part in compared for why in (*part.reasons, *part.moved)}
             flags = (*flags, *sorted(reasons - set(flags)))
         estimate = None
-        if whole_imputed is not None and Need.VISITS in metric.needs and not metric.alone:
+        if whole_imputed is not None and of_visits and not metric.alone:
             estimate = metric.compute(whole_imputed)
-        if Need.VISITS in metric.needs:
-            share = whole.coverage
-        else:
-            share = (
-                round(heard / asked_of, 4) if asked_of and Need.FEEDBACK in metric.needs else None
-            )
+        share = covered
+        if not of_visits:
+            share = _heard(cells) if of_kiosks else None
         rows.append(
             MetricRow(
                 metric.id,
@@ -492,12 +510,12 @@ def _of_place(
                 end,
                 bucket.label,
                 bucket.fold,
-                whole.peak_at if Need.PEAK in metric.needs else None,
-                _rounded(found.value),
-                _rounded(found.low),
-                _rounded(found.high),
-                _rounded(found.numerator),
-                _rounded(found.denominator),
+                whole.peak_at if of_peaks else None,
+                None if value is None else round(value, 6),
+                None if low is None else round(low, 6),
+                None if high is None else round(high, 6),
+                None if numerator is None else round(numerator, 6),
+                None if denominator is None else round(denominator, 6),
                 (whole.sales.currency or None) if metric.unit == "money" else None,
                 share,
                 worst,
@@ -506,7 +524,7 @@ def _of_place(
                 _rounded(estimate.value if estimate else None),
                 _rounded(estimate.low if estimate else None),
                 _rounded(estimate.high if estimate else None),
-                ";".join(by) or None if estimate else None,
+                by or None if estimate else None,
                 compared[0].label if compared else None,
                 _rounded(then),
                 len(compared) if query.compare is not Compare.NONE else None,
@@ -515,6 +533,21 @@ def _of_place(
             )
         )
     return rows
+
+
+def _standing(cells: Sequence[Cell]) -> tuple[State, int]:
+    """Return the state that is furthest from final, and all revisions together."""
+    if len(cells) == 1:
+        return cells[0].state, cells[0].revision
+    states = {cell.state for cell in cells}
+    worst = next((s for s in (State.OPEN, State.COMPLETE) if s in states), State.FINAL)
+    return worst, sum(cell.revision for cell in cells)
+
+
+def _heard(cells: Sequence[Cell]) -> float | None:
+    """Return the share of the kiosks' buckets that were observed."""
+    asked_of = sum(cell.asked_of for cell in cells)
+    return round(sum(cell.heard for cell in cells) / asked_of, 4) if asked_of else None
 
 
 def _rounded(value: float | None) -> float | None:

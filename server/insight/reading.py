@@ -18,7 +18,7 @@ from server.feedback.response_rate import response_rates
 from server.insight import formulas
 from server.insight.definitions import Need
 from server.insight.estimate import estimates
-from server.insight.formulas import Inputs, Takings, busiest_hour
+from server.insight.formulas import Inputs, Takings, busiest_hour, taken_together
 from server.insight.occupancy import Occupancy, occupancy_of
 from server.insight.perimeter import Perimeter, load_perimeters
 from server.insight.recounts import CountingError, counting_errors
@@ -70,15 +70,17 @@ class Read:
     error: CountingError | None = None
 
     def with_error(self, inputs: Inputs) -> Inputs:
-        """Give the sums of this site's time its counters' error, which is the same all the time.
+        """Give sums of this site's time, as they are, its counters' error: the same all the time.
 
         It is that of the factor between counted and people: its standard error, and what recounts
         found it to be off, which nobody has corrected.
         """
         if self.error is None or self.error.audited_on is None or inputs.visits is None:
-            return replace(inputs, count_variance=None, audited=False)
+            inputs.count_variance, inputs.audited = None, False
+            return inputs
         relative = self.error.relative_se**2 + log1p(self.error.bias) ** 2
-        return replace(inputs, count_variance=relative * inputs.visits**2, audited=True)
+        inputs.count_variance, inputs.audited = relative * inputs.visits**2, True
+        return inputs
 
 
 async def read(
@@ -96,7 +98,7 @@ async def read(
     if Need.VISITS in needs:
         await _read_visits(connection, within, found, needs=needs)
     if Need.SALES in needs:
-        await _read_sales(connection, within, found)
+        await _read_sales(connection, within, found, needs=needs)
         if Need.VISITS in needs and within.size in (Size.WEEK, Size.MONTH):
             await _match_by_day(connection, within, found)
     if Need.FEEDBACK in needs:
@@ -325,18 +327,23 @@ async def _median_stays(
 
 
 async def _read_sales(
-    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+    connection: asyncpg.Connection,
+    within: Range,
+    found: Mapping[int, Read],
+    *,
+    needs: Collection[Need],
 ) -> None:
-    taken = await takings(connection, within, [each.site for each in found.values()])
+    sites = [each.site for each in found.values()]
+    taken = await takings(connection, within, sites, spread=Need.SPREAD in needs)
     await asyncio.to_thread(_fill_sales, found, taken)
 
 
 def _fill_sales(found: Mapping[int, Read], taken: Mapping[int, Sequence[Takings]]) -> None:
     for key, sales in taken.items():
         for cell, each in zip(found[key].cells, sales, strict=True):
-            known = cell.inputs.visits is not None
-            cell.inputs.sales = each
-            cell.inputs.matched = each if known else Takings(currency=each.currency)
+            inputs = cell.inputs
+            inputs.sales = each
+            inputs.matched = Takings(currency=each.currency) if inputs.visits is None else each
 
 
 async def _match_by_day(
@@ -366,13 +373,13 @@ async def _match_by_day(
         days = list(zip(by_day.grid(each.site), counted.get(key, ()), sold[key], strict=False))
         at = 0
         for bucket, cell in zip(each.grid, each.cells, strict=True):
-            matched = Takings(currency=each.site.currency)
+            matched = [Takings(currency=each.site.currency)]
             while at < len(days) and days[at][0].start_s < bucket.end_s:
                 day, tally, taken = days[at]
                 if day.start_s >= bucket.start_s and tally.entered is not None:
-                    matched = matched.plus(taken)
+                    matched.append(taken)
                 at += 1
-            cell.inputs.matched = matched
+            cell.inputs.matched = taken_together(matched)
 
 
 async def _read_rosters(connection: asyncpg.Connection, found: Mapping[int, Read]) -> None:

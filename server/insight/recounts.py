@@ -106,7 +106,11 @@ async def counting_errors(
 
     A site's counters are those of its perimeter, each with its share of the last 28 days' visits.
     """
-    sites = await load_sites(connection, ids=site_ids) if site_ids else []
+    errors = dict.fromkeys(site_ids, NEVER)
+    ever = [row[0] for row in await connection.fetch(_RECOUNTED, list(site_ids))]
+    if not ever:
+        return errors
+    sites = await load_sites(connection, ids=ever)
     end_s = int(datetime.combine(day + timedelta(days=1), time.min, UTC).timestamp())
     span = end_s - round(_RECENT.total_seconds()), end_s
     perimeters = await load_perimeters(connection, sites, start_s=span[0], end_s=span[1])
@@ -117,7 +121,6 @@ async def counting_errors(
         site: [Part(float(visits.get(spot, 0)), found.get(spot)) for spot in perimeter.spots]
         for site, perimeter in perimeters.items()
     }
-    errors: dict[int, CountingError] = {}
     for site, its_parts in parts.items():
         bias, relative_se, audited_on = combined(its_parts)
         errors[site] = CountingError(relative_se, bias, audited_on)
@@ -382,6 +385,10 @@ _ZONES = """
 _VISITS = """
     select spot, sum(coalesce(in0, 0) + coalesce(in1, 0) + coalesce(in2, 0) + coalesce(in3, 0))
     from my_rollup_day where spot = any($1::int[]) and day > $2 and day <= $3 group by 1
+"""
+_RECOUNTED = """
+    select distinct site_id from spots where site_id = any($1::int[])
+      and id in (select spot_id from recounts union all select spot_id from my_walk_tests)
 """
 _BLOCKS = """
     select r.ref, r.method, r.counted_by, r.spot_id, b.from_at,

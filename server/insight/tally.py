@@ -92,15 +92,16 @@ def _tallied(
         for cell, expected, hours, state in zip(
             cells, should.expected_s, should.hours, should.states, strict=True
         ):
-            entered, left, observed, marks = cell or (0, 0, 0, 0)
-            if only_open and hours is Hours.CLOSED:
-                entered = left = observed = marks = 0
+            if cell is None or (only_open and hours is Hours.CLOSED):
+                rows.append(Tally(None, None, 0, expected, hours, state, 0))
+                continue
+            entered, left, observed, marks = cell
             seen = known(entered + left, observed)
             rows.append(
                 Tally(
                     entered / UNIT if seen else None,
                     left / UNIT if seen else None,
-                    min(observed, expected),
+                    observed if observed < expected else expected,
                     expected,
                     hours,
                     state,
@@ -112,12 +113,12 @@ def _tallied(
 
 
 async def takings(
-    connection: asyncpg.Connection, within: Range, sites: Sequence[Site]
+    connection: asyncpg.Connection, within: Range, sites: Sequence[Site], *, spread: bool = True
 ) -> dict[int, list[Takings]]:
     """Return by site, for each bucket of its grid, what its tills took.
 
     Transactions are taken at their own time, in all hours. A site whose tills never said anything
-    is left out.
+    is left out. Without `spread` the sums of squares are 0.
     """
     ids = [site.id for site in sites]
     heard = {row[0] for row in await connection.fetch(_HEARD, ids)}
@@ -129,16 +130,31 @@ async def takings(
     for grid, members in by_grid.items():
         if not grid:
             continue
-        for site in members:
-            found[site.id] = [Takings(currency=site.currency)] * len(grid)
         edges = [datetime.fromtimestamp(bucket.start_s, UTC) for bucket in grid]
         end = datetime.fromtimestamp(grid[-1].end_s, UTC)
-        currency: Mapping[int, str] = {site.id: site.currency for site in members}
-        rows = await connection.fetch(_SALES, list(currency), edges, edges[0], end)
-        for site_id, number, count, net, units, pickups, returns, squares, more in rows:
-            found[site_id][number - 1] = Takings(
-                *(count, net, units, pickups, returns, squares, more, currency[site_id])
-            )
+        own = [site.id for site in members]
+        rows = await connection.fetch(_SALES[spread], own, edges, edges[0], end)
+        found |= await asyncio.to_thread(_taken, rows, members, len(grid))
+    return found
+
+
+def _taken(
+    rows: Sequence[asyncpg.Record], members: Sequence[Site], length: int
+) -> dict[int, list[Takings]]:
+    blank = {site.id: Takings(currency=site.currency) for site in members}
+    found = {site: [nothing] * length for site, nothing in blank.items()}
+    for site, number, kind, count, net, units, squares, more in rows:
+        before, nothing = found[site][number - 1], blank[site]
+        if kind == _SALE:
+            returns, pickups, currency = before.returns, before.pickups, nothing.currency
+            taken = Takings(count, net, units, pickups, returns, squares, more, currency)
+        elif kind == _PICKUP:
+            taken = before._replace(pickups=count)
+        elif kind == _RETURN:
+            taken = before._replace(returns=count)
+        else:  # a void, or a sale of nothing
+            continue
+        found[site][number - 1] = taken
     return found
 
 
@@ -146,16 +162,18 @@ _HEARD = """
     select asked.site_id from unnest($1::int[]) as asked (site_id)
     where exists (select from transactions t where t.site_id = asked.site_id)
 """
-_SALES = """
-    with sold as (
-        select site_id, width_bucket(at, $2::timestamptz[]) as number, kind, amount, units,
-               kind = 'sale' and amount > 0 and units > 0 as counts
-        from transactions where site_id = any($1::int[]) and at >= $3 and at < $4)
-    select site_id, number, count(*) filter (where counts),
-           coalesce(sum(amount) filter (where counts), 0),
-           coalesce(sum(units) filter (where counts), 0)::bigint,
-           count(*) filter (where kind = 'pickup'), count(*) filter (where kind = 'return'),
-           coalesce(sum(amount::float8 * amount::float8) filter (where counts), 0)::float8,
-           coalesce(sum(units::float8 * units::float8) filter (where counts), 0)::float8
-    from sold group by 1, 2
+_SALE, _PICKUP, _RETURN = 0, 1, 2
+# A row of each kind: they are told apart once, not by a filter of every sum.
+_KINDS = """
+    select site_id, width_bucket(at, $2::timestamptz[]),
+           case when kind = 'sale' and amount > 0 and units > 0 then 0
+                when kind = 'pickup' then 1 when kind = 'return' then 2 end,
+           count(*), sum(amount), sum(units), {squares}
+    from transactions where site_id = any($1::int[]) and at >= $3 and at < $4
+    group by 1, 2, 3
 """
+_SQUARES = "sum(amount::float8 * amount::float8), sum(units::float8 * units::float8)"
+_SALES = {
+    True: _KINDS.replace("{squares}", _SQUARES),
+    False: _KINDS.replace("{squares}", "0.0::float8, 0.0::float8"),
+}

@@ -65,7 +65,7 @@ def coverage(observed: int, expected: int) -> float | None:
     """Return observed / expected, at most 1 (slots of 15 s round), None if nothing was expected."""
     if expected <= 0:
         return None
-    return min(1.0, round(observed / expected, 4))
+    return 1.0 if observed >= expected else round(observed / expected, 4)
 
 
 def known(count: int, observed: int) -> bool:
