@@ -26,10 +26,10 @@ from server.provisioning.claims import make_claim
 from tests.authenticator import STEP_S, code_at
 from tests.integration.api_world import World
 from tests.integration.people_world import GOOD
+from tests.integration.tech_world import Shop
+from tests.integration.tech_world import shop as shop
 from tests.integration.test_broker_mtls import A, Fleet, until
 from tests.integration.test_people_signin import cookie
-from tests.integration.test_tech import Shop
-from tests.integration.test_tech import shop as shop
 
 pytestmark = pytest.mark.services
 

@@ -12,11 +12,11 @@ from server.people import users
 from server.people.roles import Grant, Role
 from tests.integration.people_world import HTML, load
 from tests.integration.provisioning_world import Key, Provisioning
+from tests.integration.tech_world import JSON, Shop
+from tests.integration.tech_world import shop as shop
 from tests.integration.test_enrolment_web import Client, ask
 from tests.integration.test_enrolment_web import client as client
 from tests.integration.test_enrolment_web import place as place
-from tests.integration.test_tech import JSON, Shop
-from tests.integration.test_tech import shop as shop
 
 pytestmark = pytest.mark.services
 
