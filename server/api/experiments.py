@@ -8,12 +8,11 @@ from typing import Annotated, assert_never
 import msgspec
 
 from server.api.acts import Act, ActRoute
+from server.api.pages import after, page_of
 from server.api.parameters import (
     Format,
     Listing,
     Nothing,
-    read_cursor,
-    write_cursor,
 )
 from server.api.problems import BodyError, ParameterError
 from server.api.reads import Call, Route
@@ -270,18 +269,15 @@ async def _snapshot(call: Call, asked: Nothing) -> SnapshotAnswer:
 
 
 async def _list(call: Call, asked: RegisterListing) -> Page[ExperimentRow]:
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
     found = await register.register(
         call.connection,
         words=asked.q,
         state=asked.state,
-        after=after,
+        after=after(asked),
         limit=asked.limit + 1,
         now=call.now,
     )
-    rows = [_row(each) for each in found[: asked.limit]]
-    more = len(found) > asked.limit
-    return Page(rows, write_cursor(asked, (rows[-1].experiment, 0)) if more else None)
+    return page_of(asked, [_row(each) for each in found], lambda row: row.experiment)
 
 
 async def _learning(call: Call, asked: Nothing) -> Page[LearningRow]:

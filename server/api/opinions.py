@@ -7,14 +7,13 @@ from typing import Annotated
 import msgspec
 
 from server.api.acts import Act, ActRoute
+from server.api.pages import after, page_of
 from server.api.parameters import (
     ConversionParameters,
     Format,
     Listing,
     Nothing,
     SpotListing,
-    read_cursor,
-    write_cursor,
 )
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -240,12 +239,10 @@ async def _alerts(call: Call, asked: AlertParameters) -> Page[AlertRow]:
         await _organisation(call),
         sites=asked.site,
         open_only=asked.open,
-        before=None if asked.cursor is None else str(read_cursor(asked)[0]),
+        before=after(asked) or None,
         limit=asked.limit + 1,
     )
-    rows = [_alert(each) for each in found[: asked.limit]]
-    more = len(found) > asked.limit
-    return Page(rows, write_cursor(asked, (rows[-1].alert, 0)) if more else None)
+    return page_of(asked, [_alert(each) for each in found], lambda row: row.alert)
 
 
 async def _settings(call: Call, asked: Nothing) -> AlarmSettings:
@@ -266,12 +263,10 @@ async def _actions(call: Call, asked: SpotListing) -> Page[ActionRow]:
         call.connection,
         await _organisation(call),
         sites=asked.site,
-        before=None if asked.cursor is None else str(read_cursor(asked)[0]),
+        before=after(asked) or None,
         limit=asked.limit + 1,
     )
-    rows = [_action(each) for each in found[: asked.limit]]
-    more = len(found) > asked.limit
-    return Page(rows, write_cursor(asked, (rows[-1].action, 0)) if more else None)
+    return page_of(asked, [_action(each) for each in found], lambda row: row.action)
 
 
 async def _take(act: Act, body: AlertTaken) -> AlertRow:

@@ -6,7 +6,8 @@ import msgspec
 
 from protocol.questionnaire import Kind
 from server.api.acts import Act, ActRoute
-from server.api.parameters import Listing, Nothing, SpotListing, read_cursor, write_cursor
+from server.api.pages import after, page_of
+from server.api.parameters import Listing, Nothing, SpotListing
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.errors import NotFoundError
@@ -124,13 +125,10 @@ def _published(made: Publication) -> PublicationRecord:
 
 
 async def _list(call: Call, asked: Listing) -> Page[QuestionnaireRecord]:
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
     found = await questionnaires.listed(
-        call.connection, await _organisation(call), after=after, limit=asked.limit + 1
+        call.connection, await _organisation(call), after=after(asked), limit=asked.limit + 1
     )
-    rows = [_record(version) for version in found[: asked.limit]]
-    more = len(found) > asked.limit
-    return Page(rows, write_cursor(asked, (rows[-1].questionnaire, 0)) if more else None)
+    return page_of(asked, [_record(version) for version in found], lambda row: row.questionnaire)
 
 
 async def _organisation(call: Call) -> int:
@@ -159,17 +157,14 @@ async def _one(call: Call, asked: Nothing) -> QuestionnaireDetail:
 async def _publications(call: Call, asked: SpotListing) -> Page[PublicationRecord]:
     if asked.site:
         await load_sites(call.connection, asked.site)
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
     found = await questionnaires.publications(
         call.connection,
         await _organisation(call),
         sites=asked.site,
-        after=after,
+        after=after(asked),
         limit=asked.limit + 1,
     )
-    rows = [_published(each) for each in found[: asked.limit]]
-    more = len(found) > asked.limit
-    return Page(rows, write_cursor(asked, (rows[-1].publication, 0)) if more else None)
+    return page_of(asked, [_published(each) for each in found], lambda row: row.publication)
 
 
 async def _make(act: Act, body: NewQuestionnaire) -> QuestionnaireRecord:

@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from server.api.acts import Act, ActRoute
+from server.api.pages import after, page_of
 from server.api.parameters import Listing, read_cursor, span_of, write_cursor
 from server.api.problems import BodyError, ParameterError
 from server.api.reads import Call, Route
@@ -269,11 +270,8 @@ class SalesAnswer(msgspec.Struct, frozen=True):
 
 
 async def _list_campaigns(call: Call, asked: Listing) -> Page[CampaignRow]:
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
-    rows = await call.connection.fetch(_CAMPAIGNS, after, asked.limit + 1)
-    page = rows[: asked.limit]
-    more = write_cursor(asked, (page[-1]["campaign_ref"], 0)) if len(rows) > len(page) else None
-    return Page([CampaignRow(*row) for row in page], more)
+    rows = await call.connection.fetch(_CAMPAIGNS, after(asked), asked.limit + 1)
+    return page_of(asked, [CampaignRow(*row) for row in rows], lambda row: row.campaign)
 
 
 async def _list_rates(call: Call, asked: Listing) -> Page[RateRow]:
@@ -292,8 +290,8 @@ async def _list_rates(call: Call, asked: Listing) -> Page[RateRow]:
 
 
 async def _tills(call: Call, asked: TillListing) -> Page[TillRow]:
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
-    sites = [site for site in await load_sites(call.connection, asked.site) if site.ref > after]
+    begin = after(asked)
+    sites = [site for site in await load_sites(call.connection, asked.site) if site.ref > begin]
     page = sites[: asked.limit]
     rows: list[TillRow] = []
     for site in page:

@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 
 from server.api.acts import Act, ActRoute
-from server.api.parameters import Format, Listing, Nothing, read_cursor, write_cursor
+from server.api.pages import after, page_of
+from server.api.parameters import Format, Listing, Nothing
 from server.api.problems import ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -248,23 +249,17 @@ def _round(found: Round) -> RoundRecord:
 
 
 async def _list(call: Call, asked: Listing) -> Page[SurveyRecord]:
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
     found = await surveys.listed(
-        call.connection, await _organisation(call), after=after, limit=asked.limit + 1
+        call.connection, await _organisation(call), after=after(asked), limit=asked.limit + 1
     )
-    rows = [_record(each) for each in found[: asked.limit]]
-    more = len(found) > asked.limit
-    return Page(rows, write_cursor(asked, (rows[-1].survey, 0)) if more else None)
+    return page_of(asked, [_record(each) for each in found], lambda row: row.survey)
 
 
 async def _rounds(call: Call, asked: Listing) -> Page[RoundRecord]:
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
     found = await surveys.rounds(
-        call.connection, await _organisation(call), after=after, limit=asked.limit + 1
+        call.connection, await _organisation(call), after=after(asked), limit=asked.limit + 1
     )
-    rows = [_round(each) for each in found[: asked.limit]]
-    more = len(found) > asked.limit
-    return Page(rows, write_cursor(asked, (rows[-1].round, 0)) if more else None)
+    return page_of(asked, [_round(each) for each in found], lambda row: row.round)
 
 
 async def _organisation(call: Call) -> int:
