@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "site": Subcommand("ops.register", "add or list sites and their spots"),
     "device": Subcommand("ops.register", "add and import devices, make their claims and labels"),
     "key": Subcommand("ops.keys", "make, rotate and end an organisation's API keys"),
+    "bi": Subcommand("ops.bi", "logins for BI tools, one organisation each"),
     "user": Subcommand("ops.people", "invite people, give them roles, shut them out"),
     "audit": Subcommand("ops.audit", "show who did what, and prove that nobody changed it"),
     "import": Subcommand("ops.imports", "import sales from the tills (pos)"),

@@ -93,7 +93,7 @@ KINDS = (
         About.STAFF,
         ("users", "grants", "sessions", "one_time_links", "technician_claims", "vouchers"),
     ),
-    Kind("audit", About.STAFF, ("audit", "api_keys")),
+    Kind("audit", About.STAFF, ("audit", "api_keys", "bi_logins")),
     Kind(
         "technical",
         About.NOBODY,

@@ -1,4 +1,4 @@
-"""What others follow: the feed of changes, webhooks and what was delivered to them."""
+"""What others follow: the feed of changes, webhooks, what was delivered, logins of BI tools."""
 
 from sqlalchemy import (
     ARRAY,
@@ -73,4 +73,12 @@ deliveries = Table(
     Column("next_at", INSTANT),
     Column("delivered_at", INSTANT),
     Column("dead_at", INSTANT),
+)
+bi_logins = Table(
+    "bi_logins",
+    metadata,
+    Column("role", Text, primary_key=True),
+    organisation(),
+    or_empty("note"),
+    Column("created_at", INSTANT, nullable=False),
 )
