@@ -129,19 +129,9 @@ async def _run() -> list[Row]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as client:
             for question in QUESTIONS:
                 asking = client.submit(ask, address, question, WARM, PASSES)
-                ours = quantiles(await asyncio.wrap_future(asking))
-                bare = quantiles(await _fetch(owner, question))
-                rows += [
-                    Row(
-                        name=f"api.{question.name}.{quantile}.ours",
-                        value=round(ours[quantile], 2),
-                        unit="ms",
-                        limit=round(bare[quantile], 2),
-                        limit_name="bare SQL",
-                        ratio=round(ours[quantile] / bare[quantile], 2),
-                    )
-                    for quantile in ("p50", "p95")
-                ]
+                ours = await asyncio.wrap_future(asking)
+                bare = await _fetch(owner, question)
+                rows += beside_bare(f"api.{question.name}", ours, bare)
     return rows
 
 
@@ -174,7 +164,23 @@ async def _fetch(owner: asyncpg.Connection, question: Question) -> list[float]:
     return taken[WARM:]
 
 
-def quantiles(taken_s: list[float]) -> dict[str, float]:
+def beside_bare(name: str, ours_s: list[float], bare_s: list[float]) -> list[Row]:
+    """Return p50 and p95 of what our answers took, beside those of the bare SQL."""
+    ours, bare = _quantiles(ours_s), _quantiles(bare_s)
+    return [
+        Row(
+            name=f"{name}.{quantile}.ours",
+            value=round(ours[quantile], 2),
+            unit="ms",
+            limit=round(bare[quantile], 2),
+            limit_name="bare SQL",
+            ratio=round(ours[quantile] / bare[quantile], 2),
+        )
+        for quantile in ours
+    ]
+
+
+def _quantiles(taken_s: list[float]) -> dict[str, float]:
     """Return p50 and p95 in milliseconds."""
     taken = [1000 * each for each in taken_s]
     return {"p50": statistics.median(taken), "p95": statistics.quantiles(taken, n=20)[-1]}

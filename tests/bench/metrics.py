@@ -28,7 +28,7 @@ import msgspec
 
 from server.api.answers import NEXT_CURSOR
 from server.tasks import spare_the_collector
-from tests.bench.api import Address, Row, quantiles, served
+from tests.bench.api import Address, Row, beside_bare, served
 
 SITES = 1_000
 KPIS = ["visits", "conversion", "net_sales"]
@@ -110,19 +110,9 @@ async def _run() -> list[Row]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as client:
             for question in QUESTIONS:
                 asking = client.submit(ask, address, question)
-                ours = quantiles(await asyncio.wrap_future(asking))
-                bare = quantiles(await _fetch(owner, question))
-                rows += [
-                    Row(
-                        name=f"api.metrics.{question.name}.{quantile}.ours",
-                        value=round(ours[quantile], 2),
-                        unit="ms",
-                        limit=round(bare[quantile], 2),
-                        limit_name="bare SQL",
-                        ratio=round(ours[quantile] / bare[quantile], 2),
-                    )
-                    for quantile in ("p50", "p95")
-                ]
+                ours = await asyncio.wrap_future(asking)
+                bare = await _fetch(owner, question)
+                rows += beside_bare(f"api.metrics.{question.name}", ours, bare)
             per_s = await asyncio.wrap_future(client.submit(export, address))
         bare_per_s = await _copied(owner)
         rows.append(
