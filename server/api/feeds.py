@@ -62,7 +62,7 @@ class ChangesAnswer(msgspec.Struct, frozen=True):
 
 
 async def _changes(call: Call, asked: ChangeParameters) -> ChangesAnswer:
-    organisation = await call.connection.fetchval("select current_organisation()")
+    organisation = await call.organisation()
     if asked.cursor is not None:
         place = place_of(asked.cursor)
     elif asked.start is Start.NOW:
@@ -169,13 +169,8 @@ def _record(known: Webhook) -> WebhookRecord:
     )
 
 
-async def _organisation(call: Call) -> int:
-    found: int = await call.connection.fetchval("select current_organisation()")
-    return found
-
-
 async def _webhooks(call: Call, asked: Nothing) -> Page[WebhookRecord]:
-    found = await webhooks.listed(call.connection, await _organisation(call))
+    found = await webhooks.listed(call.connection, await call.organisation())
     return Page([_record(each) for each in found])
 
 
@@ -186,7 +181,7 @@ async def _webhook(call: Call, asked: Nothing) -> WebhookRecord:
 async def _known(call: Call) -> Webhook:
     if "\0" in call.path["ref"]:
         raise NotFoundError("there is nothing of this name")
-    return await webhooks.find(call.connection, await _organisation(call), call.path["ref"])
+    return await webhooks.find(call.connection, await call.organisation(), call.path["ref"])
 
 
 async def _deliveries(call: Call, asked: DeliveryListing) -> Page[DeliveryRow]:

@@ -226,17 +226,12 @@ async def _rates(call: Call, asked: RateParameters) -> RateAnswer:
     return RateAnswer(found.rows, found.indices)
 
 
-async def _organisation(call: Call) -> int:
-    found: int = await call.connection.fetchval("select current_organisation()")
-    return found
-
-
 async def _alerts(call: Call, asked: AlertParameters) -> Page[AlertRow]:
     if asked.site:
         await load_sites(call.connection, asked.site)
     found = await alerts.listed(
         call.connection,
-        await _organisation(call),
+        await call.organisation(),
         sites=asked.site,
         open_only=asked.open,
         before=after(asked) or None,
@@ -247,12 +242,12 @@ async def _alerts(call: Call, asked: AlertParameters) -> Page[AlertRow]:
 
 async def _settings(call: Call, asked: Nothing) -> AlarmSettings:
     del asked
-    return AlarmSettings(await alerts.false_alarms_of(call.connection, await _organisation(call)))
+    return AlarmSettings(await alerts.false_alarms_of(call.connection, await call.organisation()))
 
 
 async def _touchpoints(call: Call, asked: Nothing) -> Page[TouchpointRow]:
     del asked
-    found = await actions.touchpoints(call.connection, await _organisation(call))
+    found = await actions.touchpoints(call.connection, await call.organisation())
     return Page([TouchpointRow(each.ref, each.name) for each in found])
 
 
@@ -261,7 +256,7 @@ async def _actions(call: Call, asked: SpotListing) -> Page[ActionRow]:
         await load_sites(call.connection, asked.site)
     found = await actions.listed(
         call.connection,
-        await _organisation(call),
+        await call.organisation(),
         sites=asked.site,
         before=after(asked) or None,
         limit=asked.limit + 1,

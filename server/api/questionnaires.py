@@ -126,14 +126,9 @@ def _published(made: Publication) -> PublicationRecord:
 
 async def _list(call: Call, asked: Listing) -> Page[QuestionnaireRecord]:
     found = await questionnaires.listed(
-        call.connection, await _organisation(call), after=after(asked), limit=asked.limit + 1
+        call.connection, await call.organisation(), after=after(asked), limit=asked.limit + 1
     )
     return page_of(asked, [_record(version) for version in found], lambda row: row.questionnaire)
-
-
-async def _organisation(call: Call) -> int:
-    found: int = await call.connection.fetchval("select current_organisation()")
-    return found
 
 
 async def _one(call: Call, asked: Nothing) -> QuestionnaireDetail:
@@ -141,7 +136,7 @@ async def _one(call: Call, asked: Nothing) -> QuestionnaireDetail:
     ref = call.path["ref"]
     if "\0" in ref:
         raise NotFoundError("no such questionnaire")
-    version = await questionnaires.find(call.connection, await _organisation(call), ref)
+    version = await questionnaires.find(call.connection, await call.organisation(), ref)
     content = None
     if version.content is not None:
         fields = msgspec.json.decode(version.content)
@@ -159,7 +154,7 @@ async def _publications(call: Call, asked: SpotListing) -> Page[PublicationRecor
         await load_sites(call.connection, asked.site)
     found = await questionnaires.publications(
         call.connection,
-        await _organisation(call),
+        await call.organisation(),
         sites=asked.site,
         after=after(asked),
         limit=asked.limit + 1,

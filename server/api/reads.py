@@ -44,6 +44,11 @@ class Call:
     def now_s(self) -> int:
         return int(self.now.timestamp())
 
+    async def organisation(self) -> int:
+        """Return the organisation that this transaction sees."""
+        found: int = await self.connection.fetchval("select current_organisation()")
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

@@ -250,28 +250,23 @@ def _round(found: Round) -> RoundRecord:
 
 async def _list(call: Call, asked: Listing) -> Page[SurveyRecord]:
     found = await surveys.listed(
-        call.connection, await _organisation(call), after=after(asked), limit=asked.limit + 1
+        call.connection, await call.organisation(), after=after(asked), limit=asked.limit + 1
     )
     return page_of(asked, [_record(each) for each in found], lambda row: row.survey)
 
 
 async def _rounds(call: Call, asked: Listing) -> Page[RoundRecord]:
     found = await surveys.rounds(
-        call.connection, await _organisation(call), after=after(asked), limit=asked.limit + 1
+        call.connection, await call.organisation(), after=after(asked), limit=asked.limit + 1
     )
     return page_of(asked, [_round(each) for each in found], lambda row: row.round)
-
-
-async def _organisation(call: Call) -> int:
-    found: int = await call.connection.fetchval("select current_organisation()")
-    return found
 
 
 async def _found(call: Call) -> Survey:
     ref = call.path["ref"]
     if "\0" in ref:
         raise NotFoundError("no such survey")
-    return await surveys.find(call.connection, await _organisation(call), ref)
+    return await surveys.find(call.connection, await call.organisation(), ref)
 
 
 async def _one(call: Call, asked: Nothing) -> SurveyDetail:
@@ -359,7 +354,7 @@ async def _words(call: Call, asked: Nothing) -> Page[WordsRecord]:
 
 async def _change(call: Call, asked: Nothing) -> ChangeAnswer:
     del asked
-    organisation, ref = await _organisation(call), call.path["ref"]
+    organisation, ref = await call.organisation(), call.path["ref"]
     known = {each.ref: each for each in await surveys.rounds(call.connection, organisation)}
     if ref not in known or (follows := known[ref].follows) is None:
         raise NotFoundError(f"no round {ref[:40]!r} that follows another")
