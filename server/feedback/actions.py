@@ -24,7 +24,7 @@ from server.feedback.misuse import VERSION
 from server.feedback.query import kinds_of
 from server.fleet import checks
 from server.fleet.checks import FieldError, TakenError
-from server.fleet.register import new_ref
+from server.fleet.register import named_row, new_ref
 from server.rollup.buckets import local
 
 WEEK = timedelta(weeks=1)
@@ -193,9 +193,9 @@ async def plan(
         raise FieldError("remeasure_on", "measure again a week after it is due, or later")
     if not 2000 <= wanted.due_on.year <= 2100 or wanted.remeasure_on.year > 2100:
         raise FieldError("due_on", "expected a day from 2000 to 2100")
-    site = await _row(connection, organisation, "sites", wanted.site, "site")
-    touchpoint = await _row(
-        connection, organisation, "touchpoints", wanted.touchpoint, "touchpoint"
+    site = await named_row(connection, organisation, "sites", wanted.site, field="site")
+    touchpoint = await named_row(
+        connection, organisation, "touchpoints", wanted.touchpoint, field="touchpoint"
     )
     alert = None
     if wanted.alert is not None:
@@ -377,18 +377,6 @@ async def _open(connection: asyncpg.Connection, organisation: int, ref: str) -> 
 
 def _today(action: Action, now: datetime) -> date:
     return local(action.time_zone, int(now.timestamp())).date()
-
-
-async def _row(
-    connection: asyncpg.Connection, organisation: int, table: str, ref: str, field: str
-) -> int:
-    found: int | None = await connection.fetchval(
-        f"select id from {table} where organisation_id = $1 and ref = $2",  # noqa: S608
-        *(organisation, ref.replace("\0", "")),
-    )
-    if found is None:
-        raise FieldError(field, f"no {field} {ref[:40]!r}")
-    return found
 
 
 async def _note(

@@ -130,6 +130,13 @@ async def find(
     return Alert(*row.values())
 
 
+async def _open(connection: asyncpg.Connection, organisation: int, ref: str) -> Alert:
+    found = await find(connection, organisation, ref, lock=True)
+    if found.done_at is not None:
+        raise ConflictError("this alert is done")
+    return found
+
+
 async def take(
     connection: asyncpg.Connection,
     organisation: int,
@@ -141,9 +148,7 @@ async def take(
 ) -> Alert:
     """Make it somebody's; taken again, it is the other's. Raises ConflictError once it is done."""
     assignee = checks.name(assignee, "assignee")
-    before = await find(connection, organisation, ref, lock=True)
-    if before.done_at is not None:
-        raise ConflictError("this alert is done")
+    await _open(connection, organisation, ref)
     await connection.execute(
         "update opinion_alerts set assignee = $3, acknowledged_at = coalesce(acknowledged_at, $4) "
         "where organisation_id = $1 and ref = $2",
@@ -174,9 +179,7 @@ async def finish(
     outcome = " ".join(outcome.split())
     if not 0 < len(outcome) <= _MOST_OUTCOME or not outcome.isprintable():
         raise FieldError("outcome", f"expected 1 to {_MOST_OUTCOME} characters")
-    before = await find(connection, organisation, ref, lock=True)
-    if before.done_at is not None:
-        raise ConflictError("this alert is done")
+    before = await _open(connection, organisation, ref)
     if before.taken_at is None:
         raise ConflictError("nobody has taken this alert yet")
     await connection.execute(

@@ -22,7 +22,7 @@ from server.audit.log import record
 from server.errors import ConflictError, NotFoundError
 from server.fleet import checks
 from server.fleet.checks import FieldError
-from server.fleet.register import lock_organisation, new_ref
+from server.fleet.register import lock_organisation, named_row, new_ref
 
 CHANGED = "plans_changed"
 """The channel that carries a device's id when what it is to show has changed."""
@@ -229,11 +229,7 @@ async def _named(
         raise FieldError("questionnaire", str(error)) from error
     if version.content is None or version.retired_at is not None:
         raise ConflictError(f"{questionnaire} is retired, or only its hash is known")
-    site_row = await connection.fetchval(
-        "select id from sites where organisation_id = $1 and ref = $2", organisation, site
-    )
-    if site_row is None:
-        raise FieldError("site", f"no site {site[:40]!r}")
+    site_row = await named_row(connection, organisation, "sites", site, field="site")
     if spot is None:
         return version, site_row, None
     row = await connection.fetchrow(

@@ -37,7 +37,7 @@ from server.feedback.masking import mask
 from server.feedback.tokens import Binding, Channel, Delay, Shown, Token
 from server.fleet import checks
 from server.fleet.checks import FieldError
-from server.fleet.register import lock_organisation, new_ref
+from server.fleet.register import lock_organisation, named_row, new_ref
 
 MOST_SURVEYS, MOST_TOKENS, MOST_TOUCHPOINT = 500, 1_000, 60
 MOST_ANSWERS = 50_000  # of a result: the latest
@@ -378,11 +378,7 @@ async def _asked(
         found = await find(connection, organisation, survey)
     except NotFoundError as error:
         raise FieldError("survey", str(error)) from error
-    site_id = await connection.fetchval(
-        "select id from sites where organisation_id = $1 and ref = $2", organisation, site
-    )
-    if site_id is None:
-        raise FieldError("site", f"no site {site[:40]!r}")
+    site_id = await named_row(connection, organisation, "sites", site, field="site")
     if found.state != "published":
         raise ConflictError(f"{survey} is {found.state}, and only what is published is asked")
     return found, site_id

@@ -17,7 +17,7 @@ from protocol.identity import DeviceId, device_id
 from server.audit.log import record
 from server.errors import ConflictError, NotFoundError, RefusedError
 from server.fleet import checks
-from server.fleet.checks import Known, changes, contents
+from server.fleet.checks import FieldError, Known, changes, contents
 
 T = TypeVar("T")
 
@@ -164,6 +164,19 @@ async def lock_organisation(connection: asyncpg.Connection, organisation: int) -
     await connection.execute(
         "select from organisations where id = $1 for no key update", organisation
     )
+
+
+async def named_row(
+    connection: asyncpg.Connection, organisation: int, table: str, ref: str, *, field: str
+) -> int:
+    """Return the row of what a `field` of somebody's names. Raises FieldError."""
+    found: int | None = await connection.fetchval(
+        f"select id from {table} where organisation_id = $1 and ref = $2",  # noqa: S608 - ours
+        *(organisation, ref.replace("\0", "")),
+    )
+    if found is None:
+        raise FieldError(field, f"no {field} {ref[:40]!r}")
+    return found
 
 
 async def add_device(

@@ -6,16 +6,15 @@ find; between start and horizon it shows no number.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncpg
 from aiohttp import web
 
-from server.db.engine import acting
 from server.errors import NotFoundError, VestibuleError
 from server.fleet.checks import ChangedError
 from server.insight import experiments, register
@@ -37,7 +36,6 @@ from server.people.roles import Permission, Place
 from server.portal.frame import Look, Portal, Section
 from server.rollup.places import load_sites
 
-T = TypeVar("T")
 MOST_SHOWN = 200
 STARTS = 12  # Mondays to choose from
 _MOST_FIELD = 400
@@ -100,16 +98,16 @@ class Pages:
             if form.get("do") != ["keep"]:
                 return await self._plan(request, look, asked)
         now = self._portal.now()
-        made = await self._acted(
+        made = await self._portal.acted(
             look,
             "design experiment",
             lambda db: experiments.create(
                 db, look.organisation, asked.design, actor=look.visitor.actor, now=now
             ),
         )
-        if isinstance(made, Problem):
+        if isinstance(made, VestibuleError):
             async with self._looking(request, "portal new experiment", runs=True) as look:
-                return await self._form(request, look, asked, problem=made)
+                return await self._form(request, look, asked, problem=problem_of(made))
         raise web.HTTPSeeOther(f"/experiments/{made.ref}")
 
     async def _plan(self, request: web.Request, look: Look, asked: "Asked") -> web.Response:
@@ -185,10 +183,10 @@ class Pages:
                 case _:
                     raise web.HTTPNotFound
 
-        done = await self._acted(look, "change experiment", act)
-        if isinstance(done, Problem):
+        done = await self._portal.acted(look, "change experiment", act)
+        if isinstance(done, VestibuleError):
             async with self._looking(request, "portal experiment") as look:
-                return await self._page(request, look, problem=done)
+                return await self._page(request, look, problem=problem_of(done))
         raise web.HTTPSeeOther(f"/experiments/{ref}")
 
     async def _page(
@@ -229,17 +227,6 @@ class Pages:
             if not look.sees_all or (runs and not _may_run(look)):
                 raise web.HTTPNotFound
             yield look
-
-    async def _acted(
-        self, look: Look, name: str, act: Callable[[asyncpg.Connection], Awaitable[T]]
-    ) -> T | Problem:
-        try:
-            async with acting(self._portal.desk, name, organisation=look.organisation) as db:
-                return await act(db)
-        except NotFoundError as error:
-            raise web.HTTPNotFound from error
-        except VestibuleError as error:
-            return problem_of(error)
 
     def _today(self) -> date:
         return self._portal.now().date()

@@ -3,17 +3,19 @@
 Whose grants cover a region or some sites sees those alone, and nothing that counts the others in.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 from aiohttp import web
 
 from server.config import Settings
-from server.db.engine import reading
+from server.db.engine import acting, reading
+from server.errors import NotFoundError, VestibuleError
 from server.people.roles import Permission, Place
 from server.portal import numbers
 from server.web.passes import Passes
@@ -21,6 +23,7 @@ from server.web.sessions import Visitor, demand_organisation
 from server.web.shell import Shell
 from server.web.site import Site
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
 CATALOGUES = sorted(path.parent for path in HERE.glob("catalogues/**/en.json"))
 
@@ -86,6 +89,18 @@ class Portal:
                 if found.may(Permission.READ_NUMBERS, Place(organisation, region, site))
             )
             yield Look(db, found, organisation, owner, seen)
+
+    async def acted(
+        self, look: Look, name: str, act: Callable[[asyncpg.Connection], Awaitable[T]]
+    ) -> T | VestibuleError:
+        """Do what may be refused, as the desk; a refusal is returned, what is not there is 404."""
+        try:
+            async with acting(self.desk, name, organisation=look.organisation) as db:
+                return await act(db)
+        except NotFoundError as error:
+            raise web.HTTPNotFound from error
+        except VestibuleError as error:
+            return error
 
     def page(
         self,

@@ -14,7 +14,6 @@ from typing import TypeVar
 import asyncpg
 from aiohttp import web
 
-from server.db.engine import acting
 from server.errors import NotFoundError, VestibuleError
 from server.feedback import actions, alerts
 from server.feedback.actions import LANGUAGES, Action, Plan
@@ -63,6 +62,10 @@ class Problem:
     code: str
     field: str
     detail: str
+
+    @classmethod
+    def of(cls, error: VestibuleError) -> "Problem":
+        return cls(error.code, getattr(error, "parameter", ""), str(error))
 
 
 def add(portal: Portal) -> None:
@@ -176,14 +179,13 @@ class Pages:
             if not look.visitor.may(Permission.ACT_ON_FEEDBACK, Place(look.organisation)):
                 raise web.HTTPNotFound
         by = {"actor": look.visitor.actor, "now": self._portal.now()}
-        what = "add touchpoint"
-        try:
-            async with acting(self._portal.desk, what, organisation=look.organisation) as db:
-                name = form.get("name", "")
-                await actions.add_touchpoint(db, look.organisation, name, **by)  # type: ignore[arg-type]
-        except VestibuleError as error:
-            field = getattr(error, "parameter", "")
-            return await self._list(request, problem=Problem(error.code, field, str(error)))
+        done = await self._portal.acted(
+            look,
+            "add touchpoint",
+            lambda db: actions.add_touchpoint(db, look.organisation, form.get("name", ""), **by),  # type: ignore[arg-type]
+        )
+        if isinstance(done, VestibuleError):
+            return await self._list(request, problem=Problem.of(done))
         raise web.HTTPSeeOther("/feedback#touchpoints")
 
     async def _at_work(
@@ -211,14 +213,9 @@ class Pages:
         act: Callable[[asyncpg.Connection], Awaitable[object]],
     ) -> web.Response:
         """Act, and go back to the site's page; what is refused is said there."""
-        try:
-            async with acting(self._portal.desk, what, organisation=look.organisation) as db:
-                await act(db)
-        except NotFoundError as error:
-            raise web.HTTPNotFound from error
-        except VestibuleError as error:
-            field = getattr(error, "parameter", "")
-            return await self._page(request, ref, problem=Problem(error.code, field, str(error)))
+        done = await self._portal.acted(look, what, act)
+        if isinstance(done, VestibuleError):
+            return await self._page(request, ref, problem=Problem.of(done))
         raise web.HTTPSeeOther(f"/feedback/{ref}")
 
     async def _page(

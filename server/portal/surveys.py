@@ -7,17 +7,15 @@ number stands with population, channels, n and interval.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-import asyncpg
 from aiohttp import web
 
-from server.db.engine import acting
 from server.errors import NotFoundError, VestibuleError
 from server.feedback import surveys
 from server.feedback.battery import (
@@ -44,7 +42,6 @@ from server.portal.frame import Look, Portal, Section
 from server.rollup.places import load_sites
 from server.web.catalogue import LANGUAGES
 
-T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 FACTORS = 4
 MOST_SHOWN = 50
@@ -73,6 +70,10 @@ class Problem:
 
     field: str
     detail: str
+
+    @classmethod
+    def of(cls, error: VestibuleError) -> "Problem":
+        return cls(error.parameter if isinstance(error, FieldError) else "", str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Pages:
             _demand_ask(look)
         if form.get("do") != "keep":
             return self._builder(request, look, form)
-        made = await self._acted(
+        made = await self._portal.acted(
             look,
             "make survey",
             lambda db: surveys.make(
@@ -149,8 +150,8 @@ class Pages:
                 now=self._portal.now(),
             ),
         )
-        if isinstance(made, Problem):
-            return self._builder(request, look, form, problem=made)
+        if isinstance(made, VestibuleError):
+            return self._builder(request, look, form, problem=Problem.of(made))
         raise web.HTTPSeeOther(f"/surveys/{made.ref}")
 
     def _builder(
@@ -194,7 +195,7 @@ class Pages:
         async with self._portal.looking(request, "portal move survey") as look:
             _demand_ask(look)
             found = await _survey(look, request)
-        done = await self._acted(
+        done = await self._portal.acted(
             look,
             "move survey",
             lambda db: surveys.move(
@@ -206,7 +207,9 @@ class Pages:
                 now=self._portal.now(),
             ),
         )
-        return await self._done(request, found, done if isinstance(done, Problem) else None)
+        if isinstance(done, VestibuleError):
+            return await self._refused(request, found, done)
+        raise web.HTTPSeeOther(f"/surveys/{found.ref}")
 
     async def hand_out(self, request: web.Request) -> web.Response:
         """Make tokens, and show them this once: links and codes, or a poster to print."""
@@ -215,7 +218,7 @@ class Pages:
             _demand_ask(look)
             found = await _survey(look, request)
             names = {site.ref: site.name for site in await load_sites(look.db)}
-        made = await self._acted(
+        made = await self._portal.acted(
             look,
             "survey tokens",
             lambda db: surveys.mint(
@@ -235,8 +238,8 @@ class Pages:
                 now=self._portal.now(),
             ),
         )
-        if isinstance(made, Problem):
-            return await self._done(request, found, made)
+        if isinstance(made, VestibuleError):
+            return await self._refused(request, found, made)
         bound, handed = made
         base = self._portal.settings.public_url or f"http://{request.host}"
         urls = [f"{base}/s/{token.text}" for token in handed]
@@ -254,14 +257,12 @@ class Pages:
                     zip(urls, handed, [*pictures, *("",) * len(urls)], strict=False)],
         )  # fmt: skip
 
-    async def _done(
-        self, request: web.Request, found: Survey, problem: Problem | None
+    async def _refused(
+        self, request: web.Request, found: Survey, error: VestibuleError
     ) -> web.Response:
-        if problem is None:
-            raise web.HTTPSeeOther(f"/surveys/{found.ref}")
         async with self._portal.looking(request, "portal survey") as look:
             found = await _survey(look, request)
-            return await self._show(request, look, found, problem=problem)
+            return await self._show(request, look, found, problem=Problem.of(error))
 
     async def _show(
         self, request: web.Request, look: Look, found: Survey, *, problem: Problem | None = None
@@ -302,18 +303,6 @@ class Pages:
             problem=problem,
             curl=self._portal.command(request, look, f"surveys/{found.ref}/results"),
         )
-
-    async def _acted(
-        self, look: Look, name: str, act: Callable[[asyncpg.Connection], Awaitable[T]]
-    ) -> T | Problem:
-        """Do what may be refused, as the desk; a refusal is returned."""
-        try:
-            async with acting(self._portal.desk, name, organisation=look.organisation) as db:
-                return await act(db)
-        except FieldError as error:
-            return Problem(error.parameter, str(error))
-        except VestibuleError as error:
-            return Problem("", str(error))
 
 
 @dataclass(frozen=True, slots=True)

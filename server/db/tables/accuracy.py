@@ -2,14 +2,14 @@
 
 from sqlalchemy import Column, Integer, Table, Text
 
-from server.db.tables.columns import INSTANT, metadata, organisation, row_id, row_of
+from server.db.tables.columns import INSTANT, metadata, organisation, ref, row_id, row_of
 
 recounts = Table(
     "recounts",
     metadata,
     row_id(),
     organisation(),
-    Column("ref", Text, nullable=False),
+    ref(),
     row_of("spot_id", "spots"),
     Column("method", Text, nullable=False),
     Column("counted_by", Text, nullable=False),

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Identity,
     Integer,
     MetaData,
+    SmallInteger,
     Text,
     text,
 )
@@ -34,6 +35,11 @@ def row_of(
     """Which row of another table it belongs to."""
     key = ForeignKey(f"{table}.id")
     return Column(name, Integer, key, nullable=nullable, primary_key=primary_key)
+
+
+def ref() -> Column[str]:
+    """The name by which everybody else knows it."""
+    return Column("ref", Text, nullable=False)
 
 
 def organisation() -> Column[int]:
@@ -65,6 +71,17 @@ def by_line(prefix: str = "") -> list[Column[int]]:
 def frame() -> list[Column[int]]:
     """Which frame it came in: boot, number and digest."""
     return [Column(name, Integer, nullable=False) for name in ("boot", "seq", "digest")]
+
+
+def graded() -> list[Column[int]]:
+    """How finely the coarsest of its readings counts, and where its counts come from."""
+    origin = Column("origin", SmallInteger, nullable=False, server_default=text("0"))
+    return [Column("resolution_s", SmallInteger, nullable=False), origin]
+
+
+def answer() -> list[Column[int]]:
+    """Which answer to which question was pressed."""
+    return [Column(name, SmallInteger, nullable=False) for name in ("question", "answer")]
 
 
 def sums(name: str, zero: str = "") -> Column[Any]:

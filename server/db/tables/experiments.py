@@ -14,14 +14,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from server.db.tables.columns import INSTANT, metadata, or_empty, organisation, row_id, row_of
+from server.db.tables.columns import INSTANT, metadata, or_empty, organisation, ref, row_id, row_of
 
 experiments = Table(
     "experiments",
     metadata,
     row_id(),
     organisation(),
-    Column("ref", Text, nullable=False),
+    ref(),
     Column("name", Text, nullable=False),
     or_empty("hypothesis"),
     Column("metrics", ARRAY(Text), nullable=False),

@@ -13,7 +13,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from server.db.tables.columns import INSTANT, metadata, or_empty, organisation, row_id, row_of
+from server.db.tables.columns import (
+    INSTANT,
+    answer,
+    metadata,
+    or_empty,
+    organisation,
+    ref,
+    row_id,
+    row_of,
+)
 
 _BY_REASON = ("kept", "repeated", "children", "stuck", "closed")
 
@@ -24,8 +33,7 @@ def _filtered() -> list[Column[int]]:
         Column("spot", Integer, nullable=False),
         *(Column(name, Integer, nullable=False) for name in _BY_REASON),
         Column("filter_version", SmallInteger, nullable=False),
-        Column("question", SmallInteger, nullable=False),
-        Column("answer", SmallInteger, nullable=False),
+        *answer(),
     ]
 
 
@@ -59,7 +67,7 @@ opinion_alerts = Table(
     metadata,
     row_id(),
     organisation(),
-    Column("ref", Text, nullable=False),
+    ref(),
     row_of("site_id", "sites"),
     row_of("spot_id", "spots"),
     Column("cause", Text, nullable=False),
@@ -83,7 +91,7 @@ touchpoints = Table(
     metadata,
     row_id(),
     organisation(),
-    Column("ref", Text, nullable=False),
+    ref(),
     Column("name", Text, nullable=False),
 )
 actions = Table(
@@ -91,7 +99,7 @@ actions = Table(
     metadata,
     row_id(),
     organisation(),
-    Column("ref", Text, nullable=False),
+    ref(),
     row_of("site_id", "sites"),
     row_of("touchpoint_id", "touchpoints"),
     row_of("alert_id", "opinion_alerts", nullable=True),

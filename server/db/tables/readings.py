@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from server.db.tables.columns import (
     INSTANT,
+    answer,
     frame,
     metadata,
     or_empty,
@@ -122,8 +123,7 @@ presses = Table(
     Column("spot", Integer, nullable=False),
     *frame(),
     Column("visit", Integer, nullable=False),
-    Column("question", SmallInteger, nullable=False),
-    Column("answer", SmallInteger, nullable=False),
+    *answer(),
     Column("source", SmallInteger, nullable=False),
 )
 metric_names = Table(

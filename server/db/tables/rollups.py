@@ -13,7 +13,16 @@ from sqlalchemy import (
     text,
 )
 
-from server.db.tables.columns import INSTANT, by_line, metadata, organisation, row_id, row_of
+from server.db.tables.columns import (
+    INSTANT,
+    answer,
+    by_line,
+    graded,
+    metadata,
+    organisation,
+    row_id,
+    row_of,
+)
 
 rollup_15m = Table(
     "rollup_15m",
@@ -23,8 +32,7 @@ rollup_15m = Table(
     Column("spot", Integer, nullable=False),
     *by_line(),
     Column("revision", Integer, nullable=False, server_default=text("0")),
-    Column("resolution_s", SmallInteger, nullable=False),
-    Column("origin", SmallInteger, nullable=False, server_default=text("0")),
+    *graded(),
 )
 presses_15m = Table(
     "presses_15m",
@@ -34,8 +42,7 @@ presses_15m = Table(
     Column("spot", Integer, nullable=False),
     Column("presses", Integer, nullable=False),
     Column("revision", Integer, nullable=False, server_default=text("0")),
-    Column("question", SmallInteger, nullable=False),
-    Column("answer", SmallInteger, nullable=False),
+    *answer(),
 )
 rollup_hour = Table(
     "rollup_hour",
@@ -45,8 +52,7 @@ rollup_hour = Table(
     *by_line(),
     Column("observed_s", SmallInteger, nullable=False),
     Column("revision", Integer, nullable=False),
-    Column("resolution_s", SmallInteger, nullable=False),
-    Column("origin", SmallInteger, nullable=False, server_default=text("0")),
+    *graded(),
 )
 rollup_day = Table(
     "rollup_day",
@@ -58,8 +64,7 @@ rollup_day = Table(
     Column("observed_s", Integer, nullable=False),
     Column("open_observed_s", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
-    Column("resolution_s", SmallInteger, nullable=False),
-    Column("origin", SmallInteger, nullable=False, server_default=text("0")),
+    *graded(),
 )
 presses_day = Table(
     "presses_day",
@@ -70,8 +75,7 @@ presses_day = Table(
     Column("presses", Integer, nullable=False),
     Column("open_presses", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
-    Column("question", SmallInteger, nullable=False),
-    Column("answer", SmallInteger, nullable=False),
+    *answer(),
 )
 rollup_dirty = Table(
     "rollup_dirty",

@@ -1,16 +1,29 @@
 """What visitors are asked on their own phones, by which token, and what they answered."""
 
+from typing import Any
+
 from sqlalchemy import ARRAY, BigInteger, Column, Integer, LargeBinary, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB, REAL
 
-from server.db.tables.columns import INSTANT, metadata, organisation, row_id, row_of
+from server.db.tables.columns import INSTANT, metadata, organisation, ref, row_id, row_of
+
+
+def _asked() -> list[Column[Any]]:
+    """What was asked where, in which round, and how the visitor came to it."""
+    return [
+        row_of("survey_id", "surveys"),
+        row_of("site_id", "sites"),
+        row_of("round_id", "survey_rounds", nullable=True),
+        *(Column(name, Text, nullable=False) for name in ("channel", "touchpoint", "delay")),
+    ]
+
 
 surveys = Table(
     "surveys",
     metadata,
     row_id(),
     organisation(),
-    Column("ref", Text, nullable=False),
+    ref(),
     Column("name", Text, nullable=False),
     Column("version", Integer, nullable=False),
     Column("population", Text, nullable=False),
@@ -26,7 +39,7 @@ survey_rounds = Table(
     metadata,
     row_id(),
     organisation(),
-    Column("ref", Text, nullable=False),
+    ref(),
     row_of("survey_id", "surveys"),
     row_of("site_id", "sites"),
     Column("name", Text, nullable=False),
@@ -40,12 +53,7 @@ survey_tokens = Table(
     metadata,
     row_id(BigInteger),
     organisation(),
-    row_of("survey_id", "surveys"),
-    row_of("site_id", "sites"),
-    row_of("round_id", "survey_rounds", nullable=True),
-    Column("channel", Text, nullable=False),
-    Column("touchpoint", Text, nullable=False),
-    Column("delay", Text, nullable=False),
+    *_asked(),
     Column("kept", LargeBinary, nullable=False),
     Column("kept_code", LargeBinary, nullable=False),
     Column("made_at", INSTANT, nullable=False),
@@ -57,12 +65,7 @@ survey_answers = Table(
     metadata,
     row_id(BigInteger),
     organisation(),
-    row_of("survey_id", "surveys"),
-    row_of("site_id", "sites"),
-    row_of("round_id", "survey_rounds", nullable=True),
-    Column("channel", Text, nullable=False),
-    Column("touchpoint", Text, nullable=False),
-    Column("delay", Text, nullable=False),
+    *_asked(),
     Column("once", LargeBinary, nullable=False),
     Column("digest", LargeBinary, nullable=False),
     Column("seen", ARRAY(Text), nullable=False),

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Boolean, Column, Date, Double, Table, Text, text
 
-from server.db.tables.columns import metadata, or_empty, organisation, row_id, row_of, stamped
+from server.db.tables.columns import metadata, or_empty, organisation, ref, row_id, row_of, stamped
 
 kpi_targets = Table(
     "kpi_targets",
@@ -10,7 +10,7 @@ kpi_targets = Table(
     row_id(),
     organisation(),
     row_of("site_id", "sites"),
-    Column("ref", Text, nullable=False),
+    ref(),
     Column("metric", Text, nullable=False),
     Column("from_day", Date, nullable=False),
     Column("until_day", Date, nullable=False),
