@@ -11,7 +11,7 @@ from enum import StrEnum
 from server.errors import RefusedError
 from server.feedback.indices import Kind
 from server.insight import formulas
-from server.insight.formulas import Inputs, Value
+from server.insight.formulas import Inputs, Takings, Value
 
 
 class Need(StrEnum):
@@ -106,6 +106,20 @@ def _define(
         *(id_, unit, formula, tuple(inputs.split("; ")), interval, frozenset(needs), compute),
         *(additive, alone, days, projected),
     )
+
+
+def _taken(
+    id_: str,
+    unit: str,
+    formula: str,
+    inputs: str,
+    pick: Callable[[Takings], float],
+    *,
+    money: bool = False,
+) -> Definition:
+    """Define a sum of what the tills recorded."""
+    compute = formulas.taken(pick, money=money)
+    return _define(id_, unit, formula, inputs, _NONE, (Need.SALES,), compute, additive=True)
 
 
 REGISTRY: dict[str, Definition] = {
@@ -258,55 +272,41 @@ REGISTRY: dict[str, Definition] = {
             (Need.VISITS, Need.SALES, Need.SPREAD, Need.DUE),
             formulas.spv,
         ),
-        _define(
+        _taken(
             "transactions.v1",
             "sales",
             f"transactions that count: {_TAKEN}",
             "transactions",
-            _NONE,
-            (Need.SALES,),
-            formulas.taken(lambda sales: sales.transactions),
-            additive=True,
+            lambda sales: sales.transactions,
         ),
-        _define(
+        _taken(
             "net_sales.v1",
             "money",
             "amounts of the transactions that count, without VAT, after discounts",
             "amounts",
-            _NONE,
-            (Need.SALES,),
-            formulas.taken(lambda sales: float(sales.net_sales), money=True),
-            additive=True,
+            lambda sales: float(sales.net_sales),
+            money=True,
         ),
-        _define(
+        _taken(
             "units.v1",
             "units",
             "units of the transactions that count",
             "units",
-            _NONE,
-            (Need.SALES,),
-            formulas.taken(lambda sales: sales.units),
-            additive=True,
+            lambda sales: sales.units,
         ),
-        _define(
+        _taken(
             "returns.v1",
             "returns",
             "transactions that are returns; never taken off the sales of the day they come back",
             "transactions",
-            _NONE,
-            (Need.SALES,),
-            formulas.taken(lambda sales: sales.returns),
-            additive=True,
+            lambda sales: sales.returns,
         ),
-        _define(
+        _taken(
             "pickups.v1",
             "pick-ups",
             "transactions that hand over what was paid before; no sale, no conversion",
             "transactions",
-            _NONE,
-            (Need.SALES,),
-            formulas.taken(lambda sales: sales.pickups),
-            additive=True,
+            lambda sales: sales.pickups,
         ),
         _define(
             "shopper_to_staff.v1",
