@@ -2,19 +2,22 @@
 
 `SCHEMA_VERSION` is what this release writes; a database states in `schema_compatibility` the
 oldest release that may still run on it, so a rolling upgrade knows what it may leave running.
+
+What migrates is imported when it does: it takes a third of the time that a server takes to start.
 """
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
-from alembic import command, op
-from alembic.config import Config
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from server.errors import VestibuleError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 SCHEMA_VERSION = 8
 _HERE = Path(__file__).parent / "migrations"
@@ -28,6 +31,9 @@ class SchemaMismatch(VestibuleError):
 
 async def migrate(dsn: str) -> None:
     """Apply every migration that is missing; safe to run twice and at once. `dsn`: the owner's."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
     engine = create_async_engine(re.sub(r"^postgres(ql)?://", "postgresql+asyncpg://", dsn),
                                  poolclass=NullPool)  # fmt: skip
     try:
@@ -38,6 +44,9 @@ async def migrate(dsn: str) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_HERE))
     config.attributes["connection"] = connection
@@ -46,6 +55,8 @@ def _upgrade(connection: Connection) -> None:
 
 def run_sql_file(name: str) -> None:
     """Run a migration's SQL file, many statements at once, on the migration's connection."""
+    from alembic import op
+
     op.execute("select 1")  # the driver begins its transaction with the first statement
     adapted = op.get_bind().connection.dbapi_connection
     assert adapted is not None
