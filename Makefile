@@ -6,6 +6,8 @@ SECONDS_OF_FUZZ ?= 600
 EXT_SOURCES := setup.py $(wildcard ext/*.pyx ext/*.h)
 
 export REQUIRE_EXT := 1
+# a process that starts compiles nothing again, and tests start hundreds
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types contracts check bench eval-insight chaos soak fuzz clean
