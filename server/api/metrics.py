@@ -42,6 +42,8 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     `total` is one bucket of whole days, or of whole hours where `from` or `to` has a time.
     Sales count in all hours, also where `scope` is open. `estimates`: also say what the values
     would be with what was not covered put in, in fields of their own; that takes longer.
+    `currency`: money is converted into it, day by day, by the rates that were stated, and flagged
+    `converted`; it is needed where sites of several currencies are put together.
     """
 
     metrics: Annotated[
@@ -56,6 +58,15 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     sites: tuple[str, ...] = ()
     compare: Compare = Compare.NONE
     estimates: bool = False
+    currency: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                pattern="^[A-Z]{3}$", description="In which to add up, by each day's rate."
+            ),
+        ]
+        | None
+    ) = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=50_000)] = 20_000
     cursor: str | None = None
     format: Format | None = None
@@ -71,6 +82,7 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             *(since, until, self.bucket, self.scope, self.by, self.sites, self.compare),
             *(self.estimates, self.limit),
             None if position is None else Position(str(position[0]), int(position[1])),
+            self.currency,
         )
 
 

@@ -11,7 +11,7 @@ right (a conversion above 1 is answered, and flagged); intervals are of 95 %.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from math import erf, exp, log, sqrt
+from math import exp, log, sqrt
 from typing import NamedTuple
 
 from server.feedback.indices import Kind, index_of, student_t, wilson
@@ -344,7 +344,8 @@ def atv(inputs: Inputs) -> Value:
     sales = inputs.sales
     if not sales.currency:
         return _nothing(_no_money(sales))
-    return _mean(float(sales.net_sales), sales.net_squares, sales.transactions)
+    found = _mean(float(sales.net_sales), sales.net_squares, sales.transactions)
+    return found._replace(flags=(*found.flags, *_converted(inputs)))
 
 
 def upt(inputs: Inputs) -> Value:
@@ -353,6 +354,10 @@ def upt(inputs: Inputs) -> Value:
     if sales.currency is None:
         return _nothing("no_tills")
     return _mean(sales.units, sales.units_squares, sales.transactions)
+
+
+def _converted(inputs: Inputs) -> tuple[str, ...]:
+    return ("converted",) if "converted" in inputs.notes else ()
 
 
 def _no_money(sales: Takings) -> str:
@@ -380,13 +385,13 @@ def spv(inputs: Inputs) -> Value:
     c = conversion(inputs)
     if c.value is None:
         return c._replace(numerator=net if c.denominator is not None else None)
-    value = net / (c.denominator or 1)
+    value, flags = net / (c.denominator or 1), (*c.flags, *_converted(inputs))
     if c.low is None or net <= 0:
-        return Value(value, None, None, c.flags, net, c.denominator)
+        return Value(value, None, None, flags, net, c.denominator)
     mean = net / n
     spread = max(0.0, (sales.net_squares - n * mean * mean) / (n - 1)) if n > 1 else 0.0
     half = sqrt((log(c.value) - log(c.low)) ** 2 + Z * Z * spread / (n * mean * mean))
-    return Value(value, value * exp(-half), value * exp(half), c.flags, net, c.denominator)
+    return Value(value, value * exp(-half), value * exp(half), flags, net, c.denominator)
 
 
 def taken(pick: Callable[[Takings], float], *, money: bool = False) -> Callable[[Inputs], Value]:
@@ -396,7 +401,7 @@ def taken(pick: Callable[[Takings], float], *, money: bool = False) -> Callable[
         if inputs.sales.currency is None or (money and not inputs.sales.currency):
             return _nothing(_no_money(inputs.sales))
         count = pick(inputs.sales)
-        return Value(count, flags=(), numerator=count)
+        return Value(count, flags=_converted(inputs) if money else (), numerator=count)
 
     return compute
 
@@ -527,54 +532,6 @@ def beta_geometric_survival(alpha: float, beta: float, *, periods: int) -> list[
     for t in range(1, periods):
         found.append(found[-1] * (beta + t - 1) / (alpha + beta + t - 1))
     return found[:periods]
-
-
-def later_purchases(median_min: float, *, bucket_min: float, sigma: float = 1.0) -> list[float]:
-    """Return the share of a bucket's visitors who leave in it, in the next one, and so on.
-
-    People come evenly over the bucket and stay lognormally (this median, this sigma). With
-    G(x) = integral of the distribution from 0 to x: (G((j+1)L) - 2 G(jL) + G((j-1)L)) / L. Ends
-    where 99.9 % have left, and is scaled to 1.
-    """
-
-    def integral(x: float) -> float:
-        if x <= 0:
-            return 0.0
-        at = (log(x) - log(median_min)) / sigma
-        mean = median_min * exp(sigma * sigma / 2)
-        return x * _normal(at) - mean * _normal(at - sigma)
-
-    length, shares = bucket_min, list[float]()
-    while sum(shares) < 0.999 and len(shares) < 96:
-        j = len(shares)
-        shares.append(
-            (integral((j + 1) * length) - 2 * integral(j * length) + integral((j - 1) * length))
-            / length
-        )
-    total = sum(shares)
-    return [share / total for share in shares]
-
-
-def _normal(x: float) -> float:
-    return 0.5 * (1 + erf(x / sqrt(2)))
-
-
-def shifted(
-    visits_by_bucket: Sequence[float | None], shares: Sequence[float]
-) -> list[float | None]:
-    """Return the visits whose purchase falls into each bucket; None where the bucket is missing.
-
-    Missing buckets before it lend nothing; the first buckets lack those before the range.
-    """
-    found: list[float | None] = []
-    for n, here in enumerate(visits_by_bucket):
-        if here is None:
-            found.append(None)
-            continue
-        found.append(
-            sum((visits_by_bucket[n - j] or 0) * share for j, share in enumerate(shares) if j <= n)
-        )
-    return found
 
 
 LEAST_PEAK_COVERAGE = 0.9

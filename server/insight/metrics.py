@@ -23,6 +23,7 @@ from server.errors import RefusedError
 from server.insight.calendar import Year, aligned, country_of, incomparable
 from server.insight.definitions import Definition, Need
 from server.insight.formulas import Inputs, added
+from server.insight.money import MixedCurrenciesError
 from server.insight.reading import Cell, Read, read
 from server.insight.tally import Range
 from server.rollup.answer import Position, TooLongError
@@ -77,6 +78,7 @@ class MetricQuery:
     estimates: bool = False
     limit: int = 20_000
     after: Position | None = None
+    currency: str | None = None
 
     @property
     def base(self) -> Size:
@@ -90,6 +92,11 @@ class MetricQuery:
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset().union(*(metric.needs for metric in self.metrics))
+
+    @property
+    def of_money(self) -> bool:
+        """Whether anything is asked that amounts of sales are added up for."""
+        return any(m.unit == "money" and Need.SALES in m.needs for m in self.metrics)
 
     def within(self, now_s: int) -> Range:
         """Return the range that is read."""
@@ -156,7 +163,8 @@ class UnanswerableError(RefusedError):
 async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: int) -> MetricPage:
     """Return one page of KPIs.
 
-    Raises UnknownPlaceError, UnanswerableError, TooFineError, TooLongError.
+    Raises UnknownPlaceError, UnanswerableError, TooFineError, TooLongError; where sites of several
+    currencies are put together without `currency`, MixedCurrenciesError; and NoRateError.
     """
     _check(query)
     sites = await load_sites(connection, query.sites)
@@ -167,11 +175,14 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
         page.sites,
         needs=query.needs,
         imputed=query.estimates,
+        currency=query.currency if query.of_money else None,
     )
     before: dict[int, Read] = {}
     if query.compare is Compare.LAST_YEAR:
         before = await _year_before(connection, page.query, found, now_s=now_s)
     regions = await _regions(connection) if query.by is Of.REGION else {}
+    if query.of_money and query.by is not Of.SITE:
+        _check_currencies(found, regions)
     rows = await asyncio.to_thread(_rows, page.query, found, before, regions, now_s)
     return page.cut(rows)
 
@@ -288,6 +299,18 @@ async def _regions(connection: asyncpg.Connection) -> dict[int, str | None]:
     )
 
 
+def _check_currencies(found: Mapping[int, Read], regions: Mapping[int, str | None]) -> None:
+    """Refuse to add up several currencies: of a region, or where there are none, of all sites."""
+    told: dict[str | None, set[str]] = {}
+    for key, each in found.items():
+        currency = each.cells[0].inputs.sales.currency
+        if currency is not None:
+            told.setdefault(regions.get(key), set()).add(currency)
+    for currencies in told.values():
+        if len(currencies) > 1:
+            raise MixedCurrenciesError(currencies)
+
+
 # -- the year before -----------------------------------------------------------------------------
 
 
@@ -313,7 +336,10 @@ async def _year_before(
         until = datetime(last.year, last.month, last.day) + timedelta(days=1)  # noqa: DTZ001
         earlier = replace(earlier, since=datetime(first.year, first.month, first.day), until=until)  # noqa: DTZ001
     sites = [each.site for each in found.values()]
-    return await read(connection, earlier.within(now_s), sites, needs=query.needs)
+    currency = query.currency if query.of_money else None
+    return await read(
+        connection, earlier.within(now_s), sites, needs=query.needs, currency=currency
+    )
 
 
 # -- rows ----------------------------------------------------------------------------------------

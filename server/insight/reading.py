@@ -18,12 +18,14 @@ from server.feedback.response_rate import response_rates
 from server.insight import formulas
 from server.insight.definitions import Need
 from server.insight.estimate import estimates
+from server.insight.exchange import takings_in
 from server.insight.formulas import Inputs, Takings, busiest_hour, taken_together
 from server.insight.occupancy import Occupancy, occupancy_of
 from server.insight.perimeter import Perimeter, load_perimeters
 from server.insight.recounts import CountingError, counting_errors
 from server.insight.rosters import staffed_in
-from server.insight.tally import Range, Tally, takings, tallies
+from server.insight.stays import later_purchases, shifted
+from server.insight.tally import Range, Tally, tallies
 from server.rollup.answer import CountQuery, CountRow
 from server.rollup.buckets import Bucket, Size, local, utc_text
 from server.rollup.places import Site
@@ -90,17 +92,22 @@ async def read(
     *,
     needs: Collection[Need],
     imputed: bool = False,
+    currency: str | None = None,
 ) -> dict[int, Read]:
-    """Return by site what KPIs with these needs are made of, in the buckets of `within`."""
+    """Return by site what KPIs with these needs are made of, in the buckets of `within`.
+
+    Sales are in `currency`, None: in each site's own. Raises NoRateError.
+    """
     found = await asyncio.to_thread(_empty, within, sites)
     if not found:
         return found
     if Need.VISITS in needs:
         await _read_visits(connection, within, found, needs=needs)
     if Need.SALES in needs:
-        await _read_sales(connection, within, found, needs=needs)
+        spread = Need.SPREAD in needs
+        await _read_sales(connection, within, found, spread=spread, currency=currency)
         if Need.VISITS in needs and within.size in (Size.WEEK, Size.MONTH):
-            await _match_by_day(connection, within, found)
+            await _match_by_day(connection, within, found, spread=spread, currency=currency)
     if Need.FEEDBACK in needs:
         await _read_feedback(connection, within, found)
     if Need.RESPONSES in needs:
@@ -287,9 +294,9 @@ async def _read_due(
             median, note = MEDIAN_STAY_MIN, "dwell_assumed"
         elif median > formulas.MOST_DWELL_MIN:
             note = "dwell_too_long"
-        shares = formulas.later_purchases(median, bucket_min=60 if within.size is Size.HOUR else 15)
+        shares = later_purchases(median, bucket_min=60 if within.size is Size.HOUR else 15)
         starts = [bucket.start_s for bucket in earlier.grid(each.site)]
-        due = dict(zip(starts, formulas.shifted([r.entered for r in rows], shares), strict=True))
+        due = dict(zip(starts, shifted([r.entered for r in rows], shares), strict=True))
         for bucket, cell in zip(each.grid, each.cells, strict=True):
             cell.inputs.due = due.get(bucket.start_s)
             cell.inputs.notes |= {note}
@@ -331,10 +338,11 @@ async def _read_sales(
     within: Range,
     found: Mapping[int, Read],
     *,
-    needs: Collection[Need],
+    spread: bool,
+    currency: str | None,
 ) -> None:
     sites = [each.site for each in found.values()]
-    taken = await takings(connection, within, sites, spread=Need.SPREAD in needs)
+    taken = await takings_in(connection, within, sites, currency=currency, spread=spread)
     await asyncio.to_thread(_fill_sales, found, taken)
 
 
@@ -343,11 +351,18 @@ def _fill_sales(found: Mapping[int, Read], taken: Mapping[int, Sequence[Takings]
         for cell, each in zip(found[key].cells, sales, strict=True):
             inputs = cell.inputs
             inputs.sales = each
+            if each.net_sales and each.currency != found[key].site.currency:
+                inputs.notes |= {"converted"}
             inputs.matched = Takings(currency=each.currency) if inputs.visits is None else each
 
 
 async def _match_by_day(
-    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+    connection: asyncpg.Connection,
+    within: Range,
+    found: Mapping[int, Read],
+    *,
+    spread: bool,
+    currency: str | None,
 ) -> None:
     """Match sales with visits by the day, where a week or month was not covered throughout."""
     partial = [
@@ -367,13 +382,15 @@ async def _match_by_day(
         until=_at(max(each.grid[-1].end_s for each in partial)),
     )
     counted = await tallies(connection, by_day, [(r.site, r.perimeter.outer) for r in partial])
-    sold = await takings(connection, by_day, [each.site for each in partial])
+    sites = [each.site for each in partial]
+    sold = await takings_in(connection, by_day, sites, currency=currency, spread=spread)
     for each in partial:
         key = each.site.id
         days = list(zip(by_day.grid(each.site), counted.get(key, ()), sold[key], strict=False))
+        nothing = Takings(currency=currency or each.site.currency)
         at = 0
         for bucket, cell in zip(each.grid, each.cells, strict=True):
-            matched = [Takings(currency=each.site.currency)]
+            matched = [nothing]
             while at < len(days) and days[at][0].start_s < bucket.end_s:
                 day, tally, taken = days[at]
                 if day.start_s >= bucket.start_s and tally.entered is not None:

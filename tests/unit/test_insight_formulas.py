@@ -22,9 +22,8 @@ from server.insight.formulas import (
     busiest_hour,
     customer_lifetime_value,
     frequency_of_customers,
-    later_purchases,
-    shifted,
 )
+from server.insight.stays import later_purchases, shifted
 
 
 def value(metric: str, inputs: Inputs) -> Value:
