@@ -1,4 +1,4 @@
-"""How an answer is written: JSON or CSV, with an ETag, and 304 for who has it already."""
+"""How an answer is written: JSON, CSV or Parquet, with an ETag, and 304 for who has it already."""
 
 import csv
 import hashlib
@@ -10,21 +10,29 @@ import msgspec
 from aiohttp import web
 
 from server.api.parameters import Format
+from server.api.parquet import MEDIA_TYPE, available, to_parquet
+from server.api.problems import NotInstalledError
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _CSV = "text/csv"
+_KINDS = {"application/json": Format.JSON, _CSV: Format.CSV, MEDIA_TYPE: Format.PARQUET}
 NEXT_CURSOR = "X-Next-Cursor"
 """Where the page after a question that was a body says its cursor, CSV having no room for it."""
 
 
 def wanted_format(request: web.Request, asked: Format | None) -> Format:
-    """Return what the `format` parameter says, else what the Accept header prefers."""
-    if asked is not None:
-        return asked
+    """Return what the `format` parameter says, else what the Accept header names first.
+
+    Raises NotInstalledError if that is Parquet alone and what writes it is not installed.
+    """
     accept = request.headers.get("Accept", "")
-    kinds = [part.split(";")[0].strip() for part in accept.split(",")]
-    if _CSV in kinds and "application/json" not in kinds[: kinds.index(_CSV)]:
-        return Format.CSV
+    names = [part.split(";")[0].strip() for part in accept.split(",")]
+    wanted = [asked] if asked is not None else [_KINDS[name] for name in names if name in _KINDS]
+    for kind in wanted:
+        if kind is not Format.PARQUET or available():
+            return kind
+    if wanted:
+        raise NotInstalledError("this server writes no Parquet: install the extra `parquet`")
     return Format.JSON
 
 
@@ -40,8 +48,11 @@ def respond(
     `row` is the type of the answer's rows, None for what has no rows and is always JSON.
     """
     following: str | None = getattr(answer, "next", None)
+    charset: str | None = "utf-8"
     if kind is Format.CSV and row is not None:
         body, content_type = to_csv(answer, row), _CSV
+    elif kind is Format.PARQUET and row is not None:
+        body, content_type, charset = to_parquet(answer, row), MEDIA_TYPE, None
     else:
         body, content_type = msgspec.json.encode(answer), "application/json"
     version = getattr(answer, "version", "")  # what an edit is to have seen comes first
@@ -60,7 +71,7 @@ def respond(
     known = request.headers.get("If-None-Match", "") if reads else ""
     if known.strip() == "*" or etag in [each.strip() for each in known.split(",")]:
         return web.Response(status=304, headers=headers)
-    return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
+    return web.Response(body=body, content_type=content_type, charset=charset, headers=headers)
 
 
 def to_csv(answer: msgspec.Struct, row: type[msgspec.Struct]) -> bytes:

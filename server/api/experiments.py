@@ -302,7 +302,7 @@ class ComparisonParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
         msgspec.field(name="to")
     )
     format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json or csv.")
+        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
     ] = None
 
     @property

@@ -101,7 +101,7 @@ class DefinitionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """What every KPI means; the same for everyone."""
 
     format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json or csv.")
+        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
     ] = None
 
 

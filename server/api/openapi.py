@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from server.api.examples import EXAMPLES
+from server.api.parquet import MEDIA_TYPE
 from server.api.problems import CODES, Problem
 
 _REF = "#/components/schemas/{name}"
@@ -131,6 +132,7 @@ def _operation(route: Described, answer: Schema, _: Schema) -> Schema:
     content: Schema = {"application/json": {"schema": answer}}
     if route.row is not None:
         content["text/csv"] = {"schema": {"type": "string"}}
+        content[MEDIA_TYPE] = {"schema": {"type": "string", "format": "binary"}}
     name = re.sub(r"[^a-z]+", "_", route.path).strip("_")
     if route.method != "GET":
         name = f"{route.method.lower()}_{name}"
@@ -174,6 +176,8 @@ def _statuses(route: Described) -> list[int]:
     found = {400, 401, 403, 422, 429, 500, 503}
     if "{" in route.path or route.body is not None or msgspec.structs.fields(route.parameters):
         found.add(404)
+    if route.row is not None:
+        found.add(406)
     if route.scope != "read":
         found.add(409)
     if route.path == "/changes":

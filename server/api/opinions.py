@@ -54,7 +54,7 @@ class RateParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     bucket: RateSize = RateSize.DAY
     by: Annotated[By, msgspec.Meta(description="A row per site or per terminal.")] = By.SITE
     format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json or csv.")
+        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
     ] = None
 
     def query(self) -> CountQuery:

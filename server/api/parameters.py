@@ -28,6 +28,7 @@ class Format(StrEnum):
 
     JSON = "json"
     CSV = "csv"
+    PARQUET = "parquet"
 
 
 _From = Annotated[
@@ -48,7 +49,7 @@ _Cursor = Annotated[
     str | None, msgspec.Meta(description="`next` of the page before, with the same parameters.")
 ]
 _Format = Annotated[
-    Format | None, msgspec.Meta(description="Instead of the Accept header: json or csv.")
+    Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
 ]
 _Scope = Annotated[Scope, msgspec.Meta(description="All hours, or the sites' opening hours alone.")]
 

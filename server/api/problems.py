@@ -69,6 +69,12 @@ class MediaTypeError(VestibuleError):
     code = "unsupported_media_type"
 
 
+class NotInstalledError(VestibuleError):
+    """What would write the wanted format is not installed."""
+
+    code = "format_not_installed"
+
+
 class TooLargeError(VestibuleError):
     """A body is too large."""
 
@@ -188,6 +194,9 @@ CODES = {
     ),
     "no_rate": Code(
         422, "No rate of exchange", "State the rates of these days by `POST /v1/rates` first."
+    ),
+    "format_not_installed": Code(
+        406, "Format not installed", "Ask for JSON or CSV, or have `vestibule[parquet]` installed."
     ),
     "unsupported_media_type": Code(415, "Not JSON", "Send `Content-Type: application/json`."),
     "too_large": Code(413, "Too large", "Send less at once."),

@@ -131,7 +131,7 @@ class ResultParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     site: Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")] = ()
     round: Annotated[str | None, msgspec.Meta(description="Answers of one round alone.")] = None
     format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json or csv.")
+        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
     ] = None
 
 
