@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 
 from server.api.acts import Act, ActRoute
-from server.api.parameters import SpotListing, read_cursor, write_cursor
+from server.api.pages import after
+from server.api.parameters import SpotListing, write_cursor
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.insight import recounts
@@ -108,10 +109,10 @@ class AccuracyListing(SpotListing, frozen=True, forbid_unknown_fields=True):
 
 async def _counters(call: Call, asked: AccuracyListing) -> tuple[Sequence[Spot], str | None]:
     """Return the counters of a page, and the cursor of the next."""
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
+    begin = after(asked)
     sites = await load_sites(call.connection, asked.site)
     found = await load_spots(call.connection, kind="counter", sites=sites)
-    rest = sorted((spot for spot in found if spot.ref > after), key=lambda spot: spot.ref)
+    rest = sorted((spot for spot in found if spot.ref > begin), key=lambda spot: spot.ref)
     page = rest[: asked.limit]
     return page, write_cursor(asked, (page[-1].ref, 0)) if len(rest) > len(page) else None
 

@@ -6,7 +6,8 @@ from typing import Annotated
 import msgspec
 
 from server.api.acts import ActRoute
-from server.api.parameters import Bucketed, Spanned, read_cursor, write_cursor
+from server.api.pages import after
+from server.api.parameters import Bucketed, Spanned, write_cursor
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.insight.drift import Account, Inside, Kind
@@ -155,12 +156,12 @@ async def _occupancy(call: Call, asked: OccupancyParameters) -> OccupancyAnswer:
     if isinstance(asked.span[1], datetime):
         until += timedelta(days=1)
     sites = await load_sites(call.connection, asked.site)
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
+    begin = after(asked)
     rows: list[InsideRow] = []
     turns: list[TurnRow] = []
     following: str | None = None
     for site in sites:
-        if site.ref <= after:
+        if site.ref <= begin:
             continue
         if len(rows) >= asked.limit:
             following = write_cursor(asked, (rows[-1].site, 0))

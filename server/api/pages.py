@@ -8,13 +8,13 @@ from typing import TypeVar
 
 import msgspec
 
-from server.api.parameters import Listing, read_cursor, write_cursor
+from server.api.parameters import Listing, Spanned, read_cursor, write_cursor
 from server.api.types import Page
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
 
-def after(asked: Listing) -> str:
+def after(asked: Listing | Spanned) -> str:
     """Return the reference that the page before ended with, "" for the first page."""
     return "" if asked.cursor is None else str(read_cursor(asked)[0])
 

@@ -1,14 +1,12 @@
 """The routes of /v1, in one table: what is asked, what is answered, and what the OpenAPI says.
 
 A request passes, in order: its id, who is asking (`keys`), the key's rate, its parameters
-(`parameters`), one read-only transaction of its organisation (`session`), its answer (`answers`).
+(`parameters`), one read-only transaction of its organisation (`reads`), its answer (`answers`).
 Errors of all of these become problem+json in one place.
 """
 
 import re
 import uuid
-from collections.abc import Callable
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import asyncpg
@@ -34,6 +32,7 @@ from server.api import (
 )
 from server.api.keys import ALLOWANCE, Identify, RateLimit, SignIn, nobody
 from server.api.openapi import Described, describe, page
+from server.api.pages import after, page_of
 from server.api.parameters import (
     ConversionParameters,
     CountParameters,
@@ -68,7 +67,6 @@ from server.rollup.query import counts
 
 log = structlog.get_logger(__name__)
 
-Row = TypeVar("Row", bound=msgspec.Struct)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 
 
@@ -154,8 +152,8 @@ def _static(body: bytes, content_type: str) -> Handler:
 
 
 async def _sites(call: Call, asked: Listing) -> Page[SiteRow]:
-    rows = await listings.sites(call.connection, after=_after(asked), limit=asked.limit + 1)
-    return _page(asked, rows, lambda row: row.site)
+    rows = await listings.sites(call.connection, after=after(asked), limit=asked.limit + 1)
+    return page_of(asked, rows, lambda row: row.site)
 
 
 async def _site(call: Call, asked: Nothing) -> SiteDetail:
@@ -168,18 +166,18 @@ async def _spots(call: Call, asked: SpotListing) -> Page[SpotRow]:
     rows = await listings.spots(
         call.connection,
         sites=asked.site,
-        after=_after(asked),
+        after=after(asked),
         limit=asked.limit + 1,
         now=call.now,
     )
-    return _page(asked, rows, lambda row: row.spot)
+    return page_of(asked, rows, lambda row: row.spot)
 
 
 async def _devices(call: Call, asked: Listing) -> Page[DeviceRow]:
     rows = await listings.devices(
-        call.connection, after=_after(asked), limit=asked.limit + 1, now=call.now
+        call.connection, after=after(asked), limit=asked.limit + 1, now=call.now
     )
-    return _page(asked, rows, lambda row: row.device)
+    return page_of(asked, rows, lambda row: row.device)
 
 
 async def _counts(call: Call, asked: CountParameters) -> CountAnswer:
@@ -220,18 +218,6 @@ async def _gaps(call: Call, asked: GapParameters) -> Page[GapRow]:
     more = len(rows) > asked.limit
     rows = rows[: asked.limit]
     return Page(rows, write_cursor(asked, ("", rows[-1].id)) if more else None)
-
-
-def _after(asked: Listing) -> str:
-    return "" if asked.cursor is None else str(read_cursor(asked)[0])
-
-
-def _page(asked: Listing, rows: list[Row], ref: Callable[[Row], str]) -> Page[Row]:
-    """Return a page of at most `asked.limit` of `rows`, of which there is one more to know that."""
-    if len(rows) <= asked.limit:
-        return Page(rows)
-    rows = rows[: asked.limit]
-    return Page(rows, write_cursor(asked, (ref(rows[-1]), 0)))
 
 
 _COUNTS = (
