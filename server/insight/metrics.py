@@ -108,9 +108,10 @@ class MetricRow(msgspec.Struct, frozen=True, gc=False):
 
     `metric` is the id of its definition; where `value` is null, `flags` say why. `low` and `high`
     are its 95 % interval. `numerator` / `denominator` are the sums that it is made of. `at`: when
-    a peak began. `estimated` is the value with what was not covered put in by a model: never part
-    of `value`. `compared` is the value of the year before (of `compared_sites` comparable sites),
-    `difference` and `change` are against it, like for like. `local` is the bucket's label.
+    a peak began. `coverage` weighs each door by its usual share of the people. `estimated` is the
+    value with what was not covered put in by a model: never part of `value`. `compared` is the
+    value of the year before (of `compared_sites` comparable sites), `difference` and `change` are
+    against it, like for like. `local` is the bucket's label.
     """
 
     metric: str

@@ -17,6 +17,7 @@ from server.feedback.query import Basis, feedback
 from server.feedback.response_rate import response_rates
 from server.insight import formulas
 from server.insight.definitions import Need
+from server.insight.doors import REACH_WEEKS, Seen, Shares, weighed
 from server.insight.estimate import estimates
 from server.insight.exchange import takings_in
 from server.insight.formulas import Inputs, Takings, busiest_hour, taken_together
@@ -25,7 +26,7 @@ from server.insight.perimeter import Perimeter, load_perimeters
 from server.insight.recounts import CountingError, counting_errors
 from server.insight.rosters import staffed_in
 from server.insight.stays import later_purchases, shifted
-from server.insight.tally import Range, Tally, tallies
+from server.insight.tally import Range, Tally, tallies, tallies_of_each
 from server.rollup.answer import CountQuery, CountRow
 from server.rollup.buckets import Bucket, Size, local, utc_text
 from server.rollup.places import Site
@@ -175,6 +176,7 @@ async def _read_visits(
         groups = [(r.site, r.perimeter.passages) for r in reads]
         passing = await tallies(connection, within, groups)
     await asyncio.to_thread(_fill_visits, found, outer, passing)
+    await _weigh_doors(connection, within, found)
 
 
 def _fill_visits(
@@ -199,6 +201,62 @@ def _both(rows: Sequence[Tally] | None, number: int) -> float | None:
     if rows is None or rows[number].entered is None:
         return None
     return (rows[number].entered or 0) + (rows[number].left or 0)
+
+
+async def _weigh_doors(
+    connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
+) -> None:
+    """Give each door's seconds its usual share, where a site's doors were not observed alike."""
+    partial = [
+        each
+        for each in found.values()
+        if len(each.perimeter.outer) > 1 and any(map(_is_partial, each.cells))
+    ]
+    if not partial:
+        return
+    size = Size.DAY if within.size.is_days else Size.HOUR
+    first = min(each.grid[0].start_s for each in partial) - REACH_WEEKS * 7 * 86_400 - 86_400
+    last = max(each.grid[-1].end_s for each in partial)
+    spots = [spot for each in partial for spot in each.perimeter.outer]
+    usual = replace(within, size=size, since=_at(first), until=_at(last))
+    history = await tallies_of_each(connection, usual, spots)
+    fine, seconds = usual, history
+    if within.size is Size.QUARTER:
+        fine = replace(within, since=_at(min(each.grid[0].start_s for each in partial)),
+                       until=_at(last))  # fmt: skip
+        seconds = await tallies_of_each(connection, fine, spots)
+    await asyncio.to_thread(_fill_shares, partial, (usual, history), (fine, seconds))
+
+
+def _is_partial(cell: Cell) -> bool:
+    return cell.inputs.observed_s < cell.inputs.expected_s
+
+
+_Told = tuple[Range, Mapping[int, Sequence[Tally]]]
+
+
+def _fill_shares(partial: Sequence[Read], usual: _Told, fine: _Told) -> None:
+    for each in partial:
+        grid = fine[0].grid(each.site)
+        shares = Shares(usual[0].grid(each.site), _seen(each, usual[1]))
+        doors = list(zip(*_seen(each, fine[1]), strict=True))
+        starts = [bucket.start_s for bucket in grid]
+        for bucket, cell in zip(each.grid, each.cells, strict=True):
+            if not _is_partial(cell):
+                continue
+            observed = expected = 0.0
+            for at in range(bisect_left(starts, bucket.start_s), bisect_left(starts, bucket.end_s)):
+                seen, wanted = weighed(doors[at], shares.at(grid[at]))
+                observed, expected = observed + seen, expected + wanted
+            cell.inputs.expected_s = round(expected)
+            cell.inputs.observed_s = min(round(observed), cell.inputs.expected_s)
+
+
+def _seen(each: Read, rows: Mapping[int, Sequence[Tally]]) -> list[list[Seen]]:
+    return [
+        [Seen(row.entered, row.observed_s, row.expected_s) for row in rows[spot.id]]
+        for spot in each.perimeter.outer
+    ]
 
 
 async def _read_peaks(

@@ -62,16 +62,34 @@ async def tallies(
         for site, spots in groups
         if spots
     ]
+    found = await _tallies(connection, within, entities, By.SITE)
+    return {entity.site.id: rows for entity, rows in found}
+
+
+async def tallies_of_each(
+    connection: asyncpg.Connection, within: Range, spots: Sequence[Spot]
+) -> dict[int, list[Tally]]:
+    """Return by spot, for each bucket of its site's grid, what it counted by itself."""
+    entities = [
+        Entity(spot.ref, spot.site, spot, (spot,), within.grid(spot.site)) for spot in spots
+    ]
+    found = await _tallies(connection, within, entities, By.SPOT)
+    return {entity.spots[0].id: rows for entity, rows in found}
+
+
+async def _tallies(
+    connection: asyncpg.Connection, within: Range, entities: Sequence[Entity], by: By
+) -> list[tuple[Entity, list[Tally]]]:
     entities = [entity for entity in entities if entity.grid]
     if not entities:
-        return {}
+        return []
     span = min(e.grid[0].start_s for e in entities), max(e.grid[-1].end_s for e in entities)
     spots = [spot for entity in entities for spot in entity.spots]
     if len(spots) > _FEW:
         await connection.execute("set local plan_cache_mode = force_custom_plan")
     histories = await load_histories(connection, spots, start_s=span[0], end_s=span[1])
     cut = {spot.id: segments(histories[spot.id].calibrations) for spot in spots}
-    query = CountQuery(within.size, within.since, within.until, within.scope, By.SITE)
+    query = CountQuery(within.size, within.since, within.until, within.scope, by)
     sums = await sums_of(connection, query, entities, cut=cut, span=span)
     return await asyncio.to_thread(_tallied, within, entities, histories, cut, sums)
 
@@ -82,10 +100,10 @@ def _tallied(
     histories: Mapping[int, History],
     cut: Mapping[int, tuple[Segment, ...]],
     sums: Sequence[Column],
-) -> dict[int, list[Tally]]:
+) -> list[tuple[Entity, list[Tally]]]:
     worth = Worth(scope=within.scope, now_s=within.now_s)
     only_open = within.scope is Scope.OPEN
-    found: dict[int, list[Tally]] = {}
+    found: list[tuple[Entity, list[Tally]]] = []
     for entity, cells in zip(entities, collect(within.size, entities, sums), strict=True):
         should = worth.of(entity, [histories[spot.id] for spot in entity.spots], cut=cut)
         rows: list[Tally] = []
@@ -108,7 +126,7 @@ def _tallied(
                     revision_of(marks),
                 )
             )
-        found[entity.site.id] = rows
+        found.append((entity, rows))
     return found
 
 
