@@ -1,4 +1,4 @@
-"""The embedded services for tests: one stack per run, one database per test that asks for it."""
+"""The embedded services for tests: one stack per worker, an empty database for each that asks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from ops.services.stack import Stack
 from server.db.migrate import migrate
+from tests.emptying import Emptied, copied, left_empty
 
 _STARTED_BY_TESTS = "started-by-tests"
 _TEMPORARY = f"vestibule-test-{os.geteuid()}-"
@@ -92,17 +93,30 @@ def migrated(stack: Stack) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(scope="session")
+def spare(stack: Stack, migrated: str) -> Iterator[list[Emptied]]:
+    """Databases that a test has left, emptied; one whose schema it changed is not among them."""
+    databases: list[Emptied] = []
+    yield databases
+    for left in databases:
+        stack.postgres.drop_database(left.name)
+
+
 @pytest.fixture
-def database(stack: Stack, migrated: str) -> Iterator[str]:
-    """The name of a fresh database with this release's schema, dropped afterwards."""
-    with _database(stack, template=migrated) as name:
-        yield name
+def database(stack: Stack, migrated: str, spare: list[Emptied]) -> Iterator[str]:
+    """The name of a database with this release's schema and no rows, for this test alone."""
+    had = spare.pop() if spare else asyncio.run(copied(stack, migrated))
+    yield had.name
+    if asyncio.run(left_empty(stack, had)):
+        spare.append(had)
+    else:
+        stack.postgres.drop_database(had.name)
 
 
 @contextmanager
-def _database(stack: Stack, *, template: str | None = None) -> Iterator[str]:
+def _database(stack: Stack) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
-    stack.postgres.create_database(name, template=template)
+    stack.postgres.create_database(name)
     try:
         yield name
     finally:

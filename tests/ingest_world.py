@@ -19,7 +19,7 @@ from protocol.kiosk import Press, Presses, encode_kiosk
 from protocol.session import Answer, HeldBoot, Hello, Receipt, decode_downlink, encode_hello
 from protocol.topics import Leg, topic
 from server.clock import ManualClock, at
-from server.db.migrate import migrate
+from server.db.migrate import SchemaMismatch, check_schema, migrate
 from server.ingest.batch import Batch
 from server.ingest.mqtt import Inbound
 from server.ingest.pipeline import Done, Pipeline
@@ -302,9 +302,12 @@ async def rebuilt(connection: asyncpg.Connection) -> list[Change]:
 async def owning(stack: Stack, database: str) -> AsyncIterator[asyncpg.Connection]:
     """The owner's connection to a database, migrated if it is not yet."""
     dsn = stack.endpoints.dsn("owner", database)
-    await migrate(dsn)
     connection = await asyncpg.connect(dsn)
     try:
+        try:
+            await check_schema(connection)
+        except SchemaMismatch:
+            await migrate(dsn)
         yield connection
     finally:
         await connection.close()

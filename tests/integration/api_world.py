@@ -4,7 +4,6 @@ Rows are written as the ingest writer would write them; readings and their 15-mi
 """
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from server.api.keys import create_api_key
 from server.api.routes import build_api
 from server.clock import ManualClock
 from server.db.engine import open_pool
-from server.db.migrate import migrate
 from server.rollup.refresh import refresh
+from tests.emptying import copied, empty
 
 NOW = datetime(2026, 4, 2, 12, 0, tzinfo=UTC)
 ALL_SLOTS = (1 << 60) - 1
@@ -259,15 +258,11 @@ def days(first: date, count: int) -> list[date]:
 
 
 @pytest.fixture(scope="session")
-def world_database(stack: Stack) -> Iterator[str]:
+def world_database(stack: Stack, migrated: str) -> Iterator[str]:
     """A migrated database for the run: making one takes longer than most tests that use it."""
-    name = f"test_world_{secrets.token_hex(6)}"
-    stack.postgres.create_database(name)
-    try:
-        asyncio.run(migrate(stack.endpoints.dsn("owner", name)))
-        yield name
-    finally:
-        stack.postgres.drop_database(name)
+    made = asyncio.run(copied(stack, migrated))
+    yield made.name
+    stack.postgres.drop_database(made.name)
 
 
 @pytest.fixture
@@ -278,11 +273,7 @@ async def world(stack: Stack, world_database: str) -> AsyncIterator[World]:
     async with AsyncExitStack() as exits:
         owner = await asyncpg.connect(dsn)
         exits.push_async_callback(owner.close)
-        tables = await owner.fetchval(
-            "select string_agg(tablename, ', ') from pg_tables where schemaname = 'public' "
-            "and tablename not in ('dataset', 'schema_compatibility', 'alembic_version')"
-        )
-        await owner.execute(f"truncate {tables} restart identity")
+        await empty(owner)
         api = await exits.enter_async_context(
             open_pool(stack.endpoints.dsn("api", world_database), size=4, name="api")
         )

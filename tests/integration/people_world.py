@@ -22,6 +22,7 @@ from server.db.engine import open_pool
 from server.people import links, users
 from server.people.passwords import Passwords
 from server.people.roles import Grant, Role
+from tests.emptying import empty
 
 NOW = datetime(2026, 4, 2, 12, 0, tzinfo=UTC)
 GOOD = "korrekt häst batteri häftklammer"
@@ -129,11 +130,7 @@ async def people(stack: Stack, world_database: str, tmp_path: Path) -> AsyncIter
     async with AsyncExitStack() as exits:
         owner = await asyncpg.connect(dsn["owner"])
         exits.push_async_callback(owner.close)
-        tables = await owner.fetchval(
-            "select string_agg(tablename, ', ') from pg_tables where schemaname = 'public' "
-            "and tablename not in ('dataset', 'schema_compatibility', 'alembic_version')"
-        )
-        await owner.execute(f"truncate {tables} restart identity")
+        await empty(owner)
         api = await exits.enter_async_context(open_pool(dsn["api"], size=4, name="api"))
         desk = await exits.enter_async_context(open_pool(dsn["desk"], size=4, name="desk"))
         ingest = await exits.enter_async_context(open_pool(dsn["ingest"], size=4, name="ingest"))

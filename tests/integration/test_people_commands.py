@@ -12,6 +12,7 @@ import pytest
 from ops.command import main
 from ops.services.stack import Stack
 from server.people.links import Purpose, look
+from tests.emptying import empty
 
 pytestmark = pytest.mark.services
 Say = Callable[..., str]
@@ -49,11 +50,7 @@ def store(
     monkeypatch.setenv("VESTIBULE_SESSION_SECRET", "s" * 32)
     monkeypatch.setenv("VESTIBULE_PUBLIC_URL", "https://vestibule.example")
     found = Store(stack.endpoints.dsn("owner", world_database))
-    tables = found.value(
-        "select string_agg(tablename, ', ') from pg_tables where schemaname = 'public' "
-        "and tablename not in ('dataset', 'schema_compatibility', 'alembic_version')"
-    )
-    found.value(f"truncate {tables} restart identity")
+    found.run(empty)
     for name in ("own", "other"):
         found.value(
             "with o as (insert into organisations (ref, name) values ($1, $1) returning id) "

@@ -29,6 +29,7 @@ from server.errors import RefusedError
 from server.provisioning.enrol import Pending
 from server.provisioning.sweep import sweep
 from server.provisioning.technician import CLAIM_LIFE, end_claim
+from tests.emptying import empty
 from tests.integration.provisioning_world import Key, Provisioning, provisioning
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -219,15 +220,9 @@ def _world(stack: Stack, database: str) -> Iterator[None]:
     """Give the machine a loop that outlives its steps, and an emptied database for each run."""
     with asyncio.Runner() as runner:
         owner = runner.run(asyncpg.connect(stack.endpoints.dsn("owner", database)))
-        tables = runner.run(
-            owner.fetchval(
-                "select string_agg(tablename, ', ') from pg_tables where schemaname = 'public' "
-                "and tablename not in ('dataset', 'schema_compatibility', 'alembic_version')"
-            )
-        )
 
         async def fresh() -> Any:
-            await owner.execute(f"truncate {tables} restart identity")
+            await empty(owner)
             return provisioning(stack, database, owner)
 
         Technicians.run = staticmethod(runner.run)
