@@ -10,7 +10,7 @@ import hashlib
 import re
 from asyncio import Semaphore
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from weakref import WeakValueDictionary
@@ -92,6 +92,11 @@ class ActRoute:
     def makes(self) -> bool:
         """Whether it makes something, and so may bear an Idempotency-Key."""
         return self.method == "POST" and not self.shown_once
+
+
+def written(scope: str, *routes: ActRoute) -> tuple[ActRoute, ...]:
+    """Return routes as those of whoever may write this part: keys with `scope`."""
+    return tuple(replace(route, write=scope) for route in routes)
 
 
 def served(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from server.api.acts import Act, ActRoute
+from server.api.acts import Act, ActRoute, written
 from server.api.pages import after, page_of
 from server.api.parameters import (
     ConversionParameters,
@@ -365,43 +365,32 @@ ROUTES: tuple[Route, ...] = (
         _actions,
     ),
 )
-ACTS: tuple[ActRoute, ...] = (
+ACTS = written(
+    WRITE,
     ActRoute(
         *("PUT", "/feedback-alerts/{ref}/assignee", "Take an alert, or hand it on", AlertRow),
         *(_take, AlertTaken),
-        write=WRITE,
     ),
     ActRoute(
         *("PUT", "/feedback-alerts/{ref}/outcome", "End an alert with what came of it", AlertRow),
         *(_finish, AlertDone),
-        write=WRITE,
     ),
     ActRoute(
         *("PUT", "/alarm-settings", "Say how often an alert may be wrong", AlarmSettings),
         *(_allow, AlarmSettings),
-        write=WRITE,
     ),
     ActRoute(
         *("POST", "/touchpoints", "Add a touchpoint", TouchpointRow),
         *(_add_touchpoint, NewTouchpoint),
-        write=WRITE,
     ),
-    ActRoute(
-        *("POST", "/actions", "Plan an action", ActionRow, _plan, NewAction),
-        write=WRITE,
-    ),
+    ActRoute("POST", "/actions", "Plan an action", ActionRow, _plan, NewAction),
     ActRoute(
         *("PUT", "/actions/{ref}/done", "Say when it was carried out", ActionRow),
         *(_carry_out, ActionDone),
-        write=WRITE,
     ),
     ActRoute(
         *("PUT", "/actions/{ref}/told", "Say what visitors may be told", ActionRow),
         *(_tell, ActionTold),
-        write=WRITE,
     ),
-    ActRoute(
-        *("PUT", "/actions/{ref}/closed", "Close it with its comparison", ActionRow, _close),
-        write=WRITE,
-    ),
+    ActRoute("PUT", "/actions/{ref}/closed", "Close it with its comparison", ActionRow, _close),
 )

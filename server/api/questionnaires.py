@@ -5,7 +5,7 @@ from datetime import date, datetime
 import msgspec
 
 from protocol.questionnaire import Kind
-from server.api.acts import Act, ActRoute
+from server.api.acts import Act, ActRoute, written
 from server.api.pages import after, page_of
 from server.api.parameters import Listing, Nothing, SpotListing
 from server.api.reads import Call, Route
@@ -222,24 +222,19 @@ ROUTES = (
         _publications,
     ),
 )
-ACTS = (
+ACTS = written(
+    WRITE,
     ActRoute(
         *("POST", "/questionnaires", "Make a version of a questionnaire", QuestionnaireRecord),
         *(_make, NewQuestionnaire),
-        write=WRITE,
     ),
     ActRoute(
         *("DELETE", "/questionnaires/{ref}", "Retire a version: it is shown nowhere any more"),
         *(QuestionnaireRecord, _retire),
-        write=WRITE,
     ),
     ActRoute(
         *("POST", "/publications", "Show a version at a site or spot", PublicationRecord),
         *(_publish, NewPublication),
-        write=WRITE,
     ),
-    ActRoute(
-        *("DELETE", "/publications/{ref}", "Show it there no longer", PublicationRecord, _end),
-        write=WRITE,
-    ),
+    ActRoute("DELETE", "/publications/{ref}", "Show it there no longer", PublicationRecord, _end),
 )

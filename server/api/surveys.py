@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from server.api.acts import Act, ActRoute
+from server.api.acts import Act, ActRoute, written
 from server.api.pages import after, page_of
 from server.api.parameters import Format, Listing, Nothing
 from server.api.problems import ParameterError
@@ -469,27 +469,15 @@ ROUTES = (
         *(ChangeRecord, _change),
     ),
 )
-ACTS = (
-    ActRoute(
-        *("POST", "/surveys", "Make a version of a survey", SurveyRecord, _make, NewSurvey),
-        write=WRITE,
-    ),
-    ActRoute(
-        *("PATCH", "/surveys/{ref}", "Publish or close it", SurveyRecord, _move, SurveyMove),
-        write=WRITE,
-    ),
+ACTS = written(
+    WRITE,
+    ActRoute("POST", "/surveys", "Make a version of a survey", SurveyRecord, _make, NewSurvey),
+    ActRoute("PATCH", "/surveys/{ref}", "Publish or close it", SurveyRecord, _move, SurveyMove),
     ActRoute(
         *("POST", "/survey-tokens", "Make one-time tokens, or a poster's", TokenBatch),
         *(_mint, NewTokens),
-        write=WRITE,
         shown_once=True,
     ),
-    ActRoute(
-        *("POST", "/rounds", "Begin a round", RoundRecord, _begin, NewRound),
-        write=WRITE,
-    ),
-    ActRoute(
-        *("DELETE", "/rounds/{ref}", "End a round", RoundRecord, _end),
-        write=WRITE,
-    ),
+    ActRoute("POST", "/rounds", "Begin a round", RoundRecord, _begin, NewRound),
+    ActRoute("DELETE", "/rounds/{ref}", "End a round", RoundRecord, _end),
 )
