@@ -349,6 +349,7 @@ class _Wire:
         self._paho.on_message = self._on_message
         self._paho.on_log = self._on_log
         self._alert = False
+        self._loop = asyncio.get_running_loop()
         self._open = False
 
     @property
@@ -425,6 +426,14 @@ class _Wire:
         del client, userdata
         if level == MQTT_LOG_ERR and "_ALERT_" in text:
             self._alert = True
+            self._loop.call_soon_threadsafe(self._answered_by_alert)  # connecting has its thread
+
+    def _answered_by_alert(self) -> None:
+        """End the wait for an answer that cannot come any more."""
+        answer = self._client._connected
+        if not answer.done():
+            answer.set_exception(aiomqtt.MqttError("refused by a TLS alert"))
+            answer.exception()  # seen, though nobody waits yet where connecting itself fails
 
     def _on_message(self, client: "PahoClient", userdata: object, message: MQTTMessage) -> None:
         del client, userdata

@@ -155,6 +155,22 @@ def client(stack: Stack, device: str, tls: ssl.SSLContext) -> aiomqtt.Client:
     )
 
 
+async def turned_away(stack: Stack, tls: ssl.SSLContext) -> str:
+    """Return the TLS alert by which the broker does not even let a certificate in."""
+    try:
+        async with asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", stack.endpoints.broker_device_port, ssl=tls
+            )
+            try:  # with TLS 1.3 the alert follows what looks like a connection
+                answer = await reader.read(1)
+            finally:
+                writer.transport.abort()
+    except ssl.SSLError as error:
+        return error.reason
+    raise AssertionError(f"the broker let it in and sent {answer!r}")
+
+
 class Session:
     """A device's connection; `ended_at` (the event loop's time) when the broker has closed it."""
 
