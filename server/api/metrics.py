@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from server.api.acts import Act, ActRoute
+from server.api.pages import after
 from server.api.parameters import Format, SpotListing, read_cursor, span_of, write_cursor
 from server.api.problems import BodyError
 from server.api.reads import Call, Route
@@ -202,9 +203,8 @@ class TargetWrite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 async def _targets(call: Call, asked: TargetListing) -> Page[TargetRow]:
-    after = "" if asked.cursor is None else str(read_cursor(asked)[0])
     found = await targets.listed(
-        call.connection, sites=asked.site, after=after, limit=asked.limit + 1
+        call.connection, sites=asked.site, after=after(asked), limit=asked.limit + 1
     )
     more, found = len(found) > asked.limit, found[: asked.limit]
     stand = await targets.outlooks(call.connection, found, now_s=call.now_s)
