@@ -91,7 +91,7 @@ def test_masking_keeps_the_limit_and_leaves_no_address(said: str) -> None:
 
 @given(
     before=st.sampled_from(["", "nås på ", "x: "]),
-    number=st.from_regex(r"\A07[02369]\d{7}\Z").filter(str.isascii),
+    number=st.from_regex(r"07[02369][0-9]{7}", fullmatch=True),
     cut=st.sampled_from([(), (3,), (3, 6, 8), (4, 7)]),
     by=st.sampled_from([" ", "-"]),
 )
