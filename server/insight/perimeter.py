@@ -71,18 +71,17 @@ async def load_perimeters(
     spots = await load_spots(connection, kind="counter", sites=sites)
     ids, wanted = [spot.id for spot in spots], [site.id for site in sites]
     span = datetime.fromtimestamp(start_s, UTC), datetime.fromtimestamp(end_s, UTC)
-    door = dict(await connection.fetch(_DOORS_OF, ids))
     behind = dict(await connection.fetch(_BEHIND, wanted))
-    purposes = dict(await connection.fetch(_PURPOSES, ids, *span))
-    since = dict(await connection.fetch(_ASSIGNED, ids, *span))
+    told = {row[0]: row[1:] for row in await connection.fetch(_COUNTERS, ids, *span)}
     counters: dict[int, list[Counter]] = {site.id: [] for site in sites}
+    moved: set[int] = set()
     for spot in spots:
-        used = purposes.get(spot.id) or ["entrance"]
+        door, used, counted, since = told[spot.id]
+        if len(set(used or ())) > 1 or (since is not None and since > span[0] + _SETTLED):
+            moved.add(spot.id)
         counters[spot.site.id].append(
-            Counter(spot, door[spot.id], used[-1], counted=spot.id in since)
+            Counter(spot, door, used[-1] if used else "entrance", counted=counted)
         )
-    moved = {spot for spot, used in purposes.items() if len(set(used)) > 1}
-    moved |= {spot for spot, at in since.items() if at is not None and at > span[0] + _SETTLED}
     return {site.id: _perimeter(counters[site.id], behind, moved) for site in sites}
 
 
@@ -98,13 +97,16 @@ def _perimeter(
     )
 
 
-_DOORS_OF = "select id, door_id from spots where id = any($1::int[])"
 _BEHIND = "select id, behind_id from doors where site_id = any($1::int[])"
-_PURPOSES = """
-    select spot_id, array_agg(purpose order by lower(valid) nulls first) from mountings
-    where spot_id = any($1::int[]) and valid && tstzrange($2, $3) group by 1
-"""
-_ASSIGNED = """
-    select spot_id, case when bool_or(lower_inf(valid)) then null else min(lower(valid)) end
-    from assignments where spot_id = any($1::int[]) and valid && tstzrange($2, $3) group by 1
+_COUNTERS = """
+    with used as (
+        select spot_id, array_agg(purpose order by lower(valid) nulls first) as purposes
+        from mountings where spot_id = any($1::int[]) and valid && tstzrange($2, $3) group by 1),
+    stood as (
+        select spot_id,
+               case when bool_or(lower_inf(valid)) then null else min(lower(valid)) end as since
+        from assignments where spot_id = any($1::int[]) and valid && tstzrange($2, $3) group by 1)
+    select p.id, p.door_id, used.purposes, stood.spot_id is not null, stood.since
+    from spots p left join used on used.spot_id = p.id left join stood on stood.spot_id = p.id
+    where p.id = any($1::int[])
 """

@@ -138,13 +138,10 @@ async def takings(
     Transactions are taken at their own time, in all hours. A site whose tills never said anything
     is left out. Without `spread` the sums of squares are 0.
     """
-    ids = [site.id for site in sites]
-    heard = {row[0] for row in await connection.fetch(_HEARD, ids)}
     found: dict[int, list[Takings]] = {}
     by_grid: dict[tuple[Bucket, ...], list[Site]] = {}
     for site in sites:
-        if site.id in heard:
-            by_grid.setdefault(within.grid(site), []).append(site)
+        by_grid.setdefault(within.grid(site), []).append(site)
     for grid, members in by_grid.items():
         if not grid:
             continue
@@ -153,6 +150,11 @@ async def takings(
         own = [site.id for site in members]
         rows = await connection.fetch(_SALES[spread], own, edges, edges[0], end)
         found |= await asyncio.to_thread(_taken, rows, members, len(grid))
+        silent = list(set(own) - {row[0] for row in rows})
+        if silent:
+            heard = {row[0] for row in await connection.fetch(_HEARD, silent)}
+            for site_id in set(silent) - heard:  # whose tills never said anything
+                del found[site_id]
     return found
 
 
