@@ -9,11 +9,7 @@ import msgspec
 
 from server.api.acts import Act, ActRoute
 from server.api.pages import after, page_of
-from server.api.parameters import (
-    Format,
-    Listing,
-    Nothing,
-)
+from server.api.parameters import AsFormat, Listing, Nothing
 from server.api.problems import BodyError, ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -301,9 +297,7 @@ class ComparisonParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     until: Annotated[str, msgspec.Meta(description="End, exclusive.", examples=["2026-03-30"])] = (
         msgspec.field(name="to")
     )
-    format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
-    ] = None
+    format: AsFormat = None
 
     @property
     def weeks(self) -> tuple[date, date]:

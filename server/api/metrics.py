@@ -7,7 +7,15 @@ import msgspec
 
 from server.api.acts import Act, ActRoute
 from server.api.pages import after
-from server.api.parameters import Format, SpotListing, read_cursor, span_of, write_cursor
+from server.api.parameters import (
+    AsFormat,
+    Format,
+    InCurrency,
+    SpotListing,
+    read_cursor,
+    span_of,
+    write_cursor,
+)
 from server.api.problems import BodyError
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -59,15 +67,7 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     sites: tuple[str, ...] = ()
     compare: Compare = Compare.NONE
     estimates: bool = False
-    currency: (
-        Annotated[
-            str,
-            msgspec.Meta(
-                pattern="^[A-Z]{3}$", description="In which to add up, by each day's rate."
-            ),
-        ]
-        | None
-    ) = None
+    currency: InCurrency | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=50_000)] = 20_000
     cursor: str | None = None
     format: Format | None = None
@@ -101,9 +101,7 @@ async def _metrics(call: Call, asked: MetricQuestion) -> Page[MetricRow]:
 class DefinitionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What every KPI means; the same for everyone."""
 
-    format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
-    ] = None
+    format: AsFormat = None
 
 
 class DefinitionRow(msgspec.Struct, frozen=True):

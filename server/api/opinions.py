@@ -9,10 +9,11 @@ import msgspec
 from server.api.acts import Act, ActRoute, written
 from server.api.pages import after, page_of
 from server.api.parameters import (
+    AsFormat,
     ConversionParameters,
-    Format,
     Listing,
     Nothing,
+    Sites,
     SpotListing,
 )
 from server.api.reads import Call, Route
@@ -47,15 +48,13 @@ class RateParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     until: Annotated[
         str, msgspec.Meta(description="End, exclusive; as `from`.", examples=["2026-04-01"])
     ] = msgspec.field(name="to")
-    site: Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")] = ()
+    site: Sites = ()
     spot: Annotated[
         tuple[str, ...], msgspec.Meta(description="Terminals, by reference; none: all.")
     ] = ()
     bucket: RateSize = RateSize.DAY
     by: Annotated[By, msgspec.Meta(description="A row per site or per terminal.")] = By.SITE
-    format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
-    ] = None
+    format: AsFormat = None
 
     def query(self) -> CountQuery:
         """Return the question in the rollup's terms. Raises ParameterError."""
@@ -105,7 +104,7 @@ class AlertRow(msgspec.Struct, frozen=True, gc=False):
 class AlertParameters(Listing, frozen=True, forbid_unknown_fields=True):
     """A page of alerts, the latest first."""
 
-    site: Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")] = ()
+    site: Sites = ()
     open: Annotated[bool, msgspec.Meta(description="Those alone that are not done.")] = False
 
 

@@ -42,16 +42,20 @@ _From = Annotated[
 _To = Annotated[
     str, msgspec.Meta(description="End, exclusive; as `from`.", examples=["2026-04-01"])
 ]
-_Sites = Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")]
+Sites = Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")]
 _Spots = Annotated[tuple[str, ...], msgspec.Meta(description="Spot references; none: all.")]
 _Limit = Annotated[int, msgspec.Meta(ge=1, le=50_000, description="The most rows of this page.")]
 _Cursor = Annotated[
     str | None, msgspec.Meta(description="`next` of the page before, with the same parameters.")
 ]
-_Format = Annotated[
+AsFormat = Annotated[
     Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
 ]
 _Scope = Annotated[Scope, msgspec.Meta(description="All hours, or the sites' opening hours alone.")]
+
+InCurrency = Annotated[
+    str, msgspec.Meta(pattern="^[A-Z]{3}$", description="In which to add up, by each day's rate.")
+]
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,13 +67,13 @@ class Listing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     limit: _Limit = 1_000
     cursor: _Cursor = None
-    format: _Format = None
+    format: AsFormat = None
 
 
 class SpotListing(Listing, frozen=True, forbid_unknown_fields=True):
     """A page of spots."""
 
-    site: _Sites = ()
+    site: Sites = ()
 
 
 class Spanned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -77,10 +81,10 @@ class Spanned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     since: _From = msgspec.field(name="from")
     until: _To = msgspec.field(name="to")
-    site: _Sites = ()
+    site: Sites = ()
     limit: _Limit = 20_000
     cursor: _Cursor = None
-    format: _Format = None
+    format: AsFormat = None
 
     @property
     def span(self) -> tuple[date | datetime, date | datetime]:
@@ -129,8 +133,8 @@ class ConversionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
 
     since: _From = msgspec.field(name="from")
     until: _To = msgspec.field(name="to")
-    site: _Sites = ()
-    format: _Format = None
+    site: Sites = ()
+    format: AsFormat = None
 
     @property
     def span(self) -> tuple[date | datetime, date | datetime]:

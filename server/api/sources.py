@@ -13,7 +13,7 @@ import msgspec
 
 from server.api.acts import Act, ActRoute
 from server.api.pages import after, page_of
-from server.api.parameters import Listing, read_cursor, span_of, write_cursor
+from server.api.parameters import InCurrency, Listing, Sites, read_cursor, span_of, write_cursor
 from server.api.problems import BodyError, ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -239,7 +239,7 @@ class TillListing(Listing, frozen=True, forbid_unknown_fields=True):
     """Tills of some sites; each takes a while to be told."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_TILLS)] = MOST_TILLS
-    site: Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")] = ()
+    site: Sites = ()
 
 
 class SalesParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -247,16 +247,8 @@ class SalesParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     since: Annotated[str, msgspec.Meta(examples=["2026-03-01"])] = msgspec.field(name="from")
     until: Annotated[str, msgspec.Meta(examples=["2026-04-01"])] = msgspec.field(name="to")
-    site: Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")] = ()
-    currency: (
-        Annotated[
-            str,
-            msgspec.Meta(
-                pattern="^[A-Z]{3}$", description="In which to add up, by each day's rate."
-            ),
-        ]
-        | None
-    ) = None
+    site: Sites = ()
+    currency: InCurrency | None = None
 
 
 class SalesAnswer(msgspec.Struct, frozen=True):

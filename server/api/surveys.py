@@ -9,7 +9,7 @@ import msgspec
 
 from server.api.acts import Act, ActRoute, written
 from server.api.pages import after, page_of
-from server.api.parameters import Format, Listing, Nothing
+from server.api.parameters import AsFormat, Listing, Nothing, Sites
 from server.api.problems import ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -128,11 +128,9 @@ class ResultParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         msgspec.Meta(description=f"One of {', '.join(BY)}, or a choice's key; none: not parted."),
     ] = ""
-    site: Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")] = ()
+    site: Sites = ()
     round: Annotated[str | None, msgspec.Meta(description="Answers of one round alone.")] = None
-    format: Annotated[
-        Format | None, msgspec.Meta(description="Instead of the Accept header: json, csv, parquet.")
-    ] = None
+    format: AsFormat = None
 
 
 class SurveyScore(msgspec.Struct, frozen=True):
