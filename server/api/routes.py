@@ -181,7 +181,7 @@ async def _devices(call: Call, asked: Listing) -> Page[DeviceRow]:
 
 
 async def _counts(call: Call, asked: CountParameters) -> CountAnswer:
-    found = await counts(call.connection, asked.query(), now_s=call.now_s)
+    found = await counts(call.connection, asked.query(), now_s=call.now_s, beside=call.beside)
     following = None
     if found.next is not None:
         following = write_cursor(asked, (found.next.ref, found.next.start_s))

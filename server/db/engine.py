@@ -89,6 +89,28 @@ async def reading(
 
 
 @asynccontextmanager
+async def reading_beside(
+    pool: asyncpg.Pool, connection: asyncpg.Connection, *, organisation: int
+) -> AsyncIterator[asyncpg.Connection | None]:
+    """Read on a second connection what `connection`, of a `reading`, sees; None if none is free.
+
+    It is never waited for one: who holds a connection and waits for another waits for ever once
+    all do. One is left to whoever comes next.
+    """
+    if pool.get_max_size() - pool.get_size() + pool.get_idle_size() < 2:
+        yield None
+        return
+    snapshot = await connection.fetchval("select pg_export_snapshot()")
+    async with (
+        pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as other,
+        other.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        await other.execute(f"set transaction snapshot '{snapshot}'")
+        await other.execute("select set_config('app.organisation', $1, true)", str(organisation))
+        yield other
+
+
+@asynccontextmanager
 async def acting(
     pool: asyncpg.Pool, name: str, *, organisation: int
 ) -> AsyncIterator[asyncpg.Connection]:

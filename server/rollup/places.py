@@ -5,7 +5,7 @@ someone else is as unknown as one that does not exist.
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -163,28 +163,38 @@ class Told(NamedTuple):
     gaps: Sequence[asyncpg.Record]
     assignments: Sequence[asyncpg.Record]
     stored_to_s: dict[int, int | None]
-    calibrations: dict[int, list[Calibration]]
+
+
+Calibrations = Mapping[int, Sequence[Calibration]]
+"""Those of each spot that has any, by line and time."""
 
 
 async def load_histories(
     connection: asyncpg.Connection, spots: Sequence[Spot], *, start_s: int, end_s: int
 ) -> dict[int, History]:
     """Return the spots' histories within [start_s, end_s)."""
-    return histories(await read_histories(connection, spots, start_s=start_s, end_s=end_s))
+    ids, span = [spot.id for spot in spots], (start_s, end_s)
+    calibrations = await load_calibrations(connection, ids, span=span)
+    return histories(await read_histories(connection, ids, span=span), calibrations)
 
 
 async def read_histories(
-    connection: asyncpg.Connection, spots: Sequence[Spot], *, start_s: int, end_s: int
+    connection: asyncpg.Connection, spots: Sequence[int], *, span: tuple[int, int]
 ) -> Told:
-    """Read what `histories` needs; of many spots that is long enough to be left to a thread."""
-    ids = [spot.id for spot in spots]
-    between = (datetime.fromtimestamp(start_s, UTC), datetime.fromtimestamp(end_s, UTC))
-    gaps = await connection.fetch(_GAPS, ids, *between)
-    stood = await connection.fetch(_ASSIGNMENTS, ids, *between)
+    """Read what `histories` makes sense of."""
+    gaps = await connection.fetch(_GAPS, spots, *_between(span))
+    stood = await connection.fetch(_ASSIGNMENTS, spots, *_between(span))
     stored = await connection.fetch(_STORED, [row[1] for row in stood])
+    return Told(spots, gaps, stood, {row[0]: row[1] for row in stored})
+
+
+async def load_calibrations(
+    connection: asyncpg.Connection, spots: Sequence[int], *, span: tuple[int, int]
+) -> Calibrations:
+    """Return the calibrations of `spots` within [start, end) in seconds."""
     calibrations: dict[int, list[Calibration]] = defaultdict(list)
     for spot, key, line, low, high, turned, factor in await connection.fetch(
-        _CALIBRATIONS, ids, *between
+        _CALIBRATIONS, spots, *_between(span)
     ):
         calibrations[spot].append(
             Calibration(
@@ -196,11 +206,15 @@ async def read_histories(
                 factor,
             )
         )
-    return Told(ids, gaps, stood, {row[0]: row[1] for row in stored}, calibrations)
+    return calibrations
 
 
-def histories(told: Told) -> dict[int, History]:
-    """Return the history of each spot that was asked about."""
+def _between(span: tuple[int, int]) -> tuple[datetime, datetime]:
+    return datetime.fromtimestamp(span[0], UTC), datetime.fromtimestamp(span[1], UTC)
+
+
+def histories(told: Told, calibrations: Calibrations) -> dict[int, History]:
+    """Return the history of each spot that was asked about; of many, that is for a thread."""
     gaps: dict[int, list[Gap]] = defaultdict(list)
     device_gaps: dict[tuple[int, int], list[Interval]] = defaultdict(list)
     for spot, device, low, high, reason, counts in told.gaps:
@@ -217,7 +231,7 @@ def histories(told: Told) -> dict[int, History]:
             )
         )
     return {
-        spot: _history(assigned.get(spot, ()), told.calibrations.get(spot, ()), gaps.get(spot, ()))
+        spot: _history(assigned.get(spot, ()), calibrations.get(spot, ()), gaps.get(spot, ()))
         for spot in told.spots
     }
 

@@ -6,7 +6,8 @@ whole. Freshness: see `sums`; state and coverage are as of `now_s`.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -26,11 +27,12 @@ from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, 
 from server.rollup.minutes import add_up_minutes
 from server.rollup.patches import Behind, Entity, Key, plan
 from server.rollup.places import (
+    Calibrations,
     History,
     Site,
     Spot,
-    Told,
     histories,
+    load_calibrations,
     load_sites,
     load_spots,
     read_histories,
@@ -61,68 +63,119 @@ MOST_BUCKETS = {
 }
 
 
-async def counts(connection: asyncpg.Connection, query: CountQuery, *, now_s: int) -> CountPage:
-    """Return one page of counts. Raises UnknownPlaceError, TooFineError, TooLongError."""
+Beside = Callable[[asyncpg.Connection], AbstractAsyncContextManager[asyncpg.Connection | None]]
+"""Gives a second connection on the same snapshot, or None if there is none to spare."""
+
+
+async def counts(
+    connection: asyncpg.Connection, query: CountQuery, *, now_s: int, beside: Beside | None = None
+) -> CountPage:
+    """Return one page of counts. Raises UnknownPlaceError, TooFineError, TooLongError.
+
+    What is about many spots is added up on two connections, if there is one `beside`.
+    """
     entities, following = await page_of(connection, query, kind="counter")
     entities = [entity for entity in entities if entity.grid]
     if not entities:
         return CountPage([], [], following)
+    spots = [spot.id for entity in entities for spot in entity.spots]
     start_s = min(entity.grid[0].start_s for entity in entities)
     end_s = max(entity.grid[-1].end_s for entity in entities)
-    spots = [spot for entity in entities for spot in entity.spots]
-    told = await read_histories(connection, spots, start_s=start_s, end_s=end_s)
-    cut = {spot.id: segments(told.calibrations.get(spot.id, ())) for spot in spots}
-    behind: Behind | None = None
-    if query.size not in (Size.MINUTE, Size.QUARTER):
-        ids = [spot.id for spot in spots]
-        behind = await what_is_behind(connection, ids, span=(start_s, end_s))
-    rows = _Rows(query.size, told, cut, Worth(scope=query.scope, now_s=now_s))
-    folding = asyncio.create_task(asyncio.to_thread(rows.begin))
-    for at in range(0, len(entities), _PART):
-        part = entities[at : at + _PART]
-        try:
-            sums = await sums_of(
-                connection, query, part, cut=cut, span=(start_s, end_s), behind=behind
-            )
-        finally:
-            await folding  # also after a failure: no thread is left to itself
-        folding = asyncio.create_task(asyncio.to_thread(rows.add, part, sums))
-    await folding
-    return CountPage(rows.found, rows.unplaced, following)
+    worth = Worth(scope=query.scope, now_s=now_s)
+    async with AsyncExitStack() as exits:
+        page = _Page(query, entities, spots, (start_s, end_s), worth)
+        page.free.put_nowait(connection)
+        if beside is not None and len(spots) > _FEW:
+            other = await exits.enter_async_context(beside(connection))
+            if other is not None:
+                await other.execute(_PLAN_EACH)
+                page.free.put_nowait(other)
+        rows, unplaced = await page.rows()
+    return CountPage(rows, unplaced, following)
 
 
 _FEW = 50
 """Spots up to which a plan made for any spots does; made for few, it is slow for hundreds."""
 
+_PLAN_EACH = "set local plan_cache_mode = force_custom_plan"
+
 _PART = 128
-"""Entities whose sums are fetched at once: the rows of each part are made, in a thread since it
-is too long for the event loop, while the database adds up the next."""
+"""Entities whose sums are fetched at once. The rows of each part are made in a thread, since that
+is too long for the event loop, while the database adds up others."""
+
+_Rows = tuple[list[CountRow], list[Unplaced]]
 
 
 @dataclass(slots=True)
-class _Rows:
-    """The rows of a page, made part by part."""
+class _Page:
+    """A page whose rows are made part by part; questions wait for a connection that is `free`."""
 
-    size: Size
-    told: Told
-    cut: Mapping[int, tuple[Segment, ...]]
+    query: CountQuery
+    entities: Sequence[Entity]
+    spots: Sequence[int]
+    span: tuple[int, int]
     worth: Worth
-    found: list[CountRow] = field(default_factory=list)
-    unplaced: list[Unplaced] = field(default_factory=list)
-    histories: Mapping[int, History] = field(default_factory=dict)
+    free: asyncio.Queue[asyncpg.Connection] = field(default_factory=asyncio.Queue)
+    cut: dict[int, tuple[Segment, ...]] = field(default_factory=dict)
+    behind: Behind | None = None
 
-    def begin(self) -> None:
-        """Make sense of what was told; to be done before anything is added."""
-        self.histories = histories(self.told)
+    async def rows(self) -> _Rows:
+        """Return all rows, and whoever is in none of them. Raises TooFineError."""
+        async with self._turn() as connection:
+            known = await load_calibrations(connection, self.spots, span=self.span)
+            if self.query.size not in (Size.MINUTE, Size.QUARTER):
+                self.behind = await what_is_behind(connection, self.spots, span=self.span)
+        self.cut = {spot: segments(known.get(spot, ())) for spot in self.spots}
+        sense = asyncio.create_task(self._histories(known))
+        parts = [
+            asyncio.create_task(self._part(self.entities[at : at + _PART], sense))
+            for at in range(0, len(self.entities), _PART)
+        ]
+        try:
+            found = await asyncio.gather(*parts)
+        finally:
+            for task in (sense, *parts):
+                task.cancel()
+            await asyncio.wait((sense, *parts))  # none is left to itself with a connection
+        return [row for rows, _ in found for row in rows], [
+            each for _, lost in found for each in lost
+        ]
 
-    def add(self, entities: Sequence[Entity], sums: Sequence[Column]) -> None:
-        """Add the rows of these entities. Raises TooFineError."""
-        for entity, cells in zip(entities, collect(self.size, entities, sums), strict=True):
-            own = [self.histories[spot.id] for spot in entity.spots]
-            placed, elsewhere = place_gaps(entity, own, cut=self.cut, size=self.size)
+    async def _histories(self, known: Calibrations) -> Mapping[int, History]:
+        async with self._turn() as connection:
+            told = await read_histories(connection, self.spots, span=self.span)
+        return await asyncio.to_thread(histories, told, known)
+
+    async def _part(
+        self, entities: Sequence[Entity], sense: asyncio.Task[Mapping[int, History]]
+    ) -> _Rows:
+        async with self._turn() as connection:
+            sums = await sums_of(
+                connection, self.query, entities, cut=self.cut, span=self.span, behind=self.behind
+            )
+        return await asyncio.to_thread(self._fold, entities, sums, await sense)
+
+    def _fold(
+        self, entities: Sequence[Entity], sums: Sequence[Column], known: Mapping[int, History]
+    ) -> _Rows:
+        rows: list[CountRow] = []
+        unplaced: list[Unplaced] = []
+        cells = collect(self.query.size, entities, sums)
+        for entity, own_cells in zip(entities, cells, strict=True):
+            own = [known[spot.id] for spot in entity.spots]
+            placed, elsewhere = place_gaps(entity, own, cut=self.cut, size=self.query.size)
             expected = self.worth.of(entity, own, cut=self.cut)
-            self.found += fold(entity, cells, expected, placed=placed)
-            self.unplaced += elsewhere
+            rows += fold(entity, own_cells, expected, placed=placed)
+            unplaced += elsewhere
+        return rows, unplaced
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[asyncpg.Connection]:
+        connection = await self.free.get()
+        try:
+            yield connection
+        finally:
+            self.free.put_nowait(connection)
 
 
 async def page_of(
@@ -141,7 +194,7 @@ async def page_of(
             entities = _by_site(list({s.site.ref: s.site for s in spots}.values()), spots)
         entities.sort(key=lambda entity: entity[0])
     if len(spots) > _FEW:
-        await connection.execute("set local plan_cache_mode = force_custom_plan")
+        await connection.execute(_PLAN_EACH)
     chosen: list[Entity] = []
     room = query.limit
     for ref, site, spot, members in entities:

@@ -1,10 +1,12 @@
 """Counts through the database and the API: conserved, calibrated, revised, never invented."""
 
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from server.db.engine import reading, reading_beside
 from tests.integration.api_world import World, utc
 
 pytestmark = pytest.mark.services
@@ -272,6 +274,60 @@ async def test_pages_put_together_are_the_whole(world: World) -> None:
 async def test_rows_made_in_parts_are_those_made_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    paths = await _five_sites(world)
+    whole = [await world.get(path) for path in paths]
+    assert [total(answer) for answer in whole] == [10] * len(paths)
+    monkeypatch.setattr("server.rollup.query._PART", 2)
+    assert [await world.get(path) for path in paths] == whole
+    monkeypatch.setattr("server.rollup.query._FEW", 2)  # on two connections, from here on
+    assert [await world.get(path) for path in paths] == whole
+    async with AsyncExitStack() as exits:
+        for _ in range(world.api.get_max_size() - 1):
+            await exits.enter_async_context(world.api.acquire())
+        assert [await world.get(path) for path in paths] == whole
+
+
+async def test_a_question_that_is_refused_in_parts_leaves_no_connection_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (await _five_sites(world))[0]
+    monkeypatch.setattr("server.rollup.query._PART", 1)
+    monkeypatch.setattr("server.rollup.query._FEW", 2)
+    whole = await world.get(path)
+    await world.owner.execute("update rollup_15m set resolution_s = 3600")
+    for _ in range(2 * world.api.get_max_size()):
+        status, refused = await world.ask(path)
+        assert (status, refused["code"]) == (422, "finer_than_readings")
+    await world.owner.execute("update rollup_15m set resolution_s = 60")
+    assert await world.get(path) == whole
+
+
+async def test_a_connection_beside_sees_what_the_first_sees_and_is_never_waited_for(
+    world: World,
+) -> None:
+    own = await world.organisation("own")
+    await world.site(await world.organisation("foreign"), "foreign")
+    sites = "select array_agg(ref) from sites"
+    async with reading(world.api, "test", organisation=own) as first:
+        assert await first.fetchval(sites) is None
+        await world.site(own, "late")
+        async with reading_beside(world.api, first, organisation=own) as other:
+            assert other is not None
+            assert await other.fetchval(sites) is None
+        async with AsyncExitStack() as exits:
+            for _ in range(world.api.get_max_size() - 2):
+                await exits.enter_async_context(world.api.acquire())
+            async with reading_beside(world.api, first, organisation=own) as other:
+                assert other is None
+    async with (
+        reading(world.api, "test", organisation=own) as first,
+        reading_beside(world.api, first, organisation=own) as other,
+    ):
+        assert other is not None
+        assert await other.fetchval(sites) == ["late"]
+
+
+async def _five_sites(world: World) -> list[str]:
     organisation = await world.organisation("own")
     for number, name in enumerate("abcde"):
         site = await world.site(organisation, name)
@@ -279,8 +335,4 @@ async def test_rows_made_in_parts_are_those_made_at_once(
         await world.quarter(spot, utc("2026-03-03T10:00"), number)
         if number % 2:
             await world.derive()
-    paths = [f"/counts?from=2026-03-01&to=2026-03-08&bucket={size}" for size in SIZES[1:]]
-    whole = [await world.get(path) for path in paths]
-    assert [total(answer) for answer in whole] == [10] * len(paths)
-    monkeypatch.setattr("server.rollup.query._PART", 2)
-    assert [await world.get(path) for path in paths] == whole
+    return [f"/counts?from=2026-03-01&to=2026-03-08&bucket={size}" for size in SIZES[1:]]
