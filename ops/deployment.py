@@ -95,6 +95,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "VESTIBULE_PUBLIC_URL": settings.public_url,
         "VESTIBULE_ENROL_URL": settings.enrol_url,
         "VESTIBULE_SESSION_SECRET": settings.session_secret.reveal(),
+        "VESTIBULE_SMTP_URL": settings.smtp_url.reveal(),
+        "VESTIBULE_MAIL_FROM": settings.mail_from,
         "VESTIBULE_ROLES": ",".join(sorted(settings.roles)),
     }
 

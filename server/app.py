@@ -40,6 +40,9 @@ from server.ingest.worker import Ingest
 from server.people.entrance import Entrance
 from server.people.passwords import Passwords
 from server.people.sealing import Seal
+from server.portal.digest_mail import sender_of, smtp_of
+from server.portal.digest_sending import Digests
+from server.portal.frame import CATALOGUES
 from server.portal.pages import add_portal
 from server.provisioning.listener import listener_tls
 from server.provisioning.web import build_enrolment
@@ -49,6 +52,7 @@ from server.signin.pages import add_signin
 from server.survey.pages import add_survey
 from server.tasks import spare_the_collector
 from server.tech.pages import add_tech
+from server.web import catalogue
 from server.web.deadline import listening
 from server.web.passes import Passes
 from server.web.site import build_site
@@ -130,6 +134,9 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
                     settings, api_pool, desk_pool, passwords, clock, ingest=running.pool
                 )
                 await _listen_for_devices(stack, running)
+                if settings.smtp_url.reveal():
+                    digests = _digests(settings, api_pool, desk_pool, clock)
+                    workers.append(group.create_task(digests.run(), name="digests"))
             _add_operations(pages, running)
             await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
             log.info("serving", http_port=settings.http_port, compiled_decoder=COMPILED)
@@ -177,6 +184,20 @@ def build_pages(
     )
     site.app.add_subapp("/v1/", api)
     return site.app
+
+
+def _digests(settings: Settings, pool: asyncpg.Pool, desk: asyncpg.Pool, clock: Clock) -> Digests:
+    """Return the one that sends digests. Raises SettingsError if mail is set up wrongly."""
+    return Digests(
+        desk,
+        pool,
+        Seal(settings.session_secret),
+        clock,
+        smtp=smtp_of(settings.smtp_url.reveal()),
+        sender=sender_of(settings.mail_from),
+        pages=settings.pages_url,
+        catalogues=catalogue.load([catalogue.SHARED, *CATALOGUES]),
+    )
 
 
 def _add_operations(app: web.Application, running: Running) -> None:

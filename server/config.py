@@ -38,7 +38,8 @@ class Settings:
     """How one server process runs.
 
     `public_url` is where people reach the pages, `enrol_url` where devices reach the enrolment
-    listener; empty: the listeners' own addresses.
+    listener; empty: the listeners' own addresses. `smtp_url` is where mail is handed in, from
+    `mail_from` (smtp://, smtp+starttls:// or smtps://user:password@host:port); empty: none is sent.
     """
 
     dsn_ingest: Secret
@@ -57,6 +58,8 @@ class Settings:
     enrol_url: str = ""
     session_secret: Secret = field(default=Secret(""))
     dsn_desk: Secret = field(default=Secret(""))
+    smtp_url: Secret = field(default=Secret(""))
+    mail_from: str = ""
     roles: frozenset[str] = frozenset({"admission", "api", "ingest", "rollup"})
 
     @property
@@ -105,6 +108,8 @@ class Settings:
             https_port=_port(env, "HTTPS_PORT", self.https_port),
             public_url=env.get("VESTIBULE_PUBLIC_URL", self.public_url),
             enrol_url=env.get("VESTIBULE_ENROL_URL", self.enrol_url),
+            smtp_url=Secret(env.get("VESTIBULE_SMTP_URL", self.smtp_url.reveal())),
+            mail_from=env.get("VESTIBULE_MAIL_FROM", self.mail_from),
         )
 
 

@@ -91,7 +91,10 @@ KINDS = (
     Kind(
         "people",
         About.STAFF,
-        ("users", "grants", "sessions", "one_time_links", "technician_claims", "vouchers"),
+        (
+            *("users", "grants", "sessions", "one_time_links", "technician_claims", "vouchers"),
+            *("digest_subscriptions", "digests"),
+        ),
     ),
     Kind("audit", About.STAFF, ("audit", "api_keys", "bi_logins")),
     Kind(

@@ -14,7 +14,16 @@ from server.config import Settings
 from server.db.engine import DATABASE_AWAY, reading
 from server.errors import NotFoundError
 from server.people.roles import Permission
-from server.portal import accuracy, experiments, numbers, opinions, quality, surveys, trends
+from server.portal import (
+    accuracy,
+    digest,
+    experiments,
+    numbers,
+    opinions,
+    quality,
+    surveys,
+    trends,
+)
 from server.portal.chart import chart_of
 from server.portal.frame import Look, Portal
 from server.portal.view import total
@@ -24,7 +33,7 @@ from server.web.site import Site
 
 log = structlog.get_logger(__name__)
 
-SECTIONS = (trends, opinions, surveys, experiments, quality, accuracy)
+SECTIONS = (trends, opinions, surveys, experiments, quality, accuracy, digest)
 """What else the menu leads to, in its order."""
 REFRESH_S = 2.0
 MAX_STREAMS = 500  # a stream is a sleeping task; more than this is a misbehaving client

@@ -55,8 +55,9 @@ _OTHERWISE_PROVED = (API, "/tech/acts")
 """Where what does not pass may bring another right than a session."""
 _MARK_LIFE_S = 180 * 24 * 3600
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN = ("/static/", "/healthz", "/readyz", "/metrics", "/s/")
-"""What asks no one's name, and so not the database either: a survey is proved by its address."""
+_OPEN = ("/static/", "/healthz", "/readyz", "/metrics", "/s/", "/unsubscribe/")
+"""What asks no one's name, and so not the database either: a survey is proved by its address; so is
+the end of a digest, which a mail program asks for by itself (RFC 8058)."""
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _VISITOR = web.RequestKey("visitor", Visitor)
 _NONCE = web.RequestKey("nonce", str)

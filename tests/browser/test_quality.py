@@ -1,4 +1,4 @@
-"""The page on data quality, in a browser: readable by everyone, on a phone too."""
+"""The pages on data quality and the Monday digest, in a browser: readable by everyone."""
 
 import re
 from collections.abc import Callable
@@ -32,3 +32,24 @@ def test_the_months_quality_is_readable_by_everyone_in_every_language(
         portal.locator(f".language[lang={language}]").click()
         expect(portal.locator("h1")).to_have_text(title)
         assert overflow(portal) <= 0
+
+
+def test_the_monday_digest_is_asked_for_and_readable_by_everyone_in_every_language(
+    demo: Demo, new_page: NewPage
+) -> None:
+    portal = open_portal(new_page(), demo)
+    portal.get_by_role("link", name="Monday digest").click()
+    expect(portal.locator("h1")).to_have_text("Monday digest")
+    expect(portal.locator("main")).to_contain_text("VESTIBULE_SMTP_URL")
+    expect(portal.locator("main h3").first).to_have_text("All your sites")
+    portal.get_by_role("button", name="Send it to me").click()
+    expect(portal.get_by_role("button", name="Stop sending it")).to_be_visible()
+    assert violations(portal) == []
+    portal.set_viewport_size({"width": 360, "height": 740})
+    for language, title in (("sv", "Måndagsbrev"), ("da", "Mandagsbrev"), ("en", "Monday digest")):
+        portal.locator(f".language[lang={language}]").click()
+        expect(portal.locator("h1")).to_have_text(title)
+        assert overflow(portal) <= 0
+    portal.get_by_role("button", name="Stop sending it").click()
+    expect(portal.get_by_role("button", name="Send it to me")).to_be_visible()
+    assert violations(portal) == []

@@ -35,6 +35,7 @@ GET: dict[str, Asked] = {
     "/": Asked(),
     "/sites/{site}": Asked({"day": "2026-04-01"}),
     "/sites/{site}/chart.json": Asked(),
+    "/digest": Asked(),
     "/quality": Asked({"month": "2026-03"}, {"site": "{site}"}),
     "/trends": Asked({}, {"site": "{site}"}),
     "/trends/chart.json": Asked({}, {"site": "{site}"}),
@@ -128,6 +129,7 @@ GET: dict[str, Asked] = {
 FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
+    "/digest": Asked({"wanted": "no"}),
     "/feedback/touchpoints": Asked({"name": ""}),
     "/feedback/alerts/{alert}": Asked({"do": "done"}),
     "/feedback/actions/{action}": Asked({"do": "close"}),
@@ -284,8 +286,10 @@ WHO_ONE_IS = (
     | {("POST", "/account/codes/end")}
     | {("GET", path) for path in ("/signin", "/link", "/invitation", "/password", "/language")}
     | {("GET", "/s"), ("GET", "/s/{token}"), ("POST", "/s/{token}")}
+    | {("GET", "/unsubscribe/{token}"), ("POST", "/unsubscribe/{token}")}
 )
-"""Here nothing is named but by a password or a secret: see test_people_signin, test_surveys."""
+"""Here nothing is named but by a password or a secret: see test_people_signin, test_surveys,
+test_digests."""
 ASSETS = {
     ("GET", path)
     for path in (

@@ -566,4 +566,41 @@ begin
     end loop;
 end $$;
 
+-- == Monday digests. ==
+
+create table digest_subscriptions (
+    user_id int not null references users on delete cascade,
+    organisation_id int not null references organisations,
+    created_at timestamptz not null,
+    primary key (user_id, organisation_id)
+);
+
+-- One per reader and week, which begins on Monday `week`. next_at: when it is tried next; null: sent,
+-- or given up. A try moves next_at past its lease first, and says how it went after.
+create table digests (
+    id bigint generated always as identity primary key,
+    organisation_id int not null references organisations,
+    user_id int not null references users on delete cascade,
+    week date not null,
+    due_at timestamptz not null,
+    next_at timestamptz,
+    tries int not null default 0,
+    trouble text not null default '',
+    sent_at timestamptz,
+    given_up_at timestamptz,
+    unique (user_id, organisation_id, week)
+);
+create index on digests (next_at) where next_at is not null;
+do $$
+declare t text;
+begin
+    foreach t in array array['digest_subscriptions', 'digests'] loop
+        execute format('alter table %I enable row level security', t);
+        execute format('create policy desk on %I to vestibule_desk '
+            'using (organisation_id = current_organisation() or oversees_all()) '
+            'with check (organisation_id = current_organisation() or oversees_all())', t);
+        execute format('grant select, insert, update, delete on %I to vestibule_desk', t);
+    end loop;
+end $$;
+
 update schema_compatibility set version = 8, compatible_from = 8;

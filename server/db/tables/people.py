@@ -1,6 +1,6 @@
 """People and programs, what they may, and what they did."""
 
-from sqlalchemy import ARRAY, BigInteger, Column, Integer, LargeBinary, Table, Text, text
+from sqlalchemy import ARRAY, BigInteger, Column, Date, Integer, LargeBinary, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from server.db.tables.columns import (
@@ -103,4 +103,25 @@ audit = Table(
     Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("previous", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
+)
+digest_subscriptions = Table(
+    "digest_subscriptions",
+    metadata,
+    row_of("user_id", "users", primary_key=True),
+    row_of("organisation_id", "organisations", primary_key=True),
+    Column("created_at", INSTANT, nullable=False),
+)
+digests = Table(
+    "digests",
+    metadata,
+    row_id(BigInteger),
+    organisation(),
+    row_of("user_id", "users"),
+    Column("week", Date, nullable=False),
+    Column("due_at", INSTANT, nullable=False),
+    Column("next_at", INSTANT),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    or_empty("trouble"),
+    Column("sent_at", INSTANT),
+    Column("given_up_at", INSTANT),
 )

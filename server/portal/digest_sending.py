@@ -1,0 +1,240 @@
+"""The one that sends digests: Monday at seven by the reader's sites' clock, once.
+
+A row of `digests` is made per reader and week, by a unique key, and is the only thing that is ever
+sent from. It is claimed by a lease before it is sent and marked after: who dies between the two
+lets it be sent again after the lease, with the same Message-ID, so a crash costs at most one double
+of one message, and nothing is lost. What does not arrive within a day is given up: by then it is
+news no more. A server that was off on Monday morning sends up to a day late.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from email.message import EmailMessage
+
+import aiosmtplib
+import asyncpg
+import structlog
+
+from server.clock import Clock, at
+from server.db.engine import DATABASE_AWAY, overseeing, reading
+from server.errors import VestibuleError
+from server.people import users
+from server.people.roles import Grant, Permission, Place, may
+from server.people.sealing import Seal
+from server.portal.digest_mail import Smtp, message_of, token_for
+from server.portal.digest_numbers import digest_of, last_due, week_of, zone_of
+from server.tasks import heed_cancellation
+from server.web.catalogue import Catalogue
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 20.0
+TIMEOUT_S = 30.0
+LEASE = timedelta(minutes=5)
+LATE = timedelta(hours=24)
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 3600.0
+_MONDAYS = (7, 1, 2)  # it is Monday somewhere
+_PERMANENT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads an organisation's digest: their sites' refs and time zone."""
+
+    user: int
+    organisation: int
+    email: str
+    language: str
+    refs: tuple[str, ...]
+    time_zone: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    id: int
+    user: int
+    organisation: int
+    week: date
+    due_at: datetime
+    tries: int
+
+
+class Digests:
+    """Plans and sends. `desk` writes, `api` reads one organisation's numbers at a time."""
+
+    def __init__(
+        self,
+        desk: asyncpg.Pool,
+        api: asyncpg.Pool,
+        seal: Seal,
+        clock: Clock,
+        *,
+        smtp: Smtp,
+        sender: str,
+        pages: str,
+        catalogues: Mapping[str, Catalogue],
+        chance: Callable[[], float] = random.random,  # spreads retries, and guards nothing
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._desk, self._api, self._seal, self._clock = desk, api, seal, clock
+        self._smtp, self._sender, self._pages = smtp, sender, pages
+        self._catalogues, self._chance, self._timeout_s = catalogues, chance, timeout_s
+
+    async def run(self) -> None:
+        """Send until cancelled; a database that is away is passed over."""
+        while True:
+            heed_cancellation()
+            try:
+                await self.once()
+            except DATABASE_AWAY as error:
+                log.warning("digests wait", error=str(error) or type(error).__name__)
+            await asyncio.sleep(POLL_S)
+
+    async def once(self) -> None:
+        """Plan what is due, and send it, one after the other."""
+        await self.plan()
+        while (claimed := await self._claim()) is not None:
+            await self._send(claimed)
+
+    async def plan(self) -> None:
+        """Make the rows of what has come due; one that is there stays as it is."""
+        now = at(self._clock.now_ms())
+        if now.isoweekday() not in _MONDAYS:
+            return
+        async with overseeing(self._desk, "plan digests") as db:
+            for reader in await readers(db):
+                due = last_due(now, reader.time_zone)
+                if reader.refs and due > reader.since and now - due < LATE:
+                    week = week_of(due, reader.time_zone)
+                    await db.execute(_PLANNED, reader.organisation, reader.user, week, due, now)
+
+    async def _claim(self) -> _Claimed | None:
+        now = at(self._clock.now_ms())
+        async with overseeing(self._desk, "claim a digest") as db:
+            row = await db.fetchrow(_CLAIM, now, now + LEASE)
+        return None if row is None else _Claimed(*row)
+
+    async def _send(self, claimed: _Claimed) -> None:
+        try:
+            message = await self._message(claimed)
+            if message is None:
+                await self._mark(_GIVEN_UP, claimed.id, "no right to any site's numbers any more")
+                return
+            await self._hand_in(message)
+        except aiosmtplib.SMTPException as error:
+            await self._failed(claimed, error, permanent=_is_permanent(error))
+        except (OSError, TimeoutError, VestibuleError) as error:
+            await self._failed(claimed, error, permanent=False)
+        else:
+            await self._mark(_SENT, claimed.id, "")
+            log.info("digest sent", digest=claimed.id, week=str(claimed.week))
+
+    async def _message(self, claimed: _Claimed) -> EmailMessage | None:
+        """Return the message as of now; None if its reader may read nothing any more."""
+        async with overseeing(self._desk, "read a digest's reader") as db:
+            found = await readers(db, user=claimed.user, organisation=claimed.organisation)
+        if not found or not found[0].refs:
+            return None
+        [reader] = found
+        now = at(self._clock.now_ms())
+        async with reading(self._api, "digest", organisation=claimed.organisation) as db:
+            digest = await digest_of(db, reader.refs, monday=claimed.week, now=now)
+        return message_of(
+            digest,
+            self._catalogues[reader.language],
+            number=claimed.id,
+            sender=self._sender,
+            to=reader.email,
+            pages=self._pages,
+            token=token_for(self._seal, reader.user, reader.organisation),
+            now=now,
+        )
+
+    async def _hand_in(self, message: EmailMessage) -> None:
+        smtp = self._smtp
+        async with asyncio.timeout(self._timeout_s):  # well within the lease
+            await aiosmtplib.send(
+                message,
+                hostname=smtp.host,
+                port=smtp.port,
+                username=smtp.user or None,
+                password=smtp.password.reveal() or None,
+                use_tls=smtp.tls,
+                start_tls=True if smtp.starttls else False if smtp.tls else None,
+            )
+
+    async def _failed(self, claimed: _Claimed, error: Exception, *, permanent: bool) -> None:
+        trouble = (str(error) or type(error).__name__)[:200]
+        now = at(self._clock.now_ms())
+        wait_s = min(_FIRST_WAIT_S * 2 ** (claimed.tries - 1), _LONGEST_WAIT_S)
+        after = now + timedelta(seconds=wait_s * (0.5 + self._chance()))
+        log.warning("digest not sent", digest=claimed.id, error=trouble, permanent=permanent)
+        if permanent or after - claimed.due_at >= LATE:
+            await self._mark(_GIVEN_UP, claimed.id, trouble)
+        else:
+            async with overseeing(self._desk, "put a digest off") as db:
+                await db.execute(_PUT_OFF, claimed.id, after, trouble)
+
+    async def _mark(self, statement: str, number: int, trouble: str) -> None:
+        async with overseeing(self._desk, "mark a digest") as db:
+            await db.execute(statement, number, at(self._clock.now_ms()), trouble)
+
+
+async def readers(
+    db: asyncpg.Connection, *, user: int | None = None, organisation: int | None = None
+) -> list[Reader]:
+    """Return who asked for digests, with the sites that they may read now; `db` oversees all."""
+    rows = await db.fetch(_READERS, user, organisation)
+    grants: dict[int, list[Grant]] = {}
+    found: list[Reader] = []
+    for row in rows:
+        key, place = row["user_id"], row["organisation_id"]
+        if key not in grants:
+            grants[key] = await users.grants_of(db, key)
+        seen = [
+            (site["ref"], site["time_zone"])
+            for site in await db.fetch(_SITES, place)
+            if may(
+                grants[key], Permission.READ_NUMBERS, Place(place, site["region_id"], site["id"])
+            )
+        ]
+        refs, zones = tuple(ref for ref, _ in seen), [name for _, name in seen]
+        words = (row["email"], row["language"])
+        found.append(Reader(key, place, *words, refs, zone_of(zones), row["created_at"]))
+    return found
+
+
+def _is_permanent(error: aiosmtplib.SMTPException) -> bool:
+    """Whether trying again would change nothing: the server said so, of this message or reader."""
+    if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
+        return all(each.code >= _PERMANENT for each in error.recipients)
+    if isinstance(error, aiosmtplib.SMTPAuthenticationError):
+        return False  # the operator mends the settings, and what waits goes out
+    return isinstance(error, aiosmtplib.SMTPResponseException) and error.code >= _PERMANENT
+
+
+_READERS = """
+    select s.user_id, s.organisation_id, s.created_at, u.email, u.language
+    from digest_subscriptions s join users u on u.id = s.user_id
+    where u.disabled_at is null and ($1::int is null or s.user_id = $1)
+      and ($2::int is null or s.organisation_id = $2)
+    order by s.user_id, s.organisation_id
+"""
+_SITES = "select id, ref, region_id, time_zone from sites where organisation_id = $1 order by ref"
+_PLANNED = """
+    insert into digests (organisation_id, user_id, week, due_at, next_at)
+    values ($1, $2, $3, $4, $5) on conflict (user_id, organisation_id, week) do nothing
+"""
+_CLAIM = """
+    update digests set next_at = $2, tries = tries + 1 where id = (
+        select id from digests where next_at <= $1 order by due_at, id
+        limit 1 for update skip locked)
+    returning id, user_id, organisation_id, week, due_at, tries
+"""
+_SENT = "update digests set sent_at = $2, next_at = null, trouble = $3 where id = $1"
+_GIVEN_UP = "update digests set given_up_at = $2, next_at = null, trouble = $3 where id = $1"
+_PUT_OFF = "update digests set next_at = $2, trouble = $3 where id = $1"
