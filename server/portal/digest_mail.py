@@ -190,7 +190,8 @@ def message_of(
     found["Date"] = format_datetime(now)
     found["Message-ID"] = f"<digest-{number}-{digest.monday}@{urlsplit(pages).hostname}>"
     found["List-Unsubscribe"] = f"<{end}>"
-    found["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
+    if end.startswith("https://"):  # as RFC 8058 demands; else a person follows the link
+        found["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
     found["Auto-Submitted"] = "auto-generated"
     found["Content-Language"] = t.language
     text = [title, ""]

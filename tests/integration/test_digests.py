@@ -330,6 +330,27 @@ async def test_two_servers_send_one_and_a_server_that_was_off_sends_within_a_day
     assert len(world.office.taken) == 1
 
 
+async def test_it_goes_on_sending_until_it_is_cancelled(world: World) -> None:
+    await world.subscribe(await world.people.analyst())
+    heard = asyncio.Event()
+
+    def answer(line: str) -> str:
+        if line == "QUIT":
+            heard.set()
+        return "250 ok"
+
+    world.office.answer = answer
+    people = world.people
+    people.clock.advance((MONDAY - people.now).total_seconds())
+    running = asyncio.create_task(world.digests.run())
+    async with asyncio.timeout(30):
+        await heard.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(world.office.taken) == 1
+
+
 async def test_a_mail_program_ends_it_by_one_post_and_looking_ends_nothing(world: World) -> None:
     await world.subscribe(await world.people.analyst())
     await world.at(MONDAY)
