@@ -16,7 +16,10 @@ from server.fleet.register import new_ref
 from server.people import links, sessions, totp
 from server.people.roles import Grant, Permission, Place, Role, may
 
-_EMAIL = re.compile(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,190}")
+_LETTER = r"[\w!#$%&*+/=^`{|}~-]"  # and no ?, by which mail begins what it would decode
+_EMAIL = re.compile(
+    rf"(?=[^@]{{1,64}}@[^@]{{1,190}}\Z){_LETTER}+(?:\.{_LETTER}+)*@[\w-]+(?:\.[\w-]+)*"
+)
 _MOST_NAME = 100
 
 
@@ -162,7 +165,10 @@ async def invite(
 
 
 def demand_email(text: str) -> str:
-    """Return an e-mail without the space around it. Raises RefusedError (bad_email)."""
+    """Return an e-mail without the space around it. Raises RefusedError (bad_email).
+
+    It has no comments, quotes, groups or literals: mail would make others, or none, of them.
+    """
     text = text.strip()
     if not _EMAIL.fullmatch(text):
         raise RefusedError("bad_email", f"expected an e-mail address, got {text[:80]!r}")

@@ -282,11 +282,18 @@ def test_who_manages_people_of_a_place_gives_roles_within_it_alone() -> None:
     assert may_give([Grant(Role.ADMINISTRATOR)], Grant(Role.ADMINISTRATOR))
 
 
-@pytest.mark.parametrize("text", ["", "a@", "@b", "a b@c", "<a@b>", "a@b@c", 'a"@b', "x" * 400])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a@", "@b", "a b@c", "<a@b>", "a@b@c", 'a"@b', "x" * 400, f"{'x' * 65}@b"),
+        *("_@[a", "a:;_@b", "(b)..@,]a.(", "a,b@c", "a..b@c", "a@b.", "=?utf-8?q?b?=@c", "a\x01@b"),
+    ],
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(RefusedError):
         demand_email(text)
     assert demand_email("  Ada@Example.com ") == "Ada@Example.com"
+    assert demand_email("ä.b+c=d@räksmörgås.example") == "ä.b+c=d@räksmörgås.example"
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
