@@ -184,7 +184,7 @@ def message_of(
     parts, title = parts_of(digest, t), title_of(digest, t)
     page, end = f"{pages}/digest", f"{pages}{UNSUBSCRIBE}{token}"
     found = EmailMessage()
-    found["Subject"] = " ".join(title.split())
+    found["Subject"] = " ".join(title.split()).replace("=?", "= ?")  # what mail would decode
     found["From"] = sender
     found["To"] = to
     found["Date"] = format_datetime(now)
