@@ -105,3 +105,8 @@ def test_swedish_mobile_numbers_go_however_they_are_grouped(
     written = parts[0] + (by + " ".join(parts[1:]) if len(parts) > 1 else "")
     masked = mask(before + written)
     assert masked in (f"{before}[phone]", f"{before}[personal number]")
+
+
+@pytest.mark.parametrize("letter", ["\u0130", "\u0131", "\u017f", "\u212a"])
+def test_letters_that_only_look_like_ascii_are_no_account(letter: str) -> None:
+    assert mask(f"GB82 {letter}EST 1234 5698") == f"GB82 {letter}EST 1234 5698"
