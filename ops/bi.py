@@ -2,8 +2,9 @@
 
 Power BI, Tableau or Metabase connect to PostgreSQL with one. It reads these views and nothing else:
 which organisation they show is bound to the name that somebody signed in with, in a table that it
-cannot see. Statements end after two minutes unless the tool asks for longer, and three connections
-at once are all it gets. The password is shown once; the database keeps what proves it.
+cannot see. Statements end after two minutes unless the tool asks for longer, transactions after a
+quarter of an hour whatever it asks for, and three connections at once are all it gets. The password
+is shown once; the database keeps what proves it.
 
 Logins are made by the database's administrator: of the embedded services, or VESTIBULE_DSN_ADMIN.
 """
@@ -34,13 +35,20 @@ from server.errors import NotFoundError
 Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
 CONNECTIONS = 3
 STATEMENT_TIMEOUT = "120s"
+_KEEPER = "vestibule_maint"
+"""Ends what stays open too long (`server.db.lingering`), as a member of each login's role."""
+_SPILLED = "8GB"  # of sorts on the disk, by connection
 _ROUNDS = 4096  # of SCRAM, as PostgreSQL itself does
 _LONGEST_REF = 40  # a role's name has 63 bytes
-_LARGE_OBJECTS = """
+_OF_ALL = """
     select oid::regprocedure::text from pg_proc where pronamespace = 'pg_catalog'::regnamespace
-      and proname in ('lo_create', 'lo_creat', 'lo_from_bytea', 'lo_put', 'lowrite', 'lo_open')
+      and proname in ('lo_create', 'lo_creat', 'lo_from_bytea', 'lo_put', 'lowrite', 'lo_open',
+        'pg_current_xact_id', 'txid_current', 'pg_logical_emit_message')
       and has_function_privilege('public', oid, 'execute')
 """
+"""What anybody may do to all: fill the disk, or hold the feed of changes up by a number that a
+transaction is given and keeps (`server.db.changes`)."""
+_OURS = "vestibule_owner, vestibule_ingest, vestibule_desk, vestibule_maint"
 
 
 def main(argv: list[str]) -> int:
@@ -126,10 +134,14 @@ async def _make(connection: asyncpg.Connection, login: str, proof: str) -> None:
         f"grant connect on database {database} to {login}",
         f"grant usage on schema bi to {login}",
         f"grant select on all tables in schema bi to {login}",
+        f"grant {login} to {_KEEPER} with inherit true, set false",
     ):
         await connection.execute(statement)
-    for (function,) in await connection.fetch(_LARGE_OBJECTS):  # anybody could fill the disk
+    if await connection.fetchval("select has_parameter_privilege('temp_file_limit', 'set')"):
+        await connection.execute(f"alter role {login} set temp_file_limit = '{_SPILLED}'")
+    for (function,) in await connection.fetch(_OF_ALL):
         await connection.execute(f"revoke execute on function {function} from public")
+        await connection.execute(f"grant execute on function {function} to {_OURS}")
 
 
 def verifier(password: str, *, salt: bytes) -> str:

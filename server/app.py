@@ -26,7 +26,7 @@ from server.audit import anchor
 from server.clock import Clock, SystemClock, at
 from server.config import Settings
 from server.console.pages import add_console
-from server.db import purge
+from server.db import lingering, purge
 from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
 from server.db.migrate import check_schema
 from server.feedback.alerts import Watch
@@ -117,6 +117,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             workers.append(group.create_task(watch.run(), name="alerts"))
             workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
             workers.append(group.create_task(purge.run(maint_pool, clock), name="purge"))
+            workers.append(group.create_task(lingering.run(maint_pool), name="lingering"))
             if settings.session_secret.reveal():  # which opens the webhooks' own
                 told_pool = await _open(stack, settings.dsn_maint.reveal(), size=4, name="webhooks")
                 telling = Webhooks(told_pool, Seal(settings.session_secret), clock)

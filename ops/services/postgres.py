@@ -36,6 +36,7 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "100",
+    "reserved_connections": "40",  # for our own roles, however many BI logins there are
     "password_encryption": "scram-sha-256",
     "shared_preload_libraries": "timescaledb",
     "timescaledb.telemetry_level": "off",
@@ -222,7 +223,8 @@ class Postgres:
             rights = "createdb" if role == "owner" else "nocreatedb"
             self.execute(
                 f"{verb} role {name} login nosuperuser nobypassrls nocreaterole {rights} "
-                f"password '{self._endpoints.passwords[role]}'"
+                f"password '{self._endpoints.passwords[role]}'; "
+                f"grant pg_use_reserved_connections to {name}"
             )
         if not self._has_database(DATABASE):
             self.create_database(DATABASE)

@@ -12,6 +12,7 @@ import pytest
 
 from ops import bi
 from ops.services.stack import Stack
+from server.db import lingering
 from server.errors import NotFoundError
 from server.insight.definitions import REGISTRY
 from tests.integration.api_world import World, utc
@@ -189,6 +190,15 @@ async def test_the_views_say_what_the_api_says_on_days_of_every_length(
             None if row["value"] is None else pytest.approx(row["value"])
         ), row
         assert float(mine["coverage"]) == pytest.approx(row["coverage"]), row
+    for day in hours:
+        asked = f"from={day}&to={day + timedelta(days=1)}"
+        (row,) = (await world.get(f"/counts?{asked}"))["data"]
+        mine = per_day.get(row["local"]) or await login.fetchrow(
+            "select * from bi.site_visits_day where day = $1", day
+        )
+        for name in ("visits", "exits", "coverage"):
+            same = None if mine[name] is None else float(mine[name])
+            assert same == (None if row[name] is None else pytest.approx(row[name])), (name, row)
 
 
 @pytest.mark.long
@@ -346,6 +356,10 @@ async def test_a_login_cannot_write_nor_read_what_the_views_are_made_of(
         f"grant {rival} to {name}",
         "select pg_advisory_lock(7120015)",
         "select lo_from_bytea(0, 'x')",
+        "select pg_current_xact_id()",
+        "select txid_current()",
+        "select pg_logical_emit_message(true, 'x', 'y')",
+        "set temp_file_limit = -1",
         "select public.api_key_holder('12345678')",
         "select pg_read_file('/etc/passwd')",
         "copy (select 1) to '/tmp/x'",
@@ -365,6 +379,41 @@ async def test_a_login_cannot_write_nor_read_what_the_views_are_made_of(
         "and p.prorettype <> 'trigger'::regtype and has_function_privilege(p.oid, 'execute')"
     )
     assert {row[0] for row in runs_as_its_owner} <= {"current_dataset"}  # a number of no use
+
+
+async def test_a_transaction_that_lingers_is_ended_whatever_the_login_asks_for(
+    world: World, tool: Tool
+) -> None:
+    await world.organisation("own")
+    patient = await tool.of("own")
+    name = await tool.login("own")
+    login = await tool.connect(name)
+    for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        await login.execute(f"set {setting} = 0")
+    await login.execute("begin read write")
+    assert await login.fetch("select * from bi.sites") == []
+    assert await world.maint.fetchval("select count(*) from pg_stat_activity where usename = $1",
+                                      name) == 1  # fmt: skip
+    assert await lingering.end(world.maint, most=timedelta(days=1)) == []
+    assert await lingering.end(world.maint, most=timedelta(0)) == [name]
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await login.fetch("select * from bi.sites")
+    assert await patient.fetch("select * from bi.sites") == []
+    assert await world.owner.fetchval("select 1") == 1
+
+
+async def test_logins_never_take_the_connections_that_the_server_needs(
+    world: World, tool: Tool
+) -> None:
+    await world.organisation("own")
+    name = await tool.login("own")
+    assert int(await world.owner.fetchval("show reserved_connections")) == 40
+    for role, reserved in ((name, False), *((f"vestibule_{each}", True) for each in OURS)):
+        assert await world.owner.fetchval(_RESERVED, role) is reserved, role
+
+
+OURS = ("owner", "ingest", "api", "desk", "maint")
+_RESERVED = "select pg_has_role($1::name, 'pg_use_reserved_connections', 'usage')"
 
 
 async def test_a_login_is_limited_shown_once_listed_and_ended_at_once(
