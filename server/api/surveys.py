@@ -17,8 +17,8 @@ from server.errors import NotFoundError, UnavailableError
 from server.feedback import surveys
 from server.feedback.battery import Battery, Population, asked_seconds
 from server.feedback.qr import svg
-from server.feedback.results import BY, Results, Score, summed, words_of
-from server.feedback.scores import changes, drivers
+from server.feedback.results import BY, Results, Score, summed, withheld, words_of
+from server.feedback.scores import LEAST_GROUP, changes, drivers
 from server.feedback.surveys import Answered, Round, Survey
 from server.feedback.tokens import PURPOSE, Channel, Delay
 from server.fleet.checks import FieldError
@@ -286,8 +286,12 @@ async def _results(call: Call, asked: ResultParameters) -> SurveyResults:
         await load_sites(call.connection, asked.site)
     found = await _found(call)
     answers, battery = await _answered(call, found, asked), found.battery
+    cells = await surveys.cells_of(call.connection, found)
+    hide = withheld(found.population, answers, cells, by=asked.by)
     try:
-        result = await asyncio.to_thread(summed, battery, found.population, answers, by=asked.by)
+        result = await asyncio.to_thread(
+            summed, battery, found.population, answers, by=asked.by, hide=hide
+        )
     except KeyError as error:
         raise ParameterError("by", f"expected one of {', '.join(BY)}, or a choice") from error
     return SurveyResults(
@@ -366,9 +370,10 @@ async def _change(call: Call, asked: Nothing) -> ChangeAnswer:
         for name in (follows, ref)
     ]
     moved = await asyncio.to_thread(changes, found.battery, *both)
+    least = 1 if found.population is Population.VISITORS else LEAST_GROUP
     rows = [
         ChangeRecord(factor, None, None, None, len(both[0]), len(both[1]))
-        if each is None
+        if each is None or min(each.n_before, each.n_after) < least
         else ChangeRecord(factor, each.change, each.low, each.high, each.n_before, each.n_after)
         for factor, each in moved.items()
     ]

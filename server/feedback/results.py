@@ -2,12 +2,13 @@
 
 A group by what a visitor is (a declared choice, the language) shows from 5 answers on, and so does
 any group of employees or of a journey audit; where one stays hidden, what would tell it by
-subtraction does, too. Numbers over several languages are marked: nobody has shown yet that the
-wordings measure the same.
+subtraction does, too. Of theirs a part, of some sites or one round, is shown only if each of its
+sites and rounds would be beside all others, and is cut no further. Numbers over several languages
+are marked: nobody has shown yet that the wordings measure the same.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.feedback.battery import Battery, ItemKind, Population
@@ -22,7 +23,7 @@ from server.feedback.scores import (
     reliability,
     seconds_taken,
 )
-from server.feedback.surveys import Answered
+from server.feedback.surveys import Answered, Cell
 
 ONE_TIME, POSTER = "one-time", "poster"
 BY = ("site", "channel", "delay", "locale", "touchpoint", "round")
@@ -56,10 +57,36 @@ class Results:
         return len(self.locales) > 1
 
 
+def withheld(
+    population: Population,
+    answers: Sequence[Answered],
+    cells: Mapping[Cell, int],
+    *,
+    by: str = "",
+) -> bool:
+    """Return whether these, of a survey with so many answers by `cells`, tell of too few people.
+
+    They do if the whole, less what is shown of it, would be a group that is too small.
+    """
+    mine = {(each.site, each.round or "") for each in answers}
+    if population is Population.VISITORS or mine == set(cells):
+        return False
+    shown = kept({"/".join(cell): n for cell, n in cells.items()})
+    return by not in ("", "site", "round") or not all("/".join(cell) in shown for cell in mine)
+
+
 def summed(
-    battery: Battery, population: Population, answers: Sequence[Answered], *, by: str = ""
+    battery: Battery,
+    population: Population,
+    answers: Sequence[Answered],
+    *,
+    by: str = "",
+    hide: bool = False,
 ) -> Results:
-    """Return the results by one of `BY` or a choice's key; KeyError for another."""
+    """Return the results by one of `BY` or a choice's key; KeyError for another.
+
+    `hide`: they are `withheld`, and only counted.
+    """
     choice = battery.by_key[by] if by and by not in BY else None
     if choice is not None and choice.kind is not ItemKind.CHOICE:
         raise KeyError(by)
@@ -74,7 +101,7 @@ def summed(
                     groups.setdefault(group, []).append(each)
         shown = kept({group: len(rows) for group, rows in groups.items()})
         for group in sorted(groups):
-            hidden = private and group not in shown
+            hidden = hide or (private and group not in shown)
             scores += _scores(battery, way, group, groups[group], hidden=hidden)
     taken = [each.seconds for each in answers if each.seconds is not None]
     locales = dict(Counter(each.locale for each in answers))

@@ -117,6 +117,9 @@ class Answered:
     at: datetime
 
 
+Cell = tuple[str, str]
+"""A site and a round of it."""
+
 _SURVEY = (
     "select id, ref, name, version, population, hash, content, made_at, published_at, closed_at "
     "from surveys"
@@ -531,6 +534,17 @@ async def answered(
         )
         for row in rows
     ]
+
+
+async def cells_of(connection: asyncpg.Connection, survey: Survey) -> dict[Cell, int]:
+    """Return how many answers a survey has by site and round (none: "")."""
+    rows = await connection.fetch(
+        "select s.ref, coalesce(r.ref, ''), count(*)::int from survey_answers a "
+        "join sites s on s.id = a.site_id left join survey_rounds r on r.id = a.round_id "
+        "where a.survey_id = $1 group by 1, 2",
+        survey.id,
+    )
+    return {(site, round_): n for site, round_, n in rows}
 
 
 async def told(connection: asyncpg.Connection, site: int, language: str) -> list[str]:

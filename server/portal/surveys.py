@@ -31,7 +31,7 @@ from server.feedback.battery import (
     seconds,
 )
 from server.feedback.qr import svg
-from server.feedback.results import Results, Score, summed, words_of
+from server.feedback.results import Results, Score, summed, withheld, words_of
 from server.feedback.scores import drivers
 from server.feedback.surveys import Survey
 from server.feedback.tokens import PURPOSE, Channel, Delay
@@ -271,7 +271,10 @@ class Pages:
         seen = None if look.sees_all else sorted(look.seen)
         answers = await surveys.answered(look.db, found, sites=seen)
         by = "site" if request.query.get("by") == "site" else ""
-        results = await asyncio.to_thread(summed, battery, found.population, answers, by=by)
+        hide = withheld(found.population, answers, await surveys.cells_of(look.db, found))
+        results = await asyncio.to_thread(
+            summed, battery, found.population, answers, by=by, hide=hide
+        )
         driven = None
         if look.sees_all:
             one_time = [each.answers for each in answers if each.channel.one_time]
@@ -292,7 +295,7 @@ class Pages:
             results=results,
             by=by,
             driven=driven,
-            written=words_of(found.population, answers)[:MOST_SHOWN],
+            written=[] if hide else words_of(found.population, answers)[:MOST_SHOWN],
             names=dict(sites),
             sites=[(ref, name) for ref, name in sites if ref in look.seen],
             channels=list(Channel),

@@ -235,6 +235,53 @@ async def test_results_name_n_interval_seconds_and_hide_groups_below_five(
     assert gone["code"] == "unknown_place"
 
 
+async def test_a_few_colleagues_are_not_told_by_subtracting_a_part_from_the_whole(
+    counter: Counter,
+) -> None:
+    await counter.people.owner.execute(
+        "insert into sites (organisation_id, ref, name, time_zone) "
+        "values ($1, 'small', 'small', 'Europe/Stockholm'), ($1, 'big', 'big', 'Europe/Oslo')",
+        counter.people.organisations["own"],
+    )
+    staff = await counter.survey("employees")
+    for site, values in (("own-site", [4] * 6), ("small", [1] * 3), ("big", [5] * 8)):
+        await counter.answers(staff, values, site=site)
+
+    async def shown(asked: str) -> set[bool]:
+        rows = (await counter.ask("GET", f"/surveys/{staff}/results{asked}"))["data"]
+        return {not row["hidden"] for row in rows}
+
+    assert await shown("") == {True}  # of seventeen
+    assert await shown("?site=big") == {True}  # what is left are nine
+    assert await shown("?site=small") == {False}
+    assert await shown("?site=own-site") == {False}  # with the eight it would tell the three
+    assert await shown("?site=own-site,big") == {False}
+    assert await shown("?site=big&by=channel") == {False}
+    parted = (await counter.ask("GET", f"/surveys/{staff}/results?by=site"))["data"]
+    assert {row["group"] for row in parted if not row["hidden"]} == {"big"}
+    visitors = await counter.survey()
+    await counter.answers(visitors, [4] * 2, site="small")
+    await counter.answers(visitors, [4] * 2, site="big")
+    rows = (await counter.ask("GET", f"/surveys/{visitors}/results?site=small"))["data"]
+    assert not any(row["hidden"] for row in rows)
+
+
+async def test_how_a_few_colleagues_changed_their_minds_is_not_told(counter: Counter) -> None:
+    staff = await counter.survey("employees")
+    body = {"survey": staff, "site": "own-site", "name": "Before", "delay": "0"}
+    first = (await counter.ask("POST", "/rounds", body, status=201))["round"]
+    after = {**body, "name": "After", "follows": first}
+    second = (await counter.ask("POST", "/rounds", after, status=201))["round"]
+    await counter.answers(staff, [2] * 6, round=first, delay="0")
+    await counter.answers(staff, [4] * 2, round=second, delay="0")
+    rows = (await counter.ask("GET", f"/rounds/{second}/change"))["data"]
+    assert [row["change"] for row in rows] == [None] * len(rows)
+    assert {(row["n_before"], row["n_after"]) for row in rows} == {(6, 2)}
+    await counter.answers(staff, [4] * 3, round=second, delay="0")
+    rows = (await counter.ask("GET", f"/rounds/{second}/change"))["data"]
+    assert [row["change"] for row in rows] == [pytest.approx(2)] * len(rows)
+
+
 async def test_a_round_after_the_repair_is_held_against_the_one_before(counter: Counter) -> None:
     survey = await counter.survey()
     body = {"survey": survey, "site": "own-site", "name": "Before", "delay": "1-7 d"}
