@@ -273,7 +273,7 @@ async def _form(request: web.Request) -> dict[str, str]:
         raise web.HTTPRequestEntityTooLarge(MOST_FORM, request.content_length or 0)
     try:
         form = await request.post()
-    except (ValueError, LookupError) as error:  # no boundary, not its encoding, no such encoding
+    except (ValueError, LookupError, RuntimeError) as error:  # no boundary, no such encoding
         raise web.HTTPBadRequest(text="the form can't be read") from error
     return {name: value[:4_000] for name, value in form.items() if isinstance(value, str)}
 

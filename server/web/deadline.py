@@ -10,8 +10,8 @@ Decided here:
 - A body that says it is compressed is refused unread (415): nobody who asks us sends one, and a
   kilobyte of it may hold a megabyte.
 - A request whose address or Host names nothing, or holds a NUL (no text in the database may), or
-  whose Authorization is not ASCII, is refused (400). Neither that nor what is no HTTP leaves a
-  trace: anyone may send it.
+  whose Authorization is not ASCII or another field not UTF-8, is refused (400). Neither that nor
+  what is no HTTP leaves a trace: anyone may send it.
 
 How fast an answer is read, and how many connections an address opens, is not limited here.
 """
@@ -118,6 +118,7 @@ def _well_formed(request: web.BaseRequest) -> bool:
     if not _HOST.fullmatch(request.headers.get("Host", "")):
         return False
     try:
+        "".join(request.headers.values()).encode()  # bytes that are no text come as surrogates
         return "\0" not in request.url.path + request.url.query_string  # unquoted, both
     except ValueError:
         return False

@@ -240,14 +240,12 @@ class Sessions:
         return origin == ours
 
     async def _proved(self, request: web.Request, found: Visitor | None) -> bool:
-        given = request.headers.get(CSRF_HEADER)
-        if given is None and request.content_type in _FORMS:
-            field = (await _form(request)).get(CSRF_FIELD)
-            given = field if isinstance(field, str) else None
+        form = await _form(request) if request.content_type in _FORMS else {}
+        given = request.headers.get(CSRF_HEADER, form.get(CSRF_FIELD))
         if found is None and _NONCE not in request:
             return False
         wanted = csrf_token(request[_NONCE]) if found is None else found.csrf
-        return given is not None and hmac.compare_digest(given.encode(), wanted.encode())
+        return isinstance(given, str) and hmac.compare_digest(given.encode(), wanted.encode())
 
     def _keep(
         self, response: web.StreamResponse, name: str, value: str, *, max_age: int | None = None
@@ -276,9 +274,11 @@ async def _form(request: web.Request) -> Mapping[str, object]:
     """Return a form's fields; 400 if it is none, or holds what no text in the database may."""
     try:
         form = await request.post()
-    except (ValueError, LookupError) as error:  # no boundary, not its encoding, no such encoding
+        text = "".join(value for value in form.values() if isinstance(value, str))
+        text.encode()  # some encodings write half a surrogate pair, which is no text
+    except (ValueError, LookupError, RuntimeError) as error:  # no boundary, no such encoding
         raise web.HTTPBadRequest(text="the form can't be read") from error
-    if any(isinstance(value, str) and "\0" in value for value in form.values()):
+    if "\0" in text:
         raise web.HTTPBadRequest(text="the form holds a NUL")
     return form
 

@@ -318,6 +318,7 @@ MALFORMED = {
     "no such port": (b"GET / HTTP/1.1", b"Host: x:99999"),
     "no such length": (b"POST / HTTP/1.1", b"Host: x\r\nContent-Length: x"),
     "a key of bytes": (b"GET / HTTP/1.1", b"Host: x\r\nAuthorization: Bearer \xff"),
+    "a field of bytes": (b"GET / HTTP/1.1", b"Host: x\r\nX-CSRF-Token: \xff"),
 }
 
 
@@ -348,6 +349,12 @@ async def test_x50_a_fault_of_ours_is_still_logged(caplog: pytest.LogCaptureFixt
     assert [type(r.exc_info[1]) for r in caplog.records if r.exc_info] == [LookupError]
 
 
+_IN_NO_WAY = (
+    b'--x\r\nContent-Disposition: form-data; name="email"\r\n'
+    b"Content-Transfer-Encoding: nope\r\n\r\nx\r\n--x--\r\n"
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "body"),
     [
@@ -355,6 +362,8 @@ async def test_x50_a_fault_of_ours_is_still_logged(caplog: pytest.LogCaptureFixt
         ("application/x-www-form-urlencoded", b"email=\xff"),
         ("application/x-www-form-urlencoded", b"email=%00"),
         ("multipart/form-data", b"email=x"),
+        ("multipart/form-data; boundary=x", _IN_NO_WAY),
+        ("application/x-www-form-urlencoded; charset=utf-7", b"email=+2AA-"),
     ],
 )
 async def test_x50_a_form_that_is_none_is_refused(people: People, kind: str, body: bytes) -> None:
