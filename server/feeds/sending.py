@@ -38,6 +38,7 @@ _INWARD = [
         "2002::/16",
         "2001::/32",
         "::/96",
+        "fec0::/10",
         "100.64.0.0/10",
     )
 ]  # what leads to an IPv4 address by another name, or to a carrier's own
