@@ -22,7 +22,7 @@ MOST_SPOTS = 500
 class BlockBody(msgspec.Struct, forbid_unknown_fields=True):
     """People in and out, by eye, in the quarter of an hour that begins at `from`."""
 
-    since: datetime = msgspec.field(name="from")
+    since: Annotated[datetime, msgspec.Meta(tz=True)] = msgspec.field(name="from")
     entered: int = msgspec.field(name="in")
     departed: int = msgspec.field(name="out")
 

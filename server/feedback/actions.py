@@ -189,10 +189,9 @@ async def plan(
     if not title:
         raise FieldError("title", "say what is to be done")
     owner = checks.name(wanted.owner, "owner")
-    if wanted.remeasure_on < wanted.due_on + WEEK:
+    due_on = checks.sensible(wanted.due_on, "due_on")
+    if checks.sensible(wanted.remeasure_on, "remeasure_on") < due_on + WEEK:
         raise FieldError("remeasure_on", "measure again a week after it is due, or later")
-    if not 2000 <= wanted.due_on.year <= 2100 or wanted.remeasure_on.year > 2100:
-        raise FieldError("due_on", "expected a day from 2000 to 2100")
     site = await named_row(connection, organisation, "sites", wanted.site, field="site")
     touchpoint = await named_row(
         connection, organisation, "touchpoints", wanted.touchpoint, field="touchpoint"
@@ -231,10 +230,8 @@ async def carry_out(
     before = await _open(connection, organisation, ref)
     if done_on > _today(before, now):
         raise FieldError("done_on", "this day is yet to come")
-    if done_on + WEEK > before.remeasure_on:
+    if checks.sensible(done_on, "done_on") + WEEK > before.remeasure_on:
         raise FieldError("done_on", "it is to be measured again less than a week after this day")
-    if done_on.year < 2000:
-        raise FieldError("done_on", "expected a day from 2000 on")
     await connection.execute(
         "update actions set done_on = $3 where organisation_id = $1 and ref = $2",
         *(organisation, ref, done_on),

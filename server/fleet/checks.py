@@ -145,10 +145,11 @@ def day(text: str, field: str) -> date | None:
         found = date.fromisoformat(text)
     except ValueError as error:
         raise FieldError(field, f"expected a day such as 2026-12-24, got {text[:20]!r}") from error
-    return _sensible(found, field)
+    return sensible(found, field)
 
 
-def _sensible(found: date, field: str) -> date:
+def sensible(found: date, field: str) -> date:
+    """Return a day that anything of ours may be about. Raises FieldError."""
     if not 1990 <= found.year <= 2100:
         raise FieldError(field, f"expected a year from 1990 to 2100, got {found.year}")
     return found
@@ -158,6 +159,6 @@ def season(opens_on: date | None, closes_on: date | None) -> None:
     """Raise FieldError unless a site's first day comes before its last."""
     for field, found in (("opens_on", opens_on), ("closes_on", closes_on)):
         if found is not None:
-            _sensible(found, field)
+            sensible(found, field)
     if opens_on is not None and closes_on is not None and closes_on < opens_on:
         raise FieldError("closes_on", f"{closes_on} is before the first day, {opens_on}")

@@ -115,13 +115,13 @@ CAMPAIGNS = Table(
     "campaign",
     ("campaign", "name", "sites", "from", "to", "channel", "cost", "currency", "impressions"),
     _campaign,
-    lambda row: row.ref,
+    lambda row: (row.ref,),
     lambda row: row.ref,
 )
 RATES = Table(
     "rate",
     ("day", "base", "quote", "rate", "source"),
     _rate,
-    lambda row: (row.day, row.base, row.quote),
+    lambda row: (row.day.isoformat(), row.base, row.quote),
     lambda row: f"{row.base}/{row.quote} of {row.day}",
 )

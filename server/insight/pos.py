@@ -168,11 +168,15 @@ async def store(
     places: Places,
     organisation: int | None,
 ) -> tuple[int, int]:
-    """Insert or replace, within the caller's transaction; return how many of each."""
+    """Insert or replace, within the caller's transaction; return how many of each.
+
+    In the order of their keys: two who store the same rows at once then wait, never in a circle.
+    """
     inserted = replaced = 0
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
+    ordered = sorted(rows, key=source.table.key)
+    for start in range(0, len(ordered), _ROWS_AT_ONCE):
         fresh, other = await source.store(
-            connection, rows[start : start + _ROWS_AT_ONCE], places, organisation
+            connection, ordered[start : start + _ROWS_AT_ONCE], places, organisation
         )
         inserted += fresh
         replaced += other

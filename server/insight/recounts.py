@@ -365,6 +365,7 @@ def _checked(blocks: Sequence[Counted], *, now: datetime) -> list[Counted]:
     seen: set[datetime] = set()
     for number, block in enumerate(blocks):
         name = f"blocks[{number}]"
+        checks.sensible(block.from_at.date(), f"{name}.from")
         if block.from_at.timestamp() % BLOCK.total_seconds():
             raise FieldError(f"{name}.from", "a block begins on a quarter of an hour")
         if block.from_at + BLOCK > now:

@@ -4,12 +4,13 @@ Decided here, for sales, shifts, campaigns and rates alike: a time is the site's
 has an offset; a local time that never was (the clock went forward) is refused, one that was twice
 (it went back) is taken as its first pass and listed. Amounts are without VAT and have at most two
 decimals. Files with semicolons may have decimal commas. The same row twice counts once; two rows of
-the same key that say different things are refused.
+the same key that say different things are refused. Times lie in the years that questions may be
+about: beyond them nothing could be asked, and PostgreSQL takes the last day of all for infinity.
 """
 
 import csv
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -21,6 +22,7 @@ R = TypeVar("R")
 _AMOUNT = re.compile(r"-?\d{1,12}([.,]\d{1,2})?")
 _WHOLE = re.compile(r"-?\d{1,12}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
+EARLIEST, LATEST = 1990, 2100
 MOST_REF = 128
 MOST_TEXT = 200
 
@@ -53,12 +55,15 @@ class Rows(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[R]):
-    """A kind of row: its columns, how texts are read (with a note), and what it is known by."""
+    """A kind of row: its columns, how texts are read (with a note), and what it is known by.
+
+    Keys sort, and rows are stored in their order: who locks in one order never waits in a circle.
+    """
 
     noun: str
     columns: tuple[str, ...]
     parse: Callable[[Sequence[str], "ZoneOf"], tuple[R, str]]
-    key: Callable[[R], Hashable]
+    key: Callable[[R], tuple[str, ...]]
     ref: Callable[[R], str]
 
 
@@ -89,7 +94,7 @@ def collect(
 ) -> Rows[R]:
     """Read rows of texts, each with its line."""
     found = Rows[R]() if into is None else into
-    seen: dict[Hashable, tuple[int, R]] = {}
+    seen: dict[tuple[str, ...], tuple[int, R]] = {}
     for line, row in delivered:
         try:
             if len(row) != len(table.columns):
@@ -192,11 +197,13 @@ def currency(text: str, column: str = "currency") -> str:
 def day(text: str, column: str = "day") -> date:
     """Return a date."""
     try:
-        return date.fromisoformat(text)
+        found = date.fromisoformat(text)
     except ValueError as error:
         raise RowError(
             f"expected a date such as 2026-03-29, got {text!r}", column=column
         ) from error
+    _demand_year(found, column)
+    return found
 
 
 def instant(text: str, zone: str, column: str = "at") -> tuple[datetime, str]:
@@ -209,6 +216,7 @@ def instant(text: str, zone: str, column: str = "at") -> tuple[datetime, str]:
         ) from error
     if len(text) < 16:
         raise RowError(f"expected a date and a time, got {text!r}", column=column)
+    _demand_year(at, column)
     if at.tzinfo is not None:
         return at.astimezone(UTC), ""
     first = at.replace(tzinfo=ZoneInfo(zone))
@@ -218,3 +226,8 @@ def instant(text: str, zone: str, column: str = "at") -> tuple[datetime, str]:
         note = f"{column}: {text} was twice in {zone}; taken as the first"
         return first.astimezone(UTC), note
     return first.astimezone(UTC), ""
+
+
+def _demand_year(found: date, column: str) -> None:
+    if not EARLIEST <= found.year <= LATEST:
+        raise RowError(f"expected {EARLIEST} to {LATEST}, got {found.year}", column=column)

@@ -156,6 +156,8 @@ def _checked(wanted: Target) -> Target:
     metric = definitions.find(wanted.metric)
     if not metric.projected:
         raise FieldError("metric", f"{metric.id} cannot be projected, and so has no target")
+    checks.sensible(wanted.since, "from")
+    checks.sensible(wanted.until, "to")
     if not timedelta() < wanted.until - wanted.since <= timedelta(days=MOST_DAYS):
         raise FieldError("to", f"expected 1 to {MOST_DAYS} days from `from` on")
     if not isfinite(wanted.wanted):
