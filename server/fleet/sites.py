@@ -1,6 +1,7 @@
 """Sites with their opening hours. Each change is audited in its own transaction, the caller's.
 
 A site and its hours have one version: who edits the address while another edits the hours is told.
+Its currency is that of its sales, and stays once there are any.
 """
 
 from collections import defaultdict
@@ -117,6 +118,8 @@ async def edit(
         return before
     if wanted.name != before.facts.name:
         await _demand_free(connection, organisation, wanted.name, but=before.id)
+    if wanted.currency != before.facts.currency:
+        await _demand_unsold(connection, before)
     region = await _region(connection, organisation, wanted.region)
     await connection.execute(
         "update sites set name = $2, address = $3, region_id = $4, currency = $5 where id = $1",
@@ -157,6 +160,18 @@ async def _demand_free(
         *(organisation, name, but),
     ):
         raise TakenError(f"there is a site {name!r} already")
+
+
+async def _demand_unsold(connection: asyncpg.Connection, site: Known[Site]) -> None:
+    """Refuse another currency once tills have said something: their amounts have no other name."""
+    if await connection.fetchval(
+        "select exists (select from transactions where site_id = $1)", site.id
+    ):
+        raise FieldError(
+            "currency",
+            f"sales of {site.ref} are stored in {site.facts.currency}, and would be read as "
+            "another; a site that changes its currency is a new site",
+        )
 
 
 async def _region(connection: asyncpg.Connection, organisation: int, ref: str | None) -> int | None:
