@@ -129,7 +129,7 @@ class FeedbackParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class ConversionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sales against visits, by site and local day."""
+    """Sales against visits, by site and local day; at most 50,000 rows."""
 
     since: _From = msgspec.field(name="from")
     until: _To = msgspec.field(name="to")

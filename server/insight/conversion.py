@@ -5,7 +5,8 @@ sales above zero with at least one unit; pickups, returns and voids are counted 
 is flagged, never clipped; no visits give null, never infinity or 0.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -14,12 +15,14 @@ from math import exp, sqrt
 import asyncpg
 import msgspec
 
+from server.errors import RefusedError
 from server.rollup.answer import CountQuery, CountRow
 from server.rollup.buckets import Size, buckets
 from server.rollup.places import Site, load_sites
 from server.rollup.quality import State
 from server.rollup.query import counts
 
+MOST_ROWS = 50_000
 _Z = 1.959964
 _COMPLETE = 0.98
 
@@ -113,11 +116,25 @@ async def conversion(
     sites: tuple[str, ...] = (),
     now_s: int,
 ) -> list[ConversionRow]:
-    """Return a row per site and local day of [since, until)."""
-    query = CountQuery(Size.DAY, since, until, sites=sites, limit=1_000_000)
-    visits = (await counts(connection, query, now_s=now_s)).rows
+    """Return a row per site and local day of [since, until).
+
+    Raises UnknownPlaceError, TooLongError; RefusedError for more than `MOST_ROWS` at once.
+    """
+    query = CountQuery(Size.DAY, since, until, sites=sites, limit=MOST_ROWS)
+    page = await counts(connection, query, now_s=now_s)
+    if page.next is not None:
+        raise RefusedError(
+            "range_too_long",
+            f"more than {MOST_ROWS} days of sites at once: ask for a shorter range, or fewer sites",
+        )
     places = {site.ref: site for site in await load_sites(connection, sites)}
     sales = await _sales(connection, list(places.values()), since=since, until=until)
+    return await asyncio.to_thread(_rows, page.rows, places, sales)
+
+
+def _rows(
+    visits: Sequence[CountRow], places: Mapping[str, Site], sales: Mapping[tuple[str, str], Sales]
+) -> list[ConversionRow]:
     return [
         _row(places[row.site], row, sales.get((row.site, row.start), Sales())) for row in visits
     ]

@@ -36,6 +36,8 @@ HISTORY_DAYS = 190
 Key = tuple[str, str]
 """A row's site or spot, and its bucket's start as the row has it (`from`)."""
 
+MOST_SITE_DAYS = 100_000
+"""Sites x days of one question, by hours of every counter: minutes of work."""
 _CHUNK_DAYS = 90
 _SITES_AT_ONCE = 8
 _ALL = 1 << 40
@@ -110,6 +112,7 @@ async def with_counts(
         elif row.coverage is not None and row.coverage < _SURE:
             wanted.setdefault(row.site, []).append(row)
     refs = sorted(wanted)
+    _demand_few([row for rows in wanted.values() for row in rows], sites=len(refs))
     for at in range(0, len(refs), _SITES_AT_ONCE):
         part = refs[at : at + _SITES_AT_ONCE]
         rows = {ref: wanted[ref] for ref in part}
@@ -119,6 +122,19 @@ async def with_counts(
         cells = await site_cells(connection, sites, grain=grain, span=span, now_s=now_s)
         found |= await asyncio.to_thread(_of_rows, rows, cells, query.spots)
     return page, found
+
+
+def _demand_few(rows: Sequence[CountRow], *, sites: int) -> None:
+    """Raise RefusedError (range_too_long) for what would keep a connection for very long."""
+    if not rows:
+        return
+    first, last = _span(rows)
+    if sites * (last - first).days > MOST_SITE_DAYS:
+        raise RefusedError(
+            "range_too_long",
+            f"estimates of {sites} sites over {(last - first).days} days are too many at once: "
+            "ask for fewer sites, or a shorter range",
+        )
 
 
 def key_of(row: CountRow) -> Key:

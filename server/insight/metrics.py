@@ -190,7 +190,7 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
 
 def _check(query: MetricQuery) -> None:
     span_s = instant("UTC", query.until) - instant("UTC", query.since)
-    size = Size.DAY if query.bucket is Bucketing.TOTAL else Size(query.bucket)
+    size = query.base if query.bucket is Bucketing.TOTAL else Size(query.bucket)
     if bucket_count(size, span_s) > (most := MOST_BUCKETS[size]):
         raise TooLongError(size, most)
     if query.limit < len(query.metrics):
