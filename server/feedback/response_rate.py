@@ -22,7 +22,7 @@ from server.feedback.misuse import VERSION, more_than_left
 from server.feedback.query import kinds_of
 from server.feedback.weighting import Stratum, Weighted, weighted
 from server.rollup.answer import By, CountQuery, CountRow
-from server.rollup.buckets import Bucket, Size, buckets
+from server.rollup.buckets import HOUR_S, Bucket, Size, buckets
 from server.rollup.places import Spot, load_sites, load_spots
 from server.rollup.quality import Hours, Scope
 from server.rollup.query import counts
@@ -358,7 +358,7 @@ async def _cells(
         _RESPONSES, list(starts), low, high
     ):
         number = bisect_right(starts[spot], at) - 1
-        if number >= 0:
+        if number >= 0 and at < starts[spot][number] + HOUR_S:  # others are of closed hours
             cell = cells.setdefault((spot, starts[spot][number]), _Cell())
             cell.add(Question(questionnaire, question), answer, kept=kept, presses=presses)
     return cells
