@@ -100,7 +100,7 @@ def _row(row: CountRow, estimate: Estimate) -> EstimateRow:
 class OccupancyParameters(Spanned, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who was inside on local days, at most 62; `limit` ends a page after the site that passes it.
 
-    Sites are counted as a whole.
+    People in and out are those of a site's perimeter, as in `/v1/counts`.
     """
 
 

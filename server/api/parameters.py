@@ -116,7 +116,13 @@ class Bucketed(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class CountParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Counts in buckets; `finer_than_readings` where readings are longer than the buckets."""
+    """Counts in buckets; `finer_than_readings` where readings are longer than the buckets.
+
+    A site's row counts people at its perimeter, so that nobody counts twice: doors side by side are
+    added up; of doors in series the outermost with a counter counts; counters of passages, zones
+    and checkouts do not. That is as at the end of the range. A spot's row is of that spot alone, a
+    site's row of spots that were named of those.
+    """
 
 
 class FeedbackParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_only=True):

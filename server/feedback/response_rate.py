@@ -1,9 +1,9 @@
 """Which share of those who leave presses: valid responses / exits, and the index weighted by it.
 
 A response is a press on a questionnaire's first question that the misuse filter kept. Exits are
-those of the terminal's door where it stands at one that is counted, else of its whole site. Both
-are taken by the hour of opening; an hour whose exits were not observed well enough has none, and is
-in neither side of a rate. A rate and a weighted index are null where no exits are known.
+those of the terminal's door where it stands at one that is counted, else of its site's perimeter.
+Both are taken by the hour of opening; an hour whose exits were not observed well enough has none,
+and is in neither side of a rate. A rate and a weighted index are null where no exits are known.
 """
 
 from bisect import bisect_right

@@ -40,7 +40,7 @@ _WEEK_S = 7 * 86_400
 
 
 class Quarter(NamedTuple):
-    """What all counters of a site counted in one quarter; `covered`: all of it, by all of them."""
+    """What a site's counters counted in one quarter; `covered`: all of it, by all of them."""
 
     start_s: int
     entered: float

@@ -26,7 +26,7 @@ from server.rollup.buckets import HOUR_S, QUARTER_S, Size, buckets
 from server.rollup.opening import overlap
 from server.rollup.places import Site, Spot, load_histories, load_sites, load_spots
 from server.rollup.quality import Hours, Scope
-from server.rollup.query import counts
+from server.rollup.query import counts, perimeters_of
 from server.rollup.rows import weigh_gap
 from server.rollup.sums import UNIT, segments
 
@@ -82,7 +82,7 @@ _METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class SiteCells:
-    """A site's cells and its counter spots' model, in the order of `spots`."""
+    """A site's cells and the model of its counters at `spots`, in their order."""
 
     spots: tuple[str, ...]
     starts: Sequence[int]
@@ -119,7 +119,8 @@ async def with_counts(
         span = _span([row for each in rows.values() for row in each])
         grain = Size.QUARTER if query.size is Size.QUARTER else Size.HOUR
         sites = await load_sites(connection, part)
-        cells = await site_cells(connection, sites, grain=grain, span=span, now_s=now_s)
+        spots = await _spots_of(connection, query, sites)
+        cells = await site_cells(connection, sites, spots, grain=grain, span=span, now_s=now_s)
         found |= await asyncio.to_thread(_of_rows, rows, cells, query.spots)
     return page, found
 
@@ -137,6 +138,16 @@ def _demand_few(rows: Sequence[CountRow], *, sites: int) -> None:
         )
 
 
+async def _spots_of(
+    connection: asyncpg.Connection, query: CountQuery, sites: Sequence[Site]
+) -> list[Spot]:
+    """Return whose counts tell of each other: a site's perimeter, or all of its counters."""
+    if query.by is By.SITE and not query.spots:
+        perimeters = await perimeters_of(connection, query, sites)
+        return [spot for site in sites for spot in perimeters[site.id].outer]
+    return await load_spots(connection, kind="counter", sites=sites)
+
+
 def key_of(row: CountRow) -> Key:
     """Return the key of a row's estimate."""
     return row.spot or row.site, row.start
@@ -145,13 +156,14 @@ def key_of(row: CountRow) -> Key:
 async def site_cells(
     connection: asyncpg.Connection,
     sites: Sequence[Site],
+    spots: Sequence[Spot],
     *,
     grain: Size,
     span: tuple[date, date],
     now_s: int,
 ) -> dict[str, SiteCells]:
-    """Return the sites' models over `span` (local days) and the `HISTORY_DAYS` before it."""
-    spots = await load_spots(connection, kind="counter", sites=sites)
+    """Return the models of the sites' `spots` over `span` (local days) and `HISTORY_DAYS` more."""
+    refs = tuple(spot.ref for spot in spots)
     since, until = span[0] - timedelta(days=HISTORY_DAYS), span[1]
     columns: dict[str, tuple[list[float | None], list[float | None]]] = {
         spot.ref: ([], []) for spot in spots
@@ -159,9 +171,7 @@ async def site_cells(
     low = since
     while low < until and spots:
         high = min(low + timedelta(days=_CHUNK_DAYS), until)
-        query = CountQuery(
-            grain, low, high, Scope.OPEN, By.SPOT, tuple(site.ref for site in sites), limit=_ALL
-        )
+        query = CountQuery(grain, low, high, Scope.OPEN, By.SPOT, spots=refs, limit=_ALL)
         for row in (await counts(connection, query, now_s=now_s)).rows:
             visits, coverage = columns[row.spot or ""]
             visits.append(row.visits)

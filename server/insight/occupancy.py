@@ -2,7 +2,7 @@
 
 Decided here: quarters that are still coming in are left out, others that were not observed make
 what follows unknown. Turns are told from `HISTORY_DAYS` before the range on, so that the drift rate
-is known in it.
+is known in it. A site's perimeter is that of the range throughout.
 """
 
 import asyncio
@@ -58,6 +58,7 @@ async def occupancy(
         Scope.ALL,
         sites=tuple(site.ref for site in sites),
         limit=_ALL,
+        perimeter=(since, until),
     )
     rows: dict[str, list[CountRow]] = {site.ref: [] for site in sites}
     for row in (await counts(connection, query, now_s=now_s)).rows:

@@ -22,13 +22,13 @@ from server.insight.estimate import estimates
 from server.insight.exchange import takings_in
 from server.insight.formulas import Inputs, Takings, busiest_hour, taken_together
 from server.insight.occupancy import Occupancy, occupancy_of
-from server.insight.perimeter import Perimeter, load_perimeters
 from server.insight.recounts import CountingError, counting_errors
 from server.insight.rosters import staffed_in
 from server.insight.stays import later_purchases, shifted
 from server.insight.tally import Range, Tally, tallies, tallies_of_each
 from server.rollup.answer import CountQuery, CountRow
 from server.rollup.buckets import Bucket, Size, local, utc_text
+from server.rollup.perimeter import Perimeter, load_perimeters
 from server.rollup.places import Site
 from server.rollup.quality import Scope, State, state
 from server.rollup.query import counts
@@ -163,9 +163,10 @@ async def _read_visits(
     needs: Collection[Need],
 ) -> None:
     reads = found.values()
-    first, last = _span(found)
+    _, last = _span(found)
     sites = [each.site for each in reads]
-    perimeters = await load_perimeters(connection, sites, start_s=first, end_s=last)
+    spans = {key: (each.grid[0].start_s, each.grid[-1].end_s) for key, each in found.items()}
+    perimeters = await load_perimeters(connection, sites, spans=spans)
     day = datetime.fromtimestamp(min(last, within.now_s), UTC).date()
     errors = await counting_errors(connection, list(found), day=day)
     for key, each in found.items():
@@ -517,11 +518,8 @@ async def _read_responses(
 
 
 async def _impute(connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]) -> None:
-    """Put in what was not covered, where all of a site's counters are its perimeter.
-
-    Errors of buckets are taken for independent.
-    """
-    whole = {each.site.ref: each for each in found.values() if each.perimeter.whole}
+    """Put in what was not covered; errors of buckets are taken for independent."""
+    whole = {each.site.ref: each for each in found.values() if each.perimeter.outer}
     if not whole:
         return
     query = CountQuery(

@@ -31,7 +31,7 @@ from server.insight.accuracy import (
     expires,
     state_of,
 )
-from server.insight.perimeter import load_perimeters
+from server.rollup.perimeter import load_perimeters
 from server.rollup.places import load_sites
 
 METHODS = ("manual", "video")
@@ -113,7 +113,8 @@ async def counting_errors(
     sites = await load_sites(connection, ids=ever)
     end_s = int(datetime.combine(day + timedelta(days=1), time.min, UTC).timestamp())
     span = end_s - round(_RECENT.total_seconds()), end_s
-    perimeters = await load_perimeters(connection, sites, start_s=span[0], end_s=span[1])
+    spans = dict.fromkeys((site.id for site in sites), span)
+    perimeters = await load_perimeters(connection, sites, spans=spans)
     spots = [spot for perimeter in perimeters.values() for spot in perimeter.spots]
     visits = dict(await connection.fetch(_VISITS, spots, day - _RECENT, day))
     found = await accuracies(connection, spots, day=day)

@@ -7,7 +7,6 @@ from zoneinfo import ZoneInfo
 import asyncpg
 
 from server.insight.accuracy import Accuracy, NoProposal, Proposal, propose
-from server.insight.perimeter import load_perimeters
 from server.insight.recounts import Compared, accuracy_of, compared
 from server.insight.rosters import staffed_hours
 from server.insight.skew import Skew
@@ -16,6 +15,7 @@ from server.insight.tillclocks import skew_of
 from server.rollup.answer import TooFineError
 from server.rollup.buckets import Size, day_start
 from server.rollup.opening import Interval
+from server.rollup.perimeter import load_perimeters
 from server.rollup.places import Site, Spot, load_sites, load_spots
 from server.rollup.quality import Scope
 
@@ -70,8 +70,9 @@ async def counters_of(
 ) -> dict[int, tuple[Counter, ...]]:
     """Return each site's counters with their errors, by site's row."""
     end_s = int(now.timestamp())
+    span = end_s - ASKED_DAYS * 86_400, end_s
     perimeters = await load_perimeters(
-        connection, sites, start_s=end_s - ASKED_DAYS * 86_400, end_s=end_s
+        connection, sites, spans=dict.fromkeys((site.id for site in sites), span)
     )
     spots = await load_spots(connection, kind="counter", sites=sites)
     blocks: dict[int, list[Compared]] = {}

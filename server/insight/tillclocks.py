@@ -8,10 +8,10 @@ from zoneinfo import ZoneInfo
 import asyncpg
 
 from server.insight.money import Amount, Rate, Table, Total, add_up
-from server.insight.perimeter import load_perimeters
 from server.insight.skew import BIN_MIN, BINS, DAYS, Skew, estimate
 from server.rollup.buckets import day_start
 from server.rollup.minutes import add_up_minutes
+from server.rollup.perimeter import load_perimeters
 from server.rollup.places import Site, load_histories
 from server.rollup.sums import UNIT, Source, segments
 
@@ -48,7 +48,9 @@ async def _people_out(
     connection: asyncpg.Connection, site: Site, *, start_s: int, end_s: int
 ) -> dict[int, float]:
     """Return people out by number of the 5 minutes; left out where not all of it was observed."""
-    perimeter = (await load_perimeters(connection, [site], start_s=start_s, end_s=end_s))[site.id]
+    perimeter = (await load_perimeters(connection, [site], spans={site.id: (start_s, end_s)}))[
+        site.id
+    ]
     if not perimeter.outer:
         return {}
     histories = await load_histories(connection, perimeter.outer, start_s=start_s, end_s=end_s)

@@ -28,7 +28,11 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class CountQuery:
-    """Which counts are wanted. `since` and `until` without offset are the sites' local times."""
+    """Which counts are wanted. `since` and `until` without offset are the sites' local times.
+
+    By site, of no `spots` in particular, a site's perimeter is counted: as in the range `perimeter`
+    (from, to), None: as in that of the question.
+    """
 
     size: Size
     since: date | datetime
@@ -39,10 +43,11 @@ class CountQuery:
     spots: tuple[str, ...] = ()
     limit: int = 20_000
     after: Position | None = None
+    perimeter: tuple[date | datetime, date | datetime] | None = None
 
 
 class CountRow(msgspec.Struct, frozen=True, gc=False):
-    """People counted in one bucket at one site or spot.
+    """People counted in one bucket at one site or spot; a site's are those of its perimeter.
 
     `visits` is null where nothing was measured, which is not zero. `unplaced_*` are people who
     were counted in this day, week or month, but not to the minute: they are not in `visits`.

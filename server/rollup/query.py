@@ -2,7 +2,9 @@
 
 `counts` answers a `CountQuery` on a connection that sees one organisation. Every bucket of the
 range is a row, also where nothing was measured (visits null). Buckets at the range's edges are
-whole. Freshness: see `sums`; state and coverage are as of `now_s`.
+whole. A site's row counts its perimeter's counters, as at the end of the whole range, whatever the
+page; a spot's row that spot alone, and a site's row of spots that were named those. Freshness: see
+`sums`; state and coverage are as of `now_s`.
 """
 
 import asyncio
@@ -26,6 +28,7 @@ from server.rollup.answer import (
 from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, local
 from server.rollup.minutes import add_up_minutes
 from server.rollup.patches import Behind, Entity, Key, plan
+from server.rollup.perimeter import Perimeter, load_perimeters
 from server.rollup.places import (
     Calibrations,
     History,
@@ -184,8 +187,14 @@ async def page_of(
     """Return the entities of this page with their buckets, and where the next page begins."""
     _check_length(query)
     sites = [] if query.spots else await load_sites(connection, query.sites)
+    if len(sites) > _FEW:
+        await connection.execute(_PLAN_EACH)
     if query.by is By.SITE and not query.spots:
-        spots = await load_spots(connection, kind=kind, sites=sites)
+        if kind == "counter":
+            perimeters = await perimeters_of(connection, query, sites)
+            spots = [spot for site in sites for spot in perimeters[site.id].outer]
+        else:
+            spots = await load_spots(connection, kind=kind, sites=sites)
         entities = _by_site(sites, spots)
     else:
         spots = await load_spots(connection, kind=kind, sites=sites, refs=query.spots)
@@ -211,6 +220,18 @@ async def page_of(
         chosen.append(Entity(ref, site, spot, members, grid))
         room -= len(grid)
     return chosen, None
+
+
+async def perimeters_of(
+    connection: asyncpg.Connection, query: CountQuery, sites: Sequence[Site]
+) -> dict[int, Perimeter]:
+    """Return the perimeter of each site over the range of a question, or of its `perimeter`."""
+    since, until = query.perimeter or (query.since, query.until)
+    spans: dict[int, tuple[int, int]] = {}
+    for site in sites:
+        grid = buckets(site.time_zone, query.size, since=since, until=until)
+        spans[site.id] = (grid[0].start_s, grid[-1].end_s) if grid else (0, 1)
+    return await load_perimeters(connection, sites, spans=spans)
 
 
 def _by_site(

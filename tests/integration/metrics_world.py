@@ -39,6 +39,34 @@ async def rows(world: World, **asked: Any) -> list[dict[str, Any]]:
     return found
 
 
+async def mall(world: World) -> tuple[int, int, dict[str, int]]:
+    """Add a site with doors of every kind; its visits are those of outer, side and porch."""
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=TEN)
+    names = ("outer", "inner", "side", "mall", "zone", "porch", "deep")
+    spots = {name: await world.spot(own, site, name) for name in names}
+    doors = {
+        name: await world.owner.fetchval(
+            "insert into doors (organisation_id, site_id, ref, name) values ($1, $2, $3, $3) "
+            "returning id",
+            *(own, site, f"door-{name}"),
+        )
+        for name in (*names, "unseen")
+    }
+    for name, spot in spots.items():
+        await world.owner.execute("update spots set door_id = $2 where id = $1", spot, doors[name])
+    for inner, before in (("inner", "outer"), ("porch", "unseen"), ("deep", "porch")):
+        await world.owner.execute(
+            "update doors set behind_id = $2 where id = $1", doors[inner], doors[before]
+        )
+    for name, purpose in (("mall", "passage"), ("zone", "zone")):
+        await world.owner.execute(
+            "insert into mountings (organisation_id, spot_id, purpose) values ($1, $2, $3)",
+            *(own, spots[name], purpose),
+        )
+    return own, site, spots
+
+
 Quarters = list[tuple[datetime, int, int]]
 
 

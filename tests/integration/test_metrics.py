@@ -9,8 +9,8 @@ import pytest
 
 from server.db.engine import reading
 from server.insight import recounts
-from server.insight.perimeter import Counter, outermost
 from server.rollup.opening import Opening
+from server.rollup.perimeter import Counter, outermost
 from server.rollup.places import Site, Spot, calendar_of
 from tests.integration.api_world import World, utc
 from tests.integration.metrics_world import (
@@ -19,6 +19,7 @@ from tests.integration.metrics_world import (
     Quarters,
     chain,
     hour,
+    mall,
     quarters_of,
     query,
     rows,
@@ -32,31 +33,9 @@ pytestmark = pytest.mark.services
 
 async def test_nobody_is_counted_twice_on_the_way_in(world: World) -> None:
     """Doors side by side add up, of doors in series the outermost counts, others do not."""
-    own = await world.organisation("own")
-    site = await world.site(own, "shop", hours=TEN)
-    names = ("outer", "inner", "side", "mall", "zone", "porch", "deep")
-    spots = {name: await world.spot(own, site, name) for name in names}
-    doors = {
-        name: await world.owner.fetchval(
-            "insert into doors (organisation_id, site_id, ref, name) values ($1, $2, $3, $3) "
-            "returning id",
-            *(own, site, f"door-{name}"),
-        )
-        for name in (*names, "unseen")
-    }
-    for name, spot in spots.items():
-        await world.owner.execute("update spots set door_id = $2 where id = $1", spot, doors[name])
-    for inner, before in (("inner", "outer"), ("porch", "unseen"), ("deep", "porch")):
-        await world.owner.execute(
-            "update doors set behind_id = $2 where id = $1", doors[inner], doors[before]
-        )
-    for name, purpose in (("mall", "passage"), ("zone", "zone")):
-        await world.owner.execute(
-            "insert into mountings (organisation_id, spot_id, purpose) values ($1, $2, $3)",
-            *(own, spots[name], purpose),
-        )
-    for number, name in enumerate(names):
-        await hour(world, spots[name], date(2026, 3, 4), 10**number, 0, 0, 0, left=1)
+    _, _, spots = await mall(world)
+    for number, spot in enumerate(spots.values()):
+        await hour(world, spot, date(2026, 3, 4), 10**number, 0, 0, 0, left=1)
     await world.derive()
     asked = {"from_": "2026-03-04", "to": "2026-03-05", "scope": "open"}
     found = await rows(world, metrics=["visits", "turn_in_of_all", "turn_in_passers_only"], **asked)

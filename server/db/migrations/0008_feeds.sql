@@ -498,7 +498,7 @@ create view bi.definitions as select * from (values
     ('ces.v1', '1 to 7',
      'mean of answers from 1 (disagree) to 7 (agree)'),
     ('response_rate.v1', 'share',
-     'answers to a kiosk''s first question, as the filter of misuse left them, / people out at the kiosk''s own door, or of the whole site where it stands at no counted door; opening hours in which the exits were observed, on both sides'),
+     'answers to a kiosk''s first question, as the filter of misuse left them, / people out at the kiosk''s own door, or at the site''s perimeter where it stands at no counted one; opening hours in which the exits were observed, on both sides'),
     ('visit_frequency.v1', 'visits per customer',
      'n / sum(1/f) over people met, f how often each comes: who comes often is met more often, and counts for less; of holders of a consented token only'),
     ('repeat_share.v1', 'share',
