@@ -289,7 +289,9 @@ class ComparisonParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
 
     measure: Annotated[
         Measure,
-        msgspec.Meta(description="growth: visits against 52 weeks before; conversion; smileys."),
+        msgspec.Meta(
+            description="growth: visits against the same week a year ago; conversion; smileys."
+        ),
     ] = Measure.GROWTH
     since: Annotated[str, msgspec.Meta(description="First day.", examples=["2026-01-05"])] = (
         msgspec.field(name="from")

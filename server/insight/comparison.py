@@ -1,9 +1,9 @@
 """Compare an organisation's sites with each other: whole weeks in, a funnel and ranks out.
 
-What each site's week is set against: `growth` its own visits 52 weeks before (364 days, the same
-weekdays); `conversion` and `smileys` the chain's, which is taken out by `peers`. A week counts
-where both sides were covered to `COMPARABLE`. A site whose doors or counters changed within the
-weeks that are compared is left out, and says so.
+What each site's week is set against: `growth` its own visits of the same ISO week a year before;
+`conversion` and `smileys` the chain's, which is taken out by `peers`. A week counts where both
+sides were covered to `COMPARABLE`. A site whose doors or counters changed within the weeks that are
+compared is left out, and says so.
 """
 
 import asyncio
@@ -17,11 +17,19 @@ from typing import assert_never
 import asyncpg
 
 from server.errors import RefusedError
+from server.insight.calendar import same_weekday
 from server.insight.peers import LEAST_SITES, LEAST_WEEKS, Chain, Series, compare
 from server.insight.trial import COMPARABLE
-from server.insight.weeks import WEEK, Metric, SiteWeek, changed_sites, monday, weeks_of
+from server.insight.weeks import (
+    WEEK,
+    Metric,
+    SiteWeek,
+    changed_sites,
+    monday,
+    weeks_before,
+    weeks_of,
+)
 
-YEAR = timedelta(weeks=52)
 MOST_WEEKS = 53
 
 
@@ -78,10 +86,11 @@ async def comparison(
     metric, before = _metric(measure), measure is Measure.GROWTH
     weeks = await weeks_of(connection, (), [metric], since=since, until=until, now_s=now_s)
     year_before: Mapping[str, Sequence[SiteWeek]] = {}
-    first = since - YEAR if before else since
+    first = since
     if before:
-        year_before = await weeks_of(
-            connection, (), [metric], since=first, until=until - YEAR, now_s=now_s
+        first = same_weekday(since)
+        year_before = await weeks_before(
+            connection, (), [metric], since=since, until=until, now_s=now_s
         )
     changed = await changed_sites(connection, list(weeks), since=first, until=until)
     series = [

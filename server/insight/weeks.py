@@ -16,6 +16,7 @@ import asyncpg
 from server.errors import RefusedError
 from server.feedback.indices import Index, Kind, index_of
 from server.feedback.query import FeedbackRow, feedback
+from server.insight.calendar import same_weekday
 from server.rollup.answer import CountQuery
 from server.rollup.buckets import Size, buckets
 from server.rollup.places import Site, load_sites
@@ -167,6 +168,23 @@ async def weeks_of(
                 )
             )
     return found
+
+
+async def weeks_before(
+    connection: asyncpg.Connection,
+    sites: Sequence[str],
+    metrics: Iterable[Metric],
+    *,
+    since: date,
+    until: date,
+    now_s: int,
+) -> dict[str, list[SiteWeek]]:
+    """Return, for each week of [since, until), the same ISO week a year before (`same_weekday`)."""
+    first, last = same_weekday(since), same_weekday(until - WEEK)
+    weeks = await weeks_of(connection, sites, metrics, since=first, until=last + WEEK, now_s=now_s)
+    asked = [since + n * WEEK for n in range((until - since) // WEEK)]
+    numbers = [(same_weekday(week) - first) // WEEK for week in asked]
+    return {ref: [rows[number] for number in numbers] for ref, rows in weeks.items()}
 
 
 def _day(local: str) -> date:

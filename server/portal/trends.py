@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from server.insight.comparison import YEAR, Compared, Measure, TooFewSitesError, comparison
+from server.insight.comparison import Compared, Measure, TooFewSitesError, comparison
 from server.insight.peers import WARN, Place
-from server.insight.weeks import WEEK, Metric, SiteWeek, monday, weeks_of
+from server.insight.weeks import WEEK, Metric, SiteWeek, monday, weeks_before, weeks_of
 from server.portal.frame import Look, Portal, Section
 from server.portal.numbers import places
 from server.rollup.places import load_sites
@@ -154,8 +154,8 @@ class Pages:
         since = asked.until - asked.weeks * WEEK
         sites = [asked.site] if asked.site else []
         found = [
-            await weeks_of(look.db, sites, [asked.metric], since=low, until=high, now_s=now_s)
-            for low, high in ((since, asked.until), (since - YEAR, asked.until - YEAR))
+            await ask(look.db, sites, [asked.metric], since=since, until=asked.until, now_s=now_s)
+            for ask in (weeks_of, weeks_before)
         ]
         return points_of(found[0], found[1], asked.metric)
 
