@@ -80,7 +80,10 @@ def find(metric: str) -> Definition:
     return found
 
 
-_COUNTER = "95 %, of the counters' own error as recounts by eye found it; none without a recount"
+_COUNTER = (
+    "95 %, of the counters' own error as recounts by eye found it; none without a recount, nor "
+    "where all counters counted nobody in it (flagged counted_nobody)"
+)
 _WILSON = "95 %, Wilson"
 _NONE = "none: a sum of what was recorded"
 _T = "95 %, Student's t, of the mean"

@@ -75,7 +75,8 @@ class Inputs:
 
     `matched` are the sales of where visits are known, and alone divide by them. `due` are visits
     whose purchase falls into the row's time, where that differs from the visits themselves.
-    `count_variance` is the counters' own error, None where one was never audited.
+    `count_variance` is the counters' own error, None where one was never audited, or counted nobody
+    in its recount.
     """
 
     visits: float | None = None
@@ -207,7 +208,9 @@ def _worth(inputs: Inputs) -> tuple[str, ...]:
     covered = inputs.coverage
     if covered is not None and covered < COMPLETE:
         flags.append("partial_coverage")
-    if not inputs.audited or inputs.count_variance is None:
+    if "counted_nobody" in notes:
+        flags.append("counted_nobody")
+    elif not inputs.audited or inputs.count_variance is None:
         flags.append("never_audited")
     return tuple(flags)
 

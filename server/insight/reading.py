@@ -76,10 +76,15 @@ class Read:
         """Give sums of this site's time, as they are, its counters' error: the same all the time.
 
         It is that of the factor between counted and people: its standard error, and what recounts
-        found it to be off, which nobody has corrected.
+        found it to be off, which nobody has corrected. Of counters that counted nobody there is no
+        such factor, and the inputs note `counted_nobody`.
         """
         if self.error is None or self.error.audited_on is None or inputs.visits is None:
             inputs.count_variance, inputs.audited = None, False
+            return inputs
+        if self.error.bias <= -1:
+            inputs.count_variance, inputs.audited = None, True
+            inputs.notes |= {"counted_nobody"}
             return inputs
         relative = self.error.relative_se**2 + log1p(self.error.bias) ** 2
         inputs.count_variance, inputs.audited = relative * inputs.visits**2, True

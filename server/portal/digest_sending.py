@@ -4,7 +4,8 @@ A row of `digests` is made per reader and week, by a unique key, and is the only
 sent from. It is claimed by a lease before it is sent and marked after: who dies between the two
 lets it be sent again after the lease, with the same Message-ID, so a crash costs at most one double
 of one message, and nothing is lost. What does not arrive within a day is given up: by then it is
-news no more. A server that was off on Monday morning sends up to a day late.
+news no more. So is, at once, one that a fault of ours keeps from being made: it holds up nobody
+else's. A server that was off on Monday morning sends up to a day late.
 """
 
 import asyncio
@@ -129,6 +130,11 @@ class Digests:
             await self._failed(claimed, error, permanent=_is_permanent(error))
         except (OSError, TimeoutError, VestibuleError) as error:
             await self._failed(claimed, error, permanent=False)
+        except DATABASE_AWAY:
+            raise
+        except Exception as error:  # a fault of ours: who waits behind this one gets theirs
+            log.exception("digest cannot be made", digest=claimed.id)
+            await self._mark(_GIVEN_UP, claimed.id, _words(error))
         else:
             await self._mark(_SENT, claimed.id, "")
             log.info("digest sent", digest=claimed.id, week=str(claimed.week))
@@ -168,7 +174,7 @@ class Digests:
             )
 
     async def _failed(self, claimed: _Claimed, error: Exception, *, permanent: bool) -> None:
-        trouble = (str(error) or type(error).__name__)[:200]
+        trouble = _words(error)
         now = at(self._clock.now_ms())
         wait_s = min(_FIRST_WAIT_S * 2 ** (claimed.tries - 1), _LONGEST_WAIT_S)
         after = now + timedelta(seconds=wait_s * (0.5 + self._chance()))
@@ -206,6 +212,10 @@ async def readers(
         words = (row["email"], row["language"])
         found.append(Reader(key, place, *words, refs, zone_of(zones), row["created_at"]))
     return found
+
+
+def _words(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:200]
 
 
 def _is_permanent(error: aiosmtplib.SMTPException) -> bool:

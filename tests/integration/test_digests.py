@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from asyncpg.exceptions import AdminShutdownError
 
 from ops.services.stack import Stack
 from server.config import Secret, SettingsError
 from server.db.engine import open_pool
 from server.people.roles import Grant, Role
 from server.people.sealing import Seal
-from server.portal.digest_mail import read_token, smtp_of, token_for
+from server.portal import digest_sending
+from server.portal.digest_mail import message_of, read_token, smtp_of, token_for
 from server.portal.digest_numbers import last_due, week_of, zone_of
 from server.portal.digest_sending import LATE, LEASE, Digests
 from server.portal.frame import CATALOGUES
@@ -264,6 +266,44 @@ async def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(world: W
     assert world.office.taken == []
     await world.at(MONDAY + timedelta(seconds=60))
     assert [message["To"] for message in world.office.taken] == ["ada@example.com"]
+
+
+async def test_one_that_cannot_be_made_is_given_up_and_the_next_is_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ada", "bo"):
+        await world.subscribe(await world.people.analyst(f"{name}@example.com"))
+
+    def failing(*facts: Any, to: str, **more: Any) -> EmailMessage:
+        if to.startswith("ada@"):
+            raise ZeroDivisionError("by nobody")
+        return message_of(*facts, to=to, **more)
+
+    monkeypatch.setattr(digest_sending, "message_of", failing)
+    await world.at(MONDAY)
+    assert [message["To"] for message in world.office.taken] == ["bo@example.com"]
+    first, second = await world.rows()
+    assert (first["given_up_at"], first["trouble"]) == (MONDAY, "by nobody")
+    assert second["sent_at"] == MONDAY
+    await world.at(MONDAY + LEASE)
+    assert len(world.office.taken) == 1
+
+
+async def test_a_database_that_goes_away_meanwhile_gives_nothing_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.subscribe(await world.people.analyst())
+
+    async def away(*_: object, **__: object) -> None:
+        raise AdminShutdownError("going down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(digest_sending, "digest_of", away)
+        with pytest.raises(AdminShutdownError):
+            await world.at(MONDAY)
+    assert world.office.taken == []
+    await world.at(MONDAY + LEASE)
+    assert len(world.office.taken) == 1
 
 
 async def test_what_does_not_arrive_within_a_day_is_given_up(world: World) -> None:

@@ -351,6 +351,38 @@ async def test_recounts_give_visits_and_conversion_their_interval(world: World) 
     assert conversion["low"] < before[1]["low"]
 
 
+async def test_a_counter_that_counted_nobody_in_its_recount_is_said_to_have(world: World) -> None:
+    """A hundred people went by a blocked lens: no factor leads from what it counts to them."""
+    own = await world.organisation("own")
+    for name, seen in (("blind", 0), ("good", 90)):
+        site = await world.site(own, name, hours=TEN)
+        spot = await world.spot(own, site, f"{name}-door")
+        await hour(world, spot, date(2026, 3, 3), 90, 90, 90, 90, left=90)
+        await hour(world, spot, date(2026, 3, 4), *[seen] * 4, left=seen)
+        await sell(world, own, site, date(2026, 3, 3), *[10.0] * 20)
+        async with world.owner.transaction():
+            await recounts.add(
+                world.owner, own, f"{name}-door", method="video", counted_by="Ada",
+                blocks=[recounts.Counted(utc("2026-03-04T09:00"), 100, 90)],
+                actor="user ada", now=utc("2026-03-05T09:00"),
+            )  # fmt: skip
+    await world.derive()
+    asked: dict[str, Any] = {
+        "metrics": ["visits", "conversion"], "from_": "2026-03-03", "to": "2026-03-04",
+        "scope": "open", "estimates": True,
+    }  # fmt: skip
+    visits, conversion, known, _ = await rows(world, **asked)
+    assert (visits["value"], visits["low"], visits["high"]) == (360, None, None)
+    assert visits["flags"] == ["counted_nobody"]
+    assert conversion["value"] == pytest.approx(20 / 360, abs=1e-6)
+    assert "counted_nobody" in conversion["flags"]
+    assert (known["value"], known["flags"]) == (360, [])
+    assert known["low"] < 360 < known["high"]
+    together, _ = await rows(world, **asked, by="organisation")
+    assert (together["value"], together["low"]) == (720, None)
+    assert "counted_nobody" in together["flags"]
+
+
 async def test_an_hours_conversion_is_null_where_people_stay_long(world: World) -> None:
     own = await world.organisation("own")
     for name, stay in (("quick", 1), ("slow", 6)):
