@@ -187,6 +187,8 @@ OPEN_FOR = timedelta(days=396)
 """13 months: the first, of openings and its crowds, is left out."""
 LEAST_COVERAGE = 0.9
 MOST_HOURS_APART = 0.05
+OF_COUNTERS = frozenset({"doors_changed", "low_coverage"})
+"""What keeps apart only what counters say of two periods: what tills or kiosks say may be alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ the end: by site, region or organisation. A row answers one KPI of one bucket.
 Compared with the year before, buckets of days are made of days on both sides: each day that is
 over beside the day that `calendar` aligns it with, whose flags are the row's. Sites that are not
 comparable in both periods are left out of both sides of a comparison of regions and organisations;
-of a single site the flags say why it is not like for like.
+of a single site the flags say why it is not like for like. Changed doors and low coverage are of
+KPIs that counters are asked for alone: what tills say is compared alike, whatever is asked beside.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ import asyncpg
 import msgspec
 
 from server.errors import RefusedError
-from server.insight.calendar import Year, aligned, country_of, incomparable
+from server.insight.calendar import OF_COUNTERS, Year, aligned, country_of, incomparable
 from server.insight.definitions import Definition, Need
 from server.insight.formulas import Inputs, added
 from server.insight.money import MixedCurrenciesError
@@ -355,9 +356,30 @@ class _Part:
     imputed: Inputs | None = None
     twins: Inputs | None = None
     alike: Inputs | None = None
-    reasons: tuple[str, ...] = ()
+    reasons: frozenset[str] = frozenset()
     moved: frozenset[str] = frozenset()
     label: str | None = None
+
+
+class _Sides(NamedTuple):
+    """Both sides of a row's comparison, of its `sites`; `flags`: why they may not be alike."""
+
+    sites: int = 0
+    now: Inputs | None = None
+    then: Inputs | None = None
+    flags: frozenset[str] = frozenset()
+    label: str | None = None
+
+
+def _sides(parts: Sequence[_Part], *, of_visits: bool, alone: bool) -> _Sides:
+    """Put the comparable parts together; a single site is compared as it is, and flagged."""
+    apart = frozenset[str]() if of_visits else OF_COUNTERS
+    known = [p for p in parts if p.twins is not None and (alone or not p.reasons - apart)]
+    if not known:
+        return _Sides()
+    now, then = [p.alike for p in known if p.alike], [p.twins for p in known if p.twins]
+    flags = frozenset().union(*((p.reasons - apart) | p.moved for p in known))
+    return _Sides(len(known), added(now), added(then), flags, known[0].label)
 
 
 class _Asked(NamedTuple):
@@ -475,12 +497,10 @@ def _compare(
     labels = sorted(bucket.label for _, _, bucket, _ in pairs)
     part.label = labels[0] if len(labels) == 1 else f"{labels[0]}/{labels[-1]}"
     opening = each.site.calendar.opening
-    part.reasons = incomparable(
-        _year(each, [b for b, *_ in pairs], part.alike),
-        _year(before, [b for _, _, b, _ in pairs], part.twins),
-        opens_on=opening.opens_on,
-        closes_on=opening.closes_on,
-    )
+    now = _year(each, [b for b, *_ in pairs], part.alike)
+    then = _year(before, [b for _, _, b, _ in pairs], part.twins)
+    opens, closes = opening.opens_on, opening.closes_on
+    part.reasons = frozenset(incomparable(now, then, opens_on=opens, closes_on=closes))
 
 
 def _year(read: Read, grid: Sequence[Bucket], inputs: Inputs) -> Year:
@@ -501,9 +521,8 @@ def _of_place(
     whole = added([part.inputs for part in parts])
     cells = parts[0].cells if len(parts) == 1 else [cell for part in parts for cell in part.cells]
     worst, revision = _standing(cells)
-    compared = [p for p in parts if p.twins is not None and (site is not None or not p.reasons)]
-    alike = added([p.alike for p in compared if p.alike is not None]) if compared else None
-    twins = added([p.twins for p in compared if p.twins is not None]) if compared else None
+    kinds = {metric.of_visits for metric in asked}
+    sides = {kind: _sides(parts, of_visits=kind, alone=site is not None) for kind in kinds}
     filled = [part.imputed for part in parts if part.imputed is not None]
     whole_imputed = added(filled) if filled and len(filled) == len(parts) else None
     by = ";".join(sorted({cell.imputed_by for cell in cells if cell.imputed_by is not None}))
@@ -515,11 +534,10 @@ def _of_place(
     rows: list[MetricRow] = []
     for metric, of_visits, of_kiosks, of_peaks in asked:
         value, low, high, flags, numerator, denominator = metric.compute(whole)
-        then = now = None
-        if twins is not None and alike is not None:
-            then, now = metric.compute(twins).value, metric.compute(alike).value
-            reasons = {why for part in compared for why in (*part.reasons, *part.moved)}
-            flags = (*flags, *sorted(reasons - set(flags)))
+        side, then, now = sides[of_visits], None, None
+        if side.then is not None and side.now is not None:
+            then, now = metric.compute(side.then).value, metric.compute(side.now).value
+            flags = (*flags, *sorted(side.flags - set(flags)))
         estimate = None
         if whole_imputed is not None and of_visits and not metric.alone:
             estimate = metric.compute(whole_imputed)
@@ -552,9 +570,9 @@ def _of_place(
                 _rounded(estimate.low if estimate else None),
                 _rounded(estimate.high if estimate else None),
                 by or None if estimate else None,
-                compared[0].label if compared else None,
+                side.label,
                 _rounded(then),
-                len(compared) if query.compare is not Compare.NONE else None,
+                side.sites if query.compare is not Compare.NONE else None,
                 None if now is None or then is None else _rounded(now - then),
                 None if now is None or not then or then <= 0 else _rounded(now / then - 1),
             )

@@ -240,6 +240,41 @@ async def test_a_year_is_compared_by_weekday_and_holiday(world: World) -> None:
     assert (all_["difference"], all_["change"]) == (20, 1.0)  # of comparable sites, both
 
 
+async def test_sales_are_compared_alike_whatever_is_asked_beside_them(world: World) -> None:
+    """Of a site whose doors changed, or that nobody counted, the tills are comparable."""
+    own = await world.organisation("own")
+    for name in ("blind", "counted", "swapped"):
+        site = await world.site(own, name, hours=TEN)
+        spot = await world.spot(own, site, f"{name}-door")
+        for day, sold in ((date(2026, 3, 4), 3), (date(2025, 3, 5), 2)):
+            if name != "blind":
+                await hour(world, spot, day, 40, 40, 40, 40)
+            await sell(world, own, site, day, *[100.0] * sold)
+        if name == "swapped":
+            await world.spot(own, site, "second", assigned=utc("2025-12-01"))
+    await world.derive()
+    asked: dict[str, Any] = {
+        "from_": "2026-03-04", "to": "2026-03-05", "compare": "last_year", "scope": "open",
+    }  # fmt: skip
+    kpis = ["net_sales", "atv", "transactions"]
+    for by, sums in (("site", [300, 200, 1]), ("organisation", [900, 600, 3])):
+        alone = await rows(world, metrics=kpis, by=by, **asked)
+        sales = alone[0]
+        assert [sales["value"], sales["compared"], sales["compared_sites"]] == sums
+        assert (sales["change"], sales["flags"]) == (0.5, [])
+        beside = await rows(world, metrics=[*kpis, "visits"], by=by, **asked)
+        said = ("value", "flags", "compared", "compared_sites", "change")
+        assert [
+            {name: row[name] for name in said} for row in beside if row["metric"] != "visits.v1"
+        ] == [{name: row[name] for name in said} for row in alone]
+        visits = [row for row in beside if row["metric"] == "visits.v1"]
+        if by == "site":
+            assert "low_coverage" in visits[0]["flags"]
+            assert {"doors_changed", "low_coverage"} <= set(visits[2]["flags"])
+        else:
+            assert (visits[0]["compared"], visits[0]["compared_sites"]) == (160, 1)
+
+
 async def test_the_peak_is_within_opening_hours(world: World) -> None:
     own = await world.organisation("own")
     site = await world.site(own, "shop", hours=(600, 780))
