@@ -166,7 +166,7 @@ REGISTRY: dict[str, Definition] = {
             "people",
             "visits - staff_estimated, not below 0 (flagged staff_clamped)",
             "visits; rostered shifts",
-            _COUNTER,
+            "that of the visits less the staff, who are taken as they are; none where clamped",
             (Need.VISITS, Need.STAFF),
             formulas.visits_net,
             additive=True,

@@ -254,15 +254,19 @@ def staff_estimated(inputs: Inputs) -> Value:
 
 
 def visits_net(inputs: Inputs) -> Value:
-    """Return visits without staff, never below 0."""
+    """Return visits without staff, never below 0: as far off as the visits are, in people."""
     if inputs.visits is None:
         return _nothing("not_measured")
     if inputs.shifts is None:
         return _nothing("no_roster")
-    rest = inputs.visits - inputs.shifts * CROSSINGS_PER_SHIFT
-    found = _counted(max(0.0, rest), inputs)
-    more = ("crossings_assumed", *(("staff_clamped",) if rest < 0 else ()))
-    return found._replace(flags=(*found.flags, *more))
+    staff, all_ = inputs.shifts * CROSSINGS_PER_SHIFT, _counted(inputs.visits, inputs)
+    flags = (*all_.flags, "crossings_assumed")
+    if inputs.visits < staff:
+        return Value(0.0, flags=(*flags, "staff_clamped"), numerator=0.0)
+    rest = inputs.visits - staff
+    if all_.low is None or all_.high is None:
+        return Value(rest, flags=flags, numerator=rest)
+    return Value(rest, max(0.0, all_.low - staff), all_.high - staff, flags, rest)
 
 
 def groups(inputs: Inputs) -> Value:

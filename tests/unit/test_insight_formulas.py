@@ -216,6 +216,30 @@ def test_staff_are_estimated_beside_and_never_silently() -> None:
     assert value("shopper_to_staff", shop(20)).flags == ("no_roster",)
 
 
+@given(st.integers(1, 5_000), st.floats(0, 40), st.floats(0.001, 0.3))
+def test_without_staff_visits_are_as_far_off_as_with_them(
+    visits: int, shifts: float, error: float
+) -> None:
+    asked = shop(visits, shifts=shifts, count_variance=(error * visits) ** 2)
+    all_, net, staff = value("visits", asked), value("visits_net", asked), 6 * shifts
+    assert None not in (all_.low, all_.high)
+    if staff > visits:
+        assert (net.value, net.low, net.high) == (0, None, None)
+        assert "staff_clamped" in net.flags
+        return
+    assert net.value == pytest.approx(visits - staff)
+    assert net.high == pytest.approx((all_.high or 0) - staff)
+    assert net.low == pytest.approx(max(0, (all_.low or 0) - staff))
+
+
+def test_of_a_hundred_visits_less_sixty_staff_the_visits_error_is_left() -> None:
+    net = value("visits_net", shop(100, shifts=10.0, count_variance=3.0**2))
+    assert net.value == 40
+    assert half_width(net) == pytest.approx(5.9, abs=0.05)
+    never = value("visits_net", shop(100, shifts=10.0, audited=False, count_variance=None))
+    assert (never.value, never.low, never.high) == (40, None, None)
+
+
 def test_the_published_feedback_indices() -> None:
     answers = {
         Kind.SMILEY4: (126, 60, 16, 17),
