@@ -55,7 +55,7 @@ def compared(kind: Kind, site: Period, others: Mapping[str, Period]) -> Comparis
     if own is None:
         return None
     before, after = own
-    error = sqrt(_error(before) ** 2 + _error(after) ** 2)
+    error = sqrt((before.se or 0.0) ** 2 + (after.se or 0.0) ** 2)
     change = after.value - before.value
     found = {ref: pair for ref, each in others.items() if (pair := _indices(kind, each))}
     controls = tuple(sorted(found))
@@ -99,10 +99,3 @@ def _indices(kind: Kind, site: Period) -> tuple[Index, Index] | None:
     if before is None or after is None or before.n < SMALL or after.n < SMALL:
         return None
     return before, after
-
-
-def _error(index: Index) -> float:
-    """Return the standard error that an index' interval tells of."""
-    if index.low is None or index.high is None:
-        return 0.0
-    return (index.high - index.low) / (2 * _Z)

@@ -5,7 +5,7 @@ given, in the order that its docstring says, and returns None where there is not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import cos, expm1, pi, sqrt
 from statistics import NormalDist
@@ -37,13 +37,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A value with its interval, over `n` answers; `agree` is CES' share of 5 and above."""
+    """A value with its interval, over `n` answers; `agree` is CES' share of 5 and above.
+
+    `se` is half the interval, before the scale cut it, over the normal quantile: so what is made of
+    several indices is as unsure as they are. None where there is no interval.
+    """
 
     value: float
     low: float | None
     high: float | None
     n: int
     agree: float | None = None
+    se: float | None = None
 
     @property
     def small(self) -> bool:
@@ -88,7 +93,7 @@ def smiley_index(answers: Sequence[float]) -> Index | None:
     """Return 100 for all best to 0 for all worst; `answers` from the best, of 3 to 5 smileys.
 
     Weights are equal steps: 100, 50, 0; 100, 66.67, 33.33, 0; 100, 75, 50, 25, 0. Interval: t, of
-    the mean.
+    the mean; of answers that are all alike Wilson's.
     """
     steps = len(answers) - 1
     return _mean([100 * (steps - at) / steps for at in range(steps + 1)], answers)
@@ -101,8 +106,8 @@ def nps(promoters: float, passives: float, detractors: float) -> Index | None:
         return None
     p, d = (promoters + 0.75) / (n + 3), (detractors + 0.75) / (n + 3)
     half = _Z * sqrt((p + d - (p - d) ** 2) / (n + 3))
-    value = 100 * (promoters - detractors) / n
-    return Index(value, max(-100, 100 * (p - d - half)), min(100, 100 * (p - d + half)), round(n))
+    value, low, high = 100 * (promoters - detractors) / n, p - d - half, p - d + half
+    return Index(value, max(-100, 100 * low), min(100, 100 * high), round(n), se=100 * half / _Z)
 
 
 def csat(answers: Sequence[float]) -> Index | None:
@@ -111,23 +116,20 @@ def csat(answers: Sequence[float]) -> Index | None:
     if n == 0:
         return None
     low, high = wilson(sum(answers[-2:]), n)
-    return Index(100 * sum(answers[-2:]) / n, 100 * low, 100 * high, round(n))
+    se = 100 * (high - low) / (2 * _Z)
+    return Index(100 * sum(answers[-2:]) / n, 100 * low, 100 * high, round(n), se=se)
 
 
 def ces(answers: Sequence[float]) -> Index | None:
     """Return the mean of 1 (disagree) to 7 (agree); `answers` from 1. Interval: t."""
     found = _mean(list(range(1, 8)), answers)
-    if found is None:
-        return None
-    return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[4:]) / sum(answers))
+    return None if found is None else replace(found, agree=100 * sum(answers[4:]) / sum(answers))
 
 
 def statement(answers: Sequence[float]) -> Index | None:
     """Return the mean of 1 (disagree) to 5 (agree); `agree`: % of 4 and 5. Interval: t."""
     found = _mean(list(range(1, 6)), answers)
-    if found is None:
-        return None
-    return Index(found.value, found.low, found.high, found.n, 100 * sum(answers[3:]) / sum(answers))
+    return None if found is None else replace(found, agree=100 * sum(answers[3:]) / sum(answers))
 
 
 def wilson(hits: float, n: float) -> tuple[float, float]:
@@ -139,17 +141,36 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
 
 
 def _mean(values: Sequence[float], answers: Sequence[float]) -> Index | None:
-    """Return the weighted mean and its t interval, within the scale; below two answers, none."""
+    """Return the weighted mean and its interval, as `mean_index` does."""
     total = sum(answers)
     n = round(total, 6)  # weighted answers add up to whole numbers but for rounding
     if n == 0:
         return None
     mean = sum(v * a for v, a in zip(values, answers, strict=True)) / total
+    squares = 0.0
+    if sum(a > 0 for a in answers) > 1:  # else all are alike, but for rounding
+        squares = sum(a * (v - mean) ** 2 for v, a in zip(values, answers, strict=True))
+    return mean_index(mean, squares, n, scale=(min(values), max(values)))
+
+
+def mean_index(mean: float, squares: float, n: float, *, scale: tuple[float, float]) -> Index:
+    """Return a mean with its t interval, within the scale; below two answers without one.
+
+    `squares` is the sum of squared differences from it. Where all answers are alike they say
+    nothing of how others differ: then Wilson's bound of the share that answers so, others being at
+    the scale's ends.
+    """
+    least, most = scale
     if n < 2:
         return Index(mean, None, None, round(n))
-    spread = sum(a * (v - mean) ** 2 for v, a in zip(values, answers, strict=True)) / (n - 1)
-    half = student_t(n - 1) * sqrt(spread / n)
-    return Index(mean, max(min(values), mean - half), min(max(values), mean + half), round(n))
+    if squares > 0:
+        half = student_t(n - 1) * sqrt(squares / (n - 1) / n)
+        low, high = mean - half, mean + half
+    else:
+        others = 1 - wilson(n, n)[0]
+        low, high = mean - others * (mean - least), mean + others * (most - mean)
+    se = (high - low) / (2 * _Z)
+    return Index(mean, max(least, low), min(most, high), round(n), se=se)
 
 
 def student_t(freedom: float) -> float:

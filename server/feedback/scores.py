@@ -11,7 +11,7 @@ from statistics import fmean, median, variance
 from typing import TYPE_CHECKING
 
 from server.feedback.battery import Battery, ItemKind
-from server.feedback.indices import Index, student_t
+from server.feedback.indices import Index, mean_index, student_t
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,10 +104,8 @@ def _mean(values: Sequence[float], least: float, most: float) -> Index | None:
     if n == 0:
         return None
     mean = fmean(values)
-    if n == 1:
-        return Index(mean, None, None, n)
-    half = student_t(n - 1) * sqrt(variance(values) / n)
-    return Index(mean, max(least, mean - half), min(most, mean + half), n)
+    squares = 0.0 if min(values) == max(values) else variance(values) * (n - 1)
+    return mean_index(mean, squares, n, scale=(least, most))
 
 
 def seconds_taken(taken: Sequence[float]) -> Seconds | None:

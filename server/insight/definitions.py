@@ -87,6 +87,7 @@ _COUNTER = (
 _WILSON = "95 %, Wilson"
 _NONE = "none: a sum of what was recorded"
 _T = "95 %, Student's t, of the mean"
+_T_OF_ANSWERS = f"{_T}; of answers that are all alike Wilson's, the others at the scale's ends"
 _PERIMETER = "people in at the outermost counter of each way in"
 _TAKEN = "sale above 0 with one unit or more; no void, return or pick-up of what was paid before"
 
@@ -339,7 +340,7 @@ REGISTRY: dict[str, Definition] = {
             "0 to 100",
             "(100 n4 + 66.67 n3 + 33.33 n2) / N, n4 the best of four smileys",
             "answers to questions with four smileys",
-            _T,
+            _T_OF_ANSWERS,
             (Need.FEEDBACK,),
             formulas.asked_of(Kind.SMILEY4),
         ),
@@ -348,7 +349,7 @@ REGISTRY: dict[str, Definition] = {
             "0 to 100",
             "(100 n5 + 75 n4 + 50 n3 + 25 n2) / N, n5 the best of five smileys",
             "answers to questions with five smileys",
-            _T,
+            _T_OF_ANSWERS,
             (Need.FEEDBACK,),
             formulas.asked_of(Kind.SMILEY5),
         ),
@@ -375,7 +376,7 @@ REGISTRY: dict[str, Definition] = {
             "1 to 7",
             "mean of answers from 1 (disagree) to 7 (agree)",
             "answers from 1 to 7",
-            _T,
+            _T_OF_ANSWERS,
             (Need.FEEDBACK,),
             formulas.asked_of(Kind.CES),
         ),

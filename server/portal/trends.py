@@ -214,14 +214,13 @@ def _value(
         return None, None, None
     if metric is Metric.SMILEYS:
         heard = [row.smileys for row in known if row.smileys is not None]
+        if len(heard) == 1:
+            return heard[0].value, heard[0].low, heard[0].high
         n = sum(index.n for index in heard)
         value = sum(index.value * index.n for index in heard) / n
-        if any(index.low is None or index.high is None for index in heard):
+        if any(index.se is None for index in heard):
             return value, None, None
-        squares = sum(
-            (index.n * ((index.high or 0) - (index.low or 0)) / 2) ** 2 for index in heard
-        )
-        half = sqrt(squares) / n
+        half = WARN * sqrt(sum((index.n * (index.se or 0.0)) ** 2 for index in heard)) / n
         return value, max(0.0, value - half), min(100.0, value + half)
     visits = sum(row.visits or 0 for row in known)
     if metric is Metric.VISITS:

@@ -41,6 +41,32 @@ def test_the_net_change_is_what_a_line_through_the_controls_does_not_foresee() -
     assert len(found.controls) == 7
 
 
+def test_a_change_at_the_end_of_the_scale_is_as_unsure_as_it_is() -> None:
+    best = Period((97, 1, 1, 1), (50, 0, 0, 0))
+    found = compared(Kind.SMILEY4, best, {})
+    assert found is not None
+    values = [100.0] * 97 + [200 / 3, 100 / 3, 0.0]
+    before = stats.t.ppf(0.975, 99) * stats.sem(values)
+    wilson = stats.binomtest(50, 50).proportion_ci(method="wilson")
+    after = 100 * (wilson.high - wilson.low) / 2
+    assert found.high - found.low == pytest.approx(2 * (before**2 + after**2) ** 0.5)
+
+
+def test_where_nearly_all_are_content_nothing_is_found_where_nothing_was_done() -> None:
+    """One answer in fifty is bad, everywhere and always: many periods have none at all."""
+    rng, held, changed, rounds = random.Random(5), 0, 0, 200
+    for _ in range(rounds):
+        sites = [Period(drawn(rng, 0.02, 60), drawn(rng, 0.02, 60)) for _ in range(12)]
+        found = compared(Kind.SMILEY4, sites[0], {f"s{n}": s for n, s in enumerate(sites[1:])})
+        assert found is not None
+        assert found.net_low is not None
+        assert found.net_high is not None
+        held += found.net_low <= 0 <= found.net_high
+        changed += found.low <= 0 <= found.high
+    assert held / rounds >= 0.93
+    assert changed / rounds >= 0.93
+
+
 def smiley(counts: tuple[int, ...]) -> float:
     found = smiley_index(counts)
     assert found is not None

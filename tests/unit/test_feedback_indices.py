@@ -6,6 +6,7 @@ from statistics import mean, stdev
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from server.feedback.indices import (
     Index,
@@ -96,6 +97,46 @@ def test_no_answers_have_no_index_and_one_has_no_interval() -> None:
     for kind in Kind:
         assert index_of(kind, []) is None
     assert some(smiley_index([1, 0, 0, 0])) == Index(100, None, None, 1)
+
+
+@given(st.sampled_from([*Kind]), st.integers(2, 5_000), st.integers(0, 10))
+def test_answers_that_are_all_alike_are_as_unsure_as_wilson_says(
+    kind: Kind, n: int, answer: int
+) -> None:
+    """Each answer that is not like them may be the best or the worst."""
+    numbers = {
+        Kind.SMILEY3: range(3), Kind.SMILEY4: range(4), Kind.SMILEY5: range(5),
+        Kind.CES: range(1, 8), Kind.STATEMENT: range(1, 6),
+    }.get(kind)  # fmt: skip
+    if numbers is None or answer not in numbers:
+        return
+    found = some(index_of(kind, [n if number == answer else 0 for number in range(11)]))
+    like = stats.binomtest(n, n).proportion_ci(method="wilson").low
+    least, most = (min(numbers), max(numbers)) if kind in (Kind.CES, Kind.STATEMENT) else (0, 100)
+    assert found.low == pytest.approx(like * found.value + (1 - like) * least)
+    assert found.high == pytest.approx(like * found.value + (1 - like) * most)
+    assert found.se is not None
+    assert found.se > 0
+
+
+def test_two_presses_of_the_best_smiley_are_no_certainty() -> None:
+    found = some(smiley_index([2, 0, 0, 0]))
+    assert (found.value, found.high) == (100, 100)
+    assert found.low == pytest.approx(34.2, abs=0.05)
+
+
+def test_the_standard_error_is_not_cut_where_the_scale_ends() -> None:
+    given_ = [95, 2, 2, 1]
+    numbers = [100 * (3 - at) / 3 for at, times in enumerate(given_) for _ in range(times)]
+    found = some(smiley_index(given_))
+    assert found.high == 100
+    half = stats.t.ppf(0.975, 99) * stats.sem(numbers)
+    assert found.low == pytest.approx(found.value - half)
+    assert found.se == pytest.approx(half / stats.norm.ppf(0.975))
+    promoters = some(nps(58, 2, 0))
+    p, d = 58.75 / 63, 0.75 / 63
+    assert promoters.high == 100
+    assert promoters.se == pytest.approx(100 * sqrt((p + d - (p - d) ** 2) / 63))
 
 
 def test_few_answers_are_marked_small() -> None:
