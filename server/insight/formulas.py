@@ -333,8 +333,7 @@ def _per_visit(inputs: Inputs, base: float | None, transactions: int) -> Value:
     if inputs.due is not None:
         flags = (*flags, *sorted(inputs.notes & {"dwell_assumed", "dwell_derived"}))
     if base <= 0:
-        flags = (*flags, "no_visits") if transactions else flags
-        return Value(None, flags=flags, numerator=transactions, denominator=0)
+        return Value(None, flags=(*flags, "no_visits"), numerator=transactions, denominator=0)
     c = transactions / base
     if c > 1:
         flags = (*flags, "undercount_suspected")

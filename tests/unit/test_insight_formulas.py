@@ -12,7 +12,7 @@ from scipy import stats
 
 from server.feedback.indices import Kind
 from server.insight import formulas
-from server.insight.definitions import REGISTRY, UnknownMetricError, find
+from server.insight.definitions import REGISTRY, Definition, UnknownMetricError, find
 from server.insight.formulas import (
     Inputs,
     Takings,
@@ -106,10 +106,11 @@ def test_nothing_is_clipped_and_nothing_invented() -> None:
     assert value("conversion", shop(100, takings([1.0] * 120))).value == 1.2
     no_visits = value("conversion", shop(0, takings([9.0])))
     assert (no_visits.value, no_visits.flags) == (None, ("no_visits",))
-    assert value("conversion", shop(0)) == Value(None, numerator=0, denominator=0)
+    nobody = Value(None, flags=("no_visits",), numerator=0, denominator=0)
+    assert value("conversion", shop(0)) == value("spv", shop(0)) == nobody
     assert value("conversion", shop(None, takings([9.0]))).flags == ("visits_missing",)
-    nobody = value("conversion", shop(40))
-    assert (nobody.value, nobody.low, nobody.flags) == (0, None, ())
+    none_sold = value("conversion", shop(40))
+    assert (none_sold.value, none_sold.low, none_sold.flags) == (0, None, ())
     assert value("conversion", shop(9, SOLD, notes=frozenset({"dwell_too_long"}))) == Value(
         None, flags=("dwell_too_long",)
     )
@@ -276,6 +277,28 @@ def test_response_rate_is_of_people_who_went_out() -> None:
     assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), abs=1e-5)
     assert "undercount_suspected" in value("response_rate", shop(9, responses=6, asked=3.0)).flags
     assert value("response_rate", shop(9, responses=6)).flags == ("exits_not_counted",)
+
+
+ANYTHING = st.builds(
+    shop,
+    COUNTS,
+    st.sampled_from([Takings(), NONE_SOLD, SOLD, SOLD._replace(currency="")]),
+    audited=st.booleans(),
+    observed_s=st.sampled_from([0, 18_000, 36_000]),
+    passers=COUNTS, exits=COUNTS, groups=COUNTS, due=COUNTS, shifts=COUNTS, staffed_hours=COUNTS,
+    asked=COUNTS, stayed_s=COUNTS, stayers=COUNTS, inside_s=COUNTS, peak=COUNTS,
+    responses=st.sampled_from([None, 0, 5]),
+    inside_of_s=st.sampled_from([0, 900]),
+    answers=st.sampled_from([{}, {Kind.CES: (0, 0, 1)}, {Kind.NPS: (0,)}, {Kind.CSAT: (0, 2)}]),
+    notes=st.sampled_from([frozenset(), frozenset({"dwell_too_long", "dwell_derived"})]),
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([*REGISTRY.values()]), ANYTHING)
+def test_where_there_is_no_value_a_flag_says_why(kpi: Definition, inputs: Inputs) -> None:
+    found = kpi.compute(inputs)
+    assert found.value is not None or set(found.flags) - {"never_audited", "partial_coverage"}
 
 
 @settings(max_examples=20)
