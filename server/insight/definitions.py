@@ -27,8 +27,6 @@ class Need(StrEnum):
     RESPONSES = "responses"
     PEAK = "peak"
     STAY = "stay"
-    TOKENS = "tokens"
-    GROUPS = "groups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ REGISTRY: dict[str, Definition] = {
             "visits; null where no counter tells groups apart",
             "groups and people alone",
             _COUNTER,
-            (Need.GROUPS,),
+            (),
             formulas.groups,
             additive=True,
             projected=False,
@@ -235,7 +233,7 @@ REGISTRY: dict[str, Definition] = {
             f"visits; transactions ({_TAKEN})",
             "95 %, log scale: Var(ln C) = (1 - C)/T + (1 - coverage)^2 s_imp^2 + s_cal^2, s_cal "
             "the counters' relative standard error from recounts, s_imp that of what stands for "
-            f"the uncovered part ({formulas.IMPUTED_SE:.0%} unless estimated)",
+            f"the uncovered part ({formulas.IMPUTED_SE:.0%})",
             (Need.VISITS, Need.SALES, Need.DUE),
             formulas.conversion,
         ),
@@ -245,7 +243,7 @@ REGISTRY: dict[str, Definition] = {
             "T / groups; null where no counter tells groups apart",
             "groups and people alone; transactions",
             "as conversion",
-            (Need.VISITS, Need.SALES, Need.GROUPS),
+            (Need.VISITS, Need.SALES),
             formulas.conversion_of_groups,
             projected=False,
         ),
@@ -394,11 +392,11 @@ REGISTRY: dict[str, Definition] = {
         _define(
             "visit_frequency.v1",
             "visits per customer",
-            "n / sum(1/f) over people met, f how often each comes: who comes often is met more "
-            "often, and counts for less; of holders of a consented token only",
+            "visits / customers, of holders of a consented token who came: n / sum(1/f) over their "
+            "visits, f how often each comes, so that who is met often counts once all the same",
             "consented tokens",
             "none",
-            (Need.TOKENS,),
+            (),
             formulas.visit_frequency,
             days=True,
             projected=False,
@@ -409,7 +407,7 @@ REGISTRY: dict[str, Definition] = {
             "share of holders of a consented token who came more than once",
             "consented tokens",
             _WILSON,
-            (Need.TOKENS,),
+            (),
             formulas.repeat_share,
             days=True,
             projected=False,
@@ -419,10 +417,10 @@ REGISTRY: dict[str, Definition] = {
             "money",
             "sum over t of m_t S_t / (1 + i)^t, m_t the margin of a period, S_t the share still "
             "a customer by a beta-geometric model, i the discount; of holders of a consented "
-            "token only",
+            "token only, each cohort by its holders",
             "consented tokens",
             "none",
-            (Need.TOKENS,),
+            (),
             formulas.lifetime_value,
             days=True,
             projected=False,

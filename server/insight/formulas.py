@@ -20,8 +20,8 @@ from server.rollup.quality import coverage
 Z = 1.959964
 COMPLETE = 0.98
 IMPUTED_SE = 0.15
-"""Relative standard error of what was not covered, where no estimate says better: by how much a
-street counter's day differs from its expectation (eight sensors, eight years: 14 to 15 %)."""
+"""Relative standard error of what was not covered: by how much a street counter's day differs from
+its expectation (eight sensors, eight years: 14 to 15 %)."""
 CROSSINGS_PER_SHIFT = 6
 """How often staff walk in during a shift, where nobody tagged them: an assumption, 4 to 8."""
 MOST_DWELL_MIN = 20
@@ -63,6 +63,20 @@ def taken_together(parts: Sequence[Takings]) -> Takings:
     )
 
 
+class Cohort(NamedTuple):
+    """Holders of a consented token and what a model says of them, by equal periods from 0 on.
+
+    `margins`: what one who is still a customer brings in each; their churn is beta distributed
+    (`alpha`, `beta`); `discount` is that of one period.
+    """
+
+    holders: int
+    margins: tuple[float, ...]
+    alpha: float
+    beta: float
+    discount: float
+
+
 _NOTHING_TOLD = Takings()
 
 
@@ -75,6 +89,8 @@ class Inputs:
 
     `matched` are the sales of where visits are known, and alone divide by them. `due` are visits
     whose purchase falls into the row's time, where that differs from the visits themselves.
+    `groups` are told by counters, `tokens` (the visits of each holder who came) and `cohorts` by
+    holders' consent: no source of a site's tells them yet, and their KPIs are null and say so.
     `count_variance` is the counters' own error, None where one was never audited, or counted nobody
     in its recount.
     """
@@ -99,10 +115,10 @@ class Inputs:
     stayers: float | None = None
     peak: float | None = None
     peak_at: str | None = None
-    tokens: tuple[int, ...] | None = None
+    tokens: tuple[int, ...] = ()
+    cohorts: tuple[Cohort, ...] = ()
     count_variance: float | None = 0.0
     audited: bool = False
-    imputed_se: float = IMPUTED_SE
     notes: frozenset[str] = frozenset()
 
     @property
@@ -134,7 +150,6 @@ def added(parts: Sequence[Inputs]) -> Inputs:
     errors = [p.count_variance for p in parts if p.visits is not None]
     peaks = [p for p in parts if p.peak is not None]
     best = max(peaks, key=lambda p: p.peak or 0, default=None)
-    tokens = [p.tokens for p in parts if p.tokens is not None]
     return Inputs(
         visits=_sum([p.visits for p in parts]),
         exits=_sum([p.exits for p in parts]),
@@ -156,10 +171,10 @@ def added(parts: Sequence[Inputs]) -> Inputs:
         stayers=_sum([p.stayers for p in parts]),
         peak=None if best is None else best.peak,
         peak_at=None if best is None else best.peak_at,
-        tokens=None if not tokens else tuple(visits for each in tokens for visits in each),
+        tokens=tuple(visits for part in parts for visits in part.tokens),
+        cohorts=tuple(cohort for part in parts for cohort in part.cohorts),
         count_variance=None if None in errors else sum(e for e in errors if e is not None),
         audited=any(p.audited for p in parts),
-        imputed_se=max(p.imputed_se for p in parts),
         notes=notes,
     )
 
@@ -235,7 +250,7 @@ def relative_error(inputs: Inputs) -> float:
 
 def _missing_error(inputs: Inputs) -> float:
     """Return (1 - coverage) x the relative error of what stands for the uncovered part."""
-    return (1 - (1.0 if inputs.coverage is None else inputs.coverage)) * inputs.imputed_se
+    return (1 - (1.0 if inputs.coverage is None else inputs.coverage)) * IMPUTED_SE
 
 
 def visits(inputs: Inputs) -> Value:
@@ -486,22 +501,11 @@ NOT_IDENTIFIABLE = "not_identifiable_from_doors"
 
 
 def visit_frequency(inputs: Inputs) -> Value:
-    """Return n / sum(1 / f): who comes often is met more often, and counts for less."""
-    found = frequency_of_customers(inputs.tokens or ())
-    if inputs.tokens is None or found is None:
+    """Return visits / holders: each holder once, however often they were met."""
+    if not inputs.tokens:
         return _nothing(NOT_IDENTIFIABLE)
-    return Value(found, flags=("of_token_holders",))
-
-
-def frequency_of_customers(frequencies: Sequence[float]) -> float | None:
-    """Return the mean frequency of customers from people met on a visit, each with theirs.
-
-    Of people met at the door each is met in proportion to how often they come, so the plain mean
-    is too high: n / sum(1 / f) is the mean of all customers. Those without a frequency above 0
-    cannot have been met.
-    """
-    met = [each for each in frequencies if each > 0]
-    return len(met) / sum(1 / each for each in met) if met else None
+    n, met = len(inputs.tokens), sum(inputs.tokens)
+    return Value(met / n, flags=("of_token_holders",), numerator=met, denominator=n)
 
 
 def repeat_share(inputs: Inputs) -> Value:
@@ -514,22 +518,21 @@ def repeat_share(inputs: Inputs) -> Value:
 
 
 def lifetime_value(inputs: Inputs) -> Value:
-    """Return what a token holder is worth; None while there are no tokens."""
-    del inputs  # margins and retention are of customers, whom doors do not know
-    return _nothing(NOT_IDENTIFIABLE)
+    """Return sum m_t S_t / (1 + i)^t of a token holder; of several cohorts each by its holders."""
+    holders = sum(cohort.holders for cohort in inputs.cohorts)
+    if not holders:
+        return _nothing(NOT_IDENTIFIABLE)
+    worth = sum(cohort.holders * _worth_of(cohort) for cohort in inputs.cohorts)
+    return Value(worth / holders, None, None, ("of_token_holders",), worth, holders)
 
 
-def customer_lifetime_value(
-    margins: Sequence[float], *, retention: Sequence[float], discount: float
-) -> float:
-    """Return sum m_t S_t / (1 + i)^t; `retention` are the S_t, the share still there at t."""
-    return sum(
-        margin * kept / (1 + discount) ** t
-        for t, (margin, kept) in enumerate(zip(margins, retention, strict=True))
-    )
+def _worth_of(cohort: Cohort) -> float:
+    kept = survival(cohort.alpha, cohort.beta, periods=len(cohort.margins))
+    rate = 1 + cohort.discount
+    return sum(m * s / rate**t for t, (m, s) in enumerate(zip(cohort.margins, kept, strict=True)))
 
 
-def beta_geometric_survival(alpha: float, beta: float, *, periods: int) -> list[float]:
+def survival(alpha: float, beta: float, *, periods: int) -> list[float]:
     """Return the share of customers still there at 0, 1, ... of a shifted beta-geometric model.
 
     S(0) = 1, S(t) = S(t-1) (beta + t - 1) / (alpha + beta + t - 1) (Fader and Hardie 2007).

@@ -14,14 +14,12 @@ from server.feedback.indices import Kind
 from server.insight import formulas
 from server.insight.definitions import REGISTRY, Definition, UnknownMetricError, find
 from server.insight.formulas import (
+    Cohort,
     Inputs,
     Takings,
     Value,
     added,
-    beta_geometric_survival,
     busiest_hour,
-    customer_lifetime_value,
-    frequency_of_customers,
 )
 from server.insight.stays import later_purchases, shifted
 
@@ -74,11 +72,10 @@ def test_the_published_conversion_and_its_interval() -> None:
     st.integers(1, 5_000),
     st.integers(1, 50_000),
     st.floats(0.5, 1),
-    st.floats(0, 0.3),
     st.floats(0, 0.2),
 )
 def test_conversions_variance_is_of_three_terms(
-    t: int, visits: int, covered: float, s_imp: float, s_cal: float
+    t: int, visits: int, covered: float, s_cal: float
 ) -> None:
     seconds = round(covered * 10_000)
     sales = Takings(t, Decimal(t), t, currency="SEK")
@@ -89,12 +86,11 @@ def test_conversions_variance_is_of_three_terms(
             sales,
             observed_s=seconds,
             expected_s=10_000,
-            imputed_se=s_imp,
             count_variance=(s_cal * visits) ** 2,
         ),
     )
     c = t / visits
-    terms = np.array([max(0, 1 - c) / t, ((1 - seconds / 10_000) * s_imp) ** 2, s_cal**2])
+    terms = np.array([max(0, 1 - c) / t, ((1 - seconds / 10_000) * 0.15) ** 2, s_cal**2])
     half = stats.norm.ppf(0.975) * np.sqrt(terms.sum())
     assert found.value == pytest.approx(c)
     assert (found.low, found.high) == pytest.approx((c * exp(-half), c * exp(half)), rel=1e-4)
@@ -301,36 +297,58 @@ def test_where_there_is_no_value_a_flag_says_why(kpi: Definition, inputs: Inputs
     assert found.value is not None or set(found.flags) - {"never_audited", "partial_coverage"}
 
 
-@settings(max_examples=20)
-@given(st.lists(st.integers(1, 30), min_size=3, max_size=30))
+@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=4))
 def test_the_frequency_of_customers_is_found_again_from_people_who_are_met(
-    frequencies: list[int],
+    sites: list[list[int]],
 ) -> None:
-    """Meet everyone once per visit: the plain mean is too high, ours is that of customers."""
-    met = [f for f in frequencies for _ in range(f)]
-    found = frequency_of_customers(met)
-    assert found == pytest.approx(np.mean(frequencies))
-    assert found is not None
-    assert np.mean(met) >= found - 1e-9
-    assert frequency_of_customers([]) is None
+    """Meet everyone once per visit: the plain mean is too high, n / sum(1/f) is that of all."""
+    frequencies = [f for site in sites for f in site]
+    found = value("visit_frequency", added([shop(9, tokens=tuple(site)) for site in sites]))
+    met = np.repeat(frequencies, frequencies)
+    assert found.value == pytest.approx(len(met) / np.sum(1 / met))
+    assert (found.numerator, found.denominator) == (len(met), len(frequencies))
+    assert found.value <= np.mean(met) + 1e-9
+    assert found.flags == ("of_token_holders",)
 
 
 def test_who_came_is_not_identifiable_from_doors() -> None:
     for kpi in ("visit_frequency", "repeat_share", "customer_lifetime_value"):
         assert value(kpi, shop(100, SOLD)) == Value(None, flags=("not_identifiable_from_doors",))
     tokens = shop(100, tokens=(1, 1, 4))
-    assert value("repeat_share", tokens).value == pytest.approx(1 / 3)
-    assert value("visit_frequency", tokens).value == pytest.approx(3 / 2.25)
+    assert value("visit_frequency", tokens).value == 2
+    repeat = value("repeat_share", tokens)
+    oracle = stats.binomtest(1, 3).proportion_ci(method="wilson")
+    assert (repeat.value, repeat.low, repeat.high) == pytest.approx((1 / 3, *oracle), abs=1e-5)
 
 
 def test_lifetime_value_is_margins_times_survival_discounted() -> None:
-    survival = beta_geometric_survival(1.0, 1.0, periods=4)
-    assert survival == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])  # uniform churn: 1 / (t + 1)
-    kept = stats.beta(0.7, 2.2)  # of churn; survival is the mean of (1 - churn) ** t
-    oracle = [kept.expect(lambda churn, t=t: (1 - churn) ** t) for t in range(5)]
-    assert beta_geometric_survival(0.7, 2.2, periods=5) == pytest.approx(oracle, rel=1e-5)
-    found = customer_lifetime_value([100, 100], retention=[1, 0.5], discount=0.1)
-    assert found == pytest.approx(100 + 50 / 1.1)
+    uniform = Cohort(30, (100.0, 60.0, 90.0), 1.0, 1.0, 0.1)  # of whom 1 / (t + 1) are left
+    found = value("customer_lifetime_value", shop(9, cohorts=(uniform,)))
+    worth = 100 + 60 / 2 / 1.1 + 90 / 3 / 1.21
+    assert (found.value, found.numerator) == pytest.approx((worth, 30 * worth))
+    assert (found.denominator, found.flags) == (30, ("of_token_holders",))
+    churn = stats.beta(0.7, 2.2)  # survival is the mean of (1 - churn) ** t
+    kept = [churn.expect(lambda lost, t=t: (1 - lost) ** t) for t in range(5)]
+    other = Cohort(10, (8.0,) * 5, 0.7, 2.2, 0.02)
+    oracle = sum(8 * share / 1.02**t for t, share in enumerate(kept))
+    alone = value("customer_lifetime_value", shop(9, cohorts=(other,)))
+    assert alone.value == pytest.approx(oracle, rel=1e-5)
+    both = added([shop(9, cohorts=(uniform,)), shop(9), shop(9, cohorts=(other,))])
+    wanted = (30 * worth + 10 * oracle) / 40
+    assert value("customer_lifetime_value", both).value == pytest.approx(wanted, rel=1e-5)
+
+
+def test_groups_are_buying_units_and_never_visits() -> None:
+    counted = shop(1_000, SOLD, groups=600.0, count_variance=30.0**2)
+    groups, rate = value("groups", counted), value("conversion_of_groups", counted)
+    ends = 600 * np.exp(np.array([-1, 1]) * stats.norm.ppf(0.975) * 0.03)
+    assert (groups.value, groups.low, groups.high) == pytest.approx((600, *ends), rel=1e-5)
+    half = stats.norm.ppf(0.975) * sqrt((1 - 0.5) / 300 + 0.03**2)
+    assert (rate.value, rate.low) == pytest.approx((0.5, 0.5 * exp(-half)), rel=1e-5)
+    assert (rate.numerator, rate.denominator) == (300, 600)
+    assert value("visits", counted).value == 1_000
+    for kpi in ("groups", "conversion_of_groups"):
+        assert value(kpi, shop(1_000, SOLD)) == Value(None, flags=("groups_not_counted",))
 
 
 @pytest.mark.parametrize(("median", "bucket"), [(12, 60), (12, 15), (6.5, 60), (45, 60)])
