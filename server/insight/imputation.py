@@ -125,7 +125,10 @@ class Trial(NamedTuple):
 
 @dataclass(slots=True)
 class SiteModel:
-    """A site's cells and counters with what is expected of each; spreads are worked out once."""
+    """A site's cells and counters with what is expected of each.
+
+    Spreads, and what is expected in the time of a known sum, are worked out once.
+    """
 
     cells: Sequence[Cell]
     counters: Sequence[Counter]
@@ -135,6 +138,7 @@ class SiteModel:
     _silent: list[list[bool]] = field(init=False)
     _tests: dict[Kind, list[Trial]] = field(init=False, default_factory=dict)
     _spreads: dict[tuple[Kind, int], Spread] = field(init=False, default_factory=dict)
+    _wholes: dict[tuple[int, Known], float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.expected = [expectations(self.cells, each) for each in self.counters]
@@ -278,14 +282,20 @@ class SiteModel:
             part = _overlap(known, cell)
             if part <= 0:
                 continue
-            weights = [
-                (self.mean(number, other) or 0.0) * _overlap(known, self.cells[other])
-                for other in self._within(known)
-            ]
-            whole = sum(weights)
+            whole = self._whole(number, known)
             mine = (self.mean(number, at) or 0.0) * part
             if whole > 0:
                 found.append((known, known.visits * mine / whole, part))
+        return found
+
+    def _whole(self, number: int, known: Known) -> float:
+        """Return what a counter is expected to count in the time of a known sum."""
+        found = self._wholes.get((number, known))
+        if found is None:
+            found = self._wholes[number, known] = sum(
+                (self.mean(number, other) or 0.0) * _overlap(known, self.cells[other])
+                for other in self._within(known)
+            )
         return found
 
     def _within(self, known: Known) -> range:

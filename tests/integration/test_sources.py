@@ -129,6 +129,7 @@ async def test_who_may_only_read_stores_nothing(program: Program) -> None:
     )
     reader = Program(program.people, key)
     await reader.ask("POST", "/transactions", {"transactions": [sale("a")]}, status=403)
+    assert await program.people.owner.fetchval("select count(*) from transactions") == 0
 
 
 async def test_shifts_campaigns_and_rates_are_stored_once_and_corrected(program: Program) -> None:

@@ -197,6 +197,19 @@ def test_a_factors_score_is_the_mean_over_visitors_with_students_interval() -> N
     assert scores.factor_scores(made, [])["f1"] is None
 
 
+def test_visitors_who_all_say_the_same_are_no_certainty() -> None:
+    made = battery()
+    answers = [{"overall": 10, "f1_0": 4, "f1_1": 4}] * 3
+    found, overall = scores.factor_scores(made, answers)["f1"], scores.overall_score(made, answers)
+    like = stats.binomtest(3, 3).proportion_ci(method="wilson").low
+    assert found is not None
+    assert overall is not None
+    assert (found.value, overall.value, overall.high) == (4, 10, 10)
+    assert found.low == pytest.approx(4 * like + 1 * (1 - like))
+    assert found.high == pytest.approx(4 * like + 5 * (1 - like))
+    assert overall.low == pytest.approx(10 * like)
+
+
 def test_who_agrees_with_a_reversed_statement_speaks_against_the_factor() -> None:
     made = battery(1, 2, shown=2)
     turned = msgspec.structs.replace(

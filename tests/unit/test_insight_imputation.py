@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from server.insight import imputation
 from server.insight.imputation import (
     USUAL,
     Kind,
@@ -253,6 +254,27 @@ def test_a_known_sum_is_spread_and_adds_up() -> None:
     assert whole.high95 == pytest.approx(333)
     some = model.interval(parts[:4])
     assert some.low95 < sum(means[:4]) < some.high95
+
+
+def test_what_is_expected_in_a_gap_is_worked_out_once_and_not_for_each_of_its_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = week_cells(12)
+    hidden = range(len(cells) - 7 * len(HOURS), len(cells))
+    known = Known(cells[hidden[0]].start_s, cells[-1].end_s, 500.0)
+    others = hide(full([20.0] * len(cells)), *hidden)
+    model = SiteModel(cells, [others, others], [[known], [known]])
+    looked, overlap = 0, imputation._overlap
+
+    def counted(known: Known, cell: Cell) -> float:
+        nonlocal looked
+        looked += 1
+        return overlap(known, cell)
+
+    monkeypatch.setattr(imputation, "_overlap", counted)
+    means = [missing.mean or 0.0 for at in hidden if (missing := model.missing(at)) is not None]
+    assert sum(means) == pytest.approx(2 * 500)
+    assert looked == 2 * 2 * len(hidden)  # of each counter: its weights, and each cell's own
 
 
 @settings(max_examples=200, deadline=None)
