@@ -382,8 +382,8 @@ REGISTRY: dict[str, Definition] = {
             "response_rate.v1",
             "share",
             "answers to a kiosk's first question, as the filter of misuse left them, / people out "
-            "at the kiosk's own door, or at the site's perimeter where it stands at no counted one; "
-            "opening hours in which the exits were observed, on both sides",
+            "at the kiosk's own door, or at the site's perimeter where it stands at no counted "
+            "one; opening hours in which the exits were observed, on both sides",
             "answers; people out",
             _WILSON,
             (Need.RESPONSES,),
