@@ -94,7 +94,7 @@ def rates(
     if visits is None:
         flags.append("visits_missing")
     elif visits <= 0:
-        flags += ["no_visits"] if t else []
+        flags.append("no_visits")
     else:
         c, spv = t / visits, net / visits
         if c > 1:

@@ -38,6 +38,7 @@ def test_sales_without_visits_have_no_conversion() -> None:
     assert (found.conversion, found.spv, found.atv) == (None, None, 100)
     assert found.flags == ("no_visits",)
     assert rates(Sales(5, Decimal(500), 5), None, coverage=0.0).flags == ("visits_missing",)
+    assert rates(Sales(), 0).flags == ("no_visits",)
 
 
 def test_visits_without_sales_have_conversion_0_and_no_ratios_of_sales() -> None:
