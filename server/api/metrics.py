@@ -144,6 +144,9 @@ class TargetRow(msgspec.Struct, frozen=True):
 
     `projected` is the period's value as it is likely to be, with its 80 % interval; on track: all
     of that meets the target; off track: none; at risk: part. `reason` says why nothing can be said.
+    `needed` is what the days left must bring for the target to be met exactly, `usual` what they
+    are expected to: per day, or as the ratio over them. `coverage` is that of the `days_done`, of
+    which `days_measured` count as measured.
     """
 
     target: str
@@ -163,6 +166,11 @@ class TargetRow(msgspec.Struct, frozen=True):
     high: float | None
     probability: float | None
     days_left: int
+    days_done: int
+    days_measured: int
+    needed: float | None
+    usual: float | None
+    coverage: float | None
 
 
 class TargetRecord(msgspec.Struct, frozen=True):
@@ -216,7 +224,8 @@ def _row(known: Known[Target], stands: Outlook) -> TargetRow:
         *(known.ref, facts.site, facts.metric, facts.since, facts.until, facts.wanted),
         *(facts.at_most, facts.scope, facts.note, stands.track, stands.reason),
         *(stands.to_date, stands.projected, stands.low, stands.high, stands.probability),
-        stands.days_left,
+        *(stands.days_left, stands.days_done, stands.days_measured, stands.needed, stands.usual),
+        stands.coverage,
     )
 
 

@@ -25,7 +25,7 @@ from server.insight.calendar import OF_COUNTERS, Year, aligned, country_of, inco
 from server.insight.definitions import Definition, Need
 from server.insight.formulas import Inputs, added
 from server.insight.money import MixedCurrenciesError
-from server.insight.reading import Cell, Read, read
+from server.insight.reading import Cell, Read, heard, read
 from server.insight.tally import Range
 from server.rollup.answer import Position, TooLongError
 from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, utc_text
@@ -543,7 +543,7 @@ def _of_place(
             estimate = metric.compute(whole_imputed)
         share = covered
         if not of_visits:
-            share = _heard(cells) if of_kiosks else None
+            share = heard(cells) if of_kiosks else None
         rows.append(
             MetricRow(
                 metric.id,
@@ -587,12 +587,6 @@ def _standing(cells: Sequence[Cell]) -> tuple[State, int]:
     states = {cell.state for cell in cells}
     worst = next((s for s in (State.OPEN, State.COMPLETE) if s in states), State.FINAL)
     return worst, sum(cell.revision for cell in cells)
-
-
-def _heard(cells: Sequence[Cell]) -> float | None:
-    """Return the share of the kiosks' buckets that were observed."""
-    asked_of = sum(cell.asked_of for cell in cells)
-    return round(sum(cell.heard for cell in cells) / asked_of, 4) if asked_of else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -8,7 +8,7 @@ means themselves; it says nothing of events that the eight weeks knew nothing of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 from math import erf, sqrt
@@ -40,7 +40,12 @@ class DayOf:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """The period's value so far and projected, with its 80 % interval, and what follows."""
+    """The period's value so far and projected, with its 80 % interval, and what follows.
+
+    `needed`: what the days that are left must bring for the target to be met exactly, `usual`: what
+    they are expected to: per day, or as the ratio over all of them. None where no day is left, or
+    nothing can be projected. `coverage` is that of the days that are over.
+    """
 
     track: Track
     reason: str | None = None
@@ -50,6 +55,11 @@ class Outlook:
     high: float | None = None
     probability: float | None = None
     days_left: int = 0
+    days_done: int = 0
+    days_measured: int = 0
+    needed: float | None = None
+    usual: float | None = None
+    coverage: float | None = None
 
 
 def outlook(
@@ -63,17 +73,30 @@ def outlook(
 ) -> Outlook:
     """Return where a target stands: `done` are the period's days that are over, `left` the rest."""
     known = [day for day in done if day.numerator is not None]
+    found = _outlook(wanted, at_most, history, done, known, left, additive)
+    return replace(found, days_left=len(left), days_done=len(done), days_measured=len(known))
+
+
+def _outlook(
+    wanted: float,
+    at_most: bool,
+    history: Sequence[DayOf],
+    done: Sequence[DayOf],
+    known: Sequence[DayOf],
+    left: Sequence[date],
+    additive: bool,
+) -> Outlook:
     to_date = _ratio(known, additive)
     base = [day for day in (*history, *done) if day.numerator is not None]
     if done and len(done) - len(known) > MOST_MISSING * len(done):
-        return Outlook(Track.CANNOT_BE_SAID, "days_missing", to_date, days_left=len(left))
+        return Outlook(Track.CANNOT_BE_SAID, "days_missing", to_date)
     open_days = [*left, *(day.day for day in done if day.numerator is None)]
     if not open_days:
         if to_date is None:
             return Outlook(Track.CANNOT_BE_SAID, "nothing_to_divide_by")
-        return _judged(wanted, at_most, to_date, to_date, 0.0, 0)
+        return _judged(wanted, at_most, to_date, to_date, 0.0)
     if len(base) < LEAST_DAYS:
-        return Outlook(Track.CANNOT_BE_SAID, "too_few_days", to_date, days_left=len(left))
+        return Outlook(Track.CANNOT_BE_SAID, "too_few_days", to_date)
     expected = _Expected.of(base)
     ahead = [expected.on(day) for day in open_days]
     numerator = sum(d.numerator or 0 for d in known) + sum(n for n, _ in ahead)
@@ -82,12 +105,19 @@ def outlook(
     else:
         whole = sum(d.denominator or 0 for d in known) + sum(d for _, d in ahead)
         if whole <= 0:
-            return Outlook(Track.CANNOT_BE_SAID, "nothing_to_divide_by", days_left=len(left))
+            return Outlook(Track.CANNOT_BE_SAID, "nothing_to_divide_by")
         ratio = numerator / whole
     n, spread = len(open_days), expected.spread(base, ratio)
     follow = (1 + CORRELATION) / (1 - CORRELATION)
     sd = sqrt(spread * (n * follow + n * n / len(base))) / whole
-    return _judged(wanted, at_most, to_date, numerator / whole, sd, len(left))
+    found = _judged(wanted, at_most, to_date, numerator / whole, sd)
+    rest = [expected.on(day) for day in left]
+    share = float(len(left)) if additive else sum(d for _, d in rest)
+    if share <= 0:
+        return found
+    usual = sum(n for n, _ in rest)
+    needed = wanted * whole - (numerator - usual)
+    return replace(found, needed=needed / share, usual=usual / share)
 
 
 def _ratio(days: Sequence[DayOf], additive: bool) -> float | None:
@@ -101,7 +131,7 @@ def _ratio(days: Sequence[DayOf], additive: bool) -> float | None:
 
 
 def _judged(
-    wanted: float, at_most: bool, to_date: float | None, value: float, sd: float, left: int
+    wanted: float, at_most: bool, to_date: float | None, value: float, sd: float
 ) -> Outlook:
     low, high = value - _Z80 * sd, value + _Z80 * sd
     if sd > 0:
@@ -112,7 +142,7 @@ def _judged(
     probability = 1 - above if at_most else above
     good, bad = (high <= wanted, low > wanted) if at_most else (low >= wanted, high < wanted)
     track = Track.ON_TRACK if good else Track.OFF_TRACK if bad else Track.AT_RISK
-    return Outlook(track, None, to_date, value, low, high, probability, left)
+    return Outlook(track, None, to_date, value, low, high, probability)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,12 @@ class Read:
         return inputs
 
 
+def heard(cells: Sequence[Cell]) -> float | None:
+    """Return the share of the kiosks' buckets that were observed."""
+    asked_of = sum(cell.asked_of for cell in cells)
+    return round(sum(cell.heard for cell in cells) / asked_of, 4) if asked_of else None
+
+
 async def read(
     connection: asyncpg.Connection,
     within: Range,

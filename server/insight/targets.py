@@ -4,7 +4,7 @@ A target is of whole local days. Each change is audited in the transaction that 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from math import isfinite
 
@@ -15,9 +15,10 @@ from server.errors import ConflictError, NotFoundError
 from server.fleet import checks
 from server.fleet.checks import FieldError, Known
 from server.fleet.register import By, added, changed, lock_organisation, new_ref
-from server.insight import definitions
+from server.insight import definitions, formulas
+from server.insight.definitions import Definition, Need
 from server.insight.projection import DayOf, Outlook, outlook
-from server.insight.reading import read
+from server.insight.reading import Cell, heard, read
 from server.insight.tally import Range
 from server.rollup.buckets import Size, local
 from server.rollup.places import Site, load_sites
@@ -60,14 +61,22 @@ async def find(connection: asyncpg.Connection, organisation: int, ref: str) -> K
 
 
 async def listed(
-    connection: asyncpg.Connection, *, sites: Sequence[str], after: str, limit: int
+    connection: asyncpg.Connection,
+    *,
+    sites: Sequence[str],
+    after: str,
+    limit: int,
+    ends_after: date | None = None,
 ) -> list[Known[Target]]:
-    """Return targets by reference, of the named sites if any is named."""
+    """Return targets by reference, of the named sites if any is named.
+
+    `ends_after`: those alone whose last day is this one or later.
+    """
     await load_sites(connection, sites)  # names that are none are refused
     rows = await connection.fetch(
         _TARGET + "where t.ref > $1 and (cardinality($3::text[]) = 0 or s.ref = any($3)) "
-        "order by t.ref limit $2",
-        *(after, limit, list(sites)),
+        "and ($4::date is null or t.until_day > $4) order by t.ref limit $2",
+        *(after, limit, list(sites), ends_after),
     )
     return [_known(row) for row in rows]
 
@@ -142,11 +151,18 @@ async def edit(
 
 
 async def remove(
-    connection: asyncpg.Connection, organisation: int, ref: str, *, actor: str, now: datetime
+    connection: asyncpg.Connection,
+    organisation: int,
+    ref: str,
+    *,
+    seen: str | None = None,
+    actor: str,
+    now: datetime,
 ) -> Known[Target]:
-    """Give a target up; return what it was. Raises NotFoundError."""
+    """Give a target up; return what it was. Raises NotFoundError, ChangedError."""
     await lock_organisation(connection, organisation)
     before = await find(connection, organisation, ref)
+    before.demand_unchanged(seen)
     await connection.execute("delete from kpi_targets where id = $1", before.id)
     by = By(actor=actor, now=now, noted=record)
     return await added(connection, organisation, "target given up", before, by=by)
@@ -197,17 +213,28 @@ async def outlooks(
     return found
 
 
-def _stands(target: Target, days: Sequence[DayOf], today: date) -> Outlook:
+def _stands(target: Target, known: Sequence[tuple[DayOf, Cell]], today: date) -> Outlook:
+    days = [day for day, _ in known]
     first_left = max(target.since, today)
     left = [first_left + timedelta(days=n) for n in range((target.until - first_left).days)]
-    return outlook(
+    metric, over = definitions.find(target.metric), min(target.until, today)
+    found = outlook(
         target.wanted,
         at_most=target.at_most,
         history=[day for day in days if day.day < min(target.since, today)],
-        done=[day for day in days if target.since <= day.day < min(target.until, today)],
+        done=[day for day in days if target.since <= day.day < over],
         left=left,
-        additive=definitions.find(target.metric).additive,
+        additive=metric.additive,
     )
+    cells = [cell for day, cell in known if target.since <= day.day < over]
+    return replace(found, coverage=_coverage(metric, cells))
+
+
+def _coverage(metric: Definition, cells: Sequence[Cell]) -> float | None:
+    """Return the share of the time that was observed; None where no device observes the KPI."""
+    if Need.VISITS in metric.needs:
+        return formulas.added([cell.inputs for cell in cells]).coverage
+    return heard(cells) if Need.FEEDBACK in metric.needs else None
 
 
 async def _days(
@@ -219,24 +246,23 @@ async def _days(
     until: date,
     scope: Scope,
     now_s: int,
-) -> dict[str, list[DayOf]]:
+) -> dict[str, list[tuple[DayOf, Cell]]]:
     """Return each target's days; a day that was poorly covered counts as not measured."""
     if since >= until:
         return {known.ref: [] for known in members}
     needs = frozenset().union(*(definitions.find(m.facts.metric).needs for m in members))
     within = Range(Size.DAY, since, until, scope, now_s)
     reads = await read(connection, within, list(sites.values()), needs=needs)
-    found: dict[str, list[DayOf]] = {}
+    found: dict[str, list[tuple[DayOf, Cell]]] = {}
     for known in members:
         metric = definitions.find(known.facts.metric)
         each = reads[sites[known.facts.site].id]
-        rows: list[DayOf] = []
+        rows: list[tuple[DayOf, Cell]] = []
         for bucket, cell in zip(each.grid, each.cells, strict=True):
             value = metric.compute(cell.inputs)
             poor = cell.inputs.coverage is not None and cell.inputs.coverage < LEAST_COVERAGE
             counted = not poor and value.numerator is not None
-            rows.append(
-                DayOf(bucket.start_day, value.numerator if counted else None, value.denominator)
-            )
+            day = DayOf(bucket.start_day, value.numerator if counted else None, value.denominator)
+            rows.append((day, cell))
         found[known.ref] = rows
     return found

@@ -34,6 +34,7 @@ class Permission(StrEnum):
     MANAGE_AUTHORITIES = "manage authorities"
     RUN_EXPERIMENTS = "run experiments"
     ASK_VISITORS = "ask visitors"
+    SET_TARGETS = "set targets"
 
 
 _READ = frozenset({Permission.READ_NUMBERS, Permission.READ_FLEET})
@@ -52,6 +53,7 @@ MAY: dict[Role, frozenset[Permission]] = {
             Permission.READ_NUMBERS,
             Permission.RUN_EXPERIMENTS,
             Permission.ASK_VISITORS,
+            Permission.SET_TARGETS,
             Permission.ACT_ON_FEEDBACK,
         }
     ),

@@ -22,6 +22,7 @@ from server.portal import (
     opinions,
     quality,
     surveys,
+    targets,
     trends,
 )
 from server.portal.chart import chart_of
@@ -33,7 +34,10 @@ from server.web.site import Site
 
 log = structlog.get_logger(__name__)
 
-SECTIONS = (trends, opinions, surveys, experiments, quality, accuracy, digest)
+SECTIONS = (
+    *(trends, targets, opinions, surveys, experiments, quality, accuracy),
+    digest,
+)
 """What else the menu leads to, in its order."""
 REFRESH_S = 2.0
 MAX_STREAMS = 500  # a stream is a sleeping task; more than this is a misbehaving client

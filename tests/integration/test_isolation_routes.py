@@ -36,6 +36,7 @@ GET: dict[str, Asked] = {
     "/sites/{site}": Asked({"day": "2026-04-01"}),
     "/sites/{site}/chart.json": Asked(),
     "/digest": Asked(),
+    "/targets": Asked({"over": "yes"}, {"site": "{site}"}),
     "/quality": Asked({"month": "2026-03"}, {"site": "{site}"}),
     "/trends": Asked({}, {"site": "{site}"}),
     "/trends/chart.json": Asked({}, {"site": "{site}"}),
@@ -130,6 +131,11 @@ FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": 
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
     "/digest": Asked({"wanted": "no"}),
+    "/targets": Asked(
+        {"metric": "visits", "wanted": "x", "from": "2026-05-01", "to": "2026-06-01"},
+        {"site": "{site}"},
+    ),
+    "/targets/{target}": Asked({"wanted": "5", "version": "0"}),
     "/feedback/touchpoints": Asked({"name": ""}),
     "/feedback/alerts/{alert}": Asked({"do": "done"}),
     "/feedback/actions/{action}": Asked({"do": "close"}),

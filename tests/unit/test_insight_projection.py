@@ -133,6 +133,47 @@ def test_where_nobody_can_know_nothing_is_said() -> None:
     assert nobody.reason == "nothing_to_divide_by"
 
 
+def test_the_days_measured_are_told_apart_from_those_that_are_over() -> None:
+    history = days(FIRST - timedelta(days=56), [100.0] * 56)
+    over = days(FIRST, [100.0, None, 100.0, 100.0, 100.0, 100.0])
+    left = [FIRST + timedelta(days=n) for n in range(6, 10)]
+    found = outlook(900, at_most=False, history=history, done=over, left=left, additive=True)
+    assert (found.days_done, found.days_measured, found.days_left) == (6, 5, 4)
+    assert found.usual == pytest.approx(100)
+    assert found.needed == pytest.approx((900 - 600) / 4)  # the day not measured was as others
+
+
+@given(
+    st.lists(st.floats(1, 1e3), min_size=14, max_size=40),
+    st.lists(st.one_of(st.none(), st.floats(1, 1e3)), max_size=20),
+    st.integers(1, 20),
+    st.floats(0.1, 1e4),
+    st.booleans(),
+)
+def test_days_that_bring_what_is_needed_meet_the_target_exactly(
+    history: list[float], done: list[float | None], left: int, wanted: float, rate: bool
+) -> None:
+    """The oracle adds up the period as it would be, day by day."""
+    base = 50.0 if rate else None
+    before = days(FIRST - timedelta(days=len(history)), history, base)
+    over = days(FIRST, done, base)
+    asked = {"at_most": False, "history": before, "done": over, "additive": not rate}
+    coming = [FIRST + timedelta(days=len(done) + n) for n in range(left)]
+    found = outlook(wanted, left=coming, **asked)  # type: ignore[arg-type]
+    if found.needed is None:
+        assert found.track is Track.CANNOT_BE_SAID
+        return
+    assert found.projected is not None
+    assert found.usual is not None
+    days_of_all = (len(done) + left) * 50.0 if rate else 1.0
+    per_day = 50.0 if rate else 1.0
+    instead = found.projected * days_of_all + left * per_day * (found.needed - found.usual)
+    assert instead / days_of_all == pytest.approx(wanted, rel=1e-6)
+    assert (found.needed > found.usual) == (wanted > found.projected) or (
+        found.needed == pytest.approx(found.usual)
+    )
+
+
 @given(
     st.lists(st.one_of(st.none(), st.floats(0, 1e4)), max_size=40),
     st.lists(st.one_of(st.none(), st.floats(0, 1e4)), max_size=20),
