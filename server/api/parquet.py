@@ -21,6 +21,7 @@ import msgspec
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MEDIA_TYPE = "application/vnd.apache.parquet"
 INSTANTS = frozenset(
@@ -41,7 +42,24 @@ def available() -> bool:
 def to_parquet(answer: msgspec.Struct, row: type[msgspec.Struct]) -> bytes:
     """Return the rows of `answer.data` as a compressed file, the same for the same rows."""
     import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with writer(sink, row) as file:
+        file.write_table(table_of(answer, row))
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+def writer(sink: Any, row: type[msgspec.Struct]) -> "pq.ParquetWriter":
+    """Return what writes tables of a row's type to `sink`, one after the other; to be closed."""
     import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(sink, schema_of(row), compression="zstd")
+
+
+def table_of(answer: msgspec.Struct, row: type[msgspec.Struct]) -> "pa.Table":
+    """Return the rows of `answer.data` as a table."""
+    import pyarrow as pa
 
     rows: Sequence[msgspec.Struct] = getattr(answer, "data", ())
     schema = schema_of(row)
@@ -49,10 +67,7 @@ def to_parquet(answer: msgspec.Struct, row: type[msgspec.Struct]) -> bytes:
         pa.array((_plain(getattr(each, field.name), column.type) for each in rows), column.type)
         for field, column in zip(msgspec.structs.fields(row), schema, strict=True)
     ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
-    written: bytes = sink.getvalue().to_pybytes()
-    return written
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 @cache

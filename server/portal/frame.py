@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 import asyncpg
@@ -121,10 +122,19 @@ class Portal:
             **values,
         )
 
-    def command(self, request: web.Request, look: Look, query: str) -> str:
-        """Return a command that gets the same numbers; empty for who may not read them all."""
+    def command(
+        self, request: web.Request, look: Look, query: str, *, body: str = "", into: str = ""
+    ) -> str:
+        """Return a command that gets the same numbers; empty for who may not read them all.
+
+        With a JSON `body` it posts that; `into` is the file that it writes.
+        """
         if not look.sees_all:
             return ""
         key = self.passes.make(look.visitor, look.organisation)
         base = self.settings.public_url or f"http://{request.host}"
-        return f"curl -s -H 'Authorization: Bearer {key}' '{base}/v1/{query}'"
+        parts = ["curl -s", f"-H 'Authorization: Bearer {key}'"]
+        if body:
+            parts += ["-H 'Content-Type: application/json'", f"-d {quote(body)}"]
+        parts += [f"-o {quote(into)}"] if into else []
+        return " ".join((*parts, f"'{base}/v1/{query}'"))

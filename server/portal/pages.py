@@ -18,6 +18,7 @@ from server.portal import (
     accuracy,
     digest,
     experiments,
+    exports,
     numbers,
     opinions,
     quality,
@@ -35,7 +36,7 @@ from server.web.site import Site
 log = structlog.get_logger(__name__)
 
 SECTIONS = (
-    *(trends, targets, opinions, surveys, experiments, quality, accuracy),
+    *(trends, targets, opinions, surveys, experiments, quality, accuracy, exports),
     digest,
 )
 """What else the menu leads to, in its order."""

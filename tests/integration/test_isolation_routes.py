@@ -36,6 +36,8 @@ GET: dict[str, Asked] = {
     "/sites/{site}": Asked({"day": "2026-04-01"}),
     "/sites/{site}/chart.json": Asked(),
     "/digest": Asked(),
+    "/exports": Asked({"dataset": "kpis"}, {"site": "{site}"}),
+    "/exports/file": Asked({"from": "2026-03-01", "to": "2026-03-04"}, {"site": "{site}"}),
     "/targets": Asked({"over": "yes"}, {"site": "{site}"}),
     "/quality": Asked({"month": "2026-03"}, {"site": "{site}"}),
     "/trends": Asked({}, {"site": "{site}"}),
