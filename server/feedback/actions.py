@@ -155,16 +155,20 @@ async def listed(
     organisation: int,
     *,
     sites: Sequence[str] = (),
+    open_only: bool = False,
     before: str | None = None,
     limit: int = 1_000,
 ) -> list[Action]:
-    """Return actions, the latest first; `before` is the ref that the page before ended with."""
+    """Return actions, the latest first; `before` is the ref that the page before ended with.
+
+    `open_only`: those that were not carried out yet.
+    """
     rows = await connection.fetch(
         _ACTIONS  # noqa: S608 - texts of ours
         + " and ($2::text[] is null or s.ref = any($2)) "
         "and ($3::text is null or a.id < (select id from actions where ref = $3)) "
-        "order by a.id desc limit $4",
-        *(organisation, list(sites) or None, before, limit),
+        "and (not $5 or a.done_on is null and a.closed_at is null) order by a.id desc limit $4",
+        *(organisation, list(sites) or None, before, limit, open_only),
     )
     return [_action(row) for row in rows]
 

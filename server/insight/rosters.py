@@ -5,8 +5,8 @@ taken as they were planned, breaks included: a roster is no time clock.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, tzinfo
 
 import asyncpg
 
@@ -17,6 +17,36 @@ class Staffed:
 
     hours: float
     shifts: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnShift:
+    """How many are on shift in a role (empty: none was told), and until when the last of them."""
+
+    role: str
+    people: int
+    until: datetime
+
+    def at(self, zone: tzinfo) -> "OnShift":
+        """Return the same by the clock of a zone."""
+        return replace(self, until=self.until.astimezone(zone))
+
+
+async def on_shift(
+    connection: asyncpg.Connection, site_id: int, at: datetime
+) -> list[OnShift] | None:
+    """Return who is rostered at an instant, by role; None at a site that never had a roster."""
+    if not await connection.fetch(_HEARD, [site_id]):
+        return None
+    return [OnShift(*row) for row in await connection.fetch(_ON_SHIFT, site_id, at)]
+
+
+async def next_shift(
+    connection: asyncpg.Connection, site_id: int, after: datetime
+) -> datetime | None:
+    """Return when the next shift begins, within a day; None if none does."""
+    found: datetime | None = await connection.fetchval(_NEXT_SHIFT, site_id, after)
+    return found
 
 
 async def staffed_hours(
@@ -42,6 +72,16 @@ async def staffed_in(
     return found
 
 
+_ON_SHIFT = """
+    select role, count(*)::int, max(ends_at) from staff_shifts
+    where site_id = $1 and starts_at <= $2 and ends_at > $2
+      and starts_at > $2::timestamptz - interval '24 hours'
+    group by role order by role
+"""
+_NEXT_SHIFT = """
+    select min(starts_at) from staff_shifts
+    where site_id = $1 and starts_at > $2 and starts_at < $2::timestamptz + interval '24 hours'
+"""
 _HEARD = """
     select asked.site_id from unnest($1::int[]) as asked (site_id)
     where exists (select from staff_shifts t where t.site_id = asked.site_id)

@@ -128,7 +128,7 @@ class Pages:
             name = look.visitor.name or look.visitor.user_ref
             return await alerts.take(db, organisation, alert, assignee=name, **one)  # type: ignore[arg-type]
 
-        return await self._done(request, look, ref, "answer alert", act)
+        return await self._done(request, look, ref, "answer alert", act, _back(form, ref))
 
     async def plan(self, request: web.Request) -> web.Response:
         """Plan an action at a site."""
@@ -170,7 +170,7 @@ class Pages:
             done_on = _day(form, "done_on")
             return await actions.carry_out(db, organisation, action, done_on, actor=actor, now=now)
 
-        return await self._done(request, look, ref, "change action", act)
+        return await self._done(request, look, ref, "change action", act, _back(form, ref))
 
     async def add_touchpoint(self, request: web.Request) -> web.Response:
         """Add a touchpoint: for who may act in all of the organisation."""
@@ -211,12 +211,13 @@ class Pages:
         ref: str,
         what: str,
         act: Callable[[asyncpg.Connection], Awaitable[object]],
+        back: str = "",
     ) -> web.Response:
-        """Act, and go back to the site's page; what is refused is said there."""
+        """Act, and go `back`, or to the site's page; what is refused is said there."""
         done = await self._portal.acted(look, what, act)
         if isinstance(done, VestibuleError):
             return await self._page(request, ref, problem=Problem.of(done))
-        raise web.HTTPSeeOther(f"/feedback/{ref}")
+        raise web.HTTPSeeOther(back or f"/feedback/{ref}")
 
     async def _page(
         self, request: web.Request, ref: str, *, problem: Problem | None = None
@@ -329,6 +330,11 @@ async def _alert_place(look: Look, ref: str) -> tuple[str, Place]:
 async def _action_place(look: Look, ref: str) -> tuple[str, Place]:
     found: Action = await actions.find(look.db, look.organisation, ref)
     return found.site, Place(look.organisation, found.region_id, found.site_id)
+
+
+def _back(form: Mapping[str, str], ref: str) -> str:
+    """Return the page that a form on the shop's own page leads back to."""
+    return f"/shop/{ref}" if form.get("back") == "shop" else ""
 
 
 async def _form_of(request: web.Request) -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from server.portal import (
     numbers,
     opinions,
     quality,
+    shop,
     surveys,
     targets,
     trends,
@@ -36,7 +37,7 @@ from server.web.site import Site
 log = structlog.get_logger(__name__)
 
 SECTIONS = (
-    *(trends, targets, opinions, surveys, experiments, quality, accuracy, exports),
+    *(shop, trends, targets, opinions, surveys, experiments, quality, accuracy, exports),
     digest,
 )
 """What else the menu leads to, in its order."""

@@ -190,13 +190,26 @@ def compare(
     today: Sequence[CountRow], before: Sequence[CountRow], *, until: datetime
 ) -> Comparison:
     """Compare two days' quarters up to `until` (today's local time); see the module's rules."""
-    ended = [row for row in today if _ends(row) <= until and row.hours is not Hours.CLOSED]
-    times = {_start(row).timetz().replace(tzinfo=None) for row in ended}
-    then = [row for row in before if _start(row).timetz().replace(tzinfo=None) in times]
-    now_visits, then_visits = _sum(ended), _sum(then)
-    covered = bool(ended) and min(_covered(ended), _covered(then)) >= COMPARABLE
-    over = len(ended) == sum(row.hours is not Hours.CLOSED for row in today)
+    now_visits, now_share = up_to(today, today, until=until)
+    then_visits, then_share = up_to(today, before, until=until)
+    ended = len(_ended(today, until=until))
+    covered = bool(ended) and min(now_share, then_share) >= COMPARABLE
+    over = ended == sum(row.hours is not Hours.CLOSED for row in today)
     return _comparison(now_visits, then_visits, few=FEW if over else FEW_SO_FAR, covered=covered)
+
+
+def up_to(
+    today: Sequence[CountRow], day: Sequence[CountRow], *, until: datetime
+) -> tuple[int, float]:
+    """Return visits and coverage of a day's quarters at the times of today's that have ended."""
+    ended = _ended(today, until=until)
+    times = {_start(row).timetz().replace(tzinfo=None) for row in ended}
+    same = [row for row in day if _start(row).timetz().replace(tzinfo=None) in times]
+    return _sum(same), _covered(same)
+
+
+def _ended(today: Sequence[CountRow], *, until: datetime) -> list[CountRow]:
+    return [row for row in today if _ends(row) <= until and row.hours is not Hours.CLOSED]
 
 
 def _comparison(now: int, before: int, *, few: int, covered: bool) -> Comparison:

@@ -38,6 +38,8 @@ GET: dict[str, Asked] = {
     "/digest": Asked(),
     "/exports": Asked({"dataset": "kpis"}, {"site": "{site}"}),
     "/exports/file": Asked({"from": "2026-03-01", "to": "2026-03-04"}, {"site": "{site}"}),
+    "/shop": Asked(),
+    "/shop/{site}": Asked(),
     "/targets": Asked({"over": "yes"}, {"site": "{site}"}),
     "/quality": Asked({"month": "2026-03"}, {"site": "{site}"}),
     "/trends": Asked({}, {"site": "{site}"}),
