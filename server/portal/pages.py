@@ -21,6 +21,7 @@ from server.portal import (
     exports,
     numbers,
     opinions,
+    popups,
     quality,
     shop,
     surveys,
@@ -37,7 +38,7 @@ from server.web.site import Site
 log = structlog.get_logger(__name__)
 
 SECTIONS = (
-    *(shop, trends, targets, opinions, surveys, experiments, quality, accuracy, exports),
+    *(shop, trends, targets, popups, opinions, surveys, experiments, quality, accuracy, exports),
     digest,
 )
 """What else the menu leads to, in its order."""

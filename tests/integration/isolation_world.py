@@ -156,8 +156,9 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         *(organisation, names["region"], words),
     )
     site = await owner.fetchval(
-        "insert into sites (organisation_id, ref, name, time_zone, region_id, address) "
-        "values ($1, $2, $3, 'Europe/Oslo', $4, $3) returning id",
+        "insert into sites (organisation_id, ref, name, time_zone, region_id, address, opens_on, "
+        "closes_on) values ($1, $2, $3, 'Europe/Oslo', $4, $3, '2026-01-01', '2026-12-31') "
+        "returning id",
         *(organisation, names["site"], words, region),
     )
     door = await owner.fetchval(

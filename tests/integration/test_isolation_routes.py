@@ -38,6 +38,8 @@ GET: dict[str, Asked] = {
     "/digest": Asked(),
     "/exports": Asked({"dataset": "kpis"}, {"site": "{site}"}),
     "/exports/file": Asked({"from": "2026-03-01", "to": "2026-03-04"}, {"site": "{site}"}),
+    "/popups": Asked(),
+    "/popups/{site}": Asked(),
     "/shop": Asked(),
     "/shop/{site}": Asked(),
     "/targets": Asked({"over": "yes"}, {"site": "{site}"}),
