@@ -25,10 +25,18 @@ from server.insight.calendar import OF_COUNTERS, Year, aligned, country_of, inco
 from server.insight.definitions import Definition, Need
 from server.insight.formulas import Inputs, added
 from server.insight.money import MixedCurrenciesError
-from server.insight.reading import Cell, Read, heard, read
+from server.insight.reading import Cell, Read, Span, heard, read
 from server.insight.tally import Range
 from server.rollup.answer import Position, TooLongError
-from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, utc_text
+from server.rollup.buckets import (
+    Bucket,
+    Size,
+    bucket_count,
+    buckets,
+    day_start,
+    instant,
+    utc_text,
+)
 from server.rollup.places import Site, load_sites
 from server.rollup.quality import Scope, State
 from server.rollup.query import MOST_BUCKETS
@@ -178,10 +186,11 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
         needs=query.needs,
         imputed=query.estimates,
         currency=query.currency if query.of_money else None,
+        spans=_spans(query.within(now_s), page.sites),
     )
     before: dict[int, Read] = {}
     if query.compare is Compare.LAST_YEAR:
-        before = await _year_before(connection, page.query, found, now_s=now_s)
+        before = await _year_before(connection, query, page.query, found, now_s=now_s)
     regions = await _regions(connection) if query.by is Of.REGION else {}
     if query.of_money and query.by is not Of.SITE:
         _check_currencies(found, regions)
@@ -293,6 +302,12 @@ def _grid(query: MetricQuery, site: Site) -> tuple[Bucket, ...]:
                    last.end_utc),)  # fmt: skip
 
 
+def _spans(within: Range, sites: Sequence[Site]) -> dict[int, Span]:
+    """Return each site's whole range, of which a page is a part."""
+    grids = ((site.id, within.grid(site)) for site in sites)
+    return {key: (grid[0].start_s, grid[-1].end_s) for key, grid in grids if grid}
+
+
 async def _regions(connection: asyncpg.Connection) -> dict[int, str | None]:
     return dict(
         await connection.fetch(
@@ -324,24 +339,47 @@ def twin(label: str, site: Site) -> str:
 
 async def _year_before(
     connection: asyncpg.Connection,
+    whole: MetricQuery,
     query: MetricQuery,
     found: Mapping[int, Read],
     *,
     now_s: int,
 ) -> dict[int, Read]:
-    days = {twin(bucket.label, each.site)[:10] for each in found.values() for bucket in each.grid}
+    """Return the days that those of `query`, a page of `whole`, are compared with."""
+    sites = [each.site for each in found.values()]
+    days = _twin_days(query.within(now_s), sites)
     if not days:
         return {}
-    first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
+    first, last = min(low for low, _ in days.values()), max(high for _, high in days.values())
     earlier = replace(query, since=first, until=last + timedelta(days=1))
     if earlier.base is not query.base:  # a total of hours stays one
         until = datetime(last.year, last.month, last.day) + timedelta(days=1)  # noqa: DTZ001
         earlier = replace(earlier, since=datetime(first.year, first.month, first.day), until=until)  # noqa: DTZ001
-    sites = [each.site for each in found.values()]
-    currency = query.currency if query.of_money else None
+    days = _twin_days(whole.within(now_s), sites)
+    spans: dict[int, Span] = {}
+    for site in sites:
+        low, high = days[site.time_zone]
+        spans[site.id] = (
+            day_start(site.time_zone, low), day_start(site.time_zone, high + timedelta(days=1))
+        )  # fmt: skip
     return await read(
-        connection, earlier.within(now_s), sites, needs=query.needs, currency=currency
+        connection,
+        earlier.within(now_s),
+        sites,
+        needs=query.needs,
+        currency=query.currency if query.of_money else None,
+        spans=spans,
     )
+
+
+def _twin_days(within: Range, sites: Sequence[Site]) -> dict[str, tuple[date, date]]:
+    """Return by time zone the first and the last day that those of a range are compared with."""
+    found: dict[str, tuple[date, date]] = {}
+    for site in sites:
+        if site.time_zone not in found and (grid := within.grid(site)):
+            days = {twin(bucket.label, site)[:10] for bucket in grid}
+            found[site.time_zone] = date.fromisoformat(min(days)), date.fromisoformat(max(days))
+    return found
 
 
 # -- rows ----------------------------------------------------------------------------------------

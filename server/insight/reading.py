@@ -43,6 +43,9 @@ _NOTHING_MISSED = 0.999
 _EVERY = 1 << 40
 _Z = 1.959964
 
+Span = tuple[int, int]
+"""From when to when, in seconds."""
+
 
 @dataclass(slots=True)
 class Cell:
@@ -64,11 +67,16 @@ class Cell:
 
 @dataclass(slots=True)
 class Read:
-    """What was read of a site: its buckets with their cells, and what its visits are made of."""
+    """What was read of a site: its buckets with their cells, and what its visits are made of.
+
+    `span`: the whole question's range, of which these buckets may be a part. Perimeter, counting
+    error and stays are told from that, so that no value depends on where an answer is cut.
+    """
 
     site: Site
     grid: tuple[Bucket, ...]
     cells: list[Cell]
+    span: Span
     perimeter: Perimeter = field(default_factory=Perimeter)
     error: CountingError | None = None
 
@@ -105,12 +113,14 @@ async def read(
     needs: Collection[Need],
     imputed: bool = False,
     currency: str | None = None,
+    spans: Mapping[int, Span] | None = None,
 ) -> dict[int, Read]:
     """Return by site what KPIs with these needs are made of, in the buckets of `within`.
 
-    Sales are in `currency`, None: in each site's own. Raises NoRateError.
+    Sales are in `currency`, None: in each site's own. `spans` are those of the whole question by
+    site, None: of `within`. Raises NoRateError.
     """
-    found = await asyncio.to_thread(_empty, within, sites)
+    found = await asyncio.to_thread(_empty, within, sites, spans or {})
     if not found:
         return found
     if Need.VISITS in needs:
@@ -137,7 +147,7 @@ async def read(
     return found
 
 
-def _empty(within: Range, sites: Sequence[Site]) -> dict[int, Read]:
+def _empty(within: Range, sites: Sequence[Site], spans: Mapping[int, Span]) -> dict[int, Read]:
     """Return the sites' buckets, of which only the clock is known."""
     found: dict[int, Read] = {}
     states: dict[tuple[Bucket, ...], list[State]] = {}
@@ -148,11 +158,13 @@ def _empty(within: Range, sites: Sequence[Site]) -> dict[int, Read]:
         if grid not in states:
             now_s = within.now_s
             states[grid] = [state(b.end_s, now_s=now_s, accounted_s=now_s) for b in grid]
-        found[site.id] = Read(site, grid, [Cell(Inputs(), known) for known in states[grid]])
+        cells = [Cell(Inputs(), known) for known in states[grid]]
+        span = spans.get(site.id, (grid[0].start_s, grid[-1].end_s))
+        found[site.id] = Read(site, grid, cells, span)
     return found
 
 
-def _span(found: Mapping[int, Read]) -> tuple[int, int]:
+def _span(found: Mapping[int, Read]) -> Span:
     return (
         min(each.grid[0].start_s for each in found.values()),
         max(each.grid[-1].end_s for each in found.values()),
@@ -174,12 +186,10 @@ async def _read_visits(
     needs: Collection[Need],
 ) -> None:
     reads = found.values()
-    _, last = _span(found)
     sites = [each.site for each in reads]
-    spans = {key: (each.grid[0].start_s, each.grid[-1].end_s) for key, each in found.items()}
+    spans = {key: each.span for key, each in found.items()}
     perimeters = await load_perimeters(connection, sites, spans=spans)
-    day = datetime.fromtimestamp(min(last, within.now_s), UTC).date()
-    errors = await counting_errors(connection, list(found), day=day)
+    errors = await _errors(connection, found, now_s=within.now_s)
     for key, each in found.items():
         each.perimeter, each.error = perimeters[key], errors.get(key)
     outer = await tallies(connection, within, [(r.site, r.perimeter.outer) for r in reads])
@@ -189,6 +199,20 @@ async def _read_visits(
         passing = await tallies(connection, within, groups)
     await asyncio.to_thread(_fill_visits, found, outer, passing)
     await _weigh_doors(connection, within, found)
+
+
+async def _errors(
+    connection: asyncpg.Connection, found: Mapping[int, Read], *, now_s: int
+) -> dict[int, CountingError]:
+    """Return the counting error of each site as it was known when its question's range ended."""
+    by_day: dict[date, list[int]] = {}
+    for key, each in found.items():
+        day = datetime.fromtimestamp(min(each.span[1], now_s), UTC).date()
+        by_day.setdefault(day, []).append(key)
+    errors: dict[int, CountingError] = {}
+    for day, keys in by_day.items():
+        errors |= await counting_errors(connection, keys, day=day)
+    return errors
 
 
 def _fill_visits(
@@ -327,8 +351,8 @@ async def _read_stays(
 ) -> None:
     """Add up people inside by quarters, and the stays of the turns that end in each bucket."""
     reads = list(found.values())
-    since = min(local(r.site.time_zone, r.grid[0].start_s).date() for r in reads)
-    until = max(local(r.site.time_zone, r.grid[-1].end_s - 1).date() for r in reads)
+    since = min(local(r.site.time_zone, r.span[0]).date() for r in reads)
+    until = max(local(r.site.time_zone, r.span[1] - 1).date() for r in reads)
     stays = await _occupancies(
         connection, reads, since=since, until=until + timedelta(days=1), now_s=within.now_s
     )
@@ -375,21 +399,22 @@ async def _read_due(
 async def _median_stays(
     connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
 ) -> dict[int, float]:
-    """Return the median stay in minutes over two weeks up to the range's first day, or to now.
+    """Return the median stay in minutes over the two weeks before the question's range, or now.
 
-    By Little's law, of the turns that are known; of a few sites only, as it takes their quarters.
+    By Little's law, of the turns that are known. It takes all quarters: of a few sites at a time.
     """
-    if len(found) > _STAY_SITES:
-        return {}
-    first, _ = _span(found)
-    until = datetime.fromtimestamp(min(first + 86_400, within.now_s), UTC).date()
-    stays = await _occupancies(
-        connection,
-        list(found.values()),
-        since=until - timedelta(days=_STAY_DAYS),
-        until=until,
-        now_s=within.now_s,
-    )
+    by_day: dict[date, list[Read]] = {}
+    for each in found.values():
+        first = local(each.site.time_zone, min(each.span[0], within.now_s)).date()
+        by_day.setdefault(first, []).append(each)
+    stays: dict[int, Occupancy] = {}
+    for until, reads in by_day.items():
+        since = until - timedelta(days=_STAY_DAYS)
+        for at in range(0, len(reads), _STAY_SITES):
+            part = reads[at : at + _STAY_SITES]
+            stays |= await _occupancies(
+                connection, part, since=since, until=until, now_s=within.now_s
+            )
     medians: dict[int, float] = {}
     for key, occupancy in stays.items():
         known = [t for t in occupancy.turns if t.dwell_s is not None]

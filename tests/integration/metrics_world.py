@@ -96,6 +96,14 @@ async def hour(
     await store(world, spot, quarters_of(day, *entered, left=left, at=at))
 
 
+async def stay(world: World, spot: int, day: date, quarters: int) -> None:
+    """Let 20 people in by each quarter from 10 to 12, each of whom leaves `quarters` later."""
+    starts = [at for at, _, _ in quarters_of(day, *range(36), at=8)]
+    entered = [20 if 8 <= n < 16 else 0 for n in range(36)]
+    left = [20 if 8 <= n - quarters < 16 else 0 for n in range(36)]
+    await store(world, spot, list(zip(starts, entered, left, strict=True)))
+
+
 async def sell(
     world: World, organisation: int, site: int, day: date, *amounts: float, at: int = 10
 ) -> None:

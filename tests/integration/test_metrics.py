@@ -24,6 +24,7 @@ from tests.integration.metrics_world import (
     query,
     rows,
     sell,
+    stay,
     store,
 )
 from tests.integration.opinions_world import derive, press
@@ -418,16 +419,15 @@ async def test_a_counter_that_counted_nobody_in_its_recount_is_said_to_have(worl
     assert "counted_nobody" in together["flags"]
 
 
-async def test_an_hours_conversion_is_null_where_people_stay_long(world: World) -> None:
+async def test_an_hours_conversion_is_null_where_people_stay_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = await world.organisation("own")
-    for name, stay in (("quick", 1), ("slow", 6)):
+    for name, quarters in (("quick", 1), ("slow", 6)):
         site = await world.site(own, name, hours=(600, 780))
         spot = await world.spot(own, site, f"{name}-door")
         for day in (date(2026, 3, 3), date(2026, 3, 4)):
-            starts = [at for at, _, _ in quarters_of(day, *range(36), at=8)]
-            entered = [20 if 8 <= n < 16 else 0 for n in range(36)]
-            left = [20 if 8 <= n - stay < 16 else 0 for n in range(36)]
-            await store(world, spot, list(zip(starts, entered, left, strict=True)))
+            await stay(world, spot, day, quarters)
         await sell(world, own, site, date(2026, 3, 4), *[10.0] * 5, at=11)
     await world.derive()
     asked = {"from_": "2026-03-04T11:00", "to": "2026-03-04T12:00", "bucket": "hour"}
@@ -435,6 +435,9 @@ async def test_an_hours_conversion_is_null_where_people_stay_long(world: World) 
     assert quick["value"] is not None
     assert "dwell_derived" in quick["flags"]
     assert (slow["value"], slow["flags"]) == (None, ["dwell_too_long"])
+    assert await rows(world, metrics=["conversion"], sites=["slow"], **asked) == [slow]
+    monkeypatch.setattr("server.insight.reading._STAY_SITES", 1)  # more sites than are read at once
+    assert await rows(world, metrics=["conversion"], **asked) == [quick, slow]
     days = await rows(world, metrics=["dwell", "occupancy"], from_="2026-03-03", to="2026-03-04")
     assert [row["value"] for row in days[::2]] == pytest.approx([15, 90], rel=0.2)
     assert all(row["value"] > 0 for row in days[1::2])

@@ -4,20 +4,17 @@ import csv
 import io
 import json
 import re
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.insight import recounts
 from server.insight.definitions import REGISTRY
-from tests.integration.api_world import World
-from tests.integration.metrics_world import (
-    chain,
-    post,
-    query,
-    rows,
-)
+from tests.integration.api_world import World, utc
+from tests.integration.metrics_world import chain, post, query, rows, sell, stay
 
 pytestmark = pytest.mark.services
 
@@ -40,6 +37,48 @@ async def test_pages_put_together_are_the_whole(world: World) -> None:
         assert found == whole, (by, limit)
     status, body = await query(world, **{**asked, "metrics": ["exits"]}, cursor="abcd")
     assert (status, body["code"]) == (400, "bad_cursor")
+
+
+async def test_an_hours_numbers_do_not_depend_on_where_a_page_is_cut(world: World) -> None:
+    """What people stay, the perimeter and the counters' error are those of the whole question."""
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=(600, 780))
+    spot = await world.spot(own, site, "door")
+    late = await world.spot(own, site, "late", assigned=utc("2026-03-05T12:00"))
+    for number, quarters in ((3, 1), (4, 6), (5, 6)):
+        await stay(world, spot, date(2026, 3, number), quarters)
+        await stay(world, late, date(2026, 3, number), quarters)
+        await sell(world, own, site, date(2026, 3, number), *[10.0] * 5, at=11)
+    await world.owner.execute(
+        "insert into mountings (organisation_id, spot_id, purpose, valid) values "
+        "($1, $2, 'entrance', tstzrange(null, $3)), ($1, $2, 'passage', tstzrange($3, null))",
+        *(own, late, utc("2026-03-05T11:30")),
+    )
+    async with world.owner.transaction():
+        await recounts.add(
+            world.owner, own, "door", method="video", counted_by="Ada",
+            blocks=[recounts.Counted(utc("2026-03-05T09:00"), 100, 90)],
+            actor="user ada", now=utc("2026-03-06T09:00"),
+        )  # fmt: skip
+    await world.derive()
+    asked: dict[str, Any] = {
+        "metrics": ["visits", "conversion", "occupancy"], "from_": "2026-03-04", "to": "2026-03-06",
+        "bucket": "hour", "compare": "last_year",
+    }  # fmt: skip
+    whole = await rows(world, **asked)
+    assert len(whole) == 3 * 48
+    by_hour = {row["local"][:16]: row["value"] for row in whole if row["metric"] == "visits.v1"}
+    assert by_hour["2026-03-04T10:00"] == 80  # of the door alone, the other is a passage by now
+    for limit in (33, 70):
+        found: list[Any] = []
+        cursor: dict[str, Any] = {}
+        while True:
+            _, page = await query(world, **asked, limit=limit, **cursor)
+            found += page["data"]
+            if page["next"] is None:
+                break
+            cursor = {"cursor": page["next"]}
+        assert found == whole, limit
 
 
 async def test_an_answer_has_an_etag_and_is_csv_of_the_same_columns(world: World) -> None:
