@@ -269,15 +269,23 @@ class _Page:
         if query.by is Of.SITE:
             return MetricPage(rows, self.next)
         if query.after is not None:
-            at = query.after.ref, query.after.start_s
-            rows = [row for row in rows if _place(row) >= at]
+            rows = rows[_first_of(rows, query.after) :]
         room = query.limit - query.limit % len(query.metrics)
-        following = Position(*_place(rows[room])) if len(rows) > room else None
+        following = _position(rows[room]) if len(rows) > room else None
         return MetricPage(rows[:room], following)
 
 
-def _place(row: MetricRow) -> tuple[str, int]:
-    return row.region or "", int(datetime.fromisoformat(row.start).timestamp())
+def _position(row: MetricRow) -> Position:
+    """Return where a group's bucket stands: labels are its own, instants not where zones differ."""
+    return Position(f"{row.local}|{row.fold}|{row.region or ''}", 0)
+
+
+def _first_of(rows: Sequence[MetricRow], after: Position) -> int:
+    """Return the number of a page's first row. Raises UnanswerableError if it is there no more."""
+    for number, row in enumerate(rows):
+        if _position(row) == after:
+            return number
+    raise UnanswerableError("cursor", "regions were changed meanwhile: begin without a cursor")
 
 
 def _following(sites: Sequence[Site]) -> Position | None:

@@ -12,7 +12,7 @@ from server.fleet import sites
 from server.fleet.checks import FieldError
 from server.insight import conversion, estimate
 from tests.integration.api_world import World, utc
-from tests.integration.metrics_world import query
+from tests.integration.metrics_world import query, rows
 from tests.integration.opinions_world import derive, press
 from tests.integration.people_world import NOW, People
 from tests.integration.test_sources import Program, program, sale
@@ -191,3 +191,26 @@ async def test_a_plan_or_recount_beyond_the_calendar_is_refused_by_field(people:
         refused = await program.ask("POST", "/targets", target, status=422)
         assert refused["parameter"] == "from"
     assert (await program.ask("GET", "/targets"))["data"] == []
+
+
+async def test_pages_of_hours_in_two_zones_have_each_row_once_also_where_they_begin_together(
+    world: World,
+) -> None:
+    organisation = await world.organisation("own")
+    for name, zone in (("west", "Europe/Stockholm"), ("east", "Europe/Helsinki")):
+        await world.spot(organisation, await world.site(organisation, name, zone=zone), f"{name}-1")
+    asked: dict[str, Any] = {
+        "metrics": ["visits"], "bucket": "hour", "by": "organisation",
+        "from_": "2026-03-29T00:00", "to": "2026-03-29T08:00",
+    }  # fmt: skip
+    whole = await rows(world, **asked)
+    assert len({row["from"] for row in whole}) < len(whole)
+    paged: list[dict[str, Any]] = []
+    cursor = {}
+    for _ in whole:
+        status, body = await query(world, **asked, **cursor, limit=1)
+        assert status == 200, body
+        paged += body["data"]
+        cursor = {"cursor": body["next"]}
+    assert paged == whole
+    assert cursor == {"cursor": None}
