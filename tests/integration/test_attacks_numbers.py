@@ -206,7 +206,7 @@ async def test_pages_of_hours_in_two_zones_have_each_row_once_also_where_they_be
     whole = await rows(world, **asked)
     assert len({row["from"] for row in whole}) < len(whole)
     paged: list[dict[str, Any]] = []
-    cursor = {}
+    cursor: dict[str, Any] = {}
     for _ in whole:
         status, body = await query(world, **asked, **cursor, limit=1)
         assert status == 200, body
