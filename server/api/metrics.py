@@ -146,7 +146,8 @@ class TargetRow(msgspec.Struct, frozen=True):
     of that meets the target; off track: none; at risk: part. `reason` says why nothing can be said.
     `needed` is what the days left must bring for the target to be met exactly, `usual` what they
     are expected to: per day, or as the ratio over them. `coverage` is that of the `days_done`, of
-    which `days_measured` count as measured.
+    which `days_measured` count as measured. Days on which the site is closed are none of those
+    left, nor in scope `open` of those done.
     """
 
     target: str

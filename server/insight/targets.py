@@ -1,6 +1,8 @@
 """Targets: what a KPI of a site is to be in a period, and whether it will.
 
-A target is of whole local days. Each change is audited in the transaction that makes it.
+A target is of whole local days. Nothing is projected for days on which its site is closed, and in
+the scope of opening hours they are none at all, unless something was sold or told on one. Each
+change is audited in the transaction that makes it.
 """
 
 from collections.abc import Sequence
@@ -208,15 +210,19 @@ async def outlooks(
             now_s=now_s,
         )
         for known in members:
-            today = local(sites[known.facts.site].time_zone, now_s).date()
-            found[known.ref] = _stands(known.facts, days[known.ref], today)
+            site = sites[known.facts.site]
+            today = local(site.time_zone, now_s).date()
+            found[known.ref] = _stands(known.facts, days[known.ref], site, today)
     return found
 
 
-def _stands(target: Target, known: Sequence[tuple[DayOf, Cell]], today: date) -> Outlook:
+def _stands(
+    target: Target, known: Sequence[tuple[DayOf, Cell]], site: Site, today: date
+) -> Outlook:
     days = [day for day, _ in known]
     first_left = max(target.since, today)
-    left = [first_left + timedelta(days=n) for n in range((target.until - first_left).days)]
+    ahead = [first_left + timedelta(days=n) for n in range((target.until - first_left).days)]
+    left = [day for day in ahead if site.calendar.day(day).open_s]
     metric, over = definitions.find(target.metric), min(target.until, today)
     found = outlook(
         target.wanted,
@@ -262,6 +268,9 @@ async def _days(
             value = metric.compute(cell.inputs)
             poor = cell.inputs.coverage is not None and cell.inputs.coverage < LEAST_COVERAGE
             counted = not poor and value.numerator is not None
+            shut = scope is Scope.OPEN and not each.site.calendar.day(bucket.start_day).open_s
+            if shut and not value.numerator:
+                continue
             day = DayOf(bucket.start_day, value.numerator if counted else None, value.denominator)
             rows.append((day, cell))
         found[known.ref] = rows

@@ -1,13 +1,13 @@
 """Targets through the API: set once, changed without loss, isolated, and judged by the numbers."""
 
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from server.api.keys import create_api_key
 from tests.integration.api_world import World
-from tests.integration.metrics_world import TEN, quarters_of, rows, sell, store
+from tests.integration.metrics_world import TEN, ZONE, quarters_of, rows, sell, store
 from tests.integration.people_world import People
 from tests.integration.test_api_register import Api
 
@@ -73,6 +73,53 @@ async def test_a_second_target_of_the_same_is_refused_and_who_may_only_read_sets
     key = await create_api_key(api.people.owner, api.people.organisations["own"])
     status, problem, _ = await Api(api.people, key).ask("POST", "/targets", visits())
     assert (status, problem["code"]) == (403, "missing_scope")
+
+
+async def test_no_visits_are_invented_for_days_on_which_a_shop_is_closed(world: World) -> None:
+    """Now is Thursday, the 2nd of April; the shop closes at weekends, at Easter, once before."""
+    own = await world.organisation("own")
+    site = await world.site(own, "shop", hours=TEN)
+    await world.owner.execute("delete from opening_hours where weekday >= 5")
+    shut = {date(2026, 3, 24), date(2026, 4, 3), date(2026, 4, 6)}
+    await world.owner.executemany(
+        "insert into opening_exceptions (organisation_id, site_id, day) values ($1, $2, $3)",
+        [(own, site, day) for day in shut],
+    )
+    spot = await world.spot(own, site, "door")
+    first, quarters = datetime(2026, 2, 23, tzinfo=ZONE).astimezone(UTC), []
+    for number in range(38 * 96):
+        start = first + number * timedelta(minutes=15)
+        at = start.astimezone(ZONE)
+        busy = at.hour == 10 and at.weekday() < 5 and at.date() not in shut
+        quarters.append((start, 25 if busy else 0, 0))
+    await store(world, spot, quarters)
+    for day in (date(2026, 2, 23) + timedelta(days=offset) for offset in range(38)):
+        if day.weekday() < 5 and day not in shut:
+            await sell(world, own, site, day, *[10.0] * 20)
+    await sell(world, own, site, date(2026, 3, 29), 50.0)  # on a Sunday, and real all the same
+    await world.derive()
+    for ref, metric, scope in (
+        ("t1", "visits.v1", "open"),
+        ("t2", "visits.v1", "all"),
+        ("t3", "conversion.v1", "open"),
+        ("t4", "net_sales.v1", "open"),
+    ):
+        await world.owner.execute(
+            "insert into kpi_targets (organisation_id, site_id, ref, metric, from_day, until_day, "
+            "wanted, at_most, scope) values ($1, $2, $3, $4, $5, $6, 1000, false, $7)",
+            *(own, site, ref, metric, date(2026, 3, 23), date(2026, 4, 13), scope),
+        )
+    found = (await world.get("/targets"))["data"]
+    tuesday = 500 / 6  # over all days, of which one was closed
+    assert [row["reason"] for row in found] == [None] * 4
+    assert [row["to_date"] for row in found] == [700, 700, 0.2, 1_450]
+    assert [row["projected"] for row in found] == pytest.approx(
+        [1_200, 1_100 + tuesday, 0.2, 2_450]
+    )
+    assert {row["days_left"] for row in found} == {5}  # the 2nd, and the 7th to the 10th
+    assert [row["days_measured"] for row in found] == [7, 10, 7, 8]
+    assert [row["days_done"] for row in found] == [7, 10, 7, 8]
+    assert found[0]["usual"] == pytest.approx(100)
 
 
 async def test_targets_are_judged_by_the_numbers_that_metrics_answers(world: World) -> None:
