@@ -13,7 +13,7 @@ KPIs that counters are asked for alone: what tills say is compared alike, whatev
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -27,16 +27,9 @@ from server.insight.formulas import Inputs, added
 from server.insight.money import MixedCurrenciesError
 from server.insight.reading import Cell, Read, Span, heard, read
 from server.insight.tally import Range
+from server.insight.yearbefore import twin, year_before
 from server.rollup.answer import Position, TooLongError
-from server.rollup.buckets import (
-    Bucket,
-    Size,
-    bucket_count,
-    buckets,
-    day_start,
-    instant,
-    utc_text,
-)
+from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, utc_text
 from server.rollup.places import Site, load_sites
 from server.rollup.quality import Scope, State
 from server.rollup.query import MOST_BUCKETS
@@ -190,7 +183,14 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
     )
     before: dict[int, Read] = {}
     if query.compare is Compare.LAST_YEAR:
-        before = await _year_before(connection, query, page.query, found, now_s=now_s)
+        before = await year_before(
+            connection,
+            page.query.within(now_s),
+            [each.site for each in found.values()],
+            whole=query.within(now_s),
+            needs=query.needs,
+            currency=query.currency if query.of_money else None,
+        )
     regions = await _regions(connection) if query.by is Of.REGION else {}
     if query.of_money and query.by is not Of.SITE:
         _check_currencies(found, regions)
@@ -334,60 +334,6 @@ def _check_currencies(found: Mapping[int, Read], regions: Mapping[int, str | Non
     for currencies in told.values():
         if len(currencies) > 1:
             raise MixedCurrenciesError(currencies)
-
-
-# -- the year before -----------------------------------------------------------------------------
-
-
-def twin(label: str, site: Site) -> str:
-    """Return the label of the day, or time of day, that a base bucket is compared with."""
-    day = aligned(date.fromisoformat(label[:10]), country_of(site.time_zone)).day
-    return day.isoformat() + label[10:16]
-
-
-async def _year_before(
-    connection: asyncpg.Connection,
-    whole: MetricQuery,
-    query: MetricQuery,
-    found: Mapping[int, Read],
-    *,
-    now_s: int,
-) -> dict[int, Read]:
-    """Return the days that those of `query`, a page of `whole`, are compared with."""
-    sites = [each.site for each in found.values()]
-    days = _twin_days(query.within(now_s), sites)
-    if not days:
-        return {}
-    first, last = min(low for low, _ in days.values()), max(high for _, high in days.values())
-    earlier = replace(query, since=first, until=last + timedelta(days=1))
-    if earlier.base is not query.base:  # a total of hours stays one
-        until = datetime(last.year, last.month, last.day) + timedelta(days=1)  # noqa: DTZ001
-        earlier = replace(earlier, since=datetime(first.year, first.month, first.day), until=until)  # noqa: DTZ001
-    days = _twin_days(whole.within(now_s), sites)
-    spans: dict[int, Span] = {}
-    for site in sites:
-        low, high = days[site.time_zone]
-        spans[site.id] = (
-            day_start(site.time_zone, low), day_start(site.time_zone, high + timedelta(days=1))
-        )  # fmt: skip
-    return await read(
-        connection,
-        earlier.within(now_s),
-        sites,
-        needs=query.needs,
-        currency=query.currency if query.of_money else None,
-        spans=spans,
-    )
-
-
-def _twin_days(within: Range, sites: Sequence[Site]) -> dict[str, tuple[date, date]]:
-    """Return by time zone the first and the last day that those of a range are compared with."""
-    found: dict[str, tuple[date, date]] = {}
-    for site in sites:
-        if site.time_zone not in found and (grid := within.grid(site)):
-            days = {twin(bucket.label, site)[:10] for bucket in grid}
-            found[site.time_zone] = date.fromisoformat(min(days)), date.fromisoformat(max(days))
-    return found
 
 
 # -- rows ----------------------------------------------------------------------------------------
