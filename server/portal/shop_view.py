@@ -1,16 +1,17 @@
 """What a store manager's phone shows, as values, and the rule of what is usual. Pure.
 
 Decided here: today's visits, up to the last whole quarter of an hour, stand beside those of the
-same weekday in the eight weeks before, up to the same time of day: their median, and the range that
-the middle half of them lies in. Only days count that were observed to `COMPARABLE`, and nothing is
-called usual of fewer than `LEAST_DAYS` of them. Where today itself was observed less, the two are
-shown and no word is made of it: what was missed may be the difference.
+same weekday in the eight weeks before, up to the same time of day: their median, and the range from
+their lower to their upper quartile, in whole visits outward. Only days count that were observed to
+`COMPARABLE`, and nothing is called usual of fewer than `LEAST_DAYS` of them. Where today itself was
+observed less, the two are shown and no word is made of it: what was missed may be the difference.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
+from math import ceil, floor
 from statistics import quantiles
 
 from server.feedback.actions import Action
@@ -91,7 +92,7 @@ def usual_of(
     if len(known) < LEAST_DAYS:
         return Usual(now, fair, len(known))
     low, middle, high = quantiles(known, n=4, method="inclusive")
-    return Usual(now, fair, len(known), round(middle), round(low), round(high))
+    return Usual(now, fair, len(known), round(middle), floor(low), ceil(high))
 
 
 def due_of(actions: Sequence[Action], *, today: date) -> tuple[Action, ...]:
