@@ -19,6 +19,7 @@ from agent.enrol import EnrolError, enrol
 from agent.link import Identity
 from ops.demo.newcomer import new_label
 from ops.demo.state import Folder, State
+from ops.demo.survey import ask_visitors
 from ops.demo.world import (
     PUBLISHED,
     QUESTIONNAIRE,
@@ -67,6 +68,7 @@ async def build_world(connection: asyncpg.Connection, state: State) -> dict[str,
         "keys": made.keys,
         "spots": made.spots,
         "sites": made.sites,
+        "survey": await ask_visitors(connection, owner, actor=ACTOR),
         "built": True,
     }
 

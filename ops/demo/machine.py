@@ -15,6 +15,7 @@ from agent.clock import SystemClock
 from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Outbox
 from ops.demo.inspector import InspectedDevice
+from ops.demo.kiosk import OpenKiosk
 from ops.demo.meter import Door, Meter, Sum
 from ops.demo.newcomer import FRAME_S as NEWCOMER_FRAME_S
 from ops.demo.newcomer import Newcomer
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 LIVE_FRAME_S = 15
 INSPECTED_FRAME_S = 5
+PRESSED_FRAME_S = 2  # who presses waits to see it
 LINK = LinkOptions(retry_min_s=0.5, retry_max_s=4.0)  # a demo's patience
 _UPLOAD_POLL_S = 0.2
 
@@ -51,6 +53,7 @@ class Machine:
     cable: FaultProxy
     devices: list[SimDevice]
     inspected: InspectedDevice
+    kiosk: OpenKiosk
     fleet: Fleet
     meter: Meter
     spots: dict[str, Spot]
@@ -142,7 +145,7 @@ async def running(
     truth = TruthFile(book)
     cable = FaultProxy(endpoints.broker_host, endpoints.broker_device_port)
     async with cable.serving(), asyncio.TaskGroup() as group:
-        devices, inspected = _devices(folder, state, identities, truth, cable)
+        devices, inspected, kiosk = _devices(folder, state, identities, truth, cable)
         newcomer = _newcomer(folder, state, supervisor, truth)
         if newcomer is not None and newcomer.device is not None:
             devices.append(newcomer.device)
@@ -163,6 +166,7 @@ async def running(
             cable=cable,
             devices=devices,
             inspected=inspected,
+            kiosk=kiosk,
             fleet=fleet,
             meter=meter,
             spots=spots_of(state),
@@ -243,10 +247,11 @@ def _devices(
     identities: dict[DeviceId, Identity],
     truth: TruthFile,
     cable: FaultProxy,
-) -> tuple[list[SimDevice], InspectedDevice]:
+) -> tuple[list[SimDevice], InspectedDevice, OpenKiosk]:
     offset = true_offset_ms()
     devices: list[SimDevice] = []
     inspected: InspectedDevice | None = None
+    kiosk: OpenKiosk | None = None
     for device, place in state.places().items():
         if place.device.unplugged:
             continue
@@ -270,18 +275,21 @@ def _devices(
             )
             devices.append(inspected)
             continue
-        devices.append(
-            SimDevice(
-                spec,
-                identity,
-                outbox_path=folder.outbox(device),
-                true_offset_ms=offset,
-                truth=truth,
-                conditions=_conditions(LIVE_FRAME_S),
-            )
+        pressed = place.device.published
+        made = (OpenKiosk if pressed else SimDevice)(
+            spec,
+            identity,
+            outbox_path=folder.outbox(device),
+            true_offset_ms=offset,
+            truth=truth,
+            conditions=_conditions(PRESSED_FRAME_S if pressed else LIVE_FRAME_S),
         )
+        if isinstance(made, OpenKiosk):
+            kiosk = made
+        devices.append(made)
     assert inspected is not None, "the world has one device to look at"
-    return devices, inspected
+    assert kiosk is not None, "and one to press"
+    return devices, inspected, kiosk
 
 
 def _conditions(frame_s: int) -> Conditions:

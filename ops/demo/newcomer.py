@@ -1,7 +1,7 @@
 """A device fresh from its box: it asks to be let in by its label, until a technician says where.
 
-Whoever follows the tour's third card is that technician, and also the people who pass: the buttons
-on the card let somebody through its simulated sensor. All the rest is the real agent.
+Whoever follows the tour's technician card is that technician, and also the people who pass: the
+buttons on the card let somebody through its simulated sensor. All the rest is the real agent.
 """
 
 import asyncio

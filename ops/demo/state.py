@@ -38,6 +38,7 @@ class State:
     sites: dict[str, str] = field(default_factory=dict)  # device to site
     newcomer: str = ""  # a device that waits to be mounted
     label: str = field(default="", repr=False)  # the text of its label
+    survey: str = ""  # what the first organisation asks visitors on their phones
 
     def device(self, place: Place) -> DeviceId:
         return device_id(self.devices[place.key])

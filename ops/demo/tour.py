@@ -5,13 +5,14 @@ changes anything must come from the page itself.
 """
 
 import asyncio
+import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
@@ -22,20 +23,27 @@ from markupsafe import Markup
 
 from ops.demo.build import EMPTY_SITE, EMPTY_SPOT
 from ops.demo.impostor import speak_as
+from ops.demo.kiosk import CROWD_MS, SAD
 from ops.demo.machine import Machine
+from ops.demo.state import DAY_MS
 from ops.demo.supervisor import PARTS
+from ops.demo.survey import TOUCHPOINTS, survey_link
 from ops.demo.world import blind_stretch, moment
 from protocol.identity import DeviceId, device_id
-from server.db.engine import transaction_on
+from server.api import parquet
+from server.db.engine import acting
 from server.people import links, users
 from server.people.roles import Grant, Role
 from server.web.catalogue import Catalogue
 from server.web.shell import Shell, protect
 from server.web.static_files import OWN, PACKAGES, StaticFiles
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
+ACTOR = "demo"
 COOKIE = "vestibule_tour"
 REFRESH_S = 1.0
+PROFILE_MS = 21 * DAY_MS  # with less history before it, nothing that was missed is estimated
 PROVED_AGO_MIN = 3  # devices are live: what is younger may still be on its way
 _HOSTS = ("127.0.0.1", "localhost")
 
@@ -77,11 +85,15 @@ class Tour:
         app.router.add_get("/", self._page)
         app.router.add_get("/events", self._events)
         app.router.add_get("/go/technician", self._go_technician)
+        app.router.add_get("/go/manager", self._go_manager)
+        app.router.add_get("/go/survey", self._go_survey)
         app.router.add_get("/go/{number}", self._go)
         app.router.add_post("/cable", self._cable)
         app.router.add_post("/kill/{part}", self._kill)
         app.router.add_post("/impostor", self._impostor)
         app.router.add_post("/pass/{way}", self._pass)
+        app.router.add_post("/press", self._press)
+        app.router.add_post("/crowd", self._crowd)
         app.router.add_post("/proof", self._proof)
         return app
 
@@ -106,11 +118,17 @@ class Tour:
     # -- looking -----------------------------------------------------------------------------
 
     async def _page(self, request: web.Request) -> web.Response:
+        machine = self._machine
         html = self._fragment(
             "tour",
             path=request.path,
-            organisations=list(self._machine.state.organisations),
+            organisations=list(machine.state.organisations),
             curl=self._curl(),
+            question=self._question(),
+            parquet=self._parquet() if parquet.available() else "",
+            estimated=self._estimated(),
+            quality=self._quality(),
+            touchpoints=TOUCHPOINTS,
             victim=self._victim(),
             label_image=self._label_image(),
             empty=(EMPTY_SITE, EMPTY_SPOT),
@@ -127,7 +145,7 @@ class Tour:
         last: dict[str, str] = {}
         with suppress(ConnectionError):
             while not self._closing.is_set():
-                for name in ("strip", "parts", "door", "frames", "newcomer"):
+                for name in ("strip", "parts", "door", "frames", "newcomer", "kiosk"):
                     html = self._fragment(name)
                     if last.get(name) != html:
                         last[name] = html
@@ -149,18 +167,55 @@ class Tour:
 
     async def _go_technician(self, _: web.Request) -> NoReturn:
         """Lead to the technician's pages, signed in as one of the first organisation's."""
-        organisation = next(iter(self._machine.state.organisations.values()))
-        await self._lead("Technician", Grant(Role.TECHNICIAN, organisation), to="/tech")
+        await self._lead("Technician", Grant(Role.TECHNICIAN, self._first), to="/tech")
+
+    async def _go_manager(self, request: web.Request) -> NoReturn:
+        """Lead to the portal, signed in as who runs the shop of the kiosk that may be pressed."""
+        find = "select id from sites where ref = $1"
+        site = await self._as_desk(
+            "demo site", self._first, lambda db: db.fetchval(find, self._shop)
+        )
+        grant = Grant(Role.STORE_MANAGER, self._first, site=site)
+        await self._lead("Manager", grant, to=request.query.get("to", "/feedback"))
+
+    async def _go_survey(self, _: web.Request) -> NoReturn:
+        """Lead to the survey by a link of one visitor's own, made for this."""
+        machine = self._machine
+        settings, survey = machine.supervisor.settings, machine.state.survey
+        if settings is None or not survey:
+            raise web.HTTPNotFound(text="there is no survey in this demo")
+        path = await self._as_desk(
+            "demo survey link",
+            self._first,
+            lambda db: survey_link(
+                db, self._first, survey=survey, site=self._shop, settings=settings, actor=ACTOR
+            ),
+        )
+        raise web.HTTPSeeOther(machine.supervisor.base + path)
 
     async def _lead(self, name: str, grant: Grant, *, to: str) -> NoReturn:
-        machine = self._machine
+        owner = grant.organisation or self._first
+        token = await self._as_desk(
+            "demo sign-in link", owner, lambda db: _sign_in_link(db, name, grant)
+        )
+        base, purpose = self._machine.supervisor.base, links.Purpose.SIGN_IN
+        raise web.HTTPSeeOther(f"{links.address(base, purpose, token)}&{urlencode({'to': to})}")
+
+    async def _as_desk(
+        self, name: str, owner: int, act: Callable[[asyncpg.Connection], Awaitable[T]]
+    ) -> T:
+        """Act as the desk does, in a transaction that sees one organisation; 503 without one."""
         try:
-            async with self._linking:
-                token = await _sign_in_link(machine.endpoints.dsn("desk"), name, grant)
+            async with (
+                self._linking,
+                asyncpg.create_pool(
+                    self._machine.endpoints.dsn("desk"), min_size=1, max_size=1
+                ) as pool,
+                acting(pool, name, organisation=owner) as connection,
+            ):
+                return await act(connection)
         except (OSError, asyncpg.PostgresError) as error:
             raise web.HTTPServiceUnavailable(text="the database is away: try again soon") from error
-        base, purpose = machine.supervisor.base, links.Purpose.SIGN_IN
-        raise web.HTTPSeeOther(f"{links.address(base, purpose, token)}&{urlencode({'to': to})}")
 
     # -- acting ------------------------------------------------------------------------------
 
@@ -200,6 +255,17 @@ class Tour:
         new.device.pass_by(entered=int(way == "in"), left=int(way == "out"))
         return _html(self._fragment("newcomer"))
 
+    async def _press(self, _: web.Request) -> web.Response:
+        """Let one more visitor press the unhappiest face."""
+        self._machine.kiosk.press(SAD)
+        return _html(self._fragment("kiosk"))
+
+    async def _crowd(self, _: web.Request) -> web.Response:
+        """Let a dozen visitors press it, one after the other."""
+        for after_ms in CROWD_MS:
+            self._machine.kiosk.press(SAD, after_ms=after_ms)
+        return _html(self._fragment("kiosk"))
+
     async def _proof(self, _: web.Request) -> web.Response:
         """Verify every minute that is old enough, now."""
         before = int(time.time()) // 60 - PROVED_AGO_MIN
@@ -229,6 +295,9 @@ class Tour:
             "connected": machine.inspected.connected,
             "frames": list(machine.inspected.shoulder.frames)[:6],
             "newcomer": machine.newcomer,
+            "kiosk": machine.kiosk,
+            "shop": machine.spots[machine.kiosk.spec.device],
+            "survey": machine.state.survey,
             "moment": moment(time.time_ns() // 1_000_000),
         }
 
@@ -259,31 +328,76 @@ class Tour:
         image: str = segno.make(text, error="m", micro=False).svg_data_uri(scale=5, light="white")
         return image
 
+    @property
+    def _first(self) -> int:
+        return next(iter(self._machine.state.organisations.values()))
+
+    @property
+    def _shop(self) -> str:
+        """The site of the kiosk that may be pressed."""
+        return self._machine.state.sites[self._machine.kiosk.spec.device]
+
+    def _estimated(self) -> bool:
+        """Return whether there is history enough to estimate what the blind sensor missed."""
+        state = self._machine.state
+        return blind_stretch(state.until_ms)[0] - state.since_ms >= PROFILE_MS
+
+    def _quality(self) -> str:
+        """Return where the portal tells of the month in which the station's sensor was blind."""
+        began, _, _ = self._blind()
+        site = self._machine.state.sites[self._machine.inspected.spec.device]
+        return "/go/0?" + urlencode({"to": f"/quality?site={site}&month={began:%Y-%m}"})
+
     def _curl(self) -> str:
         """Return the command that asks for the first organisation's last seven days."""
-        machine = self._machine
-        key = next(iter(machine.state.keys.values()))
+        return f"{self._asking()} '{self._counts()}&format=csv'"
+
+    def _parquet(self) -> str:
+        """Return the command that keeps the same as a file for analysis."""
+        return f"{self._asking()} -o visits.parquet '{self._counts()}&format=parquet'"
+
+    def _question(self) -> str:
+        """Return the command that asks for two KPIs of the station's last two days."""
+        today = self._today()
+        question = {
+            "metrics": ["visits", "nps"],
+            "bucket": "day",
+            "sites": [self._shop],
+            "from": str(today - timedelta(days=2)),
+            "to": str(today),
+        }
+        return (
+            f"{self._asking()} -H 'Content-Type: application/json' "
+            f"{self._machine.supervisor.base}/v1/metrics:query "
+            f"-d '{json.dumps(question)}' | python3 -m json.tool"
+        )
+
+    def _asking(self) -> str:
+        key = next(iter(self._machine.state.keys.values()))
+        return f"curl -s -H 'Authorization: Bearer {key}'"
+
+    def _counts(self) -> str:
         today = datetime.now().astimezone().date()
         since, until = today - timedelta(days=6), today + timedelta(days=1)
-        address = f"{machine.supervisor.base}/v1/counts?bucket=day&from={since}&to={until}"
-        return f"curl -s -H 'Authorization: Bearer {key}' '{address}&format=csv'"
+        base = self._machine.supervisor.base
+        return f"{base}/v1/counts?bucket=day&from={since}&to={until}"
+
+    def _today(self) -> date:
+        """Return the station's date."""
+        machine = self._machine
+        station = machine.state.places()[device_id(machine.kiosk.spec.device)].site
+        return station.local(time.time_ns() // 1_000_000).date()
 
 
-async def _sign_in_link(dsn: str, name: str, grant: Grant) -> str:
+async def _sign_in_link(connection: asyncpg.Connection, name: str, grant: Grant) -> str:
     """Return a sign-in link for somebody with this grant, who is made at the first call."""
-    email, actor = f"{name.lower()}-{grant.organisation}@demo.invalid", "demo"
+    email = f"{name.lower()}-{grant.organisation}@demo.invalid"
     now = datetime.now(UTC)
-    connection = await asyncpg.connect(dsn)
-    try:
-        async with transaction_on(connection, "demo sign-in link"):
-            if not await users.listed(connection, wanted=email):
-                row = await users.add(connection, email=email, name=name, actor=actor, now=now)
-                await users.grant(connection, row, grant, actor=actor, now=now)
-            user = await users.find(connection, email)
-            purpose = links.Purpose.SIGN_IN
-            return await users.link(connection, user, purpose, actor=actor, now=now)
-    finally:
-        await connection.close()
+    if not await users.listed(connection, wanted=email):
+        row = await users.add(connection, email=email, name=name, actor=ACTOR, now=now)
+        await users.grant(connection, row, grant, actor=ACTOR, now=now)
+    user = await users.find(connection, email)
+    return await users.link(connection, user, links.Purpose.SIGN_IN, actor=ACTOR, now=now)
 
 
 def _event(name: str, html: str) -> bytes:

@@ -127,7 +127,7 @@ def test_the_copyable_command_answers(tour: Page) -> None:
     assert lines[0].startswith("site,spot,from,until")
     assert len(lines) == 1 + 13 * 7
     tour.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    tour.get_by_role("button", name="Copy").click()
+    tour.locator("#card-retailer").get_by_role("button", name="Copy").click()
     expect(tour.get_by_text("Copied")).to_be_visible()
     assert tour.evaluate("navigator.clipboard.readText()") == command
 

@@ -1,4 +1,4 @@
-"""The tour's third card: what the steps say one should see, is seen; and nobody is lost."""
+"""The tour's technician card: what the steps say one should see, is seen; and nobody is lost."""
 
 import re
 from collections.abc import Callable
