@@ -500,11 +500,11 @@ create view bi.definitions as select * from (values
     ('response_rate.v1', 'share',
      'answers to a kiosk''s first question, as the filter of misuse left them, / people out at the kiosk''s own door, or at the site''s perimeter where it stands at no counted one; opening hours in which the exits were observed, on both sides'),
     ('visit_frequency.v1', 'visits per customer',
-     'n / sum(1/f) over people met, f how often each comes: who comes often is met more often, and counts for less; of holders of a consented token only'),
+     'visits / customers, of holders of a consented token who came: n / sum(1/f) over their visits, f how often each comes, so that who is met often counts once all the same'),
     ('repeat_share.v1', 'share',
      'share of holders of a consented token who came more than once'),
     ('customer_lifetime_value.v1', 'money',
-     'sum over t of m_t S_t / (1 + i)^t, m_t the margin of a period, S_t the share still a customer by a beta-geometric model, i the discount; of holders of a consented token only')) as definition(id, unit, formula);
+     'sum over t of m_t S_t / (1 + i)^t, m_t the margin of a period, S_t the share still a customer by a beta-geometric model, i the discount; of holders of a consented token only, each cohort by its holders')) as definition(id, unit, formula);
 
 -- What the tools show beside each view and column.
 do $$
