@@ -134,18 +134,8 @@ class FeedbackParameters(Bucketed, frozen=True, forbid_unknown_fields=True, kw_o
     ] = Basis.RAW
 
 
-class ConversionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sales against visits, by site and local day; at most 50,000 rows."""
-
-    since: _From = msgspec.field(name="from")
-    until: _To = msgspec.field(name="to")
-    site: Sites = ()
-    format: AsFormat = None
-
-    @property
-    def span(self) -> tuple[date | datetime, date | datetime]:
-        """`from` and `to` as dates or times. Raises ParameterError."""
-        return span_of(self.since, self.until)
+class ConversionParameters(Spanned, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sales against visits, by site and local day."""
 
 
 class GapParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):

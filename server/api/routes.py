@@ -60,8 +60,8 @@ from server.feedback.query import FeedbackRow, feedback
 from server.insight.conversion import ConversionRow, conversion
 from server.metrics import HTTP_SECONDS
 from server.people.sealing import Seal
-from server.rollup.answer import CountRow
-from server.rollup.buckets import instant
+from server.rollup.answer import CountQuery, CountRow, Position
+from server.rollup.buckets import Size, instant
 from server.rollup.places import UnknownPlaceError
 from server.rollup.query import counts
 
@@ -197,11 +197,18 @@ async def _feedback(call: Call, asked: FeedbackParameters) -> Page[FeedbackRow]:
 
 
 async def _conversion(call: Call, asked: ConversionParameters) -> Page[ConversionRow]:
-    since, until = asked.span
-    rows = await conversion(
-        call.connection, since=since, until=until, sites=asked.site, now_s=call.now_s
+    position = None if asked.cursor is None else read_cursor(asked)
+    query = CountQuery(
+        Size.DAY,
+        *asked.span,
+        sites=asked.site,
+        limit=asked.limit,
+        after=None if position is None else Position(str(position[0]), int(position[1])),
     )
-    return Page(rows)
+    rows, following = await conversion(call.connection, query, now_s=call.now_s)
+    if following is None:
+        return Page(rows)
+    return Page(rows, write_cursor(asked, (following.ref, following.start_s)))
 
 
 async def _gaps(call: Call, asked: GapParameters) -> Page[GapRow]:

@@ -15,14 +15,12 @@ from math import exp, sqrt
 import asyncpg
 import msgspec
 
-from server.errors import RefusedError
-from server.rollup.answer import CountQuery, CountRow
+from server.rollup.answer import CountQuery, CountRow, Position
 from server.rollup.buckets import Size, buckets
 from server.rollup.places import Site, load_sites
 from server.rollup.quality import State
 from server.rollup.query import counts
 
-MOST_ROWS = 50_000
 _Z = 1.959964
 _COMPLETE = 0.98
 
@@ -109,27 +107,19 @@ def rates(
 
 
 async def conversion(
-    connection: asyncpg.Connection,
-    *,
-    since: date | datetime,
-    until: date | datetime,
-    sites: tuple[str, ...] = (),
-    now_s: int,
-) -> list[ConversionRow]:
-    """Return a row per site and local day of [since, until).
+    connection: asyncpg.Connection, query: CountQuery, *, now_s: int
+) -> tuple[list[ConversionRow], Position | None]:
+    """Return a page of sites' local days, and where the next begins; `query` is of days by site.
 
-    Raises UnknownPlaceError, TooLongError; RefusedError for more than `MOST_ROWS` at once.
+    Raises UnknownPlaceError, TooLongError.
     """
-    query = CountQuery(Size.DAY, since, until, sites=sites, limit=MOST_ROWS)
     page = await counts(connection, query, now_s=now_s)
-    if page.next is not None:
-        raise RefusedError(
-            "range_too_long",
-            f"more than {MOST_ROWS} days of sites at once: ask for a shorter range, or fewer sites",
-        )
-    places = {site.ref: site for site in await load_sites(connection, sites)}
-    sales = await _sales(connection, list(places.values()), since=since, until=until)
-    return await asyncio.to_thread(_rows, page.rows, places, sales)
+    if not page.rows:
+        return [], page.next
+    refs = list(dict.fromkeys(row.site for row in page.rows))
+    places = {site.ref: site for site in await load_sites(connection, refs)}
+    sales = await _sales(connection, list(places.values()), since=query.since, until=query.until)
+    return await asyncio.to_thread(_rows, page.rows, places, sales), page.next
 
 
 def _rows(

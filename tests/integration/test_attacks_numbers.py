@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from server.api.keys import create_api_key
 from server.db.engine import reading, reading_beside
 from server.fleet import sites
 from server.fleet.checks import FieldError
-from server.insight import conversion, estimate
+from server.insight import estimate
 from tests.integration.api_world import World, utc
-from tests.integration.metrics_world import query, rows
+from tests.integration.metrics_world import query, rows, sell
 from tests.integration.opinions_world import derive, press
 from tests.integration.people_world import NOW, People
 from tests.integration.test_sources import Program, program, sale
@@ -95,17 +96,24 @@ async def test_what_was_sold_in_one_currency_is_never_read_as_another(program: P
     assert (sold["net_sales"], sold["currency"]) == ("100.00", "SEK")
 
 
-async def test_a_comparison_of_too_many_days_is_refused_and_never_cut_short(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sales_against_visits_come_in_pages_and_are_never_cut_short(world: World) -> None:
     organisation = await world.organisation("own")
-    for name in ("one", "two"):
-        await world.spot(organisation, await world.site(organisation, name), f"{name}-door")
-    monkeypatch.setattr(conversion, "MOST_ROWS", 6)
-    rows = (await world.get("/conversion?from=2026-03-01&to=2026-03-04"))["data"]
-    assert len(rows) == 6
-    status, body = await world.ask("/conversion?from=2026-03-01&to=2026-03-05")
-    assert (status, body["code"]) == (422, "range_too_long")
+    for name in ("one", "two", "three"):
+        site = await world.site(organisation, name)
+        await world.spot(organisation, site, f"{name}-door")
+        await sell(world, organisation, site, date(2026, 3, 2), 10, 20)
+    asked = "/conversion?from=2026-03-01&to=2026-03-05"
+    whole = await world.get(asked)
+    assert (len(whole["data"]), whole["next"]) == (12, None)
+    assert sum(row["transactions"] for row in whole["data"]) == 6
+    for limit in (1, 4, 5, 12):
+        paged: list[dict[str, Any]] = []
+        path: str | None = f"{asked}&limit={limit}"
+        while path is not None:
+            page = await world.get(path)
+            paged += page["data"]
+            path = page["next"] and f"{asked}&limit={limit}&cursor={page['next']}"
+        assert paged == whole["data"]
 
 
 async def test_a_total_of_hours_is_no_longer_than_hours_are(world: World) -> None:
