@@ -53,7 +53,8 @@ class ConversionRow(msgspec.Struct, frozen=True):
     """A site's day: visits, sales and their ratios, the conversion with its 95 % interval.
 
     `flags`: undercount_suspected (more sales than visits), no_visits, visits_missing,
-    partial_coverage. The interval holds the noise of counting, no error of the counter.
+    partial_coverage. The interval holds the noise of counting, no error of the counter. `state`
+    and `revision` are of what devices counted: tills may be corrected at any time.
     """
 
     site: str

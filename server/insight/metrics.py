@@ -113,7 +113,8 @@ class MetricRow(msgspec.Struct, frozen=True, gc=False):
     a peak began. `coverage` weighs each door by its usual share of the people. `estimated` is the
     value with what was not covered put in by a model: never part of `value`. `compared` is the
     value of the year before (of `compared_sites` comparable sites), `difference` and `change` are
-    against it, like for like. `local` is the bucket's label.
+    against it, like for like. `local` is the bucket's label. `state` and `revision` are of what
+    devices counted: tills and rosters may be corrected at any time.
     """
 
     metric: str
