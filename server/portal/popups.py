@@ -129,7 +129,8 @@ async def _sheet(look: Look, site: Site, life: Life, *, now: datetime) -> Sheet:
     costs, shared = costs_of([Campaign(*row) for row in campaigns], told)
     bars = bars_of(page.rows, today=life.today)
     estimated = None
-    if visits.estimated is not None and visits.value is not None and visits.coverage != 1:
+    added = visits.estimated is not None and round(visits.estimated) != round(visits.value or 0)
+    if visits.estimated is not None and added:
         estimated = visits.estimated, visits.estimated_low, visits.estimated_high
     pressed = [
         (await feedback(look.db, query, now_s=now_s, basis=basis)).rows

@@ -98,7 +98,30 @@ async def _fill(owner: asyncpg.Connection, hour: datetime) -> None:
         "from rollup_15m where spot = $1",
         counter,
     )
+    await _pressed(owner, organisation, terminal, hour)
     await _waiting(owner, organisation, site, terminal, hour)
+
+
+async def _pressed(owner: asyncpg.Connection, organisation: int, spot: int, hour: datetime) -> None:
+    """Let forty have pressed a smiley in this hour."""
+    await owner.execute(
+        "insert into questionnaires (organisation_id, hash, name, definition) "
+        'values ($1, 7878, \'Smileys\', \'{"questions": [{"kind": "smiley4"}]}\')',
+        organisation,
+    )
+    await owner.executemany(
+        "insert into presses_15m (bucket, questionnaire, spot, presses, question, answer) "
+        "values ($1, 7878, $2, $3, 0, $4)",
+        [(hour, spot, presses, answer) for answer, presses in enumerate((28, 6, 2, 4))],
+    )
+    await owner.execute(
+        "insert into rollup_15m (bucket, observed, spot, resolution_s) values ($1, $2, $3, 60)",
+        *(hour, (1 << 60) - 1, spot),
+    )
+    await owner.execute(
+        "insert into rollup_dirty (spots, buckets) values (array[$1::int], array[$2::timestamptz])",
+        *(spot, hour),
+    )
 
 
 async def _waiting(

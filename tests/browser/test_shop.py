@@ -35,7 +35,8 @@ def test_a_store_manager_sees_the_shop_now_and_does_what_waits_with_a_thumb(
     expect(live).to_contain_text("last 8 such days")
     expect(live.locator("#coverage")).to_have_text(re.compile(r"\d+ %"))
     expect(phone.locator("#staff")).to_contain_text("till: 2")
-    expect(phone.locator("#felt")).to_contain_text("No responses this day")
+    expect(phone.locator("#felt")).to_contain_text("40 pressed, most likely")
+    expect(phone.locator("#felt .m0")).to_contain_text(re.compile(r"very happy\s*28"))
     fine(phone)
     take = phone.get_by_role("button", name="I take it")
     for button in (take, phone.get_by_role("button", name="Carried out today")):

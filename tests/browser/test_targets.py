@@ -19,7 +19,6 @@ def test_a_target_is_set_changed_by_two_and_given_up(demo: Demo, new_page: NewPa
     portal = open_portal(new_page(complains="status of 4"), demo)
     portal.get_by_role("link", name="Targets").click()
     expect(portal.locator("h1")).to_have_text("Targets")
-    fine(portal)
     last = datetime.now(UTC).date() - timedelta(days=2)
     new = portal.locator("section", has=portal.locator("#new-title"))
     new.get_by_label("Site").select_option(label="Göteborg Avenyn")
