@@ -13,6 +13,7 @@ import pytest
 from ops import bi
 from ops.services.stack import Stack
 from server.db import lingering
+from server.db.engine import DATABASE_AWAY
 from server.errors import NotFoundError
 from server.insight.definitions import REGISTRY
 from tests.integration.api_world import World, utc
@@ -396,7 +397,7 @@ async def test_a_transaction_that_lingers_is_ended_whatever_the_login_asks_for(
                                       name) == 1  # fmt: skip
     assert await lingering.end(world.maint, most=timedelta(days=1)) == []
     assert await lingering.end(world.maint, most=timedelta(0)) == [name]
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+    with pytest.raises(DATABASE_AWAY):
         await login.fetch("select * from bi.sites")
     assert await patient.fetch("select * from bi.sites") == []
     assert await world.owner.fetchval("select 1") == 1
