@@ -442,7 +442,7 @@ async def test_a_login_is_limited_shown_once_listed_and_ended_at_once(
         while not first.is_closed():
             try:
                 await first.fetch("select site from bi.sites")
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except DATABASE_AWAY:
                 break
     with pytest.raises(asyncpg.InvalidPasswordError):
         await tool.connect(name)
