@@ -76,8 +76,12 @@ def test_a_visitor_answers_on_a_phone_in_each_language_with_and_without_script(
         without_script(chrome, link, language)
     portal.goto(survey)
     row = portal.locator('[data-way="one-time"] [data-factor="factor1"]')
-    expect(row).to_have_text(re.compile(r"Staff\s+4\s+4–4"))  # all said the same
-    expect(portal.locator('[data-factor="overall"]')).to_have_text(re.compile(r"8\s+8–8\s+6"))
+    expect(row).to_have_text(re.compile(r"Staff\s+4\s+\d"))
+    overall = portal.locator('[data-factor="overall"]')
+    for scored, value in ((row, 4), (overall, 8)):  # all said the same, which makes six not certain
+        found = re.search(r"([\d.]+)–([\d.]+)[^–]*?\s6\s", scored.inner_text())
+        assert found is not None
+        assert float(found[1]) < value < float(found[2])
     expect(portal.locator("[data-seconds]")).to_have_text(re.compile("an estimate: 6 of 200"))
     expect(portal.get_by_text("[phone]").first).to_be_visible()
     expect(portal.get_by_text(PHONE)).to_have_count(0)
