@@ -73,15 +73,15 @@ async def load_perimeters(
     counters: dict[int, list[Counter]] = {key: [] for key in by_id}
     behind: dict[int, int | None] = {}
     moved: set[int] = set()
-    for row in await connection.fetch(_COUNTERS, list(by_id), low, high):
-        spot = Spot(row["id"], row["ref"], row["name"], "counter", by_id[row["site_id"]])
-        used, since = row["purposes"] or ["entrance"], row["since"]
-        if len(set(used)) > 1 or (since is not None and since > row["low"] + _SETTLED):
-            moved.add(spot.id)
-        behind.update(zip(row["inner_ids"] or (), row["before_ids"] or (), strict=True))
-        counters[spot.site.id].append(
-            Counter(spot, row["door_id"], used[-1], counted=row["counted"])
-        )
+    rows = await connection.fetch(_COUNTERS, list(by_id), low, high)
+    for key, ref, name, site, door, start, used, since, counted, inner, before in rows:
+        spot = Spot(key, ref, name, "counter", by_id[site])
+        purpose = used[-1] if used else "entrance"
+        if (used and used.count(purpose) < len(used)) or (since and since > start + _SETTLED):
+            moved.add(key)
+        if inner:
+            behind.update(zip(inner, before, strict=True))
+        counters[site].append(Counter(spot, door, purpose, counted=counted))
     return {key: _perimeter(own, behind, moved) for key, own in counters.items()}
 
 
@@ -113,7 +113,7 @@ _COUNTERS = """
         select site_id, array_agg(id) as inner_ids, array_agg(behind_id) as before_ids from doors
         where site_id = any($1::int[]) and behind_id is not null group by site_id)
     select c.id, c.ref, c.name, c.site_id, c.door_id, c.low, used.purposes, stood.since,
-           stood.id is not null as counted, series.inner_ids, series.before_ids
+           stood.id is not null, series.inner_ids, series.before_ids
     from counters c left join used on used.id = c.id left join stood on stood.id = c.id
     left join series on series.site_id = c.site_id
 """
