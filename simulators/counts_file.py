@@ -18,7 +18,6 @@ Invariant: for each place and local day, `file_total - excluded` is the sum of i
 
 import csv
 import gzip
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -128,8 +127,9 @@ class Row(NamedTuple):
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of `path` (plain or .gz); CountsFileError if a column is missing."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        yield from parse_rows(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as stream:
+        yield from parse_rows(stream)
 
 
 def parse_rows(lines: Iterable[str]) -> Iterator[Row]:
