@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from protocol.questionnaire import SIGNED, Envelope
+from protocol.plan import SIGNED, Envelope
 from server.db.engine import DATABASE_AWAY, transaction
 from server.errors import VestibuleError
 from server.feedback.questionnaires import plan_of

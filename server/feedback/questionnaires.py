@@ -17,7 +17,8 @@ import asyncpg
 import msgspec
 
 from protocol import questionnaire as wire
-from protocol.questionnaire import MAX_ENVELOPE, MAX_SHOWN, Plan, QuestionnaireError, Shown, shown
+from protocol.content import ContentError
+from protocol.plan import MAX_ENVELOPE, MAX_SHOWN, Plan, Shown, shown
 from server.audit.log import record
 from server.errors import ConflictError, NotFoundError
 from server.fleet import checks
@@ -96,7 +97,7 @@ async def make(
     name = checks.name(name)
     try:
         made = wire.make(value)
-    except QuestionnaireError as error:
+    except ContentError as error:
         raise FieldError(error.where or "content", str(error)) from error
     number = int.from_bytes(made.hash, "big", signed=True)
     row = await connection.fetchrow(
@@ -176,7 +177,7 @@ async def publish(
     try:
         entry = shown("0" * 64, since=schedule.since, until=schedule.until,
                       weekdays=schedule.weekdays, hours=schedule.hours)  # fmt: skip
-    except QuestionnaireError as error:
+    except ContentError as error:
         raise FieldError(error.where, str(error)) from error
     open_ = await connection.fetch(
         "select distinct q.id, octet_length(q.content) as size from publications p "

@@ -24,7 +24,8 @@ from agent.outbox import Outbox
 from ops.services.child import Child, python, wait_ready
 from protocol.frame import Kind, Section, decode_time, need, read_body, read_header
 from protocol.kiosk import decode_presses
-from protocol.questionnaire import Plan, Questionnaire, Shown
+from protocol.plan import Plan, Shown
+from protocol.questionnaire import Questionnaire
 from server.api.keys import create_api_key
 from server.feedback.plans import ContentSigner
 from server.pki.authority import Authority

@@ -33,7 +33,8 @@ from agent.link import Link, LinkOptions
 from agent.outbox import Outbox
 from agent.plan import Plans
 from ops.services.stack import Stack
-from protocol.questionnaire import Envelope, Fault, Plan
+from protocol.content import Fault
+from protocol.plan import Envelope, Plan
 from server.feedback import plans as plans_of_server
 from server.feedback import questionnaires
 from server.feedback.bell import Bell

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from protocol import questionnaire as wire
-from protocol.questionnaire import Plan, Shown
+from protocol.plan import Plan, Shown
 from server.api.keys import create_api_key
 from server.feedback import questionnaires
 from tests.integration.people_world import NOW, People

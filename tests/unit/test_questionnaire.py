@@ -13,23 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.kiosk import BUILT_IN
+from protocol.content import ContentError, Fault, canonical
 from protocol.message import MessageError, parse
-from protocol.questionnaire import (
-    MAX_BYTES,
-    Envelope,
-    Fault,
-    Kind,
-    Plan,
-    QuestionnaireError,
-    Shown,
-    canonical,
-    make,
-    opened,
-    read,
-    read_envelope,
-    read_plan,
-    shown,
-)
+from protocol.plan import Envelope, Plan, Shown, opened, read_envelope, read_plan, shown
+from protocol.questionnaire import MAX_BYTES, Kind, make, read
 from server.feedback.indices import Kind as ServerKind
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "questionnaires"
@@ -88,7 +75,7 @@ def test_an_order_of_keys_makes_no_other_questionnaire() -> None:
     ],
 )
 def test_another_form_of_the_same_is_refused(content: bytes) -> None:
-    with pytest.raises(QuestionnaireError) as refused:
+    with pytest.raises(ContentError) as refused:
         read(content)
     assert refused.value.fault is Fault.NOT_CANONICAL
 
@@ -154,7 +141,7 @@ def test_what_no_page_could_show_is_refused_where_it_is(
 ) -> None:
     whole = copy.deepcopy(WHOLE)
     change(whole)
-    with pytest.raises(QuestionnaireError) as refused:
+    with pytest.raises(ContentError) as refused:
         make(whole)
     assert (refused.value.fault, refused.value.where) == (fault, where)
 
@@ -171,7 +158,7 @@ def test_what_no_page_could_show_is_refused_where_it_is(
     ],
 )
 def test_what_is_no_questionnaire_at_all_is_refused(content: bytes, fault: Fault) -> None:
-    with pytest.raises(QuestionnaireError) as refused:
+    with pytest.raises(ContentError) as refused:
         read(content)
     assert refused.value.fault is fault
 
@@ -179,7 +166,7 @@ def test_what_is_no_questionnaire_at_all_is_refused(content: bytes, fault: Fault
 @given(st.binary(max_size=200) | st.recursive(st.integers() | st.text(), st.lists).map(canonical))
 def test_noise_is_refused_and_never_anything_else(content: bytes) -> None:
     for reader in (read, read_plan, read_envelope):
-        with pytest.raises(QuestionnaireError):
+        with pytest.raises(ContentError):
             reader(content)
 
 
@@ -276,7 +263,7 @@ def test_an_entry_is_in_force_in_its_hours_of_the_days_that_it_names(
     ],
 )
 def test_a_schedule_that_is_never_or_nothing_is_refused(schedule: dict[str, Any]) -> None:
-    with pytest.raises(QuestionnaireError) as refused:
+    with pytest.raises(ContentError) as refused:
         shown(DIGEST, **schedule)
     assert refused.value.fault is Fault.BAD_SCHEDULE
 
@@ -290,10 +277,10 @@ def test_an_envelope_holds_what_its_plan_names_and_nothing_else() -> None:
 
     assert opened(sent(first.content), device="fk-1") == (plan, {first.digest: first})
     for contents in ((), (second.content,), (first.content, second.content)):
-        with pytest.raises(QuestionnaireError) as refused:
+        with pytest.raises(ContentError) as refused:
             opened(sent(*contents), device="fk-1")
         assert refused.value.fault is Fault.WRONG_DIGEST
-    with pytest.raises(QuestionnaireError) as refused:
+    with pytest.raises(ContentError) as refused:
         opened(sent(first.content), device="fk-2")
     assert refused.value.fault is Fault.WRONG_DEVICE
 
