@@ -19,7 +19,7 @@ from server.errors import VestibuleError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 _HERE = Path(__file__).parent / "migrations"
 
 

@@ -1,4 +1,4 @@
-"""The feed of changes, webhooks, views for BI tools."""
+"""The feed of changes, webhooks, Monday digests."""
 
 from server.db.migrate import run_sql_file
 
