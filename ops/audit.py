@@ -14,10 +14,9 @@ from pathlib import Path
 
 import asyncpg
 
-from ops.deployment import deployment
+from ops.deployment import database, deployment
 from ops.people import organisation_of
 from server.audit.log import Heads, heads, verify
-from server.db.migrate import check_schema
 from server.errors import RefusedError
 
 EXIT_BROKEN = 1
@@ -47,16 +46,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    connection = await asyncpg.connect(deployment().owner_dsn.reveal())
-    try:
-        await check_schema(connection)
+    async with database(deployment().owner_dsn.reveal()) as connection:
         if options.verb == "verify":
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 return await _verify(connection, options)
         await _show(connection, options)
         return 0
-    finally:
-        await connection.close()
 
 
 async def _verify(connection: asyncpg.Connection, options: argparse.Namespace) -> int:

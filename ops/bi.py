@@ -24,12 +24,11 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from ops.deployment import deployment, home
+from ops.deployment import acting, deployment, home
 from ops.people import organisation_of
 from ops.services.stack import Stack
 from server.audit.log import record
 from server.config import SettingsError
-from server.db.migrate import check_schema
 from server.errors import NotFoundError
 
 Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
@@ -60,14 +59,9 @@ def main(argv: list[str]) -> int:
 async def run(argv: list[str]) -> None:
     """Run the subcommand in one transaction."""
     options = _parser().parse_args(argv)
-    connection = await asyncpg.connect(_admin_dsn())
-    try:
-        await check_schema(connection)
-        async with connection.transaction():
-            action: Action = options.action
-            await action(connection, options)
-    finally:
-        await connection.close()
+    action: Action = options.action
+    async with acting(_admin_dsn()) as connection:
+        await action(connection, options)
 
 
 def _admin_dsn() -> str:

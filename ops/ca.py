@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,13 +26,12 @@ import asyncpg
 from cryptography import x509
 
 from ops.broker import bundles
-from ops.deployment import Deployment, deployment, home
+from ops.deployment import database, deployment, home
 from ops.services.endpoints import BROKER_URL
 from ops.services.errors import ServicesError
 from ops.services.process import wait_until
 from ops.services.stack import Stack
 from server.audit.log import record
-from server.db.migrate import check_schema
 from server.pki import generations as rules
 from server.pki import rollover
 from server.pki.authority import Authority, AuthorityError
@@ -382,15 +381,8 @@ def _keys(options: argparse.Namespace) -> Path:
     return keys or options.directory / "offline"
 
 
-@asynccontextmanager
-async def _database() -> AsyncIterator[asyncpg.Connection]:
-    found: Deployment = deployment(start=False)
-    connection = await asyncpg.connect(found.owner_dsn.reveal(), timeout=10)
-    try:
-        await check_schema(connection)
-        yield connection
-    finally:
-        await connection.close()
+def _database() -> AbstractAsyncContextManager[asyncpg.Connection]:
+    return database(deployment(start=False).owner_dsn.reveal(), timeout_s=10)
 
 
 @asynccontextmanager

@@ -7,13 +7,18 @@ Embedded: the services below `.vestibule` (or VESTIBULE_HOME), brought up when n
 import json
 import os
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
+
 from ops.services.endpoints import EVERYWHERE, Endpoints
 from ops.services.stack import Stack, free_ports
 from server.config import Secret, Settings
+from server.db.migrate import check_schema
 
 HOME = "VESTIBULE_HOME"
 
@@ -74,6 +79,24 @@ def embedded(stack: Stack, *, database: str = "vestibule", start: bool = True) -
             dsn_desk=Secret(endpoints.dsn("desk", database)),
         ),
     )
+
+
+@asynccontextmanager
+async def database(dsn: str, *, timeout_s: float = 60) -> AsyncIterator[asyncpg.Connection]:
+    """Connect to a database that this release may use, for as long. Raises SchemaMismatch."""
+    connection = await asyncpg.connect(dsn, timeout=timeout_s)
+    try:
+        await check_schema(connection)
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def acting(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """Do what a command does in one transaction: all of it, or nothing. Raises SchemaMismatch."""
+    async with database(dsn) as connection, connection.transaction():
+        yield connection
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -13,10 +13,9 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from ops.deployment import deployment
+from ops.deployment import acting, deployment
 from ops.people import organisation_of
 from server.api.keys import SCOPES, create_api_key, revoke_api_key, rotate_api_key
-from server.db.migrate import check_schema
 from server.errors import NotFoundError
 
 Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
@@ -30,14 +29,9 @@ def main(argv: list[str]) -> int:
 
 
 async def _run(options: argparse.Namespace) -> None:
-    connection = await asyncpg.connect(deployment().owner_dsn.reveal())
-    try:
-        await check_schema(connection)
-        async with connection.transaction():
-            action: Action = options.action
-            await action(connection, options)
-    finally:
-        await connection.close()
+    action: Action = options.action
+    async with acting(deployment().owner_dsn.reveal()) as connection:
+        await action(connection, options)
 
 
 def _parser() -> argparse.ArgumentParser:

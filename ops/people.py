@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from ops.deployment import Deployment, deployment
-from server.db.migrate import check_schema
+from ops.deployment import Deployment, acting, deployment
 from server.errors import NotFoundError, RefusedError
 from server.people import links, users
 from server.people.links import Purpose
@@ -31,14 +30,9 @@ def main(argv: list[str]) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     found = deployment()
-    connection = await asyncpg.connect(found.owner_dsn.reveal())
-    try:
-        await check_schema(connection)
-        async with connection.transaction():
-            act: Action = options.action
-            return await act(connection, options, found)
-    finally:
-        await connection.close()
+    act: Action = options.action
+    async with acting(found.owner_dsn.reveal()) as connection:
+        return await act(connection, options, found)
 
 
 def _parser() -> argparse.ArgumentParser:

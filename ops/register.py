@@ -27,12 +27,11 @@ import segno
 
 from ops import sites as site_files
 from ops.admission import Follow, add_commands
-from ops.deployment import Deployment, deployment
+from ops.deployment import Deployment, database, deployment
 from ops.places import ACTOR, places
 from protocol.identity import DeviceId
 from protocol.label import Label, LabelError, label, serial_number, typed
 from server.config import Settings
-from server.db.migrate import check_schema
 from server.errors import NotFoundError, RefusedError
 from server.fleet import sites
 from server.fleet.hours import Opening
@@ -53,16 +52,12 @@ def main(argv: list[str]) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     found = deployment()
-    connection = await asyncpg.connect(found.owner_dsn.reveal())
-    try:
-        await check_schema(connection)
+    async with database(found.owner_dsn.reveal()) as connection:
         async with connection.transaction():
             act: Action = options.act
             code = await act(connection, options, found)
         follow: Follow | None = getattr(options, "follow", None)
         return code if code or follow is None else await follow(connection, options)
-    finally:
-        await connection.close()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,11 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agent import identity
 from agent.enrol import enrol
 from agent.link import Identity
-from ops.deployment import Deployment, deployment, home
+from ops.deployment import Deployment, acting, deployment, home
 from ops.places import ACTOR, Places, places
 from ops.serving import server_running
 from server.api.keys import temporary_api_key
-from server.db.migrate import check_schema
 from server.errors import RefusedError
 from server.fleet import sites
 from server.fleet.register import grant_backfill
@@ -194,26 +193,21 @@ def _fetcher(session: aiohttp.ClientSession, base: str, refs: Mapping[str, str])
 
 async def _provision(found: Deployment, file: CountsFile, *, name: str) -> tuple[int, list[Place]]:
     """Make what the file's locations need; return the organisation and each place's claim."""
-    connection = await asyncpg.connect(found.owner_dsn.reveal())
-    try:
-        await check_schema(connection)
-        async with connection.transaction():
-            now = datetime.now(UTC)
-            claimed = []
-            async with places(connection, now=now) as made:
-                row = (await made.organisation(name)).id
-                for location, readings in file.readings.items():
-                    if readings:
-                        first = datetime.fromtimestamp(readings[0].start_s, UTC)
-                        last = datetime.fromtimestamp(readings[-1].start_s + HOUR_S, UTC)
-                        ref, device_row = await _place(
-                            connection, made, row, location, zone=file.zone, first=first, last=last
-                        )
-                        claim = await claim_token(connection, found.settings, device_row, now=now)
-                        claimed.append(Place(location, ref, claim))
-            return row, claimed
-    finally:
-        await connection.close()
+    async with acting(found.owner_dsn.reveal()) as connection:
+        now = datetime.now(UTC)
+        claimed = []
+        async with places(connection, now=now) as made:
+            row = (await made.organisation(name)).id
+            for location, readings in file.readings.items():
+                if readings:
+                    first = datetime.fromtimestamp(readings[0].start_s, UTC)
+                    last = datetime.fromtimestamp(readings[-1].start_s + HOUR_S, UTC)
+                    ref, device_row = await _place(
+                        connection, made, row, location, zone=file.zone, first=first, last=last
+                    )
+                    claim = await claim_token(connection, found.settings, device_row, now=now)
+                    claimed.append(Place(location, ref, claim))
+        return row, claimed
 
 
 async def _place(

@@ -22,14 +22,13 @@ from agent import identity
 from agent.enrol import enrol
 from agent.link import Identity
 from ext.reference import read as read_frame
-from ops.deployment import Deployment, deployment, home
+from ops.deployment import Deployment, database, deployment, home
 from ops.proof import Proof, Sources, Spot, verify
 from ops.register import add_claimed_devices
 from ops.serving import server_running
 from protocol.counter import Counts
 from protocol.frame import read_header
 from server.api.keys import create_api_key, revoke_api_key
-from server.db.migrate import check_schema
 from simulators.command import Claim, enrol_all, read_claims, simulate
 from simulators.scenarios import SCENARIOS, Scenario
 from simulators.truth import Truth, TruthFile
@@ -159,10 +158,8 @@ def _enroller(state: Path) -> Callable[[Claim], Awaitable[Identity]]:
 
 async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
     """Make the run's sites, spots and devices; every tenth is a kiosk."""
-    connection = await asyncpg.connect(found.owner_dsn.reveal())
     claims: list[Claim] = []
-    try:
-        await check_schema(connection)
+    async with database(found.owner_dsn.reveal()) as connection:
         for first in range(0, run.devices, AT_ONCE):
             rows = [
                 {
@@ -181,8 +178,6 @@ async def _make_claims(found: Deployment, run: Run) -> list[Claim]:
                 Claim(text, "kiosk" if row["kind"] == "kiosk" else "counter", ZONE)
                 for row, (_, text) in zip(rows, made, strict=True)
             ]
-    finally:
-        await connection.close()
     return claims
 
 
