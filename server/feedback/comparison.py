@@ -11,12 +11,11 @@ if that is larger): it holds zero in 95 of 100 cases where the action did nothin
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist, mean
+from statistics import mean
 
-from server.feedback.indices import CONFIDENCE, SMALL, Index, Kind, index_of, student_t
+from server.feedback.indices import SMALL, Index, Kind, Z, index_of, student_t
 
 LEAST_CONTROLS = 5
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 Counts = tuple[int, ...]
 
@@ -69,8 +68,8 @@ def compared(kind: Kind, site: Period, others: Mapping[str, Period]) -> Comparis
         before,
         after,
         change,
-        change - _Z * error,
-        change + _Z * error,
+        change - Z * error,
+        change + Z * error,
         controls,
         expected,
         net,

@@ -1,7 +1,10 @@
 """Indices of kiosk answers and their 95 % intervals: smileys, NPS, CSAT, CES.
 
-Formulas and worked examples: `reference/retail.md` 2.7. Each takes how often each answer was
-given, in the order that its docstring says, and returns None where there is nothing to say.
+Each takes how often each answer was given, in the order that its docstring says, and returns None
+where there is nothing to say. Smileys are weighed in equal steps, as HappyOrNot's Happy Index is
+(support.happy-or-not.com, Performance indexes: of 126, 60, 16 and 17 answers 78.23). A share has
+Wilson's score interval, NPS the adjusted Wald one (Sauro, measuringu.com/nps-confidence-intervals:
+291 promoters, 476 passives and 395 detractors are -8.95 within 4.4), a mean Student's t.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,8 @@ CONFIDENCE = 0.95
 SMALL = 30
 """Below so many answers an index is shown as its interval alone."""
 
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+"""How many standard errors a two-sided interval of `CONFIDENCE` reaches to either side: 1.96."""
 
 
 class Kind(StrEnum):
@@ -105,9 +109,9 @@ def nps(promoters: float, passives: float, detractors: float) -> Index | None:
     if n == 0:
         return None
     p, d = (promoters + 0.75) / (n + 3), (detractors + 0.75) / (n + 3)
-    half = _Z * sqrt((p + d - (p - d) ** 2) / (n + 3))
+    half = Z * sqrt((p + d - (p - d) ** 2) / (n + 3))
     value, low, high = 100 * (promoters - detractors) / n, p - d - half, p - d + half
-    return Index(value, max(-100, 100 * low), min(100, 100 * high), round(n), se=100 * half / _Z)
+    return Index(value, max(-100, 100 * low), min(100, 100 * high), round(n), se=100 * half / Z)
 
 
 def csat(answers: Sequence[float]) -> Index | None:
@@ -116,7 +120,7 @@ def csat(answers: Sequence[float]) -> Index | None:
     if n == 0:
         return None
     low, high = wilson(sum(answers[-2:]), n)
-    se = 100 * (high - low) / (2 * _Z)
+    se = 100 * (high - low) / (2 * Z)
     return Index(100 * sum(answers[-2:]) / n, 100 * low, 100 * high, round(n), se=se)
 
 
@@ -134,9 +138,9 @@ def statement(answers: Sequence[float]) -> Index | None:
 
 def wilson(hits: float, n: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share."""
-    p, z2 = hits / n, _Z * _Z
+    p, z2 = hits / n, Z * Z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    half = Z * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -169,7 +173,7 @@ def mean_index(mean: float, squares: float, n: float, *, scale: tuple[float, flo
     else:
         others = 1 - wilson(n, n)[0]
         low, high = mean - others * (mean - least), mean + others * (most - mean)
-    se = (high - low) / (2 * _Z)
+    se = (high - low) / (2 * Z)
     return Index(mean, max(least, low), min(most, high), round(n), se=se)
 
 
@@ -186,7 +190,7 @@ def student_t(freedom: float) -> float:
     d = ((94.5 / (b + c) - 3) / b + 1) * sqrt(a * pi / 2) * freedom
     y = (d * p) ** (2 / freedom)
     if y > 0.05 + a:
-        x = -_Z
+        x = -Z
         y = x * x
         if freedom < 5:
             c += 0.3 * (freedom - 4.5) * (-x + 0.6)

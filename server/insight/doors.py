@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import NamedTuple
 
-from server.insight.profile import COMPLETE, FEWEST, REACH_DAYS, WEEKS
+from server.insight.profile import FEWEST, REACH_DAYS, WEEKS
 from server.rollup.buckets import Bucket
+from server.rollup.quality import COMPLETE
 
 REACH_WEEKS = REACH_DAYS // 7
 _WEEK = timedelta(days=7)

@@ -20,12 +20,12 @@ import msgspec
 
 from server.errors import RefusedError
 from server.insight.imputation import MODEL, Kind, Known, Method, Missing, SiteModel
-from server.insight.profile import COMPLETE, Cell, Counter
-from server.rollup.answer import By, CountPage, CountQuery, CountRow
+from server.insight.profile import Cell, Counter
+from server.rollup.answer import ALL_ROWS, By, CountPage, CountQuery, CountRow
 from server.rollup.buckets import HOUR_S, QUARTER_S, Size, buckets
 from server.rollup.opening import overlap
 from server.rollup.places import Site, Spot, load_histories, load_sites, load_spots
-from server.rollup.quality import Hours, Scope
+from server.rollup.quality import COMPLETE, Hours, Scope
 from server.rollup.query import counts, perimeters_of
 from server.rollup.rows import weigh_gap
 from server.rollup.sums import UNIT, segments
@@ -40,7 +40,6 @@ MOST_SITE_DAYS = 100_000
 """Sites x days of one question, by hours of every counter: minutes of work."""
 _CHUNK_DAYS = 90
 _SITES_AT_ONCE = 8
-_ALL = 1 << 40
 _SURE = 0.9995
 
 
@@ -171,7 +170,7 @@ async def site_cells(
     low = since
     while low < until and spots:
         high = min(low + timedelta(days=_CHUNK_DAYS), until)
-        query = CountQuery(grain, low, high, Scope.OPEN, By.SPOT, spots=refs, limit=_ALL)
+        query = CountQuery(grain, low, high, Scope.OPEN, By.SPOT, spots=refs, limit=ALL_ROWS)
         for row in (await counts(connection, query, now_s=now_s)).rows:
             visits, coverage = columns[row.spot or ""]
             visits.append(row.visits)

@@ -14,11 +14,9 @@ from decimal import Decimal
 from math import exp, log, sqrt
 from typing import NamedTuple
 
-from server.feedback.indices import Kind, index_of, student_t, wilson
-from server.rollup.quality import coverage
+from server.feedback.indices import Kind, Z, index_of, student_t, wilson
+from server.rollup.quality import COMPLETE, coverage
 
-Z = 1.959964
-COMPLETE = 0.98
 IMPUTED_SE = 0.15
 """Relative standard error of what was not covered: by how much a street counter's day differs from
 its expectation (eight sensors, eight years: 14 to 15 %)."""

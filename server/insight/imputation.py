@@ -23,7 +23,6 @@ from math import ceil, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.insight.profile import (
-    COMPLETE,
     NO_LEVEL,
     Cell,
     Counter,
@@ -33,6 +32,7 @@ from server.insight.profile import (
     longest_without,
     site_coverage,
 )
+from server.rollup.quality import COMPLETE
 
 if TYPE_CHECKING:
     import numpy as np

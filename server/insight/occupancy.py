@@ -13,17 +13,15 @@ from datetime import date, datetime, timedelta
 import asyncpg
 
 from server.insight.drift import Account, Inside, Quarter, inside
-from server.insight.profile import COMPLETE
-from server.rollup.answer import CountQuery, CountRow, TooLongError
+from server.rollup.answer import ALL_ROWS, CountQuery, CountRow, TooLongError
 from server.rollup.buckets import Size, day_start
 from server.rollup.places import Site
-from server.rollup.quality import Scope
+from server.rollup.quality import COMPLETE, Scope
 from server.rollup.query import counts
 
 HISTORY_DAYS = 28
 MOST_DAYS = 62
 _LATE_S = 3_600
-_ALL = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ async def occupancy(
         until,
         Scope.ALL,
         sites=tuple(site.ref for site in sites),
-        limit=_ALL,
+        limit=ALL_ROWS,
         perimeter=(since, until),
     )
     rows: dict[str, list[CountRow]] = {site.ref: [] for site in sites}

@@ -24,7 +24,9 @@ from enum import StrEnum
 from itertools import pairwise
 from math import fsum, sqrt
 
-WARN, ALARM = 1.959964, 3.090232
+from server.feedback.indices import Z
+
+WARN, ALARM = Z, 3.090232
 LEAST_SITES = 5
 LEAST_WEEKS = 4
 _MOST_LAG1 = 0.9
@@ -102,7 +104,7 @@ def compare(series: Sequence[Series]) -> Chain | None:
     variances = [dispersion / n for n in counts]
     centre, between = _between(means, variances)
     spans = [
-        (m - centre - WARN * sqrt(v), m - centre + WARN * sqrt(v))
+        (m - centre - Z * sqrt(v), m - centre + Z * sqrt(v))
         for m, v in zip(means, variances, strict=True)
     ]
     places = []
@@ -111,7 +113,7 @@ def compare(series: Sequence[Series]) -> Chain | None:
     ):
         ratio = mean - centre
         kept = between / (between + variance)
-        half = WARN * sqrt(kept * variance)
+        half = Z * sqrt(kept * variance)
         above, below = sum(a > high for a, _ in spans), sum(b < low for _, b in spans)
         far = abs(ratio) > ALARM * sqrt(variance)
         side = Outside.ABOVE if ratio > 0 else Outside.BELOW

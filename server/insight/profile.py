@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
 
-COMPLETE = 0.98
+from server.rollup.quality import COMPLETE
+
 WEEKS = 8
 FEWEST = 3
 REACH_DAYS = 84

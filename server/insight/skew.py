@@ -22,7 +22,7 @@ from enum import StrEnum
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from server.feedback.indices import student_t
+from server.feedback.indices import Z, student_t
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +105,7 @@ def estimate(days: Sequence[tuple[Sequence[float], Sequence[float | None]]]) -> 
         return _nothing(Unsaid.NOT_CLEAR, sales, len(both), clear)
     n, mean = len(places), sum(places) / len(places)
     spread = sqrt((n - 1) / n * sum((each - mean) ** 2 for each in places))
-    half = sqrt((student_t(n - 1) * spread) ** 2 + (1.96 * _GRAIN) ** 2 / n + _TO_DOOR_HALF**2)
+    half = sqrt((student_t(n - 1) * spread) ** 2 + (Z * _GRAIN) ** 2 / n + _TO_DOOR_HALF**2)
     if half > MOST / 4:
         return _nothing(Unsaid.NOT_CLEAR, sales, len(both), clear)
     minutes = TO_DOOR_MIN - place

@@ -17,10 +17,9 @@ from server.rollup.buckets import Size, day_start
 from server.rollup.opening import Interval
 from server.rollup.perimeter import load_perimeters
 from server.rollup.places import Site, Spot, load_sites, load_spots
-from server.rollup.quality import Scope
+from server.rollup.quality import COMPLETE, Scope
 
 ASKED_DAYS = 90
-WHOLE = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ async def answers(connection: asyncpg.Connection, ref: str, *, now: datetime) ->
         counters,
         sum(day.observed_s for day in days) / expected if expected else None,
         len(days),
-        sum(day.observed_s < WHOLE * day.expected_s for day in days),
+        sum(day.observed_s < COMPLETE * day.expected_s for day in days),
         sum(day.revision > 0 for day in days),
         row["outages"],
         row["seconds"],

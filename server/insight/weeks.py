@@ -17,7 +17,7 @@ from server.errors import RefusedError
 from server.feedback.indices import Index, Kind, index_of
 from server.feedback.query import FeedbackRow, feedback
 from server.insight.calendar import same_weekday
-from server.rollup.answer import CountQuery
+from server.rollup.answer import ALL_ROWS, CountQuery
 from server.rollup.buckets import Size, buckets
 from server.rollup.places import Site, load_sites
 from server.rollup.quality import Scope
@@ -25,7 +25,6 @@ from server.rollup.query import counts
 
 WEEK = timedelta(days=7)
 _FACES = (Kind.SMILEY3, Kind.SMILEY4, Kind.SMILEY5)
-_ALL = 1_000_000
 
 
 class Metric(StrEnum):
@@ -135,7 +134,9 @@ async def weeks_of(
     What none of `metrics` needs is not asked for. Raises UnknownPlaceError, TooLongError.
     """
     wanted = frozenset(metrics)
-    query = CountQuery(Size.WEEK, since, until, scope=Scope.OPEN, sites=tuple(sites), limit=_ALL)
+    query = CountQuery(
+        Size.WEEK, since, until, scope=Scope.OPEN, sites=tuple(sites), limit=ALL_ROWS
+    )
     places = await load_sites(connection, list(sites))
     counted = {}
     if wanted - {Metric.SMILEYS, Metric.ATV}:

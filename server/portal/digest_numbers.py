@@ -6,7 +6,7 @@ with the week of the year before that it is aligned with. What is estimated is s
 measured number, and is never part of it.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -24,12 +24,11 @@ from server.insight.metrics import (
     metrics,
 )
 from server.portal.quality_numbers import SiteQuality, month_of
-from server.rollup.quality import Scope
+from server.rollup.answer import ALL_ROWS
+from server.rollup.quality import COMPLETE, Scope
 
 HOUR = 7
 _KPIS = tuple(map(find, ("visits", "conversion", "smiley4_index")))
-_DOUBTED_BELOW = 0.98
-_MOST_ROWS = 1 << 20
 _WEEK = timedelta(days=7)
 
 
@@ -57,7 +56,7 @@ class Week:
     @property
     def doubted(self) -> bool:
         """Whether so much of it was not observed that it says less than it seems to."""
-        return self.coverage is None or self.coverage < _DOUBTED_BELOW
+        return self.coverage is None or self.coverage < COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,10 @@ async def digest_of(
     named = dict(
         await connection.fetch("select ref, name from sites where ref = any($1::text[])", refs)
     )
-    sites = [_week(ref, named[ref], [r for r in rows if r.site == ref], monday) for ref in refs]
+    of_site: dict[str | None, list[MetricRow]] = defaultdict(list)
+    for row in rows:
+        of_site[row.site].append(row)
+    sites = [_week(ref, named[ref], of_site[ref], monday) for ref in refs]
     quality: list[SiteQuality] = await month_of(
         connection, refs, month=(monday + timedelta(days=6)).replace(day=1), now=now
     )
@@ -160,7 +162,7 @@ async def _asked(
         tuple(refs),
         Compare.LAST_YEAR,
         estimates=True,
-        limit=_MOST_ROWS,
+        limit=ALL_ROWS,
     )
     return (await metrics(connection, query, now_s=int(now.timestamp()))).rows
 

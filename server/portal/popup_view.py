@@ -16,9 +16,9 @@ from decimal import Decimal
 from enum import StrEnum
 
 from server.portal.opinions import Asked
-from server.portal.view import COMPARABLE, LOW_COVERAGE, Cell
+from server.portal.view import COMPARABLE, Cell
 from server.rollup.answer import CountRow
-from server.rollup.quality import Hours, State
+from server.rollup.quality import COMPLETE, Hours, State
 
 FINAL_AFTER = timedelta(days=30)
 
@@ -131,7 +131,7 @@ class Sheet:
 
     @property
     def covered_badly(self) -> bool:
-        return self.coverage is not None and self.coverage < LOW_COVERAGE
+        return self.coverage is not None and self.coverage < COMPLETE
 
     @property
     def a_day(self) -> float | None:

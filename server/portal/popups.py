@@ -26,7 +26,7 @@ from server.portal.popup_view import (
     costs_of,
     final_of,
 )
-from server.rollup.answer import CountQuery
+from server.rollup.answer import ALL_ROWS, CountQuery
 from server.rollup.buckets import Size, local
 from server.rollup.places import Site, load_sites
 from server.rollup.quality import Scope
@@ -114,7 +114,7 @@ async def _sheet(look: Look, site: Site, life: Life, *, now: datetime) -> Sheet:
         return empty
     now_s, until = int(now.timestamp()), min(life.last, life.today) + _DAY
     query = CountQuery(
-        *(Size.DAY, life.first, until), scope=Scope.OPEN, sites=(site.ref,), limit=1_000_000
+        *(Size.DAY, life.first, until), scope=Scope.OPEN, sites=(site.ref,), limit=ALL_ROWS
     )
     page = await counts(look.db, query, now_s=now_s)
     known = await _kpis(look.db, site, life, ("visits", *_SOLD), now_s=now_s)

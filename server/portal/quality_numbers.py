@@ -7,6 +7,7 @@ Decided here:
 - A day is out of balance if in and out differ by more than 2 % and more than chance makes.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,10 @@ import asyncpg
 
 from server.insight.drift import ALERT, imbalance, imbalanced
 from server.insight.estimate import Estimate, with_counts
-from server.insight.profile import COMPLETE
-from server.rollup.answer import CountQuery, CountRow
+from server.rollup.answer import ALL_ROWS, CountQuery, CountRow
 from server.rollup.buckets import Size, day_start, zone
-from server.rollup.places import Site, load_histories, load_sites, load_spots
-from server.rollup.quality import Hours, Scope, State
+from server.rollup.places import Site, load_calibrations, load_sites, load_spots
+from server.rollup.quality import COMPLETE, Hours, Scope, State
 from server.rollup.query import counts
 from server.rollup.sums import UNIT, segments, weigh
 
@@ -151,8 +151,8 @@ async def month_of(
     until = (month + timedelta(days=32)).replace(day=1)
     now_s = int(now.timestamp())
     sites = await load_sites(connection, refs)
-    opened = CountQuery(Size.DAY, month, until, Scope.OPEN, sites=tuple(refs), limit=1 << 40)
-    whole = CountQuery(Size.DAY, month, until, Scope.ALL, sites=tuple(refs), limit=1 << 40)
+    opened = CountQuery(Size.DAY, month, until, Scope.OPEN, sites=tuple(refs), limit=ALL_ROWS)
+    whole = CountQuery(Size.DAY, month, until, Scope.ALL, sites=tuple(refs), limit=ALL_ROWS)
     estimates: Mapping[tuple[str, str], Estimate] = {}
     if closely:
         page, estimates = await with_counts(connection, opened, now_s=now_s)
@@ -161,24 +161,31 @@ async def month_of(
     everything = {
         (row.site, row.start): row for row in (await counts(connection, whole, now_s=now_s)).rows
     }
-    days: dict[str, list[QualityDay]] = defaultdict(list)
-    for row in page.rows:
-        key = row.site, row.start
-        days[row.site].append(day_of(row, everything[key], estimates.get(key), now_s=now_s))
     silent = await _silent(connection, sites, now=now)
     gaps = await _gaps(connection, sites, month=month, until=until) if closely else {}
-    found = [
-        SiteQuality(
-            site.ref,
-            site.name,
-            tuple(days[site.ref]),
-            drift_of([row for (ref, _), row in everything.items() if ref == site.ref]),
-            tuple(silent[site.ref]),
-            tuple(gaps.get(site.ref, ())),
-        )
-        for site in sites
-    ]
-    return sorted(found, key=lambda site: site.name)
+
+    def told() -> list[SiteQuality]:
+        days: dict[str, list[QualityDay]] = defaultdict(list)
+        for row in page.rows:
+            key = row.site, row.start
+            days[row.site].append(day_of(row, everything[key], estimates.get(key), now_s=now_s))
+        whole_days: dict[str, list[CountRow]] = defaultdict(list)
+        for row in everything.values():
+            whole_days[row.site].append(row)
+        found = [
+            SiteQuality(
+                site.ref,
+                site.name,
+                tuple(days[site.ref]),
+                drift_of(whole_days[site.ref]),
+                tuple(silent[site.ref]),
+                tuple(gaps.get(site.ref, ())),
+            )
+            for site in sites
+        ]
+        return sorted(found, key=lambda site: site.name)
+
+    return await asyncio.to_thread(told)
 
 
 def day_of(row: CountRow, whole: CountRow, estimate: Estimate | None, *, now_s: int) -> QualityDay:
@@ -241,24 +248,28 @@ async def _gaps(
     connection: asyncpg.Connection, sites: Sequence[Site], *, month: date, until: date
 ) -> dict[str, list[GapNote]]:
     """Return by site what is known to be missing of a month, the latest first."""
-    spots = await load_spots(connection, sites=sites)
-    by_id = {spot.id: spot for spot in spots}
+    by_id = {spot.id: spot for spot in await load_spots(connection, sites=sites)}
+    starts = [day_start(site.time_zone, month) for site in sites]
+    ends = [day_start(site.time_zone, until) for site in sites]
+    rows = await connection.fetch(
+        _GAPS,
+        [site.id for site in sites],
+        *([datetime.fromtimestamp(at, UTC) for at in edge] for edge in (starts, ends)),
+        MOST_GAPS,
+    )
+    span = min(starts, default=0), max(ends, default=0)
+    missing = list({row["spot_id"] for row in rows})
+    calibrations = await load_calibrations(connection, missing, span=span)
+    cut = {spot: segments(calibrations.get(spot, ())) for spot in missing}
     found: dict[str, list[GapNote]] = defaultdict(list)
-    for site in sites:
-        own = [spot for spot in spots if spot.site.ref == site.ref]
-        low_s, high_s = day_start(site.time_zone, month), day_start(site.time_zone, until)
-        histories = await load_histories(connection, own, start_s=low_s, end_s=high_s)
-        cut = {spot: segments(history.calibrations) for spot, history in histories.items()}
-        span = (datetime.fromtimestamp(at, UTC) for at in (low_s, high_s))
-        rows = await connection.fetch(_GAPS, [spot.id for spot in own], *span, MOST_GAPS)
-        local = zone(site.time_zone)
-        for spot_id, low, high, reason, counted, filled in rows:
-            at_s = int(low.timestamp())
-            weights = next(s.weights for s in cut[spot_id] if s.start_s <= at_s < s.end_s)
-            entered, _ = weigh(counted, weights)
-            since, to = (None if at is None else at.astimezone(local) for at in (low, high))
-            people = round(entered / UNIT)
-            found[site.ref].append(GapNote(by_id[spot_id].name, since, to, reason, people, filled))
+    for spot_id, low, high, reason, counted, filled in rows:
+        spot, at_s = by_id[spot_id], int(low.timestamp())
+        weights = next(s.weights for s in cut[spot_id] if s.start_s <= at_s < s.end_s)
+        entered, _ = weigh(counted, weights)
+        local = zone(spot.site.time_zone)
+        since, to = (None if at is None else at.astimezone(local) for at in (low, high))
+        people = round(entered / UNIT)
+        found[spot.site.ref].append(GapNote(spot.name, since, to, reason, people, filled))
     return found
 
 
@@ -275,8 +286,13 @@ _SILENT = """
     order by a.spot_id
 """
 _GAPS = """
-    select spot_id, from_at, until_at, reason, counts, filled_at is not null from gaps
-    where spot_id = any($1::int[]) and coalesce(until_at, from_at) >= $2 and from_at < $3
-      and reason <> 'totals'
-    order by from_at desc limit $4
+    select late.* from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
+        with ordinality as asked(site, low, high, number)
+    cross join lateral (
+        select g.spot_id, g.from_at, g.until_at, g.reason, g.counts, g.filled_at is not null
+        from spots p join gaps g on g.spot_id = p.id
+        where p.site_id = asked.site and coalesce(g.until_at, g.from_at) >= asked.low
+          and g.from_at < asked.high and g.reason <> 'totals'
+        order by g.from_at desc limit $4) late
+    order by asked.number, late.from_at desc
 """

@@ -21,6 +21,7 @@ from server.insight.weeks import WEEK, Metric, SiteWeek, monday, weeks_before, w
 from server.portal.frame import Look, Portal, Section
 from server.portal.numbers import places
 from server.rollup.places import load_sites
+from server.rollup.quality import COMPLETE
 from server.web.catalogue import Catalogue
 
 SHOWN = (Metric.VISITS, Metric.CONVERSION, Metric.SMILEYS)
@@ -28,7 +29,6 @@ LENGTHS = (13, 26, 53)
 COMPARED_WEEKS = 13
 DRAWN = 0.5
 """A week of which less was observed is a gap."""
-WHOLE = 0.98
 _LIMIT_POINTS = 40
 
 
@@ -55,7 +55,7 @@ class Point:
     def cell(self) -> Cell:
         if self.value is None:
             return Cell.GAP
-        return Cell.WHOLE if (self.coverage or 0) >= WHOLE else Cell.PARTLY
+        return Cell.WHOLE if (self.coverage or 0) >= COMPLETE else Cell.PARTLY
 
 
 def add(portal: Portal) -> None:

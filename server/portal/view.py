@@ -20,11 +20,10 @@ from typing import NamedTuple
 from server.feedback.indices import Index, Kind, index_of
 from server.rollup.answer import CountRow
 from server.rollup.opening import Calendar
-from server.rollup.quality import Hours
+from server.rollup.quality import COMPLETE, Hours
 
 COMPARABLE = 0.9
 FEW, FEW_SO_FAR = 30, 100  # people come in groups: of 100, two days differ by 20 % by chance
-LOW_COVERAGE = 0.98
 _DAYS_AHEAD = 8
 _MOODS = {
     Kind.SMILEY4: ("0", "1", "2", "3"),
@@ -140,7 +139,7 @@ class SiteDay:
 
     @property
     def covered_badly(self) -> bool:
-        return self.coverage is not None and self.coverage < LOW_COVERAGE
+        return self.coverage is not None and self.coverage < COMPLETE
 
 
 @dataclass(frozen=True, slots=True)

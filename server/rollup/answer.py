@@ -10,6 +10,9 @@ from server.errors import RefusedError
 from server.rollup.buckets import Size
 from server.rollup.quality import Hours, Scope, State
 
+ALL_ROWS = 1 << 40
+"""A limit for who asks on behalf of a whole answer: more rows than any has."""
+
 
 class By(StrEnum):
     """What a row is about."""

@@ -13,6 +13,8 @@ from server.rollup.opening import Calendar, Interval, overlap
 
 FINAL_AFTER_S = 30 * 86_400
 SLOT_S = 15
+COMPLETE = 0.98
+"""Coverage from which a bucket is taken for observed throughout: below it, it is partial."""
 _FOREVER_S = 1 << 40
 
 
