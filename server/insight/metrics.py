@@ -22,10 +22,11 @@ import msgspec
 
 from server.errors import RefusedError
 from server.insight.calendar import OF_COUNTERS, Year, aligned, country_of, incomparable
+from server.insight.cells import Cell, Read, Span, heard
 from server.insight.definitions import Definition, Need
 from server.insight.formulas import Inputs, added
 from server.insight.money import MixedCurrenciesError
-from server.insight.reading import Cell, Read, Span, heard, read
+from server.insight.reading import read
 from server.insight.tally import Range
 from server.insight.yearbefore import twin, year_before
 from server.rollup.answer import Position, TooLongError

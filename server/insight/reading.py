@@ -5,32 +5,34 @@ what is imputed: `imputed` has the visits with what was not covered put in.
 """
 
 import asyncio
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from math import exp, log1p
+from math import exp
 
 import asyncpg
 
-from server.feedback.query import Basis, feedback
-from server.feedback.response_rate import response_rates
+from server.feedback.indices import Z
+from server.feedback.query import Basis, FeedbackRow, feedback
+from server.feedback.response_rate import ResponseRate, response_rates
 from server.insight import formulas
+from server.insight.cells import Cell, Read, Span, empty, whole_span
 from server.insight.definitions import Need
 from server.insight.doors import REACH_WEEKS, Seen, Shares, weighed
-from server.insight.estimate import estimates
+from server.insight.estimate import Estimate, estimates
 from server.insight.exchange import takings_in
-from server.insight.formulas import Inputs, Takings, busiest_hour, taken_together
+from server.insight.formulas import Takings, busiest_hour, taken_together
 from server.insight.occupancy import Occupancy, occupancy_of
 from server.insight.recounts import CountingError, counting_errors
 from server.insight.rosters import staffed_in
 from server.insight.stays import later_purchases, shifted
 from server.insight.tally import Range, Tally, tallies, tallies_of_each
-from server.rollup.answer import CountQuery, CountRow
-from server.rollup.buckets import Bucket, Size, local, utc_text
-from server.rollup.perimeter import Perimeter, load_perimeters
+from server.rollup.answer import ALL_ROWS, CountQuery, CountRow
+from server.rollup.buckets import QUARTER_S, Bucket, Size, local, utc_text
+from server.rollup.perimeter import load_perimeters
 from server.rollup.places import Site
-from server.rollup.quality import Scope, State, state
+from server.rollup.quality import Scope
 from server.rollup.query import counts
 
 MEDIAN_STAY_MIN = 12.0
@@ -40,69 +42,6 @@ MEDIAN_OF_MEAN = exp(-0.5)
 _STAY_SITES, _STAY_DAYS = 50, 14
 _LOOK_BACK_S = 6 * 3_600
 _NOTHING_MISSED = 0.999
-_EVERY = 1 << 40
-_Z = 1.959964
-
-Span = tuple[int, int]
-"""From when to when, in seconds."""
-
-
-@dataclass(slots=True)
-class Cell:
-    """A site's bucket as read: its sums, and what its counts are worth.
-
-    `heard` of `asked_of` kiosk buckets were observed. `imputed` and its variance: with what was
-    not covered put in; None where nothing may be.
-    """
-
-    inputs: Inputs
-    state: State
-    revision: int = 0
-    heard: float = 0.0
-    asked_of: int = 0
-    imputed: float | None = None
-    imputed_variance: float = 0.0
-    imputed_by: str | None = None
-
-
-@dataclass(slots=True)
-class Read:
-    """What was read of a site: its buckets with their cells, and what its visits are made of.
-
-    `span`: the whole question's range, of which these buckets may be a part. Perimeter, counting
-    error and stays are told from that, so that no value depends on where an answer is cut.
-    """
-
-    site: Site
-    grid: tuple[Bucket, ...]
-    cells: list[Cell]
-    span: Span
-    perimeter: Perimeter = field(default_factory=Perimeter)
-    error: CountingError | None = None
-
-    def with_error(self, inputs: Inputs) -> Inputs:
-        """Give sums of this site's time, as they are, its counters' error: the same all the time.
-
-        It is that of the factor between counted and people: its standard error, and what recounts
-        found it to be off, which nobody has corrected. Of counters that counted nobody there is no
-        such factor, and the inputs note `counted_nobody`.
-        """
-        if self.error is None or self.error.audited_on is None or inputs.visits is None:
-            inputs.count_variance, inputs.audited = None, False
-            return inputs
-        if self.error.bias <= -1:
-            inputs.count_variance, inputs.audited = None, True
-            inputs.notes |= {"counted_nobody"}
-            return inputs
-        relative = self.error.relative_se**2 + log1p(self.error.bias) ** 2
-        inputs.count_variance, inputs.audited = relative * inputs.visits**2, True
-        return inputs
-
-
-def heard(cells: Sequence[Cell]) -> float | None:
-    """Return the share of the kiosks' buckets that were observed."""
-    asked_of = sum(cell.asked_of for cell in cells)
-    return round(sum(cell.heard for cell in cells) / asked_of, 4) if asked_of else None
 
 
 async def read(
@@ -120,7 +59,7 @@ async def read(
     Sales are in `currency`, None: in each site's own. `spans` are those of the whole question by
     site, None: of `within`. Raises NoRateError.
     """
-    found = await asyncio.to_thread(_empty, within, sites, spans or {})
+    found = await asyncio.to_thread(empty, within, sites, spans or {})
     if not found:
         return found
     if Need.VISITS in needs:
@@ -145,30 +84,6 @@ async def read(
     if imputed and Need.VISITS in needs:
         await _impute(connection, within, found)
     return found
-
-
-def _empty(within: Range, sites: Sequence[Site], spans: Mapping[int, Span]) -> dict[int, Read]:
-    """Return the sites' buckets, of which only the clock is known."""
-    found: dict[int, Read] = {}
-    states: dict[tuple[Bucket, ...], list[State]] = {}
-    for site in sites:
-        grid = within.grid(site)
-        if not grid:
-            continue
-        if grid not in states:
-            now_s = within.now_s
-            states[grid] = [state(b.end_s, now_s=now_s, accounted_s=now_s) for b in grid]
-        cells = [Cell(Inputs(), known) for known in states[grid]]
-        span = spans.get(site.id, (grid[0].start_s, grid[-1].end_s))
-        found[site.id] = Read(site, grid, cells, span)
-    return found
-
-
-def _span(found: Mapping[int, Read]) -> Span:
-    return (
-        min(each.grid[0].start_s for each in found.values()),
-        max(each.grid[-1].end_s for each in found.values()),
-    )
 
 
 def _at(instant_s: int) -> datetime:
@@ -299,10 +214,17 @@ async def _read_peaks(
     connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
 ) -> None:
     """Find the busiest 60 minutes of opening time in each bucket."""
-    first, last = _span(found)
+    first, last = whole_span(found)
     quarters = Range(Size.QUARTER, _at(first), _at(last), Scope.OPEN, within.now_s)
     groups = [(each.site, each.perimeter.outer) for each in found.values()]
-    for key, rows in (await tallies(connection, quarters, groups)).items():
+    counted = await tallies(connection, quarters, groups)
+    await asyncio.to_thread(_fill_peaks, found, quarters, counted)
+
+
+def _fill_peaks(
+    found: Mapping[int, Read], quarters: Range, counted: Mapping[int, Sequence[Tally]]
+) -> None:
+    for key, rows in counted.items():
         each = found[key]
         shares = [
             (b.start_s, t.entered, t.observed_s / t.expected_s if t.expected_s else None)
@@ -333,17 +255,22 @@ async def _occupancies(
     if not refs:
         return {}
     query = CountQuery(
-        Size.QUARTER, since - timedelta(days=_STAY_DAYS), until, spots=refs, limit=_EVERY
+        Size.QUARTER, since - timedelta(days=_STAY_DAYS), until, spots=refs, limit=ALL_ROWS
     )
-    rows: dict[str, list[CountRow]] = {}
-    for row in (await counts(connection, query, now_s=now_s)).rows:
-        rows.setdefault(row.site, []).append(row)
-    return {
-        each.site.id: occupancy_of(
-            each.site, rows.get(each.site.ref, []), since=since, until=until, now_s=now_s
-        )
-        for each in reads
-    }
+    page = await counts(connection, query, now_s=now_s)
+
+    def told() -> dict[int, Occupancy]:
+        rows: dict[str, list[CountRow]] = {each.site.ref: [] for each in reads}
+        for row in page.rows:
+            rows[row.site].append(row)
+        return {
+            each.site.id: occupancy_of(
+                each.site, rows[each.site.ref], since=since, until=until, now_s=now_s
+            )
+            for each in reads
+        }
+
+    return await asyncio.to_thread(told)
 
 
 async def _read_stays(
@@ -356,39 +283,54 @@ async def _read_stays(
     stays = await _occupancies(
         connection, reads, since=since, until=until + timedelta(days=1), now_s=within.now_s
     )
+    await asyncio.to_thread(_fill_stays, found, stays)
+
+
+def _fill_stays(found: Mapping[int, Read], stays: Mapping[int, Occupancy]) -> None:
     for key, occupancy in stays.items():
         each = found[key]
-        inside = [(at.at_s - 900, at.people) for at in occupancy.inside if at.people is not None]
-        turns = [
-            (turn.end_s, turn.dwell_s * turn.entered, turn.entered)
-            for turn in occupancy.turns
-            if turn.dwell_s is not None
-        ]
+        starts = [at.at_s - QUARTER_S for at in occupancy.inside]
+        turns = [turn for turn in occupancy.turns if turn.dwell_s is not None]
+        ends = [turn.end_s for turn in turns]
         for bucket, cell in zip(each.grid, each.cells, strict=True):
-            people = [n for at_s, n in inside if bucket.start_s <= at_s < bucket.end_s]
-            ended = [t for t in turns if bucket.start_s < t[0] <= bucket.end_s]
-            cell.inputs.inside_s = 900 * sum(people) if people else None
-            cell.inputs.inside_of_s = 900 * len(people)
-            cell.inputs.stayed_s = sum(stayed for _, stayed, _ in ended) if ended else None
-            cell.inputs.stayers = sum(entered for _, _, entered in ended) if ended else None
+            first, last = bisect_left(starts, bucket.start_s), bisect_left(starts, bucket.end_s)
+            people = [i.people for i in occupancy.inside[first:last] if i.people is not None]
+            first, last = bisect_right(ends, bucket.start_s), bisect_right(ends, bucket.end_s)
+            ended = turns[first:last]
+            cell.inputs.inside_s = QUARTER_S * sum(people) if people else None
+            cell.inputs.inside_of_s = QUARTER_S * len(people)
+            cell.inputs.stayed_s = cell.inputs.stayers = None
+            if ended:
+                cell.inputs.stayed_s = sum((turn.dwell_s or 0) * turn.entered for turn in ended)
+                cell.inputs.stayers = sum(turn.entered for turn in ended)
 
 
 async def _read_due(
     connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
 ) -> None:
     """Shift visits to when they buy, by what came in the hours before, too."""
-    first, last = _span(found)
+    first, last = whole_span(found)
     earlier = replace(within, since=_at(first - _LOOK_BACK_S), until=_at(last))
     medians = await _median_stays(connection, within, found)
     groups = [(each.site, each.perimeter.outer) for each in found.values()]
-    for key, rows in (await tallies(connection, earlier, groups)).items():
+    counted = await tallies(connection, earlier, groups)
+    await asyncio.to_thread(_fill_due, found, earlier, counted, medians)
+
+
+def _fill_due(
+    found: Mapping[int, Read],
+    earlier: Range,
+    counted: Mapping[int, Sequence[Tally]],
+    medians: Mapping[int, float],
+) -> None:
+    for key, rows in counted.items():
         each, median = found[key], medians.get(key)
         note = "dwell_derived"
         if median is None:
             median, note = MEDIAN_STAY_MIN, "dwell_assumed"
         elif median > formulas.MOST_DWELL_MIN:
             note = "dwell_too_long"
-        shares = later_purchases(median, bucket_min=60 if within.size is Size.HOUR else 15)
+        shares = later_purchases(median, bucket_min=60 if earlier.size is Size.HOUR else 15)
         starts = [bucket.start_s for bucket in earlier.grid(each.site)]
         due = dict(zip(starts, shifted([r.entered for r in rows], shares), strict=True))
         for bucket, cell in zip(each.grid, each.cells, strict=True):
@@ -479,6 +421,16 @@ async def _match_by_day(
     counted = await tallies(connection, by_day, [(r.site, r.perimeter.outer) for r in partial])
     sites = [each.site for each in partial]
     sold = await takings_in(connection, by_day, sites, currency=currency, spread=spread)
+    await asyncio.to_thread(_fill_matched, partial, by_day, counted, sold, currency)
+
+
+def _fill_matched(
+    partial: Sequence[Read],
+    by_day: Range,
+    counted: Mapping[int, Sequence[Tally]],
+    sold: Mapping[int, Sequence[Takings]],
+    currency: str | None,
+) -> None:
     for each in partial:
         key = each.site.id
         days = list(zip(by_day.grid(each.site), counted.get(key, ()), sold[key], strict=False))
@@ -510,15 +462,19 @@ async def _read_feedback(
     connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
 ) -> None:
     """Add up answers by kind of question over a site's kiosks, as the misuse filter left them."""
-    by_ref = {each.site.ref: each for each in found.values()}
-    at = {ref: {b.start_utc: n for n, b in enumerate(r.grid)} for ref, r in by_ref.items()}
     asked = CountQuery(
         *(within.size, within.since, within.until, within.scope),
-        sites=tuple(by_ref),
-        limit=_EVERY,
+        sites=tuple(each.site.ref for each in found.values()),
+        limit=ALL_ROWS,
     )
     page = await feedback(connection, asked, now_s=within.now_s, basis=Basis.FILTERED)
-    for row in page.rows:
+    await asyncio.to_thread(_fill_feedback, found, page.rows)
+
+
+def _fill_feedback(found: Mapping[int, Read], rows: Sequence[FeedbackRow]) -> None:
+    by_ref = {each.site.ref: each for each in found.values()}
+    at = {ref: {b.start_utc: n for n, b in enumerate(r.grid)} for ref, r in by_ref.items()}
+    for row in rows:
         number = at[row.site].get(row.start)
         if number is None or row.n is None:
             continue
@@ -538,12 +494,20 @@ async def _read_responses(
     connection: asyncpg.Connection, within: Range, found: Mapping[int, Read]
 ) -> None:
     """Set responses against exits, of the opening hours in which exits were observed."""
-    by_ref = {each.site.ref: each for each in found.values()}
-    asked = CountQuery(within.size, within.since, within.until, sites=tuple(by_ref), limit=_EVERY)
-    for row in (await response_rates(connection, asked, now_s=within.now_s)).rows:
-        each = by_ref[row.site]
-        number = bisect_left(each.grid, row.start, key=lambda bucket: bucket.start_utc)
-        cell = each.cells[number]
+    refs = tuple(each.site.ref for each in found.values())
+    asked = CountQuery(within.size, within.since, within.until, sites=refs, limit=ALL_ROWS)
+    page = await response_rates(connection, asked, now_s=within.now_s)
+    await asyncio.to_thread(_fill_responses, found, page.rows)
+
+
+def _fill_responses(found: Mapping[int, Read], rows: Sequence[ResponseRate]) -> None:
+    cells = {
+        (each.site.ref, bucket.start_utc): cell
+        for each in found.values()
+        for bucket, cell in zip(each.grid, each.cells, strict=True)
+    }
+    for row in rows:
+        cell = cells[row.site, row.start]
         exits = None if row.exits is None else float(row.exits)
         of_known = 0 if row.rate is None or exits is None else round(row.rate * exits)
         cell.inputs.responses = of_known
@@ -559,9 +523,13 @@ async def _impute(connection: asyncpg.Connection, within: Range, found: Mapping[
     if not whole:
         return
     query = CountQuery(
-        *(within.size, within.since, within.until, within.scope), sites=tuple(whole), limit=_EVERY
+        *(within.size, within.since, within.until, within.scope), sites=tuple(whole), limit=ALL_ROWS
     )
     known = await estimates(connection, query, now_s=within.now_s)
+    await asyncio.to_thread(_fill_imputed, whole, known)
+
+
+def _fill_imputed(whole: Mapping[str, Read], known: Mapping[tuple[str, str], Estimate]) -> None:
     for ref, each in whole.items():
         for bucket, cell in zip(each.grid, each.cells, strict=True):
             estimate = known.get((ref, bucket.start_utc))
@@ -570,4 +538,4 @@ async def _impute(connection: asyncpg.Connection, within: Range, found: Mapping[
                 continue
             cell.imputed, cell.imputed_by = estimate.value, str(estimate.model)
             if estimate.low95 is not None and estimate.high95 is not None:
-                cell.imputed_variance = ((estimate.high95 - estimate.low95) / (2 * _Z)) ** 2
+                cell.imputed_variance = ((estimate.high95 - estimate.low95) / (2 * Z)) ** 2

@@ -6,8 +6,9 @@ a technician's sheet was signed off with are recounts too (`my_walk_tests`). `se
 accuracy` says what follows from it all.
 """
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -137,7 +138,9 @@ async def accuracies(
     for each in await compared(connection, spot_ids, day=day):
         if each.state is State.COMPARED:
             blocks.setdefault(each.spot_id, []).append(each)
-    return {spot: accuracy_of(its, zones[spot]) for spot, its in blocks.items()}
+    return await asyncio.to_thread(
+        lambda: {spot: accuracy_of(its, zones[spot]) for spot, its in blocks.items()}
+    )
 
 
 def accuracy_of(blocks: Sequence[Compared], zone: str) -> Accuracy:
@@ -168,14 +171,27 @@ async def compared(
     ids = list(spot_ids)
     rows = await connection.fetch(_BLOCKS, ids, end)
     rows += await connection.fetch(_WALKS, ids, end)
+    if not rows:
+        return []
     then = await _standings(connection, [(r["spot_id"], r["from_at"], r["until_at"]) for r in rows])
-    now = await _standings(connection, [(spot, end, end) for spot in ids])
-    factors = await _factors(connection, ids)
+    known = sorted({row["spot_id"] for row in rows})
+    now = await _standings(connection, [(spot, end, end) for spot in known])
+    factors = await _factors(connection, known)
+    standing = dict(zip(known, now, strict=True))
+    return await asyncio.to_thread(_all_compared, rows, then, standing, factors, not_before)
+
+
+def _all_compared(
+    rows: Sequence[asyncpg.Record],
+    then: Sequence[Standing],
+    now: Mapping[int, Standing],
+    factors: dict[int, tuple[int, bool, Decimal]],
+    not_before: datetime,
+) -> list[Compared]:
     found = [
-        _compared(row, standing, now[at], factors, not_before)
-        for row, standing, at in zip(rows, then, (ids.index(r["spot_id"]) for r in rows),
-                                     strict=True)
-    ]  # fmt: skip
+        _compared(row, standing, now[row["spot_id"]], factors, not_before)
+        for row, standing in zip(rows, then, strict=True)
+    ]
     return sorted(found, key=lambda each: (each.from_at, each.recount), reverse=True)
 
 

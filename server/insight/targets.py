@@ -18,9 +18,10 @@ from server.fleet import checks
 from server.fleet.checks import FieldError, Known
 from server.fleet.register import By, added, changed, lock_organisation, new_ref
 from server.insight import definitions, formulas
+from server.insight.cells import Cell, heard
 from server.insight.definitions import Definition, Need
 from server.insight.projection import DayOf, Outlook, outlook
-from server.insight.reading import Cell, heard, read
+from server.insight.reading import read
 from server.insight.tally import Range
 from server.rollup.buckets import Size, local
 from server.rollup.places import Site, load_sites

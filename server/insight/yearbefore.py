@@ -7,8 +7,9 @@ from datetime import date, timedelta
 import asyncpg
 
 from server.insight.calendar import aligned, country_of
+from server.insight.cells import Read, Span
 from server.insight.definitions import Need
-from server.insight.reading import Read, Span, read
+from server.insight.reading import read
 from server.insight.tally import Range
 from server.rollup.buckets import day_start
 from server.rollup.places import Site
