@@ -56,6 +56,22 @@ class Condition(StrEnum):
     OFFLINE_PLANNED = "offline_planned"
     NO_DATA = "no_data"
     NO_HEARTBEAT = "no_heartbeat"
+    FLATLINE = "flatline"
+    STUCK_COUNTER = "stuck_counter"
+    STUCK_BUTTON = "stuck_button"
+    REVERSED = "reversed"
+    IMBALANCE = "imbalance"
+    CLOSED_COUNTING = "closed_counting"
+    LEVEL_SHIFT = "level_shift"
+    BLOCKED_VIEW = "blocked_view"
+    CLOCK_DRIFT = "clock_drift"
+    REBOOT_LOOP = "reboot_loop"
+    FLAPPING = "flapping"
+    DUPLICATE_IDENTITY = "duplicate_identity"
+    BACKLOG = "backlog"
+    CERTIFICATE = "certificate"
+    STORAGE = "storage"
+    TEMPERATURE = "temperature"
 
     @property
     def meaning(self) -> "Meaning":
@@ -104,6 +120,102 @@ MEANINGS: Mapping[Condition, Meaning] = MappingProxyType(
             "The device is connected and says nothing of its health.",
             "Its agent hangs or is overloaded.",
             "Restart the device; if it comes back so, replace its storage card.",
+        ),
+        Condition.FLATLINE: Meaning(
+            Severity.MAJOR,
+            "The counter counts nobody, and people are there.",
+            "Its sensor is dead, covered or unplugged, while its electronics still run.",
+            "Look for what hangs before it, check its cable, restart the device; then swap it.",
+        ),
+        Condition.STUCK_COUNTER: Meaning(
+            Severity.MAJOR,
+            "The counter counts like clockwork.",
+            "A line of the sensor is stuck, or something swings through it at an even pace.",
+            "Look for a fan, a flag or a swinging door in its view; restart it; then swap it.",
+        ),
+        Condition.STUCK_BUTTON: Meaning(
+            Severity.MAJOR,
+            "A button of the kiosk presses itself.",
+            "The button is jammed, wet or held down by something that leans on it.",
+            "Free and clean the button; if it goes on, restart the kiosk or swap it.",
+        ),
+        Condition.REVERSED: Meaning(
+            Severity.MAJOR,
+            "The counter takes in for out.",
+            "It was mounted or remounted the other way round, or its lines were swapped.",
+            "Enter a calibration that reverses it, from when it was remounted.",
+        ),
+        Condition.IMBALANCE: Meaning(
+            Severity.MINOR,
+            "Many more came in than went out, or fewer.",
+            "A counter misses one direction, or one door of the site has none.",
+            "Walk through each door both ways, compare, and look for what covers a sensor.",
+        ),
+        Condition.CLOSED_COUNTING: Meaning(
+            Severity.MINOR,
+            "People are counted while the shop is closed.",
+            "Cleaners, deliveries or stocktaking; or opening hours or the clock are wrong.",
+            "Ask the shop who was there; enter its opening hours; if nobody was, check the clock.",
+        ),
+        Condition.LEVEL_SHIFT: Meaning(
+            Severity.MINOR,
+            "For days the counter counts much more or less than in the same hours before.",
+            "The entrance was rebuilt, another opened, a campaign runs, or the sensor was moved.",
+            "Ask what changed at the entrance; if nothing, recount fifteen minutes by eye.",
+        ),
+        Condition.BLOCKED_VIEW: Meaning(
+            Severity.MAJOR,
+            "The counter sees a part of what passes.",
+            "A poster or a plant hangs in its view, it is dirty or dark, or it was knocked aside.",
+            "Clear the sensor's view, wipe it, switch the light on; then do a walk test.",
+        ),
+        Condition.CLOCK_DRIFT: Meaning(
+            Severity.MAJOR,
+            "The device's clock is wrong.",
+            "It cannot reach a time server, or its battery is empty.",
+            "Let it reach a time server: it corrects itself, and what was undated is placed.",
+        ),
+        Condition.REBOOT_LOOP: Meaning(
+            Severity.MAJOR,
+            "The device starts again and again.",
+            "Its power supply is weak, its storage card fails, or a new version of it crashes.",
+            "Swap the power supply and cable; hold rollouts; if it goes on, swap the device.",
+        ),
+        Condition.FLAPPING: Meaning(
+            Severity.MINOR,
+            "The connection comes and goes.",
+            "The radio is too weak, a plug is loose, or a router ends sessions.",
+            "Reseat the cable, or move the access point; look at the router's session limits.",
+        ),
+        Condition.DUPLICATE_IDENTITY: Meaning(
+            Severity.CRITICAL,
+            "Two speak with this device's identity.",
+            "Its storage was copied to another device, or its key was stolen.",
+            "Quarantine the device, find both, and let the right one enrol anew.",
+        ),
+        Condition.BACKLOG: Meaning(
+            Severity.MAJOR,
+            "The device keeps more and more that does not arrive.",
+            "Its link is too slow, or what it sends is not accepted.",
+            "Look at its link and at its last receipts; nothing is lost while its outbox has room.",
+        ),
+        Condition.CERTIFICATE: Meaning(
+            Severity.MAJOR,
+            "The certificate ends before the device is expected again.",
+            "It could not renew: it is seldom online, or cannot reach the server over HTTPS.",
+            "Bring it online before that day and see that it reaches the server's HTTPS port.",
+        ),
+        Condition.STORAGE: Meaning(
+            Severity.MINOR,
+            "The device's disk is nearly full, or refuses.",
+            "Logs or another program fill it, or its storage card is worn out.",
+            "Free space; if its outbox has trouble, swap the storage card before the next outage.",
+        ),
+        Condition.TEMPERATURE: Meaning(
+            Severity.MINOR,
+            "The device is too hot or too cold to last.",
+            "Sun, a heater or a closed case; a fan that stopped.",
+            "Give it air or shade; move it if that does not help.",
         ),
     }
 )
