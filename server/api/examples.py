@@ -197,6 +197,8 @@ EXAMPLES: dict[str, Example] = {
         body={"metrics": ["visits", "conversion"], **_MARCH, "by": "site", "sites": [_SITE]}
     ),
     "GET /targets": Example(query={"site": _SITE}),
+    "GET /calendar": Example(),
+    "GET /periods": Example(query={"year": "2026"}),
     "GET /questionnaires": Example(),
     "GET /questionnaires/{ref}": Example(_ref("questionnaire")),
     "GET /publications": Example(query={"site": _SITE}),
@@ -248,6 +250,7 @@ EXAMPLES: dict[str, Example] = {
     "GET /targets/{ref}": Example(_ref("target")),
     "PATCH /targets/{ref}": Example(_ref("target"), body={"wanted": 12500}),
     "DELETE /targets/{ref}": Example(_ref("target")),
+    "PUT /calendar": Example(body={"pattern": "4-5-4", "month": 2, "weekday": 6}),
     "POST /questionnaires": Example(body={"name": "Leaving", "content": _ASKED}),
     "POST /publications": Example(
         body={"questionnaire": name_of("questionnaire"), "site": _SITE, "from": "2027-04-06"}

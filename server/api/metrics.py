@@ -21,15 +21,9 @@ from server.api.reads import Call, Route
 from server.api.types import Page
 from server.fleet.checks import Known
 from server.insight import definitions, targets
-from server.insight.metrics import (
-    Bucketing,
-    Compare,
-    MetricQuery,
-    MetricRow,
-    Of,
-    metrics,
-)
+from server.insight.metrics import MetricRow, metrics
 from server.insight.projection import Outlook, Track
+from server.insight.question import Bucketing, Compare, MetricQuery, Of
 from server.insight.targets import Target
 from server.rollup.answer import Position
 from server.rollup.quality import Scope
@@ -49,6 +43,8 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     `from` and `to` are dates, local times of the sites, or times with offset; `to` is exclusive.
     `total` is one bucket of whole days, or of whole hours where `from` or `to` has a time.
+    `retail_week` and `period` are whole ones of the organisation's calendar (`/v1/calendar`),
+    labelled as `2026-R07` and `2026-P02`; they take dates.
     Sales count in all hours, also where `scope` is open. `estimates`: also say what the values
     would be with what was not covered put in, in fields of their own; that takes longer.
     `currency`: money is converted into it, day by day, by the rates that were stated, and flagged

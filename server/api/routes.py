@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 from server.api import (
     accuracy,
     acts,
+    calendars,
     estimates,
     experiments,
     feeds,
@@ -257,7 +258,7 @@ _COUNTS = (
 )
 _PARTS = (
     *(metrics, estimates, sources, opinions, questionnaires, surveys, experiments, accuracy),
-    feeds,
+    *(calendars, feeds),
 )
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (

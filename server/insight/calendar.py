@@ -4,9 +4,8 @@ Decided here, in this order:
 
 1. A day with a name (a public holiday of the country, an eve that shops keep, Black Friday, a
    pay-day) is compared with the day of that name the year before, whatever its weekday or date.
-2. Any other day is compared with the same weekday of the same ISO week: 364 days before, or 371
-   where the year before has 53 weeks. Week 53, which most years lack, is compared with week 1 of
-   its own year (364 days before) and flagged `week_53`.
+2. Any other day is compared with the same weekday of the same week, of ISO years or of those that
+   its organisation has chosen: `server.insight.retail_year` says which, also of years of 53 weeks.
 3. If that day had a name then, it is no equal: the nearest same weekday without a name is taken,
    a week or two to either side, and flagged `moved`.
 
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
 
+from server.insight.retail_year import ISO, WEEK, RetailCalendar, flags_of, same_weekday
+
 COUNTRIES = {
     "Europe/Stockholm": "SE",
     "Europe/Copenhagen": "DK",
@@ -31,7 +32,6 @@ COUNTRIES = {
     "Europe/Helsinki": "FI",
     "Europe/Mariehamn": "FI",
 }
-WEEK = timedelta(days=7)
 _PAY_DAY = 25
 
 
@@ -50,36 +50,20 @@ def country_of(time_zone: str) -> str:
 
 
 @lru_cache(maxsize=20_000)
-def aligned(day: date, country: str = "") -> Aligned:
-    """Return the day of the year before that `day` is compared with."""
+def aligned(day: date, country: str = "", calendar: RetailCalendar = ISO) -> Aligned:
+    """Return the day of the year before that `day` is compared with, weeks being of `calendar`."""
     name = name_of(day, country)
     if name is not None:
         for other, known in names(day.year - 1, country).items():
             if known == name:
                 return Aligned(other, name)
-    flags: tuple[str, ...] = ()
-    before = same_weekday(day)
-    if day.isocalendar().week == 53 and (day - before).days == 364:
-        flags = ("week_53",)
+    before, flags = same_weekday(day, calendar), flags_of(day, calendar)
     if name_of(before, country) is None:
         return Aligned(before, None, flags)
     for away in (-WEEK, WEEK, -2 * WEEK, 2 * WEEK):
         if name_of(before + away, country) is None:
             return Aligned(before + away, None, (*flags, "moved"))
     return Aligned(before, None, flags)
-
-
-def same_weekday(day: date) -> date:
-    """Return the same weekday of the same ISO week a year before; of week 53: 364 days before."""
-    year, week, weekday = day.isocalendar()
-    if week > weeks_in(year - 1):
-        return day - timedelta(days=364)
-    return date.fromisocalendar(year - 1, week, weekday)
-
-
-def weeks_in(year: int) -> int:
-    """Return how many ISO weeks a year has: the 28th of December is always in the last."""
-    return date(year, 12, 28).isocalendar().week
 
 
 def name_of(day: date, country: str = "") -> str | None:

@@ -17,8 +17,9 @@ from typing import assert_never
 import asyncpg
 
 from server.errors import RefusedError
-from server.insight.calendar import same_weekday
 from server.insight.peers import LEAST_SITES, LEAST_WEEKS, Chain, Series, compare
+from server.insight.retail_calendar import calendar_of
+from server.insight.retail_year import same_weekday
 from server.insight.trial import COMPARABLE
 from server.insight.weeks import (
     WEEK,
@@ -88,7 +89,7 @@ async def comparison(
     year_before: Mapping[str, Sequence[SiteWeek]] = {}
     first = since
     if before:
-        first = same_weekday(since)
+        first = same_weekday(since, await calendar_of(connection))
         year_before = await weeks_before(
             connection, (), [metric], since=since, until=until, now_s=now_s
         )

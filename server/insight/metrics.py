@@ -13,97 +13,38 @@ KPIs that counters are asked for alone: what tills say is compared alike, whatev
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
-from enum import StrEnum
+from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
 import msgspec
 
-from server.errors import RefusedError
 from server.insight.calendar import OF_COUNTERS, Year, aligned, country_of, incomparable
 from server.insight.cells import Cell, Read, Span, heard
 from server.insight.definitions import Definition, Need
 from server.insight.formulas import Inputs, added
 from server.insight.money import MixedCurrenciesError
+from server.insight.question import (
+    Compare,
+    MetricQuery,
+    Of,
+    UnanswerableError,
+    demand_answerable,
+    grid_of,
+    of_whole_periods,
+)
 from server.insight.reading import read
+from server.insight.retail_calendar import calendar_of
+from server.insight.retail_year import RetailCalendar
 from server.insight.tally import Range
 from server.insight.yearbefore import twin, year_before
-from server.rollup.answer import Position, TooLongError
-from server.rollup.buckets import Bucket, Size, bucket_count, buckets, instant, utc_text
+from server.rollup.answer import Position
+from server.rollup.buckets import Bucket, utc_text
 from server.rollup.places import Site, load_sites
-from server.rollup.quality import Scope, State
-from server.rollup.query import MOST_BUCKETS
+from server.rollup.quality import State
 
 MOST_CELLS = 1_000_000
 """Sites x buckets of one page, both years of a comparison: some 10 seconds of work."""
-_PEAK_DAYS = 62
-
-
-class Bucketing(StrEnum):
-    """How long a row's time is; total: all of the range."""
-
-    QUARTER = "15m"
-    HOUR = "hour"
-    DAY = "day"
-    WEEK = "week"
-    MONTH = "month"
-    TOTAL = "total"
-
-
-class Of(StrEnum):
-    """What a row is about."""
-
-    SITE = "site"
-    REGION = "region"
-    ORGANISATION = "organisation"
-
-
-class Compare(StrEnum):
-    """What a row is compared with."""
-
-    NONE = "none"
-    LAST_YEAR = "last_year"
-
-
-@dataclass(frozen=True, slots=True)
-class MetricQuery:
-    """Which KPIs are wanted. `since` and `until` without offset are the sites' local times."""
-
-    metrics: tuple[Definition, ...]
-    since: date | datetime
-    until: date | datetime
-    bucket: Bucketing = Bucketing.DAY
-    scope: Scope = Scope.ALL
-    by: Of = Of.SITE
-    sites: tuple[str, ...] = ()
-    compare: Compare = Compare.NONE
-    estimates: bool = False
-    limit: int = 20_000
-    after: Position | None = None
-    currency: str | None = None
-
-    @property
-    def base(self) -> Size:
-        """The buckets that are read, of which the rows are made."""
-        if self.bucket is not Bucketing.TOTAL:
-            days = self.compare is not Compare.NONE and Size(self.bucket).is_days
-            return Size.DAY if days else Size(self.bucket)
-        whole = not isinstance(self.since, datetime) and not isinstance(self.until, datetime)
-        return Size.DAY if whole else Size.HOUR
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset().union(*(metric.needs for metric in self.metrics))
-
-    @property
-    def of_money(self) -> bool:
-        """Whether anything is asked that amounts of sales are added up for."""
-        return any(m.unit == "money" and Need.SALES in m.needs for m in self.metrics)
-
-    def within(self, now_s: int) -> Range:
-        """Return the range that is read."""
-        return Range(self.base, self.since, self.until, self.scope, now_s)
 
 
 class MetricRow(msgspec.Struct, frozen=True, gc=False):
@@ -157,21 +98,14 @@ class MetricPage:
     next: Position | None
 
 
-class UnanswerableError(RefusedError):
-    """The question cannot have an answer; the text says what can be asked instead."""
-
-    def __init__(self, parameter: str, message: str) -> None:
-        self.parameter = parameter
-        super().__init__("not_answerable", message)
-
-
 async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: int) -> MetricPage:
     """Return one page of KPIs.
 
     Raises UnknownPlaceError, UnanswerableError, TooFineError, TooLongError; where sites of several
     currencies are put together without `currency`, MixedCurrenciesError; and NoRateError.
     """
-    _check(query)
+    query = of_whole_periods(replace(query, calendar=await calendar_of(connection)))
+    demand_answerable(query)
     sites = await load_sites(connection, query.sites)
     page = _Page.of(query, sites)
     found = await read(
@@ -190,6 +124,7 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
             page.query.within(now_s),
             [each.site for each in found.values()],
             whole=query.within(now_s),
+            calendar=query.calendar,
             needs=query.needs,
             currency=query.currency if query.of_money else None,
         )
@@ -198,28 +133,6 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
         _check_currencies(found, regions)
     rows = await asyncio.to_thread(_rows, page.query, found, before, regions, now_s)
     return page.cut(rows)
-
-
-def _check(query: MetricQuery) -> None:
-    span_s = instant("UTC", query.until) - instant("UTC", query.since)
-    size = query.base if query.bucket is Bucketing.TOTAL else Size(query.bucket)
-    if bucket_count(size, span_s) > (most := MOST_BUCKETS[size]):
-        raise TooLongError(size, most)
-    if query.limit < len(query.metrics):
-        raise UnanswerableError("limit", "a page holds at least one row of each KPI")
-    for metric in query.metrics:
-        if metric.alone and query.by is not Of.SITE:
-            raise UnanswerableError("metrics", f"{metric.id} is of one site: ask by site")
-        if Need.RESPONSES in metric.needs and query.bucket is Bucketing.QUARTER:
-            raise UnanswerableError(
-                "metrics", f"{metric.id} is of whole hours: ask by hour or more"
-            )
-        if metric.days and query.bucket in (Bucketing.QUARTER, Bucketing.HOUR):
-            raise UnanswerableError("metrics", f"{metric.id} is of whole days: ask by day or more")
-    if query.needs & {Need.PEAK, Need.STAY} and span_s > _PEAK_DAYS * 86_400:
-        raise UnanswerableError(
-            "from", f"peaks and stays are found in quarters of an hour: ask {_PEAK_DAYS} days"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +147,7 @@ class _Page:
     def of(cls, query: MetricQuery, sites: list[Site]) -> "_Page":
         if not sites:
             return cls(query, sites)
-        grid = len(_grid(query, sites[0]))
+        grid = len(grid_of(query, sites[0]))
         both = 1 if query.compare is Compare.NONE else 2
         days = query.within(0).grid(sites[0])
         most = max(1, MOST_CELLS // max(1, both * len(days)))
@@ -251,10 +164,10 @@ class _Page:
         if not left:
             return cls(query, left)
         first = left[0]
-        mine = _grid(query, first)
+        mine = grid_of(query, first)
         if first.ref == ref and start_s:
             mine = tuple(bucket for bucket in mine if bucket.start_s >= start_s)
-        if mine and (len(mine) > rows or len(mine) < len(_grid(query, first))):
+        if mine and (len(mine) > rows or len(mine) < len(grid_of(query, first))):
             taken = mine[:rows]
             part = replace(query, since=_at(taken[0].start_s), until=_at(taken[-1].end_s))
             if len(mine) > rows:
@@ -296,20 +209,6 @@ def _following(sites: Sequence[Site]) -> Position | None:
 
 def _at(instant_s: int) -> datetime:
     return datetime.fromisoformat(utc_text(instant_s))
-
-
-def _grid(query: MetricQuery, site: Site) -> tuple[Bucket, ...]:
-    """Return the buckets of a site's rows."""
-    if query.bucket is not Bucketing.TOTAL:
-        size = Size(query.bucket)
-        return buckets(site.time_zone, size, since=query.since, until=query.until)
-    base = buckets(site.time_zone, query.base, since=query.since, until=query.until)
-    if not base:
-        return ()
-    label = f"{base[0].label}/{base[-1].label}"
-    first, last = base[0], base[-1]
-    return (Bucket(first.start_s, last.end_s, first.start_day, label, first.start_utc,
-                   last.end_utc),)  # fmt: skip
 
 
 def _spans(within: Range, sites: Sequence[Site]) -> dict[int, Span]:
@@ -424,7 +323,7 @@ def _parts(
 ) -> Iterable[tuple[Bucket, _Part]]:
     """Give a site's rows: its base buckets added up into those that were asked for."""
     known = {} if before is None else {b.label: (b, c) for b, c in _once(before)}
-    grid = _grid(query, each.site)
+    grid = grid_of(query, each.site)
     if grid == each.grid and before is None and not query.estimates:
         for bucket, cell in zip(grid, each.cells, strict=True):
             yield bucket, _Part([cell], each.with_error(cell.inputs))
@@ -441,7 +340,7 @@ def _parts(
         if query.estimates:
             part.imputed = _imputed(part.inputs, cells)
         if before is not None:
-            _compare(part, each, before, mine, known, now_s)
+            _compare(part, each, before, mine, known, query.calendar, now_s)
         yield bucket, part
 
 
@@ -473,13 +372,14 @@ def _compare(
     before: Read,
     mine: Sequence[tuple[Bucket, Cell]],
     known: Mapping[str, tuple[Bucket, Cell]],
+    calendar: RetailCalendar,
     now_s: int,
 ) -> None:
     """Add to a part its like-for-like side, the year before's, and why they may not be alike."""
     pairs = [
         (bucket, cell, *known[label])
         for bucket, cell in mine
-        if bucket.end_s <= now_s and (label := twin(bucket.label, each.site)) in known
+        if bucket.end_s <= now_s and (label := twin(bucket.label, each.site, calendar)) in known
     ]
     if not pairs:
         return
@@ -487,7 +387,7 @@ def _compare(
     part.twins = before.with_error(added([cell.inputs for _, _, _, cell in pairs]))
     country = country_of(each.site.time_zone)
     days = {bucket.start_day for bucket, *_ in pairs}
-    part.moved = frozenset().union(*(aligned(day, country).flags for day in days))
+    part.moved = frozenset().union(*(aligned(day, country, calendar).flags for day in days))
     labels = sorted(bucket.label for _, _, bucket, _ in pairs)
     part.label = labels[0] if len(labels) == 1 else f"{labels[0]}/{labels[-1]}"
     opening = each.site.calendar.opening

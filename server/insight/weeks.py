@@ -16,7 +16,8 @@ import asyncpg
 from server.errors import RefusedError
 from server.feedback.indices import Index, Kind, index_of
 from server.feedback.query import FeedbackRow, feedback
-from server.insight.calendar import same_weekday
+from server.insight.retail_calendar import calendar_of
+from server.insight.retail_year import same_weekday
 from server.rollup.answer import ALL_ROWS, CountQuery
 from server.rollup.buckets import Size, buckets
 from server.rollup.places import Site, load_sites
@@ -180,11 +181,15 @@ async def weeks_before(
     until: date,
     now_s: int,
 ) -> dict[str, list[SiteWeek]]:
-    """Return, for each week of [since, until), the same ISO week a year before (`same_weekday`)."""
-    first, last = same_weekday(since), same_weekday(until - WEEK)
+    """Return, for each week of [since, until), the week that a year before is compared by.
+
+    They are ISO weeks; which one, the calendar of the organisation says (`same_weekday`).
+    """
+    calendar = await calendar_of(connection)
+    first, last = same_weekday(since, calendar), same_weekday(until - WEEK, calendar)
     weeks = await weeks_of(connection, sites, metrics, since=first, until=last + WEEK, now_s=now_s)
     asked = [since + n * WEEK for n in range((until - since) // WEEK)]
-    numbers = [(same_weekday(week) - first) // WEEK for week in asked]
+    numbers = [(same_weekday(week, calendar) - first) // WEEK for week in asked]
     return {ref: [rows[number] for number in numbers] for ref, rows in weeks.items()}
 
 

@@ -15,14 +15,8 @@ from zoneinfo import ZoneInfo
 import asyncpg
 
 from server.insight.definitions import find
-from server.insight.metrics import (
-    Bucketing,
-    Compare,
-    MetricQuery,
-    MetricRow,
-    Of,
-    metrics,
-)
+from server.insight.metrics import MetricRow, metrics
+from server.insight.question import Bucketing, Compare, MetricQuery, Of
 from server.portal.quality_numbers import SiteQuality, month_of
 from server.rollup.answer import ALL_ROWS
 from server.rollup.quality import COMPLETE, Scope

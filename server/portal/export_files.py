@@ -30,7 +30,7 @@ from server.api.reads import Call, Route
 from server.api.routes import READS
 from server.errors import RefusedError
 from server.feedback.query import Basis
-from server.insight.metrics import Bucketing
+from server.insight.question import Bucketing
 from server.rollup.buckets import Size
 from server.rollup.quality import Scope
 

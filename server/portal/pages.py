@@ -21,6 +21,7 @@ from server.portal import (
     exports,
     numbers,
     opinions,
+    periods,
     popups,
     quality,
     shop,
@@ -38,8 +39,8 @@ from server.web.site import Site
 log = structlog.get_logger(__name__)
 
 SECTIONS = (
-    *(shop, trends, targets, popups, opinions, surveys, experiments, quality, accuracy, exports),
-    digest,
+    *(shop, trends, periods, targets, popups, opinions, surveys, experiments, quality, accuracy),
+    *(exports, digest),
 )
 """What else the menu leads to, in its order."""
 REFRESH_S = 2.0

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from server.feedback.query import Basis, feedback
 from server.insight.definitions import find
-from server.insight.metrics import Bucketing, MetricQuery, MetricRow, metrics
+from server.insight.metrics import MetricRow, metrics
+from server.insight.question import Bucketing, MetricQuery
 from server.portal.frame import Look, Portal, Section
 from server.portal.opinions import asked_of
 from server.portal.popup_view import (

@@ -42,6 +42,7 @@ GET: dict[str, Asked] = {
     "/popups/{site}": Asked(),
     "/shop": Asked(),
     "/shop/{site}": Asked(),
+    "/periods": Asked({"year": "2026"}, {"site": "{site}"}),
     "/targets": Asked({"over": "yes"}, {"site": "{site}"}),
     "/quality": Asked({"month": "2026-03"}, {"site": "{site}"}),
     "/trends": Asked({}, {"site": "{site}"}),
@@ -119,6 +120,8 @@ GET: dict[str, Asked] = {
     "/v1/experiments/{ref:experiment}/result": Asked(),
     "/v1/experiments/{ref:experiment}/snapshot": Asked(),
     "/v1/comparison": Asked(RANGE),
+    "/v1/calendar": Asked(),
+    "/v1/periods": Asked({"year": "2026"}),
     "/v1/questionnaires": Asked(),
     "/v1/questionnaires/{ref:questionnaire}": Asked(),
     "/v1/publications": Asked({}, {"site": "{site}"}),
@@ -137,6 +140,7 @@ FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": 
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
     "/digest": Asked({"wanted": "no"}),
+    "/periods": Asked(),
     "/targets": Asked(
         {"metric": "visits", "wanted": "x", "from": "2026-05-01", "to": "2026-06-01"},
         {"site": "{site}"},
@@ -237,6 +241,7 @@ JSON: dict[tuple[str, str], Asked] = {
     ),
     ("PATCH", "/v1/targets/{ref:target}"): Asked({"note": "x"}),
     ("DELETE", "/v1/targets/{ref:target}"): Asked(),
+    ("PUT", "/v1/calendar"): Asked(),
     ("POST", "/v1/webhooks"): Asked({"url": "http://example.com/"}),
     ("PATCH", "/v1/webhooks/{ref:webhook}"): Asked(),
     ("DELETE", "/v1/webhooks/{ref:webhook}"): Asked(),

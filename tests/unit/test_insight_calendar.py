@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.insight.calendar import (
+    Aligned,
     Year,
     aligned,
     black_friday,
@@ -17,9 +18,8 @@ from server.insight.calendar import (
     midsummer_eve,
     name_of,
     pay_day,
-    same_weekday,
-    weeks_in,
 )
+from server.insight.retail_year import NRF
 
 EASTERS = {
     2008: (3, 23), 2011: (4, 24), 2016: (3, 27), 2019: (4, 21), 2020: (4, 12), 2021: (4, 4),
@@ -70,13 +70,18 @@ def test_pay_day_is_the_25th_or_the_last_working_day_before() -> None:
 
 
 def test_years_of_53_weeks() -> None:
-    assert [year for year in range(2000, 2033) if weeks_in(year) == 53] == [
-        2004, 2009, 2015, 2020, 2026, 2032,
-    ]  # fmt: skip
-    assert same_weekday(date(2026, 3, 4)) == date(2026, 3, 4) - timedelta(days=364)
-    assert same_weekday(date(2027, 3, 3)) == date(2027, 3, 3) - timedelta(days=371)
-    assert same_weekday(date(2026, 12, 30)) == date(2025, 12, 31)
     assert aligned(date(2026, 12, 28)).flags == ("week_53",)
+    assert aligned(date(2027, 3, 3)) == Aligned(date(2026, 2, 25), None, ("after_week_53",))
+
+
+def test_ordinary_days_are_compared_by_the_weeks_of_the_chosen_calendar() -> None:
+    """The NRF's 2023 has 53 weeks, no ISO year about it has."""
+    assert aligned(date(2024, 3, 13), "").day == date(2023, 3, 15)
+    assert aligned(date(2024, 3, 13), "", NRF) == Aligned(
+        date(2023, 3, 8), None, ("after_week_53",)
+    )
+    assert aligned(date(2024, 2, 1), "", NRF) == Aligned(date(2023, 2, 2), None, ("week_53",))
+    assert aligned(date(2024, 3, 31), "", NRF) == Aligned(date(2023, 4, 9), "easter_sunday")
 
 
 def test_holidays_are_compared_by_name() -> None:

@@ -18,7 +18,14 @@ create table regions (
 alter table organisations
     add column enrolment text not null default 'allow-list'
         check (enrolment in ('allow-list', 'technician')),
-    add column clones text not null default 'report' check (clones in ('report', 'quarantine'));
+    add column clones text not null default 'report' check (clones in ('report', 'quarantine')),
+    add column calendar text not null default 'iso'
+        check (calendar in ('iso', '4-4-5', '4-5-4', '5-4-4')),
+    add column calendar_month smallint not null default 1 check (calendar_month between 1 and 12),
+    add column calendar_weekday smallint not null default 0
+        check (calendar_weekday between 0 and 6);
+comment on column organisations.calendar_weekday is
+    'Monday 0: a retail year begins on the one closest to the 1st of calendar_month';
 comment on column organisations.enrolment is
     'technician: a device on the allow-list waits until a technician has said where it stands';
 

@@ -36,6 +36,9 @@ organisations = Table(
     stamped("created_at"),
     Column("enrolment", Text, nullable=False, server_default=text("'allow-list'::text")),
     Column("clones", Text, nullable=False, server_default=text("'report'::text")),
+    Column("calendar", Text, nullable=False, server_default=text("'iso'::text")),
+    Column("calendar_month", SmallInteger, nullable=False, server_default=text("1")),
+    Column("calendar_weekday", SmallInteger, nullable=False, server_default=text("0")),
 )
 regions = Table(
     "regions",
