@@ -4,8 +4,11 @@
   is the last one's. The agent forgets only what matches.
 - A hello lists the boots an agent still holds; the answer, matched by its nonce, states each
   boot's `next_seq`. Only such an answer may move an agent's mark back (a restored database).
+- The name in a hello is the agent's. Two are kept for what is no greeting and gets no answer: the
+  will, which the broker sends in the agent's stead, and a goodbye (`Goodbye`).
 """
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -30,6 +33,11 @@ from protocol.frame import (
 MAX_BOOTS = 512  # boots an agent may still hold; more fold into gap frames
 MAX_VERSIONS = 8
 MAX_AGENT = 32
+
+WILL = "will"
+FAILED = "failed"  # the reason of a goodbye that was not meant: to be taken as a will
+MAX_BACK_S = 30 * 86_400
+_BYE = re.compile(r"bye(?: ([a-z][a-z-]{0,15})(?: ([0-9]{1,7}))?)?")
 
 _HELLO = struct.Struct("<QBB")
 _HELLO_BOOT = struct.Struct("<QIIIBq")
@@ -62,6 +70,30 @@ class Hello:
     agent: str
     span: Span
     boots: tuple[HeldBoot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """Why an agent ends its connection, and in how many seconds it means to be back (0: unknown).
+
+    Raises ValueError if it cannot be said on the wire.
+    """
+
+    reason: str = ""
+    back_s: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what the name could not hold, or nobody would believe."""
+        if not 0 <= self.back_s <= MAX_BACK_S:
+            raise ValueError(f"an agent is back within {MAX_BACK_S} s, got {self.back_s}")
+        if (self.back_s and not self.reason) or not _BYE.fullmatch(self.name):
+            raise ValueError(f"a reason is 1 to 16 of a-z and '-', got {self.reason!r}")
+
+    @property
+    def name(self) -> str:
+        """The name of the hello that says it: `bye`, `bye reboot`, `bye update 600`."""
+        said = ("bye", self.reason, str(self.back_s) if self.back_s else "")
+        return " ".join(part for part in said if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +188,14 @@ def decode_greeting(section_payload: memoryview, span: Span) -> Hello:
             raise
         raise FrameError(Reason.HELLO, str(error)) from error
     return Hello(nonce, tuple(payload[_HELLO.size : middle]), name, span, boots)
+
+
+def read_goodbye(name: str) -> Goodbye | None:
+    """Return the goodbye that a hello's name says; None if it is an agent's."""
+    found = _BYE.fullmatch(name)
+    if found is None:
+        return None
+    return Goodbye(found[1] or "", min(int(found[2] or 0), MAX_BACK_S))
 
 
 def encode_receipt(receipt: Receipt) -> bytes:

@@ -30,7 +30,16 @@ from protocol.frame import (
 from protocol.gap import Gap
 from protocol.health import Metrics
 from protocol.kiosk import Press, Presses, encode_kiosk, encode_presses
-from protocol.session import Answer, HeldBoot, Hello, Receipt, encode_hello
+from protocol.session import (
+    MAX_BACK_S,
+    Answer,
+    Goodbye,
+    HeldBoot,
+    Hello,
+    Receipt,
+    encode_hello,
+    read_goodbye,
+)
 from tests.vectors.cases import Content, content_of, encode_content
 from tests.vectors.strategies import (
     answers,
@@ -249,6 +258,48 @@ def test_a_hello_names_its_agent_in_ascii_and_briefly() -> None:
     found = content_of(encode_hello(hello, boot_id=1, ordinal=1))
     assert isinstance(found, Hello)
     assert found.agent == "r?knare/" + "9" * 24
+
+
+@given(
+    st.builds(
+        Goodbye,
+        st.from_regex(r"[a-z][a-z-]{0,15}", fullmatch=True),
+        st.integers(0, MAX_BACK_S),
+    )
+)
+def test_a_goodbye_survives_in_a_hello_s_name(goodbye: Goodbye) -> None:
+    hello = Hello(1, (1,), goodbye.name, Span(0, 0, 0, Quality.NONE), ())
+    found = content_of(encode_hello(hello, boot_id=1, ordinal=1))
+    assert isinstance(found, Hello)
+    assert read_goodbye(found.agent) == goodbye
+
+
+@given(
+    st.text(st.characters(codec="ascii"), max_size=32)
+    | st.lists(st.sampled_from(["bye", "stopped", "update", "600", "0", "9999999", ""])).map(
+        " ".join
+    )
+)
+def test_no_name_breaks_the_reading_of_goodbyes(name: str) -> None:
+    found = read_goodbye(name)
+    if found is None:
+        assert name not in ("bye", "bye stopped", "bye update 600")
+    else:
+        assert name.startswith("bye")
+        assert read_goodbye(found.name) == found
+
+
+@pytest.mark.parametrize("name", ["will", "byes", "bye ", "bye 600", "bye Up", "bye a 1 2", "Bye"])
+def test_an_agent_whose_name_is_like_a_goodbye_greets(name: str) -> None:
+    assert read_goodbye(name) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "back_s"), [("", 5), ("Two words", 0), ("x" * 17, 0), ("update", MAX_BACK_S + 1)]
+)
+def test_a_goodbye_that_the_wire_cannot_hold_is_refused(reason: str, back_s: int) -> None:
+    with pytest.raises(ValueError, match=r"expected|got"):
+        Goodbye(reason, back_s)
 
 
 @pytest.mark.parametrize("boot", [(5, 4, 0), (0, 1, (1 << 47) + 1), (0, 1, -(1 << 47) - 1)])

@@ -209,6 +209,11 @@ CASES: dict[str, Case] = {
         ),
         seq=0,
     ),
+    "hello-bye": Case(
+        Hello(0x0102030405060709, (1,), "bye update 600", _span(span_s=0), ()),
+        seq=0,
+    ),
+    "hello-will": Case(Hello(0x0102030400000000, (1,), "will", _span(span_s=0), ()), seq=0),
     "receipt": Case(Receipt(BOOT, 91, 0xDEADBEEF, 0xABCDEF0123456789, 1_760_000_301_000), seq=91),
     "answer": Case(
         Answer(
