@@ -20,7 +20,8 @@ from server.rollup.places import Site
 from server.rollup.quality import Scope
 from server.rollup.query import MOST_BUCKETS
 
-_PEAK_DAYS = 62
+PEAK_DAYS = 62
+"""How long a range may be in which peaks and stays are found, quarter by quarter."""
 _DAY = timedelta(days=1)
 
 
@@ -157,9 +158,9 @@ def demand_answerable(query: MetricQuery) -> None:
             )
         if metric.days and query.bucket in (Bucketing.QUARTER, Bucketing.HOUR):
             raise UnanswerableError("metrics", f"{metric.id} is of whole days: ask by day or more")
-    if query.needs & {Need.PEAK, Need.STAY} and span_s > _PEAK_DAYS * 86_400:
+    if query.needs & {Need.PEAK, Need.STAY} and span_s > PEAK_DAYS * 86_400:
         raise UnanswerableError(
-            "from", f"peaks and stays are found in quarters of an hour: ask {_PEAK_DAYS} days"
+            "from", f"peaks and stays are found in quarters of an hour: ask {PEAK_DAYS} days"
         )
 
 

@@ -36,6 +36,7 @@ from server.rollup.quality import Scope
 
 MOST_ROWS = 1_000_000
 PAGE_ROWS = 20_000
+BUCKETS = tuple(size.value for size in Size if size is not Size.MINUTE)
 
 
 class Dataset(StrEnum):
@@ -64,7 +65,6 @@ _PATHS = {
     Dataset.KPIS: "/metrics:query",
     Dataset.GAPS: "/gaps",
 }
-BUCKETS = ("15m", "hour", "day", "week", "month")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ planned, by who may act on feedback at that very site; all others see the same p
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 import asyncpg
@@ -22,9 +22,9 @@ from server.feedback.indices import Index, Kind, index_of
 from server.feedback.misuse import VERSION, Reason
 from server.feedback.query import Basis, FeedbackRow, feedback
 from server.feedback.response_rate import Rates, response_rates
-from server.fleet.checks import FieldError, day
 from server.people.roles import Permission, Place
 from server.portal import numbers
+from server.portal.forms import day_of, form_of
 from server.portal.frame import Look, Portal, Section
 from server.rollup.answer import CountQuery
 from server.rollup.buckets import Size, local
@@ -116,7 +116,7 @@ class Pages:
 
     async def answer_alert(self, request: web.Request) -> web.Response:
         """Take an alert, or end it with its outcome."""
-        form = await _form_of(request)
+        form = await form_of(request, longest=_MOST_FIELD, lines=True)
         ref, look = await self._at_work(request, request.match_info["alert"], _alert_place)
 
         async def act(db: asyncpg.Connection) -> object:
@@ -132,7 +132,7 @@ class Pages:
 
     async def plan(self, request: web.Request) -> web.Response:
         """Plan an action at a site."""
-        form = await _form_of(request)
+        form = await form_of(request, longest=_MOST_FIELD, lines=True)
         ref, look = await self._at_work(request, request.match_info["site"], _site_place)
 
         async def act(db: asyncpg.Connection) -> object:
@@ -141,8 +141,8 @@ class Pages:
                 form.get("touchpoint", ""),
                 form.get("title", ""),
                 form.get("owner", ""),
-                _day(form, "due_on"),
-                _day(form, "remeasure_on"),
+                day_of(form, "due_on"),
+                day_of(form, "remeasure_on"),
                 form.get("alert") or None,
             )
             return await actions.plan(
@@ -153,7 +153,8 @@ class Pages:
 
     async def change_action(self, request: web.Request) -> web.Response:
         """Say that an action was done, what visitors may be told of it, or close it."""
-        form, action = await _form_of(request), request.match_info["action"]
+        form = await form_of(request, longest=_MOST_FIELD, lines=True)
+        action = request.match_info["action"]
         ref, look = await self._at_work(request, action, _action_place)
 
         async def act(db: asyncpg.Connection) -> object:
@@ -167,14 +168,14 @@ class Pages:
                 return await actions.tell(
                     db, organisation, action, told, published=published, actor=actor, now=now
                 )
-            done_on = _day(form, "done_on")
+            done_on = day_of(form, "done_on")
             return await actions.carry_out(db, organisation, action, done_on, actor=actor, now=now)
 
         return await self._done(request, look, ref, "change action", act, _back(form, ref))
 
     async def add_touchpoint(self, request: web.Request) -> web.Response:
         """Add a touchpoint: for who may act in all of the organisation."""
-        form = await _form_of(request)
+        form = await form_of(request, longest=_MOST_FIELD, lines=True)
         async with self._portal.looking(request, "portal touchpoint") as look:
             if not look.visitor.may(Permission.ACT_ON_FEEDBACK, Place(look.organisation)):
                 raise web.HTTPNotFound
@@ -335,19 +336,3 @@ async def _action_place(look: Look, ref: str) -> tuple[str, Place]:
 def _back(form: Mapping[str, str], ref: str) -> str:
     """Return the page that a form on the shop's own page leads back to."""
     return f"/shop/{ref}" if form.get("back") == "shop" else ""
-
-
-async def _form_of(request: web.Request) -> Mapping[str, str]:
-    form = await request.post()
-    return {
-        name: value.replace("\0", "")[:_MOST_FIELD].strip()
-        for name, value in form.items()
-        if isinstance(value, str)
-    }
-
-
-def _day(form: Mapping[str, str], field: str) -> date:
-    found = day(form.get(field, ""), field)
-    if found is None:
-        raise FieldError(field, "expected a day such as 2026-12-24")
-    return found

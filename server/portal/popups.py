@@ -13,7 +13,7 @@ from aiohttp import web
 from server.feedback.query import Basis, feedback
 from server.insight.definitions import find
 from server.insight.metrics import MetricRow, metrics
-from server.insight.question import Bucketing, MetricQuery
+from server.insight.question import PEAK_DAYS, Bucketing, MetricQuery
 from server.portal.frame import Look, Portal, Section
 from server.portal.opinions import asked_of
 from server.portal.popup_view import (
@@ -33,7 +33,6 @@ from server.rollup.places import Site, load_sites
 from server.rollup.quality import Scope
 from server.rollup.query import counts
 
-PEAK_DAYS = 62  # as far as KPIs look for one
 _DAY = timedelta(days=1)
 _SOLD = ("conversion", "spv", "atv", "net_sales", "transactions")
 

@@ -38,6 +38,7 @@ from server.feedback.tokens import PURPOSE, Channel, Delay
 from server.fleet.checks import FieldError
 from server.people.roles import Permission, Place
 from server.people.sealing import Seal
+from server.portal.forms import form_of
 from server.portal.frame import Look, Portal, Section
 from server.rollup.places import load_sites
 from server.web.catalogue import LANGUAGES
@@ -132,7 +133,7 @@ class Pages:
 
     async def build(self, request: web.Request) -> web.Response:
         """Count a draft's seconds, or keep it."""
-        form = await _form_of(request)
+        form = await form_of(request, longest=_MOST_FIELD)
         async with self._portal.looking(request, "portal build survey") as look:
             _demand_ask(look)
         if form.get("do") != "keep":
@@ -191,7 +192,7 @@ class Pages:
 
     async def move(self, request: web.Request) -> web.Response:
         """Publish it, or close it."""
-        form = await _form_of(request)
+        form = await form_of(request, longest=_MOST_FIELD)
         async with self._portal.looking(request, "portal move survey") as look:
             _demand_ask(look)
             found = await _survey(look, request)
@@ -213,7 +214,7 @@ class Pages:
 
     async def hand_out(self, request: web.Request) -> web.Response:
         """Make tokens, and show them this once: links and codes, or a poster to print."""
-        form = await _form_of(request)
+        form = await form_of(request, longest=_MOST_FIELD)
         async with self._portal.looking(request, "portal survey tokens") as look:
             _demand_ask(look)
             found = await _survey(look, request)
@@ -379,16 +380,6 @@ async def _survey(look: Look, request: web.Request) -> Survey:
         return await surveys.find(look.db, look.organisation, ref)
     except NotFoundError as error:
         raise web.HTTPNotFound from error
-
-
-async def _form_of(request: web.Request) -> dict[str, str]:
-    """Return a form's texts, in one line each and without what no text has."""
-    form = await request.post()
-    return {
-        name: " ".join(value.replace("\0", "")[:_MOST_FIELD].split())
-        for name, value in form.items()
-        if isinstance(value, str)
-    }
 
 
 def _number(form: Mapping[str, str], name: str, otherwise: int) -> int:

@@ -22,6 +22,7 @@ from server.insight.projection import Outlook, Track
 from server.insight.targets import Target
 from server.people.roles import Permission, Place
 from server.portal import numbers
+from server.portal.forms import day_of, form_of
 from server.portal.frame import Look, Portal, Section
 from server.rollup.buckets import local
 from server.rollup.places import Site, load_sites
@@ -106,7 +107,7 @@ class Pages:
 
     async def add(self, request: web.Request) -> web.Response:
         """Set a target."""
-        form = await _form_of(request)
+        form = await form_of(request, longest=_MOST_FIELD)
         async with self._portal.looking(request, "portal set target") as look:
             if not _may_set(look, await _places(look), form.get("site", "")):
                 raise web.HTTPNotFound
@@ -122,7 +123,8 @@ class Pages:
 
     async def change(self, request: web.Request) -> web.Response:
         """Change what is wanted, or give it up; one who comes second is told."""
-        form, ref = await _form_of(request), request.match_info["target"].replace("\0", "")
+        form = await form_of(request, longest=_MOST_FIELD)
+        ref = request.match_info["target"].replace("\0", "")
         async with self._portal.looking(request, "portal change target") as look:
             try:
                 known = await targets.find(look.db, look.organisation, ref)
@@ -217,8 +219,8 @@ def wanted_of(form: Mapping[str, str]) -> Target:
     return Target(
         form.get("site", ""),
         kpi.id,
-        _day(form, "from"),
-        _day(form, "to") + _DAY,
+        day_of(form, "from"),
+        day_of(form, "to") + _DAY,
         number_of(form.get("wanted", ""), kpi),
         form.get("way") == "most",
         Scope.OPEN.value,
@@ -273,12 +275,3 @@ def _day(form: Mapping[str, str], field: str) -> date:
     if found is None:
         raise FieldError(field, "expected a day such as 2026-12-24")
     return found
-
-
-async def _form_of(request: web.Request) -> dict[str, str]:
-    form = await request.post()
-    return {
-        name: " ".join(value.replace("\0", "")[:_MOST_FIELD].split())
-        for name, value in form.items()
-        if isinstance(value, str)
-    }

@@ -99,6 +99,13 @@ async def form_of(browser: ClientSession, path: str) -> dict[str, str]:
     return {name: unescape(value) for name, value in found}
 
 
+def words_in(html: str, pattern: str) -> str:
+    """Return the text, without tags, of what `pattern`'s group matches first."""
+    found = re.search(pattern, html, re.S)
+    assert found is not None, html
+    return " ".join(re.sub(r"<[^>]+>", " ", found[1]).split())
+
+
 async def post(
     browser: ClientSession, path: str, form: dict[str, str], **headers: str
 ) -> ClientResponse:

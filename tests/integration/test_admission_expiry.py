@@ -15,17 +15,7 @@ from ops.services.stack import Stack
 from protocol.identity import device_id
 from protocol.topics import Leg, topic
 from server.fleet.lifecycle import State
-from tests.admission_world import (
-    Skipping,
-    admitting,
-    certify,
-    connected,
-    denied,
-    done,
-    enrolled,
-    order,
-    speaks,
-)
+from tests import admission_world as world
 from tests.ingest_world import register
 
 pytestmark = pytest.mark.services
@@ -68,13 +58,13 @@ async def test_x25_an_expired_certificate_ends_its_session_and_its_resumption(
 ) -> None:
     fleet = await register(owner, 1, prefix="dc-expiry")
     (device,) = fleet.devices
-    ending = await certify(owner, stack, fleet, folder=tmp_path, lasts_s=6)
+    ending = await world.certify(owner, stack, fleet, folder=tmp_path, lasts_s=6)
     ending.tls.maximum_version = ssl.TLSVersion.TLSv1_2  # whose sessions Python can hand on
     _, granted, session = await hello_over_tls(stack, device, ending.tls, None)
     assert granted == 1
     async with (
-        admitting(stack, database),
-        connected(stack, fleet.devices, [ending.tls]) as (live,),
+        world.admitting(stack, database),
+        world.connected(stack, fleet.devices, [ending.tls]) as (live,),
     ):
         await live.publish(b"before")
         await live.ended()  # when the certificate does
@@ -83,12 +73,12 @@ async def test_x25_an_expired_certificate_ends_its_session_and_its_resumption(
         assert resumed, "the broker lets in whom it knows: that is why the deny-list has to"
         assert refused >= 0x80
         await wait_for_orders(owner, [(False, "certificate expired")])
-        renewed = await certify(owner, stack, fleet, folder=tmp_path)
+        renewed = await world.certify(owner, stack, fleet, folder=tmp_path)
         await wait_for_orders(
             owner, [(False, "certificate expired"), (True, "certificate renewed")]
         )
-        assert await speaks(stack, device, renewed.tls)
-    assert await denied(stack) == {}
+        assert await world.speaks(stack, device, renewed.tls)
+    assert await world.denied(stack) == {}
 
 
 async def wait_for_orders(owner: asyncpg.Connection, wanted: list[tuple[bool, str]]) -> None:
@@ -106,17 +96,17 @@ async def test_a_device_with_another_valid_certificate_is_left_alone(
     stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
     fleet = await register(owner, 1, prefix="dc-staged")
-    ending = await certify(owner, stack, fleet, folder=tmp_path, lasts_s=3)
+    ending = await world.certify(owner, stack, fleet, folder=tmp_path, lasts_s=3)
     await owner.execute("update certificates set state = 'retiring'")
-    staged = await certify(owner, stack, fleet, folder=tmp_path)
+    staged = await world.certify(owner, stack, fleet, folder=tmp_path)
     await owner.execute("update certificates set state = 'staged' where serial = $1", staged.serial)
     async with (
-        admitting(stack, database),
-        connected(stack, fleet.devices, [staged.tls]) as (session,),
+        world.admitting(stack, database),
+        world.connected(stack, fleet.devices, [staged.tls]) as (session,),
     ):
         while datetime.now(UTC) < ending.not_after:  # noqa: ASYNC110 - real certificates
             await asyncio.sleep(0.1)
-        await done(owner, await order(owner, fleet.devices[0], State.SUSPENDED))
+        await world.done(owner, await world.order(owner, fleet.devices[0], State.SUSPENDED))
         await session.ended()
     assert await owner.fetchval("select count(*) from admissions") == 1
 
@@ -124,18 +114,18 @@ async def test_a_device_with_another_valid_certificate_is_left_alone(
 async def test_a_clock_that_runs_a_year_ahead_locks_nobody_out(
     stack: Stack, database: str, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    fleet, certificates = await enrolled(owner, stack, tmp_path, count=22, prefix="dc-clock")
-    clock = Skipping()
+    fleet, certificates = await world.enrolled(owner, stack, tmp_path, count=22, prefix="dc-clock")
+    clock = world.Skipping()
     clock.ahead_ms = 400 * 86_400_000
     async with (
-        admitting(stack, database, clock=clock),
-        connected(stack, fleet.devices[:1], [certificates[0].tls]) as (session,),
+        world.admitting(stack, database, clock=clock),
+        world.connected(stack, fleet.devices[:1], [certificates[0].tls]) as (session,),
     ):
-        suspended = await order(owner, fleet.devices[1], State.SUSPENDED)
+        suspended = await world.order(owner, fleet.devices[1], State.SUSPENDED)
         await wait_for_orders(owner, [(False, "test")])
         clock.ahead_ms = 0
         clock.skipped_s += 61
-        await done(owner, suspended)
-        assert await denied(stack) == {fleet.devices[1]: True}
+        await world.done(owner, suspended)
+        assert await world.denied(stack) == {fleet.devices[1]: True}
         await session.publish(b"still here")
         assert session.ended_at is None

@@ -6,7 +6,7 @@ from datetime import date
 import pytest
 
 from server.people.roles import Grant, Role
-from tests.integration.people_world import People, load
+from tests.integration.people_world import People, load, words_in
 from tests.integration.test_portal_quality import shop
 
 pytestmark = pytest.mark.services
@@ -35,9 +35,7 @@ async def campaign(people: People, name: str, cost: int, *sites: str) -> None:
 
 
 def figure(html: str, name: str) -> str:
-    found = re.search(rf'<dd id="{name}">(.*?)</dd>', html, re.S)
-    assert found is not None, html
-    return " ".join(re.sub(r"<[^>]+>", " ", found[1]).split())
+    return words_in(html, rf'<dd id="{name}">(.*?)</dd>')
 
 
 async def test_a_popup_that_is_over_has_the_sheet_of_its_whole_life(people: People) -> None:

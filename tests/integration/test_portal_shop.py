@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from server.people.roles import Grant, Role
-from tests.integration.people_world import NOW, People, form_of, load, post
+from tests.integration.people_world import NOW, People, form_of, load, post, words_in
 from tests.integration.test_portal_opinions import kiosk, manager
 from tests.integration.test_portal_quality import shop
 
@@ -15,9 +15,7 @@ pytestmark = pytest.mark.services
 
 def section(html: str, name: str) -> str:
     """Return the text of a part of the page."""
-    found = re.search(rf'<section[^>]*id="{name}">(.*?)</section>', html, re.S)
-    assert found is not None, html
-    return " ".join(re.sub(r"<[^>]+>", " ", found[1]).split())
+    return words_in(html, rf'<section[^>]*id="{name}">(.*?)</section>')
 
 
 async def test_today_stands_beside_what_is_usual_by_now(people: People) -> None:
