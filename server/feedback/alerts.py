@@ -6,7 +6,9 @@ fresh, or since its last alert was done; it raises one if the alarm (server.feed
 within the last `LATE`. So what comes late, of hours ago, raises nothing; what is missing neither
 raises nor ends anything, and no alert ends but by a person's word. A closed shop raises none.
 
-A kiosk has one open alert of a cause at a time (a unique index says so).
+A kiosk has one open alert of a cause at a time (a unique index says so). Each is looked at in a
+transaction of its own, under a lock of its own, that writes nothing but an alert, and that last:
+the feed of changes stops before the oldest transaction that writes (`server.db.changes`).
 """
 
 import asyncio
@@ -274,30 +276,33 @@ class Watch:
     async def look(self) -> list[str]:
         """Look at every kiosk once; return the alerts raised."""
         now = at(self.clock.now_ms())
-        async with transaction(self.pool, "watch kiosks") as connection:
-            await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
-            since = {
-                spot: fresh_from
-                for spot, fresh_from in await connection.fetch(_FRESH, now, now - LATE)
-                if fresh_from is not None
-            }
-            pressed = await connection.fetch(_PRESSED, list(since), now - LATE)
-            if not pressed:
-                return []
-            kinds = await kinds_of(connection)
-            spots = await load_spots(connection, ids=[row[0] for row in pressed])
-            rows = await connection.fetch(_BEFORE, [spot.id for spot in spots], CAUSE)
-            before = {spot: (is_open, done) for spot, is_open, done in rows}
-            found = []
-            for spot in spots:
-                begin = _opened(spot, now)
-                is_open, done = before.get(spot.id, (False, None))
-                if begin is None or is_open:
+        spots: list[Spot] = []
+        kinds: Mapping[Question, Kind] = {}
+        async with transaction(self.pool, "choose kiosks") as connection:
+            fresh = dict(await connection.fetch(_FRESH, now, now - LATE))
+            heard = [spot for spot, since in fresh.items() if since is not None]
+            pressed = await connection.fetch(_PRESSED, heard, now - LATE)
+            if pressed:
+                kinds = await kinds_of(connection)
+                spots = await load_spots(connection, ids=[row[0] for row in pressed])
+        found = []
+        for spot in spots:
+            opened = _opened(spot, now)
+            if opened is None:
+                continue
+            since = max(opened, fresh[spot.id])
+            async with transaction(self.pool, "watch a kiosk") as connection:
+                await connection.execute("select pg_advisory_xact_lock($1, $2)", _LOCK, spot.id)
+                is_open, done = await connection.fetchrow(_BEFORE, spot.id, CAUSE)
+                if is_open:
                     continue
-                begin = max(begin, since[spot.id], done or begin)
-                ref = await self._look_at(connection, spot, kinds, since=begin, now=now)
-                if ref is not None:
-                    found.append(ref)
+                since = max(since, done or since)
+                ref = await self._look_at(connection, spot, kinds, since=since, now=now)
+            if ref is not None:
+                found.append(ref)
+        async with transaction(self.pool, "mark kiosks") as connection:
+            await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute(_LOOKED, list(fresh), list(fresh.values()), now)
         return found
 
     async def _look_at(
@@ -428,18 +433,20 @@ _FRESH = """
         from spots s join assignments a on a.spot_id = s.id and a.valid @> $1::timestamptz
         join boots b on b.device_id = a.device_id
         where s.kind = 'kiosk' group by 1)
+    select h.spot_id, case when h.at < $2 then null when w.looked_at >= $2
+                           then coalesce(w.fresh_from, h.at) else h.at end
+    from heard h left join alarm_watch w on w.spot_id = h.spot_id
+"""
+_LOOKED = """
     insert into alarm_watch as w (spot_id, fresh_from, looked_at)
-    select spot_id, case when at >= $2 then at end, $1 from heard
-    on conflict (spot_id) do update set looked_at = excluded.looked_at,
-        fresh_from = case when w.looked_at >= $2 and excluded.fresh_from is not null
-                          then coalesce(w.fresh_from, excluded.fresh_from)
-                          else excluded.fresh_from end
-    returning spot_id, fresh_from
+    select spot, since, $3 from unnest($1::int[], $2::timestamptz[]) as looked(spot, since)
+    on conflict (spot_id) do update
+        set looked_at = excluded.looked_at, fresh_from = excluded.fresh_from
 """
 _PRESSED = "select distinct spot from presses where spot = any($1::int[]) and time >= $2"
 _BEFORE = """
-    select spot_id, bool_or(done_at is null), max(done_at) from opinion_alerts
-    where spot_id = any($1::int[]) and cause = $2 group by 1
+    select coalesce(bool_or(done_at is null), false), max(done_at) from opinion_alerts
+    where spot_id = $1 and cause = $2
 """
 _RATE = """
     select coalesce((select c.false_alarms_per_week from alarm_settings c

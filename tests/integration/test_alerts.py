@@ -1,12 +1,15 @@
 """Alerts of dissatisfaction: raised of what is pressed just now, and of nothing else."""
 
+import asyncio
 import random
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
+from server.db.changes import GapNote, Kind, Told, changes_after, note_change, place_now
 from server.errors import ConflictError
-from server.feedback import alerts
+from server.feedback import alerts, responses
 from server.feedback.alerts import Watch
 from server.fleet.checks import FieldError
 from tests.integration.api_world import NOW, World, utc
@@ -146,6 +149,57 @@ async def test_a_bolder_setting_hears_more(world: World) -> None:
     assert len(await later(world, NOW)) == 1
     (alert,) = await alerts.listed(world.owner, 1, open_only=True)
     assert alert.false_alarms_per_week == 20
+
+
+async def test_two_servers_that_look_at_once_raise_one_alert(world: World) -> None:
+    spot = await learnt(world)
+    await watch_of(world).look()
+    await press(world, spot, NOW - timedelta(minutes=7), bad(12))
+    found = await asyncio.gather(watch_of(world).look(), watch_of(world).look())
+    assert sorted(map(len, found)) == [0, 1]
+    assert await world.owner.fetchval("select count(*) from audit where act = 'alert raised'") == 1
+
+
+async def test_looking_at_kiosks_does_not_hold_the_feed_of_changes_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot = await learnt(world)
+    await watch_of(world).look()
+    await press(world, spot, NOW - timedelta(minutes=7), bad(12))
+    begun = await place_now(world.owner, now=NOW)
+    seen: list[Told] = []
+
+    async def meanwhile(*asked: Any) -> list[responses.Judged]:
+        note = GapNote(1, "rotted")
+        await note_change(
+            world.owner, Kind.GAP_OPENED, organisation=1, spot=spot, detail=note, now=NOW
+        )
+        seen.append(await changes_after(world.owner, begun, organisation=1, limit=9, now=NOW))
+        return await responses.judged(*asked)
+
+    monkeypatch.setattr(alerts, "judged", meanwhile)
+    assert len(await later(world, NOW)) == 1
+    [told] = seen
+    assert [change.kind for change in told.changes] == [Kind.GAP_OPENED]
+
+
+async def test_a_look_that_was_cut_short_counts_as_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot = await learnt(world)
+    await watch_of(world).look()
+    looked = await world.owner.fetchval("select looked_at from alarm_watch")
+    await press(world, spot, NOW - timedelta(minutes=7), bad(12))
+
+    async def away(*_: Any) -> list[responses.Judged]:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(alerts, "judged", away)
+        with pytest.raises(ConnectionResetError):
+            await later(world, NOW + timedelta(minutes=2))
+    assert await world.owner.fetchval("select looked_at from alarm_watch") == looked
+    assert len(await later(world, NOW + timedelta(minutes=3))) == 1
 
 
 async def test_an_alert_is_done_once_by_who_took_it(world: World) -> None:
