@@ -34,6 +34,26 @@ INGEST_STATE = Gauge(
 INGEST_WAITING = Gauge("vestibule_ingest_waiting_frames", "Frames received and not yet committed")
 BROKER_CONNECTIONS = Counter("vestibule_broker_connections", "Connections made to the broker")
 
+# health: how devices are
+PRESENCE_LATENESS = Histogram(
+    "vestibule_health_presence_lateness_seconds",
+    "From when a device's state could be known to when it stands in its row",
+    buckets=_FAST,
+)
+PRESENCES = Gauge("vestibule_health_devices", "Devices by state of presence", ["state"])
+PRESENCE_CHANGES = Counter(
+    "vestibule_health_presence_changes", "Changes of devices' states", ["state"]
+)
+WATERMARK_LAG = Gauge(
+    "vestibule_health_watermark_lag_seconds", "How long ago all that was said had been stored"
+)
+PLATFORM_UNKNOWN = Gauge(
+    "vestibule_health_platform_unknown",
+    "1 while nobody can tell how devices are, by cause",
+    ["cause"],
+)
+CANARIES = Counter("vestibule_health_canaries", "Canaries that the broker took")
+
 # admission: who is thrown out of the broker and let in again
 ADMISSION_SECONDS = Histogram(
     "vestibule_admission_seconds",

@@ -37,6 +37,7 @@ pattern read v1/+/%u/receipt
 _SERVICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "svc-ingest": (("v1/+/+/receipt",), ("v1/+/+/up",)),
     "svc-downlink": (("v1/+/+/down",), ()),
+    "svc-canary": (("v1/+/svc-canary/up",), ()),
     "svc-control": (
         ("$CONTROL/dynamic-security/#",),
         ("$CONTROL/dynamic-security/#", "$SYS/broker/#"),

@@ -85,7 +85,7 @@ KINDS = (
         (
             *("devices", "assignments", "backfill_grants", "claims", "certificates", "boots"),
             *("closed_boots", "metric_names", "device_metrics", "unknown_devices", "authorities"),
-            *("issuance_log", "trust_proofs", "admissions"),
+            *("issuance_log", "trust_proofs", "admissions", "presences", "device_events"),
         ),
     ),
     Kind(
@@ -107,6 +107,8 @@ KINDS = (
             "webhooks",
             "deliveries",
             "dataset",
+            "platform",
+            "platform_unknown",
             "schema_compatibility",
         ),
     ),

@@ -19,7 +19,7 @@ from server.errors import VestibuleError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 14
 _HERE = Path(__file__).parent / "migrations"
 
 

@@ -2,7 +2,7 @@
 
 What has ended, or was answered, is kept for `KEPT`: somebody may ask who was signed in, and a phone
 may come back late. Nothing that says what was done is ever deleted: audit, findings, claims. What
-visitors answered in surveys goes after two years, with their words.
+happened to devices goes after 90 days, what visitors answered in surveys after two years.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ OVER = {
     "phone_acts": "done_at < $1",
     "idempotency_keys": "created_at < $1",
     "changes": "at < $1::timestamptz - interval '61 days'",  # changes.PURGED
+    "device_events": "at < $1::timestamptz - interval '60 days'",
     "survey_tokens": "expires_at < $1",
     "survey_answers": "answered_at < $1::timestamptz - interval '730 days'",
 }

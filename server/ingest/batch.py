@@ -12,6 +12,7 @@ from ext import RECORD, Decoded, Status, decode_packed, place, scan
 from protocol.frame import Kind, Reason
 from protocol.topics import MAX_TOPIC, parse
 from server import metrics
+from server.ingest import canary
 from server.ingest.mqtt import Inbound
 from server.ingest.places import (
     AHEAD_MS,
@@ -70,6 +71,7 @@ class Batch:
     hellos: list[tuple[Device, bytes]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     barred: list[tuple[Device, bytes]] = field(default_factory=list)
+    canaries: list[tuple[int, bytes]] = field(default_factory=list)  # by lane
     registered: list[Registered] = field(default_factory=list)
     strays: list[tuple[str, bytes]] = field(default_factory=list)
     condemned: dict[int, str] = field(default_factory=dict)
@@ -85,7 +87,7 @@ def sort_out(messages: Sequence[Inbound], places: Places, *, now_ms: int, now_s:
         topic, frame, _ = messages[at]
         device = by_topic(topic)
         if device is None:
-            _stray(batch, topic)
+            _stray(batch, topic, frame)
         elif not _within_rate(device, now_s):
             _drop("rate")
         elif device.registered.revoked:
@@ -124,10 +126,14 @@ def _arrange(batch: Batch, runs: dict[Boot, list[tuple[int, int]]]) -> None:
         batch.runs.append((boot, start, len(frames)))
 
 
-def _stray(batch: Batch, topic: bytes) -> None:
-    """Note a message of no device that we know, or of another's shard."""
+def _stray(batch: Batch, topic: bytes, payload: bytes) -> None:
+    """Note a message of no device that we know, or of another's shard; or of ourselves."""
     if not topic:
         _drop("retained")
+        return
+    lane = canary.lane_of(topic)
+    if lane is not None:
+        batch.canaries.append((lane, payload))
         return
     try:
         parse(topic.decode())

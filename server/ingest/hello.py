@@ -5,25 +5,38 @@ from the database, never from memory. What memory holds against it is forgotten:
 send again what the database has lost, and memory would take that for repeats, and receipt it.
 A boot that we do not know is answered so; nothing is made. A closed one is known, and stays closed.
 A hello also brings the offsets of boots that had no clock: what of them is held undated is then
-placed (see `undated`).
+placed (see `undated`). Each hello, will and goodbye is noted for presence (`server.health`); the
+two last are answered to nobody.
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import asyncpg
 
 from protocol.frame import VERSION, FrameError, Quality, signed
 from protocol.identity import DeviceId
-from protocol.session import Answer, BootCursor, Hello, decode_hello, encode_answer
+from protocol.session import (
+    FAILED,
+    WILL,
+    Answer,
+    BootCursor,
+    Hello,
+    decode_hello,
+    encode_answer,
+    read_goodbye,
+)
 from protocol.topics import Leg, topic
 from server import log, metrics
 from server.clock import Clock, at
+from server.health import sessions
+from server.health.presence import Kind, Said
+from server.health.sessions import Told
 from server.ingest.mqtt import publish_head
 from server.ingest.places import MAX_SEQ, Device
 from server.ingest.strays import Sampler
 from server.provisioning.clones import suspect_clone
 
-WILL = "will"  # the agent's name in the greeting that the broker sends in its stead
 VERSIONS = frozenset({VERSION})
 RUNNING = 4  # boots remembered to tell one device from two
 _log = log.get("ingest")
@@ -60,6 +73,7 @@ async def answer(
 ) -> tuple[list[bytes], list[tuple[Device, int]]]:
     """Return the answers, ready to publish, and the (device, boot id) that can be placed now."""
     greetings: list[tuple[Device, Hello]] = []
+    told: list[Told] = []
     for device, frame in hellos:
         try:
             hello = decode_hello(frame)
@@ -67,8 +81,9 @@ async def answer(
             _log.warning("hello refused", device=device.name, reason=error.reason.name)
             metrics.FRAMES_DROPPED.labels("hello").inc()
             continue
-        if hello.agent == WILL:
-            _log.info("device gone", device=device.name)
+        told.append(_told(device, frame, hello, clock))
+        if told[-1].said.kind is not Kind.HELLO:
+            _log.info("device gone", device=device.name, said=hello.agent)
             continue
         greetings.append((device, hello))
         another = _is_another(device, int.from_bytes(frame[8:16], "little"))
@@ -76,6 +91,7 @@ async def answer(
             epochs = (f"{hello.nonce >> 32:08x}", *(f"{b:016x}" for b in device.running))
             detail = {"connection": epochs[0], "boots": " ".join(epochs[1:])}
             await suspect_clone(connection, device.row, detail, at(clock.now_ms()))
+    await sessions.note(connection, told)
     if not greetings:
         return [], []
     await connection.execute(_GREETED, [device.row for device, _ in greetings], at(clock.now_ms()))
@@ -106,6 +122,20 @@ async def answer(
     by_row = {device.row: device for device, _ in greetings}
     placeable = [(by_row[row], boot) for (row, boot), stand in stands.items() if stand[2]]
     return packets, placeable
+
+
+def _told(device: Device, frame: bytes, hello: Hello, clock: Clock) -> Told:
+    """Return what a hello says of its connection, whose epoch is its nonce's upper half."""
+    epoch, now = hello.nonce >> 32, at(clock.now_ms())
+    goodbye = read_goodbye(hello.agent)
+    if hello.agent == WILL or (goodbye is not None and goodbye.reason == FAILED):
+        return Told(device.row, Said(Kind.WILL, epoch, now, FAILED if goodbye else ""))
+    if goodbye is not None:
+        until = now + timedelta(seconds=goodbye.back_s) if goodbye.back_s else None
+        return Told(device.row, Said(Kind.BYE, epoch, now, goodbye.reason, until))
+    boot_id = signed(int.from_bytes(frame[8:16], "little"), 64)
+    ordinal = int.from_bytes(frame[20:24], "little")
+    return Told(device.row, Said(Kind.HELLO, epoch, now), hello.agent, boot_id, ordinal)
 
 
 def _forget_what_differs(

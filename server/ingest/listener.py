@@ -82,6 +82,7 @@ class _Session:
 
     def __init__(self, broker: BrokerSettings, pipeline: Pipeline, health: Health) -> None:
         self._broker = broker
+        self._pipeline = pipeline
         self._health = health
         self._bound = 2 * broker.receive_maximum
         self._lanes = (_Lane(pipeline, self), _Lane(pipeline, self))
@@ -93,6 +94,8 @@ class _Session:
         async with Link(self._broker, self._receive) as link:
             metrics.BROKER_CONNECTIONS.inc()
             await link.subscribe(ALL_UP)
+            if not link.session_present:
+                await self._pipeline.broker_started()
             self._health.broker(connected=True)
             _log.info("listening", broker=f"{self._broker.host}:{self._broker.port}")
             async with asyncio.TaskGroup() as tasks:

@@ -148,6 +148,15 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._rest = b""
         self._ended = False
+        self.session_present = False
+        """Whether the broker still had our session: one that was started again has not."""
+        connected: Callable[..., None] = self._client._on_connect
+
+        def on_connect(client: object, data: object, flags: object, *rest: object) -> None:
+            self.session_present = bool(getattr(flags, "session_present", False))
+            connected(client, data, flags, *rest)
+
+        self._paho.on_connect = on_connect
 
     @property
     def alive(self) -> bool:

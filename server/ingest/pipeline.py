@@ -23,7 +23,9 @@ import asyncpg
 from protocol.frame import Section, decode_time, need, read_body, read_header, signed
 from server import log, metrics
 from server.clock import Clock
+from server.clock import at as at_time
 from server.db.engine import DATABASE_AWAY, transaction_on
+from server.health import sessions
 from server.ingest import closing, cursors, hello, refusals, strays, undated
 from server.ingest.batch import (
     DIGEST,
@@ -36,6 +38,7 @@ from server.ingest.batch import (
     sort_out,
     unseen,
 )
+from server.ingest.canary import Heard
 from server.ingest.mqtt import Inbound
 from server.ingest.places import Boot, Device, Places
 from server.ingest.plan import plan
@@ -85,6 +88,15 @@ class Pipeline:
         self._sampler = strays.Sampler(clock)
         self._dataset: int | None = None
         self._dataset_at = -1e9
+        self._heard = Heard()
+
+    async def broker_started(self) -> None:
+        """Write down that the broker has been started again; until it is written."""
+        await self._until_done(self._broker_started)
+
+    async def _broker_started(self) -> None:
+        async with self._connection() as connection:
+            await sessions.broker_started(connection, at=at_time(self._clock.now_ms()))
 
     async def prepare(self, messages: Sequence[Inbound]) -> Batch:
         """Read headers and bodies, and what must be known of their devices and boots."""
@@ -200,6 +212,9 @@ class Pipeline:
                         raise CursorMovedError("a boot is gone")
                     result = plan(batch, only=only)
                 await write(connection, result)
+                if result.moves:
+                    devices = list({move.boot.device.row for move in result.moves})
+                    await sessions.frames(connection, devices, at=at_time(batch.now_ms))
                 if refused := [move for move in result.moves if move.boot.refused_to >= 0]:
                     await refusals.fill(connection, refused)
             self._failpoint("committed")
@@ -262,9 +277,20 @@ class Pipeline:
             async with self._connection() as connection:
                 await refusals.note(connection, batch.barred)
         now_ms, dataset = self._clock.now_ms(), self._dataset_u64()
+        if batch.canaries:
+            await self._hear_canaries(batch, now_ms)
         packets += receipts(result.touched, dataset=dataset, server_ms=now_ms)
         _count(result)
         return Done(batch, packets)
+
+    async def _hear_canaries(self, batch: Batch, now_ms: int) -> None:
+        """Move the watermark: this batch, and with it all before, is committed."""
+        heard, moved = self._heard, False
+        for lane, payload in batch.canaries:
+            moved |= heard.take(lane, payload, now_ms=now_ms)
+        if moved and heard.mark is not None:
+            async with self._connection() as connection:
+                await sessions.watermark(connection, at_time(heard.mark), at=at_time(now_ms))
 
     async def _date(self, batch: Batch, result: Plan) -> None:
         """Place what boots hold undated, where a frame of this batch brought their offset."""
@@ -317,6 +343,7 @@ def _take_over(batch: Batch, again: Batch) -> None:
     batch.pieces, batch.split = again.pieces, again.split
     batch.hellos, batch.refused, batch.strays = again.hellos, again.refused, again.strays
     batch.barred, batch.registered = again.barred, again.registered
+    batch.canaries = again.canaries
     batch.condemned = {
         at: condemned[frame] for at, frame in enumerate(batch.frames) if frame in condemned
     }

@@ -48,7 +48,7 @@ __all__ = [
 
 SERVICE_PREFIX = "svc-"
 SERVERS = ("broker", "https")
-CLIENTS = ("svc-ingest", "svc-downlink", "svc-control", "svc-content")
+CLIENTS = ("svc-ingest", "svc-downlink", "svc-control", "svc-content", "svc-canary")
 _LOCAL_DNS = ("localhost",)
 _LOCAL_IPS = ("127.0.0.1", "::1")
 

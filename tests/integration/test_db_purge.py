@@ -13,6 +13,7 @@ from tests.integration.people_world import NOW, People
 pytestmark = pytest.mark.services
 LONG_AGO, LATELY = NOW - KEPT - timedelta(seconds=1), NOW - KEPT + timedelta(seconds=1)
 LATER = NOW + timedelta(days=1)
+QUARTER_AGO = NOW - timedelta(days=90)
 TWO_YEARS_AGO = NOW - KEPT - timedelta(days=730)
 
 
@@ -70,6 +71,13 @@ async def fill(people: People) -> None:
             ),
             *(own, survey, str(at.second), at),
         )
+    for at in (QUARTER_AGO - timedelta(hours=1), QUARTER_AGO + timedelta(hours=1)):
+        await people.owner.execute(
+            "with d as (insert into devices (organisation_id, device, kind) "
+            "values ($1, $2, 'counter') returning id) insert into device_events "
+            "(organisation_id, device_id, at, kind) select $1, id, $3, 'boot' from d",
+            *(own, f"dc-purge-{at.hour:02d}", at),
+        )
     for at in (TWO_YEARS_AGO - timedelta(hours=1), TWO_YEARS_AGO + timedelta(hours=1)):
         await people.owner.execute(
             about.format(
@@ -87,7 +95,7 @@ async def test_what_is_over_is_kept_for_thirty_days_and_then_deleted(
     async with open_pool(stack.endpoints.dsn("maint", world_database), size=1, name="m") as pool:
         gone = await purge(pool, now=NOW)
         once = dict.fromkeys(("phone_acts", "idempotency_keys", "survey_tokens"), 1)
-        once |= {"survey_answers": 1, "changes": 0}
+        once |= {"survey_answers": 1, "changes": 0, "device_events": 1}
         assert gone == {"sessions": 2, "one_time_links": 2, **once}
         assert set((await purge(pool, now=NOW)).values()) == {0}
     kept = await people.owner.fetch("select browser from sessions order by id")
@@ -96,6 +104,7 @@ async def test_what_is_over_is_kept_for_thirty_days_and_then_deleted(
         ("phone_acts", "done_at", LATELY),
         ("idempotency_keys", "created_at", LATELY),
         ("survey_tokens", "expires_at", LATELY),
+        ("device_events", "at", QUARTER_AGO + timedelta(hours=1)),
         ("survey_answers", "answered_at", TWO_YEARS_AGO + timedelta(hours=1)),
     ):
         assert await people.owner.fetchval(f"select {at} from {table}") == kept

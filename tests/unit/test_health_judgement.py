@@ -50,4 +50,4 @@ def test_what_is_affected_begins_before_it_ends() -> None:
         {"affected_from": None, "affected_until": NOON},
     ):
         with pytest.raises(ValueError, match="begins before it ends"):
-            replace(found, **wrong)  # type: ignore[arg-type]
+            replace(found, **wrong)
