@@ -1,0 +1,202 @@
+"""What conditions find of faults that were put in, how soon, and how often they cry wolf.
+
+Simulated shops (`ops.evaluations.shops`) are looked at as the server looks at them: through
+`server.health.rounds`, quarter by quarter while open and hourly while closed. Times are from the
+fault to the first look that finds it, in the data's own time; delivery, and the server's next look,
+come on top (some minutes). A false alarm is an episode that begins where no fault was put in.
+"""
+
+import math
+import random
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from ops.evaluations import shops
+from ops.evaluations.shops import Fault, Seen, Shop
+from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
+from server.health.rounds import DAILY_DAYS, QUICK_DAYS, Counter, daily, quick
+from server.health.series import QUARTER_S, Series
+from server.health.usual import Usual
+from server.health.verdict import NEVER, Before
+
+WARM_DAYS = 56
+_DAY = 96
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of each condition from look to look, as the server keeps it."""
+
+    known: dict[tuple[Subject, Condition], Before] = field(default_factory=dict)
+    begun: list[Judgement] = field(default_factory=list)
+
+    def __call__(self, subject: Subject, condition: Condition) -> Before:
+        return self.known.get((subject, condition), NEVER)
+
+    def take(self, judgements: Sequence[Judgement]) -> None:
+        """Remember what is known; unknown changes nothing."""
+        for each in judgements:
+            if each.standing is Standing.UNKNOWN:
+                continue
+            key = each.subject, each.condition
+            firing = each.standing is Standing.FIRING
+            if firing and not self(*key).firing:
+                self.begun.append(each)
+            from_s = None if each.affected_from is None else int(each.affected_from.timestamp())
+            self.known[key] = Before(firing, int(each.since.timestamp()), from_s)
+
+
+@dataclass(slots=True)
+class Watched:
+    """A shop that is being looked at, its counters perhaps changed."""
+
+    place: Shop
+    doors: Sequence[Seen]
+    memory: Memory = field(default_factory=Memory)
+    peers: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    _day: int = -1
+    _whole: list[Series] = field(default_factory=list)
+    _usual: list[Usual] = field(default_factory=list)
+    _low: int = 0
+
+    def look(self, number: int) -> None:
+        """Look after quarter `number` has ended, or in it: the next is not there yet."""
+        self._learn(number)
+        now_s = self.place.start_s + (number + 1) * QUARTER_S
+        counters = self._counters(number, QUICK_DAYS * _DAY)
+        self.memory.take(quick(counters, self.memory, now_s=now_s))
+
+    def close(self, number: int) -> None:
+        """Look at the days, once the shop has been closed for more than an hour."""
+        self._learn(number)
+        now_s = self.place.start_s + (number + 1) * QUARTER_S
+        site = Subject(SubjectKind.SITE, 1)
+        counters = self._counters(number, DAILY_DAYS * _DAY)
+        self.memory.take(daily(site, counters, self.peers, self.memory, now_s=now_s))
+
+    def _counters(self, number: int, length: int) -> list[Counter]:
+        high = number + 1 - self._low
+        return [
+            Counter(
+                Subject(SubjectKind.SPOT, at + 1),
+                Series(
+                    whole.quarters[max(0, high - length) : high],
+                    whole.spread,
+                    whole.share_variance,
+                ),
+                days=usual.days,
+            )
+            for at, (whole, usual) in enumerate(zip(self._whole, self._usual, strict=True))
+        ]
+
+    def _learn(self, number: int) -> None:
+        day = self.place.day(number)
+        if day.toordinal() == self._day:
+            return
+        self._day = day.toordinal()
+        self._usual = shops.learnt(self.place, self.doors, day, back_days=DAILY_DAYS)
+        first = self.place.number(day)
+        self._low = max(0, first - DAILY_DAYS * _DAY)
+        high = min(self.place.quarters, self.place.number(day + timedelta(days=1)))
+        self._whole = shops.series(self.place, self.doors, self._usual, low=self._low, high=high)
+
+
+def looks(place: Shop, low: int, high: int) -> list[tuple[int, bool]]:
+    """Return after which quarters to look, and whether it is the look at the days."""
+    found = []
+    for number in range(low, high):
+        if place.is_open[number] or number % 4 == 3:
+            found.append((number, False))
+        before = place.is_open[max(0, number - 6) : number + 1]
+        if before == [True, *[False] * 6]:
+            found.append((number, True))
+    return found
+
+
+def run(watched: Watched, low: int, high: int, *, until: Condition | None = None) -> int | None:
+    """Look from quarter to quarter; return the first after which `until` fires."""
+    for number, whole in looks(watched.place, low, high):
+        if whole:
+            watched.close(number)
+        else:
+            watched.look(number)
+        if until is not None and any(each.condition is until for each in watched.memory.begun):
+            return number
+    return None
+
+
+def false_alarms(places: Sequence[Shop]) -> tuple[Tally[Condition], float]:
+    """Look at shops in which nothing is wrong; return the alarms, and the device years."""
+    found: Tally[Condition] = Tally()
+    years = 0.0
+    watched = [Watched(place, place.doors) for place in places]
+    ratios: list[dict[int, float]] = []
+    for place in places:  # what the others did, as it will be known on the day after
+        usual = shops.learnt(place, place.doors, place.day(place.quarters - 1), back_days=0)
+        ratios.append({})
+        del usual
+    for each in watched:
+        place = each.place
+        low = place.number(place.day(0) + timedelta(days=WARM_DAYS))
+        run(each, low, place.quarters)
+        found.update(judgement.condition for judgement in each.memory.begun)
+        years += len(place.doors) * (place.quarters - low) / _DAY / 365
+    return found, years
+
+
+@dataclass(slots=True)
+class Found:
+    """Of faults of one kind: how long each took to be found, in seconds; None: it was not."""
+
+    times_s: list[float | None] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        known = [each for each in self.times_s if each is not None]
+        return len(known) / len(self.times_s) if self.times_s else 0.0
+
+    def quantile(self, share: float) -> float:
+        """Return the time within which such a share was found; infinite if fewer were."""
+        ordered = sorted(math.inf if each is None else each for each in self.times_s)
+        if not ordered:
+            return math.inf
+        return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+
+def put_in(
+    place: Shop,
+    fault: Fault,
+    condition: Condition,
+    rng: random.Random,
+    *,
+    within: timedelta,
+    hours: tuple[int, int] = (0, 24),
+) -> float | None:
+    """Put a fault into one counter of a shop at a random time; return when it was found."""
+    numbers = [
+        n
+        for n in range(
+            place.number(place.day(0) + timedelta(days=WARM_DAYS)),
+            place.quarters - int(within.total_seconds()) // QUARTER_S,
+        )
+        if place.is_open[n]
+        and hours[0] <= (place.start_s + n * QUARTER_S) // 3600 % 24 < hours[1]
+        and all(door.observed_s[n] for door in place.doors)
+    ]
+    at = rng.choice(numbers)
+    doors = list(place.doors)
+    ill = rng.randrange(len(doors))
+    doors[ill] = doors[ill].copy()
+    fault(doors[ill], at, rng)
+    watched = Watched(place, doors)
+    high = min(place.quarters, at + int(within.total_seconds()) // QUARTER_S)
+    number = run(watched, at, high, until=condition)
+    if number is None:
+        return None
+    opened = sum(place.is_open[at : number + 1])  # time while closed tells nothing of a door
+    return opened * QUARTER_S if condition in _OPEN_TIME else (number + 1 - at) * QUARTER_S
+
+
+_OPEN_TIME = {Condition.FLATLINE, Condition.BLOCKED_VIEW}

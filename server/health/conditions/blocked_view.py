@@ -1,0 +1,147 @@
+"""A counter that sees a part of what passes: blocked, dark, behind a poster, moved. Pure.
+
+In the last two hours of opening time (four or eight, where few come) what it counted is set
+against what was to be expected of it, which is, the surest first:
+
+1. what the other doors of the site counted in the same quarters, times its usual share of them: a
+   change-point of the door's share;
+2. of one direction, what it counted in the other: a lens that is half covered loses one;
+3. what is usual here in these hours.
+
+It fires where less than `PART` of it was counted (of 3: `PART_ALONE`) and that lies `FIRES`
+standard deviations below (of 3: `FIRES_ALONE`), of a count that scatters as this counter's do
+(`server.health.series.deviation`). It clears when `CLEARS` was counted again in two hours that held
+`LEAST` people. A whole silence is the flat line's.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from server.health.judgement import Condition, Judgement
+from server.health.series import GROUP, Quarter, Series, deviation
+from server.health.verdict import Case, clear, firing, held, unknown
+
+PART = 0.65
+PART_ALONE = 0.35
+FIRES = -4.5
+FIRES_ALONE = -5.5
+CLEARS = 0.75
+LEAST = 15.0
+WINDOWS = (8, 16, 32)
+_TIED = 0.015
+"""Variance of the share of one direction in a window, beyond chance: people stay for minutes."""
+CONDITION = Condition.BLOCKED_VIEW
+
+
+class _Found(NamedTuple):
+    """How one count compares; `surely`: with what else was counted in the same quarters."""
+
+    by: str
+    way: str
+    counted: float
+    expected: float
+    deviation: float
+    quarters: int
+    start_s: int
+
+    @property
+    def part(self) -> float:
+        return self.counted / self.expected if self.expected else 1.0
+
+    @property
+    def fires(self) -> bool:
+        if self.by == "usual":
+            return self.part < PART_ALONE and self.deviation < FIRES_ALONE
+        return self.part < PART and self.deviation < FIRES
+
+
+def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
+    """Judge a counter by its last hours of opening time."""
+    numbers = [
+        n
+        for n, each in enumerate(door.quarters)
+        if each.is_open and each.observed_s and each.usual_in is not None
+    ]
+    if len(numbers) < WINDOWS[0]:
+        return unknown(case, CONDITION, "too little is known of these hours")
+    found: list[_Found] = []
+    for size in WINDOWS:
+        if len(numbers) >= size:
+            found += _compared(door, others, numbers[-size:])
+    if not found:
+        return unknown(case, CONDITION, "too few people come by here")
+    worst = min(found, key=lambda each: (not each.fires, each.deviation))
+    shortest = [each for each in found if each.quarters == WINDOWS[0]] or found
+    evidence = _evidence(worst)
+    if worst.fires and any(each.counted for each in found):
+        return firing(case, CONDITION, evidence, since_s=worst.start_s, from_s=worst.start_s)
+    if not case.before.firing or all(each.part >= CLEARS for each in shortest):
+        enough = any(each.expected >= LEAST for each in found)
+        if enough:
+            return clear(case, CONDITION, evidence, since_s=_since(case, shortest))
+        return unknown(case, CONDITION, "too few people come by here", evidence)
+    return held(case, CONDITION, evidence)
+
+
+def _since(case: Case, found: Sequence[_Found]) -> int:
+    return min(each.start_s for each in found) if case.before.firing else case.now_s
+
+
+def _evidence(found: _Found) -> dict[str, float | str]:
+    return {
+        "compared_with": found.by,
+        "direction": found.way,
+        "counted_people": round(found.counted, 1),
+        "expected_people": round(found.expected, 1),
+        "part": round(found.part, 3),
+        "deviations": round(found.deviation, 2),
+        "hours": found.quarters / 4,
+    }
+
+
+def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) -> list[_Found]:
+    """Compare a window's counts in every way that it allows."""
+    own = [door.quarters[n] for n in numbers]
+    entered, left = sum(q.entered for q in own), sum(q.left for q in own)
+    usual_in = sum((q.usual_in or 0.0) * q.share for q in own)
+    usual_out = sum((q.usual_out or 0.0) * q.share for q in own)
+    n, start = len(numbers), own[0].start_s
+    found: list[_Found] = []
+    hours = n / 4
+
+    def add(
+        by: str, way: str, counted: float, expected: float, *, factor: float, var: float
+    ) -> None:
+        if expected >= LEAST:
+            off = deviation(counted, expected, factor=factor, variance=var)
+            found.append(_Found(by, way, counted, expected, off, n, start))
+
+    beside = _beside(others, numbers)
+    if beside is not None:
+        rate, noise = beside
+        variance = max(0.002, door.share_variance / hours) + noise
+        for way, counted, usual in (("in", entered, usual_in), ("out", left, usual_out)):
+            add("others", way, counted, rate * usual, factor=GROUP, var=variance)
+    for way, counted, other, ratio in (
+        ("in", entered, left, usual_in / usual_out if usual_out else 0.0),
+        ("out", left, entered, usual_out / usual_in if usual_in else 0.0),
+    ):
+        if 0.25 <= ratio <= 4:
+            add("other direction", way, counted, other * ratio,
+                factor=GROUP * (1 + ratio), var=_TIED)  # fmt: skip
+    add("usual", "both", entered + left, usual_in + usual_out,
+        factor=2 * GROUP, var=1 / door.spread)  # fmt: skip
+    return found
+
+
+def _beside(others: Sequence[Series], numbers: Sequence[int]) -> tuple[float, float] | None:
+    """Return how busy the other doors are, over the usual, and the variance of that by chance."""
+    people = usual = 0.0
+    for other in others:
+        part: list[Quarter] = [other.quarters[n] for n in numbers]
+        if all(q.observed_s and not q.masked and q.usual_in is not None for q in part):
+            people += sum(q.people for q in part)
+            usual += sum(((q.usual_in or 0.0) + (q.usual_out or 0.0)) * q.share for q in part)
+    if usual < LEAST or people < LEAST:
+        return None
+    return people / usual, 2 * GROUP / people

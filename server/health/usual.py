@@ -1,0 +1,179 @@
+"""What a counter is used to, learnt once a local day from the hours of its weeks. Pure.
+
+The expectation of each hour of the coming week is `server.insight.profile`'s: the median of eight
+comparable weeks, times the level of the last two; so holidays, hours of another length and the
+second pass of a repeated hour have none. What was masked or not observed is not learnt from.
+
+Beside it, how counts scatter around that: `spread`, k of a negative binomial count, and the
+variance of each door's share of its site's people from hour to hour, both by the method of moments,
+within bounds that keep a few odd weeks from making a counter seem certain, or hopeless.
+"""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan, nan
+
+from server.health.conditions.level_shift import Day
+from server.health.series import GROUP, QUARTER_S
+from server.insight.profile import NO_LEVEL, Cell, Counter, Level, expectations, levels
+
+HISTORY_DAYS = 84
+AHEAD_DAYS = 2
+"""Days, today the first, whose cells are given though nothing is known of them yet."""
+SPREADS = (2.0, 60.0)
+SHARES = (0.003, 0.3)
+LEVELS = (0.5, 2.0)
+_FEWEST_HOURS = 40
+_SHIFT_DAYS = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """People in and out of each quarter of an hour from `first_s` on; see `at`.
+
+    `days` are the last days' sums, for whoever looks for a shift of the level.
+    """
+
+    first_s: int = 0
+    entered: "array[float]" = field(default_factory=lambda: array("f"))
+    left: "array[float]" = field(default_factory=lambda: array("f"))
+    spread: float = 10.0
+    share_variance: float = 0.1
+    days: Sequence[Day] = ()
+
+    def at(self, start_s: int) -> tuple[float | None, float | None]:
+        """Return how many come in and go out in an open quarter; None: too little is known."""
+        number = (start_s - self.first_s) // QUARTER_S
+        if not 0 <= number < len(self.entered):
+            return None, None
+        came, went = self.entered[number], self.left[number]
+        return None if isnan(came) else came, None if isnan(went) else went
+
+
+NOTHING = Usual()
+"""Of a counter of which too little is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A counter's hours, as `Counter`s of those who came in and who went out."""
+
+    entered: Counter
+    left: Counter
+
+
+def learn(
+    cells: Sequence[Cell], doors: Sequence[Door], *, today: int, back_days: int = 2
+) -> list[Usual]:
+    """Return what each counter of a site is used to, from `back_days` before today on.
+
+    `cells` go on for `AHEAD_DAYS`, today the first, of which the counters must hold nothing.
+    """
+    since = today - back_days
+    expected_in = [expectations(cells, door.entered) for door in doors]
+    expected_out = [expectations(cells, door.left) for door in doors]
+    variances = _share_variances(cells, doors, expected_in)
+    found: list[Usual] = []
+    for door, way_in, way_out, variance in zip(
+        doors, expected_in, expected_out, variances, strict=True
+    ):
+        days_in = levels(cells, door.entered, way_in)
+        days_out = levels(cells, door.left, way_out)
+        found.append(
+            Usual(
+                next((cell.start_s for cell in cells if cell.day >= since), 0),
+                _rates(cells, way_in, days_in, since=since, today=today),
+                _rates(cells, way_out, days_out, since=since, today=today),
+                _spread(cells, door.entered, way_in, days_in),
+                variance,
+                _days(cells, door.entered, way_in, today),
+            )
+        )
+    return found
+
+
+def _rates(
+    cells: Sequence[Cell],
+    expected: Sequence[float | None],
+    days: Mapping[int, Level],
+    *,
+    since: int,
+    today: int,
+) -> "array[float]":
+    """Return what the quarters of each hour hold, NaN where that is not known."""
+    found = array("f")
+    for cell, people in zip(cells, expected, strict=True):
+        if cell.day < since:
+            continue
+        rate = nan
+        if people is not None:
+            level = days.get(min(cell.day, today), NO_LEVEL).factor
+            level = min(LEVELS[1], max(LEVELS[0], level))
+            rate = people * level * QUARTER_S / cell.open_s if cell.open_s else 0.0
+        found.extend([rate] * ((cell.end_s - cell.start_s) // QUARTER_S))
+    return found
+
+
+def _spread(
+    cells: Sequence[Cell],
+    counter: Counter,
+    expected: Sequence[float | None],
+    days: Mapping[int, Level],
+) -> float:
+    beyond = squares = 0.0
+    hours = 0
+    for at, cell in enumerate(cells):
+        counted, people = counter.measured(at), expected[at]
+        if counted is None or people is None or not cell.open_s or people < 1:
+            continue
+        mean = people * days.get(cell.day, NO_LEVEL).factor
+        beyond += (counted - mean) ** 2 - GROUP * mean
+        squares += mean * mean
+        hours += 1
+    if hours < _FEWEST_HOURS:
+        return 10.0
+    return SPREADS[1] if beyond <= 0 else min(SPREADS[1], max(SPREADS[0], squares / beyond))
+
+
+def _share_variances(
+    cells: Sequence[Cell], doors: Sequence[Door], expected: Sequence[Sequence[float | None]]
+) -> list[float]:
+    """Return the variance of each door's share, relative to it, of one hour."""
+    sums = [[0.0, 0.0, 0.0] for _ in doors]
+    for at, cell in enumerate(cells):
+        counted = [door.entered.measured(at) for door in doors]
+        people = [each[at] for each in expected]
+        if not cell.open_s or len(doors) < 2 or None in counted or None in people:
+            continue
+        known = [(c or 0.0, p or 0.0) for c, p in zip(counted, people, strict=True)]
+        whole, usual = sum(c for c, _ in known), sum(p for _, p in known)
+        for (came, own), sum_ in zip(known, sums, strict=True):
+            others, usual_others = whole - came, usual - own
+            if own < 1 or others < 5 or usual_others < 5:
+                continue
+            mean = own * others / usual_others
+            chance = GROUP * mean + GROUP * mean * mean / others
+            sum_[0] += (came - mean) ** 2 - chance
+            sum_[1] += mean * mean
+            sum_[2] += 1
+    return [
+        min(SHARES[1], max(SHARES[0], beyond / squares)) if hours >= _FEWEST_HOURS else 0.1
+        for beyond, squares, hours in sums
+    ]
+
+
+def _days(
+    cells: Sequence[Cell], counter: Counter, expected: Sequence[float | None], today: int
+) -> list[Day]:
+    """Return the last days' sums over what was observed, level apart."""
+    found: dict[int, Day] = {}
+    for at, cell in enumerate(cells):
+        counted, people = counter.measured(at), expected[at]
+        if not today - _SHIFT_DAYS <= cell.day < today or counted is None or not people:
+            continue
+        before = found.get(cell.day, Day(cell.day, cell.start_s, 0.0, 0.0))
+        found[cell.day] = before._replace(
+            counted=before.counted + counted, usual=before.usual + people
+        )
+    return [found[day] for day in sorted(found)]
