@@ -52,6 +52,7 @@ class Condition(StrEnum):
     """What can be wrong with a subject; the value is its code in rows, API and catalogues."""
 
     PLATFORM_UNKNOWN = "platform_unknown"
+    SITE_OFFLINE = "site_offline"
     OFFLINE = "offline"
     OFFLINE_PLANNED = "offline_planned"
     NO_DATA = "no_data"
@@ -96,6 +97,12 @@ MEANINGS: Mapping[Condition, Meaning] = MappingProxyType(
             "Nobody can tell how the devices are.",
             "The broker, the database or this server's own link is away or behind.",
             "Look at the server's /readyz and its log; the devices keep what they count.",
+        ),
+        Condition.SITE_OFFLINE: Meaning(
+            Severity.CRITICAL,
+            "All or most devices of the site went at once.",
+            "The site lost its power or its connection to the internet.",
+            "Call the shop: is there power? Then its router, and whoever provides the line.",
         ),
         Condition.OFFLINE: Meaning(
             Severity.CRITICAL,
