@@ -60,6 +60,7 @@ LEASE = timedelta(minutes=5)
 MOST_AT_ONCE = 64  # webhooks; the others' turn comes when one of these is done or timed out
 MOST_A_TURN = 20  # deliveries of one webhook, within the lease even if each takes its time
 MOST_QUEUED = 500  # changes of one webhook in one transaction
+PLACED_EVERY = timedelta(hours=1)  # how often a place moves on where nothing happens
 
 
 class InwardError(OSError):
@@ -115,9 +116,9 @@ class Webhooks:
                 group.create_task(self._guarded(session, target), name="webhook")
 
     async def queue(self) -> None:
-        """Queue what is new for each webhook, with its place, in a transaction each."""
-        ids = await self._pool.fetch("select id from webhooks where disabled_at is null order by 1")
-        for row in ids:
+        """Queue what is new, with the webhook's place, in a transaction for each that has any."""
+        now = at(self._clock.now_ms())
+        for row in await self._pool.fetch(_BEHIND, now - PLACED_EVERY):
             async with (
                 measured("queue deliveries"),
                 self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
@@ -157,7 +158,7 @@ class Webhooks:
                 "on conflict do nothing",
                 *(row["organisation_id"], webhook, found, now),
             )
-        if found or now - row["place_at"] > timedelta(hours=1):
+        if found or now - row["place_at"] > PLACED_EVERY:
             await connection.execute(
                 "update webhooks set place_dataset = $2, place_xid = $3, place_id = $4, "
                 "place_at = $5 where id = $1",
@@ -283,6 +284,17 @@ class Webhooks:
         return socket.socket(family, kind, protocol)
 
 
+# As `changes_after` tells them: decided, behind the place; or a place that has to move by itself.
+_BEHIND = """
+    select w.id from webhooks w cross join dataset d
+    where w.disabled_at is null and (w.place_at < $1 or w.place_dataset <> d.id or exists (
+        select from changes c
+        where c.organisation_id = w.organisation_id and c.dataset = d.id
+          and (c.xid, c.id) > (w.place_xid, w.place_id)
+          and c.xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+          and (cardinality(w.kinds) = 0 or c.kind = any(w.kinds))))
+    order by 1
+"""
 _DUE = """
     select w.id, w.organisation_id, w.ref, w.url, w.secret_sealed from webhooks w
     where w.disabled_at is null and w.id <> all($2::int[])

@@ -22,7 +22,7 @@ from server.config import Secret
 from server.db.changes import GapNote, Kind, note_change, place_now
 from server.db.engine import acting, open_pool
 from server.feeds import webhooks
-from server.feeds.worker import Webhooks
+from server.feeds.worker import PLACED_EVERY, Webhooks
 from server.people.sealing import Seal
 from tests.integration.api_world import World, utc
 from tests.integration.people_world import People
@@ -131,6 +131,46 @@ async def test_what_happens_is_told_once_in_order_and_signed(telling: Telling) -
     assert receiver.got[0]["type"] == "gap.opened"
     assert len(set(receiver.ids)) == 3
     assert [each["data"]["change"] for each in receiver.got] == receiver.ids
+
+
+async def test_only_a_webhook_that_something_is_new_for_is_queued_for(
+    telling: Telling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receivers = [await telling.receiver() for _ in range(3)]
+    rows = [each.webhook.id for each in receivers if each.webhook is not None]
+    await telling.world.owner.execute(
+        "update webhooks set kinds = '{alert.raised}' where id = $1", rows[1]
+    )
+    queued: list[int] = []
+    queue = Webhooks._queue
+
+    async def noted(worker: Webhooks, connection: Any, webhook: int) -> None:
+        queued.append(webhook)
+        await queue(worker, connection, webhook)
+
+    monkeypatch.setattr(Webhooks, "_queue", noted)
+    await telling.worker.queue()
+    assert queued == []  # nothing has happened
+    await telling.happen(1)
+    await telling.worker.queue()
+    await telling.worker.queue()
+    assert queued == [rows[0], rows[2]]  # once, and not who follows alerts alone
+    queued.clear()
+    async with telling.world.maint.acquire() as connection, connection.transaction():
+        await connection.execute("select pg_current_xact_id()")  # writes, and has not committed
+        await telling.happen(2)
+        await telling.worker.queue()
+        assert queued == []  # nobody can be told of it yet
+    await telling.worker.queue()
+    assert queued == [rows[0], rows[2]]
+    queued.clear()
+    telling.world.clock.advance(PLACED_EVERY.total_seconds() + 1)
+    await telling.worker.queue()
+    assert queued == rows  # their places move on, lest they expire
+    queued.clear()
+    await telling.world.owner.execute("update dataset set id = id + 1")  # restored
+    await telling.worker.queue()
+    assert queued == rows
 
 
 async def test_who_answers_500_is_told_again_later_by_the_same_id(telling: Telling) -> None:
