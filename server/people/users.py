@@ -86,12 +86,22 @@ async def listed_with_grants(
 
 
 async def grants_of(connection: asyncpg.Connection, user_id: int) -> list[Grant]:
+    return (await grants_of_each(connection, [user_id]))[user_id]
+
+
+async def grants_of_each(
+    connection: asyncpg.Connection, user_ids: Iterable[int]
+) -> dict[int, list[Grant]]:
+    """Return the grants of each of these users, of one who holds none an empty list."""
+    found: dict[int, list[Grant]] = {user: [] for user in user_ids}
     rows = await connection.fetch(
-        "select role, organisation_id, region_id, site_id from grants where user_id = $1 "
-        "order by id",
-        user_id,
+        "select user_id, role, organisation_id, region_id, site_id from grants "
+        "where user_id = any($1::int[]) order by id",
+        list(found),
     )
-    return [Grant(Role(role), *place) for role, *place in (row.values() for row in rows)]
+    for user, role, *place in (row.values() for row in rows):
+        found[user].append(Grant(Role(role), *place))
+    return found
 
 
 async def add(

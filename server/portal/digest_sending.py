@@ -10,7 +10,7 @@ else's. A server that was off on Monday morning sends up to a day late.
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from email.message import EmailMessage
@@ -93,6 +93,7 @@ class Digests:
                 await self.once()
             except DATABASE_AWAY as error:
                 log.warning("digests wait", error=str(error) or type(error).__name__)
+            heed_cancellation()  # a farewell to a mail server may have swallowed it
             await asyncio.sleep(POLL_S)
 
     async def once(self) -> None:
@@ -107,11 +108,22 @@ class Digests:
         if now.isoweekday() not in _MONDAYS:
             return
         async with overseeing(self._desk, "plan digests") as db:
-            for reader in await readers(db):
-                due = last_due(now, reader.time_zone)
-                if reader.refs and due > reader.since and now - due < LATE:
-                    week = week_of(due, reader.time_zone)
-                    await db.execute(_PLANNED, reader.organisation, reader.user, week, due, now)
+            due = [
+                (reader, last_due(now, reader.time_zone))
+                for reader in await readers(db)
+                if reader.refs
+            ]
+            fresh = [(r, at_) for r, at_ in due if at_ > r.since and now - at_ < LATE]
+            if not fresh:
+                return
+            await db.execute(
+                _PLANNED,
+                [reader.organisation for reader, _ in fresh],
+                [reader.user for reader, _ in fresh],
+                [week_of(at_, reader.time_zone) for reader, at_ in fresh],
+                [at_ for _, at_ in fresh],
+                now,
+            )
 
     async def _claim(self) -> _Claimed | None:
         now = at(self._clock.now_ms())
@@ -195,22 +207,28 @@ async def readers(
 ) -> list[Reader]:
     """Return who asked for digests, with the sites that they may read now; `db` oversees all."""
     rows = await db.fetch(_READERS, user, organisation)
-    grants: dict[int, list[Grant]] = {}
+    grants = await users.grants_of_each(db, {row["user_id"] for row in rows})
+    sites = await db.fetch(_SITES, list({row["organisation_id"] for row in rows}))
+    return await asyncio.to_thread(_readers, rows, grants, sites)
+
+
+def _readers(
+    rows: Sequence[asyncpg.Record],
+    grants: Mapping[int, Sequence[Grant]],
+    sites: Sequence[asyncpg.Record],
+) -> list[Reader]:
+    places: dict[int, list[tuple[Place, str, str]]] = {}
+    for organisation, row, region, ref, zone in sites:
+        places.setdefault(organisation, []).append((Place(organisation, region, row), ref, zone))
     found: list[Reader] = []
-    for row in rows:
-        key, place = row["user_id"], row["organisation_id"]
-        if key not in grants:
-            grants[key] = await users.grants_of(db, key)
+    for user, organisation, since, email, language in rows:
         seen = [
-            (site["ref"], site["time_zone"])
-            for site in await db.fetch(_SITES, place)
-            if may(
-                grants[key], Permission.READ_NUMBERS, Place(place, site["region_id"], site["id"])
-            )
+            (ref, zone)
+            for place, ref, zone in places.get(organisation, ())
+            if may(grants[user], Permission.READ_NUMBERS, place)
         ]
-        refs, zones = tuple(ref for ref, _ in seen), [name for _, name in seen]
-        words = (row["email"], row["language"])
-        found.append(Reader(key, place, *words, refs, zone_of(zones), row["created_at"]))
+        refs, zone = tuple(ref for ref, _ in seen), zone_of([name for _, name in seen])
+        found.append(Reader(user, organisation, email, language, refs, zone, since))
     return found
 
 
@@ -234,10 +252,14 @@ _READERS = """
       and ($2::int is null or s.organisation_id = $2)
     order by s.user_id, s.organisation_id
 """
-_SITES = "select id, ref, region_id, time_zone from sites where organisation_id = $1 order by ref"
+_SITES = """
+    select organisation_id, id, region_id, ref, time_zone from sites
+    where organisation_id = any($1::int[]) order by ref
+"""
 _PLANNED = """
     insert into digests (organisation_id, user_id, week, due_at, next_at)
-    values ($1, $2, $3, $4, $5) on conflict (user_id, organisation_id, week) do nothing
+    select *, $5 from unnest($1::int[], $2::int[], $3::date[], $4::timestamptz[])
+    on conflict (user_id, organisation_id, week) do nothing
 """
 _CLAIM = """
     update digests set next_at = $2, tries = tries + 1 where id = (

@@ -16,7 +16,7 @@ from asyncpg.exceptions import AdminShutdownError
 
 from ops.services.stack import Stack
 from server.config import Secret, SettingsError
-from server.db.engine import open_pool
+from server.db.engine import open_pool, overseeing
 from server.people.roles import Grant, Role
 from server.people.sealing import Seal
 from server.portal import digest_sending
@@ -228,6 +228,25 @@ async def test_each_reads_their_own_sites_in_their_language_and_an_empty_week_sa
     html = world.office.taken[0].get_body(("html",))
     assert html is not None
     assert "<b>" not in html.get_content()
+
+
+async def test_readers_are_found_by_as_many_queries_however_many_they_are(world: World) -> None:
+    people = world.people
+    own, other = people.organisations["own"], people.organisations["other"]
+    for number in range(2):
+        await world.subscribe(await people.analyst(f"reader-{number}@example.com"))
+    everywhere = await people.user("chief@example.com", Grant(Role.ANALYST))
+    async with overseeing(people.desk, "test") as db:
+        assert len(await digest_sending.readers(db)) == 2
+        await world.subscribe(everywhere)
+        await world.subscribe(everywhere, organisation="other")
+        asked: list[str] = []
+        with db.query_logger(lambda query: asked.append(query.query)):
+            found = await digest_sending.readers(db)
+    assert [(each.organisation, each.refs) for each in found] == [
+        *[(own, ("own-site",))] * 3, (other, ("other-site",)),
+    ]  # fmt: skip
+    assert len(asked) == 3
 
 
 async def test_who_may_read_nothing_any_more_gets_nothing(world: World) -> None:
