@@ -21,6 +21,7 @@ import structlog
 
 from agent import factory, identity
 from agent.clock import Clock, SystemClock
+from agent.codes import Codes
 from agent.config import AgentConfig
 from agent.feed import SocketSensor, StdinSensor
 from agent.gpio import GpioSensor
@@ -79,7 +80,8 @@ class Agent:
         self.renewal = self._renewal(rng)
         self.sensor = sensor or self._sensor()
         self._visits = Visits()
-        self.plans = self._plans(rng)
+        self.plans, self.codes = self._plans(rng), self._codes(rng)
+        self.link.on_bell, self.link.on_connect = self._rung, self._connected
         self.screen = self._screen()
         self._changed = asyncio.Event()
         self._notifier = Notifier()
@@ -120,6 +122,8 @@ class Agent:
                 tasks.create_task(self.link.run(), name="link")
                 if self.plans is not None:
                     tasks.create_task(self.plans.run(), name="plans")
+                if self.codes is not None:
+                    tasks.create_task(self.codes.run(), name="codes")
                 if self.screen is not None:
                     tasks.create_task(self.screen.run(), name="screen")
                 if self.renewal is not None:
@@ -195,6 +199,8 @@ class Agent:
             values |= self.screen.metrics()
         if self.plans is not None:
             values["plan.refused"] = float(self.plans.refused)
+        if self.codes is not None:
+            values["codes.refused"] = float(self.codes.refused)
         if self.renewal is not None:
             values["certificate.days"] = self.renewal.days_left
         with suppress(OSError):
@@ -224,7 +230,7 @@ class Agent:
         """Return what keeps a kiosk's plan; a counter has none."""
         if self.enrolled.kind != "kiosk":
             return None
-        plans = Plans(
+        return Plans(
             self.config.state,
             server=identity.server(self.enrolled, self.config.server),
             clock=self.clock,
@@ -233,8 +239,27 @@ class Agent:
             last_utc_ms=lambda: self.outbox.last_utc_ms,
             spread_s=self.config.spread_s,
         )
-        self.link.on_bell, self.link.on_connect = plans.ring, plans.connected
-        return plans
+
+    def _codes(self, rng: random.Random) -> Codes | None:
+        """Return what keeps codes to show, where there is a page to show them on."""
+        if self.plans is None or not self.config.screen_port:
+            return None
+        return Codes(
+            self.config.state,
+            server=identity.server(self.enrolled, self.config.server),
+            clock=self.clock,
+            rng=rng,
+            last_utc_ms=lambda: self.outbox.last_utc_ms,
+            spread_s=self.config.spread_s,
+        )
+
+    def _rung(self) -> None:
+        for each in filter(None, (self.plans, self.codes)):
+            each.ring()
+
+    def _connected(self) -> None:
+        for each in filter(None, (self.plans, self.codes)):
+            each.connected()
 
     def _screen(self) -> Screen | None:
         """Return the kiosk's page, if it is to have one."""
@@ -242,6 +267,7 @@ class Agent:
             return None
         return Screen(
             self.plans,
+            self.codes,
             port=self.config.screen_port,
             pin=self.config.screen_pin,
             clock=self.clock,

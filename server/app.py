@@ -31,9 +31,13 @@ from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
 from server.db.migrate import check_schema
 from server.feedback.alerts import Watch
 from server.feedback.bell import Bell
+from server.feedback.codes import Handing, add_codes
 from server.feedback.plans import add_plans
 from server.feedback.responses import run as filter_presses
+from server.feedback.tokens import PURPOSE
 from server.feeds.worker import Webhooks
+from server.health import canary
+from server.health.watch import Watch as PresenceWatch
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
 from server.ingest.worker import Ingest
@@ -107,6 +111,12 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             bell_pool = await _open(stack, settings.dsn_ingest.reveal(), size=1, name="bell")
             bell = Bell(bell_pool, _broker(settings, "svc-downlink"))
             workers.append(group.create_task(bell.run(), name="bell"))
+        if "health" in settings.roles:
+            health_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="health")
+            presence = PresenceWatch(health_pool, clock)
+            workers.append(group.create_task(presence.run(), name="presence"))
+            calling = canary.run(_broker(settings, canary.IDENTITY), clock)
+            workers.append(group.create_task(calling, name="canary"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
@@ -217,6 +227,14 @@ async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
         now=lambda: datetime.now(UTC),
     )
     add_plans(enrolment, pool=running.pool, pki=settings.pki, now=lambda: datetime.now(UTC))
+    key = Seal(settings.session_secret).sign(PURPOSE, b"")
+    add_codes(
+        enrolment,
+        pool=running.pool,
+        pki=settings.pki,
+        handing=Handing(key, f"{settings.pages_url}/s"),
+        now=lambda: datetime.now(UTC),
+    )
     tls = listener_tls(settings.pki)
     await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=tls)
 

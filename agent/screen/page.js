@@ -9,6 +9,8 @@
  * - Presses bear the agent's time of arrival. So an agent that is away for longer than a minute
  *   gets no more of them: the page says that it is back in a moment.
  * - Another questionnaire is taken up between two visits, never within one.
+ * - Where the agent holds codes, the thanks offer to go on on one's own phone. A code is asked for
+ *   when somebody touches that, is shown for a minute, and is used up by it.
  */
 
 import { format } from "/message.js";
@@ -16,6 +18,8 @@ import { face, name as faceName } from "/faces.js";
 
 const IDLE_MS = 30000;
 const THANKS_MS = 4000;
+const OFFER_MS = 10000;
+const CODE_MS = 60000;
 const UNREAD_MS = 300;
 const PATIENCE_MS = 600;
 const AWAY_MS = 60000;
@@ -42,6 +46,7 @@ let testing = false;
 let heardAt = Date.now();
 let timer = 0;
 let pin = "";
+let code = null; // what the agent gave for this visit
 
 /* -- kept ------------------------------------------------------------------------------------- */
 
@@ -144,6 +149,7 @@ function speak(wanted) {
 function redraw() {
   if (phase === "attract" || phase === "question") showQuestion();
   else if (phase === "thanks") showThanks();
+  else if (phase === "code") showCode();
   else if (phase === "away") showAway();
   else if (phase === "pin") showPin("");
   else if (phase === "staff") restart();
@@ -158,6 +164,7 @@ function restart() {
 function begin() {
   shown = { hash: state.hash, questionnaire: state.questionnaire, site: state.site };
   language = shown.questionnaire.languages[0];
+  code = null;
   visit = { token: `${Date.now().toString(36)}-${random()}`, answers: new Map() };
   at = 0;
   phase = "attract";
@@ -221,10 +228,72 @@ function buttons(question) {
 function showThanks() {
   phase = "thanks";
   const text = shown.questionnaire.thanks ? told(shown.questionnaire.thanks) : say("thanks");
-  const over = element("button", { type: "button", className: "quiet", textContent: say("done"), onclick: () => restart() });
-  draw("thanks", heading(text), over);
+  const parts = [heading(text)];
+  const offers = state.more && !testing;
+  if (offers) {
+    const more = element("button", { type: "button", className: "main", id: "more", textContent: say("more"), onclick: () => askCode() });
+    parts.push(more, element("p", { textContent: say("more_how") }));
+  }
+  draw("thanks", ...parts, done());
+  stay(offers ? OFFER_MS : THANKS_MS);
+}
+
+const done = () => element("button", { type: "button", className: "quiet", id: "done", textContent: say("done"), onclick: () => restart() });
+
+function stay(ms) {
   clearTimeout(timer);
-  timer = setTimeout(restart, THANKS_MS);
+  timer = setTimeout(restart, ms);
+}
+
+async function askCode() {
+  if (locked || unread()) return;
+  locked = true;
+  stay(IDLE_MS);
+  const mine = drawn;
+  try {
+    const answered = await fetch("/code", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: "{}",
+      signal: AbortSignal.timeout(5000),
+    });
+    code = answered.ok ? await answered.json() : null;
+  } catch {
+    code = null;
+  }
+  if (drawn !== mine) return; // the visit has ended meanwhile
+  if (code) showCode();
+  else restart();
+}
+
+function showCode() {
+  phase = "code";
+  const address = code.address.replace(/^https?:\/\//, "");
+  draw(
+    "code",
+    heading(say("code_title")),
+    picture(code.rows),
+    element("p", { textContent: say("code_type", { address }) }),
+    element("p", { className: "typed", textContent: code.typed }),
+    element("p", { className: "soft", textContent: say("code_once") }),
+    done(),
+  );
+  stay(CODE_MS);
+}
+
+/* A QR code of rows of 0 and 1, dark on white, with the margin of four squares that it needs. */
+function picture(rows) {
+  const space = "http://www.w3.org/2000/svg";
+  const drawing = document.createElementNS(space, "svg");
+  const dark = document.createElementNS(space, "path");
+  const runs = rows.flatMap((row, y) => [...row.matchAll(/1+/g)].map((run) => `M${run.index + 4} ${y + 4}h${run[0].length}v1h-${run[0].length}z`));
+  dark.setAttribute("d", runs.join(""));
+  drawing.setAttribute("viewBox", `0 0 ${rows.length + 8} ${rows.length + 8}`);
+  drawing.setAttribute("class", "qr");
+  drawing.setAttribute("role", "img");
+  drawing.setAttribute("aria-label", say("code_picture"));
+  drawing.append(dark);
+  return drawing;
 }
 
 function showAway() {
@@ -295,7 +364,7 @@ function pressPosition(position, by) {
 }
 
 document.addEventListener("pointerdown", () => {
-  if (phase !== "attract" && phase !== "thanks" && phase !== "away" && phase !== "wait") touched();
+  if (!["attract", "thanks", "code", "away", "wait"].includes(phase)) touched();
 });
 document.addEventListener("contextmenu", (event) => event.preventDefault());
 document.addEventListener("keydown", (event) => {

@@ -11,6 +11,9 @@ Decided here:
   there is another, or after a while. So a page is known to be open, and a button on the case means
   the answer in its place on that page's screen; without a page nothing is on the screen, and such a
   button is refused.
+- After the last question the page may offer to go on on the visitor's own phone. Who touches that
+  is shown a code (`agent.codes`), which is then used up: most visitors walk on, and the next in the
+  queue waits for nobody's picture. The page is told with no press, and tells none.
 - A PIN opens the staff's menu. Five wrong ones close it for half a minute, then for ever longer.
 """
 
@@ -27,6 +30,7 @@ from urllib.parse import parse_qs
 import structlog
 
 from agent.clock import Clock
+from agent.codes import Codes
 from agent.kiosk import Visits
 from agent.plan import OnScreen, Plans
 from agent.recorder import Feed, RefusedError
@@ -62,6 +66,7 @@ class Screen:
     def __init__(
         self,
         plans: Plans,
+        codes: Codes | None = None,
         *,
         port: int,
         pin: str,
@@ -73,6 +78,7 @@ class Screen:
         status: Callable[[], dict[str, object]],
     ) -> None:
         self._plans = plans
+        self._codes = codes
         self._port = port
         self._pin = pin
         self._clock = clock
@@ -82,7 +88,7 @@ class Screen:
         self._last_id = last_id
         self._status = status
         self._files = {path: (_FOLDER / name).read_bytes() for path, (name, _) in _FILES.items()}
-        self._shown: OnScreen | None = None
+        self._shown: tuple[OnScreen, bool] | None = None
         self._number = 0
         self._buttons: list[tuple[int, int, int]] = []  # number, position, when
         self._pressed = 0
@@ -112,18 +118,18 @@ class Screen:
                 await self._clock.sleep(RETRY_S)
 
     async def _watch(self) -> None:
-        """Notice when another questionnaire is in force."""
+        """Notice when another questionnaire is in force, or codes come or end."""
         while True:
             self._look()
             await self._clock.sleep(LOOK_S)
 
     def _look(self) -> OnScreen:
-        found = self._plans.on_screen()
+        found = (self._plans.on_screen(), self._codes is not None and self._codes.ready)
         if found != self._shown:
             self._shown = found
             self._number += 1
             self._tell()
-        return found
+        return found[0]
 
     def _tell(self) -> None:
         self._changed.set()
@@ -153,6 +159,7 @@ class Screen:
             "page_open": self.open,
             "questionnaire": shown.hash.hex(),
             "plan_trouble": self._plans.trouble,
+            **({} if self._codes is None else {"codes_left": self._codes.left}),
         }
 
     def metrics(self) -> dict[str, float]:
@@ -171,7 +178,7 @@ class Screen:
             return Response(200, content_type, self._files[request.path])
         if request.method == "GET" and request.path == "/state":
             return await self._state(request)
-        acts = {"/press": self._press, "/staff": self._staff}
+        acts = {"/press": self._press, "/code": self._code, "/staff": self._staff}
         if request.method == "POST" and request.path in acts:
             return acts[request.path](_object(request.body))
         if request.method == "GET" and request.path == "/favicon.ico":
@@ -202,6 +209,7 @@ class Screen:
                 "questionnaire": json.loads(shown.questionnaire.content),
                 "site": self._plans.site,
                 "staff": bool(self._pin),
+                "more": self._codes is not None and self._codes.ready,
                 "button": self._pressed,
                 "pressed": [p for n, p, at in self._buttons if n > heard and at >= fresh_ms],
             }
@@ -250,6 +258,16 @@ class Screen:
         source = BUTTON if said.get("by") == "button" else TOUCH
         visit = self._visits.named(f"{feed.source} {token}")
         return Touch(question, given, visit, source, feed, shown)
+
+    def _code(self, said: dict[str, object]) -> Response:
+        """Use up a code and answer it; 409 if there is none to show."""
+        del said
+        found = None if self._codes is None else self._codes.take()
+        if found is None:
+            return answer({"error": "no code"}, status=409)
+        return answer(
+            {"url": found.url, "typed": found.typed, "address": found.address, "rows": found.rows}
+        )
 
     def _staff(self, said: dict[str, object]) -> Response:
         """Answer the staff's menu to who knows the PIN."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 
 from server.config import Settings
-from server.feedback import actions, surveys
+from server.feedback import actions, handing_out, surveys
 from server.feedback.battery import Battery, Factor, Item, ItemKind, Population
 from server.feedback.tokens import PURPOSE, Channel, Delay
 from server.people.sealing import Seal
@@ -79,7 +79,7 @@ async def survey_link(
     actor: str,
 ) -> str:
     """Return the path of a link that one visitor of a site can answer by, once; role: desk."""
-    _, [token] = await surveys.mint(
+    _, [token] = await handing_out.mint(
         connection,
         owner,
         key=Seal(settings.session_secret).sign(PURPOSE, b""),

@@ -214,6 +214,7 @@ EXAMPLES: dict[str, Example] = {
     "GET /experiments/{ref}": Example(_ref("experiment")),
     "GET /experiments/{ref}/result": Example(_ref("experiment")),
     "GET /experiments/{ref}/snapshot": Example(_ref("experiment")),
+    "GET /survey-offers": Example(query={"site": _SITE}),
     "GET /comparison": Example(query={**_MARCH, "measure": "conversion"}, refused="too_few_sites"),
     "POST /experiments:plan": Example(body=_DESIGN, refused="too_few_pairs"),
     "POST /experiments": Example(body=_DESIGN, refused="too_few_pairs"),
@@ -283,4 +284,6 @@ EXAMPLES: dict[str, Example] = {
 
 def filled(path: str, example: Example) -> str:
     """Return a path with the example's parts in it."""
+    "POST /survey-offers": Example(body={"survey": name_of("survey"), "site": _SITE}),
+    "DELETE /survey-offers/{ref}": Example(_ref("offer")),
     return re.sub(r"{(\w+)}", lambda found: example.path[found[1]], path)

@@ -24,6 +24,7 @@ from server.api import (
     feeds,
     listings,
     metrics,
+    offers,
     opinions,
     questionnaires,
     reads,
@@ -257,8 +258,8 @@ _COUNTS = (
     Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
 )
 _PARTS = (
-    *(metrics, estimates, sources, opinions, questionnaires, surveys, experiments, accuracy),
-    *(calendars, feeds),
+    *(metrics, estimates, sources, opinions, questionnaires, surveys, offers, experiments),
+    *(accuracy, calendars, feeds),
 )
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (

@@ -14,12 +14,13 @@ from server.api.problems import ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.errors import NotFoundError, UnavailableError
-from server.feedback import surveys
+from server.feedback import answering, handing_out, surveys
+from server.feedback.answering import Answered
 from server.feedback.battery import Battery, Population, asked_seconds
 from server.feedback.qr import svg
-from server.feedback.results import BY, Results, Score, summed, withheld, words_of
+from server.feedback.results import BY, Choice, Results, Score, summed, withheld, words_of
 from server.feedback.scores import LEAST_GROUP, changes, drivers
-from server.feedback.surveys import Answered, Round, Survey
+from server.feedback.surveys import Round, Survey
 from server.feedback.tokens import PURPOSE, Channel, Delay
 from server.fleet.checks import FieldError
 from server.rollup.places import load_sites
@@ -157,6 +158,24 @@ class SurveyScore(msgspec.Struct, frozen=True):
     hidden: bool
 
 
+class SurveyChoice(msgspec.Struct, frozen=True):
+    """An option's share of those who chose at all (n), with Wilson's 95 % interval.
+
+    A group whose scores are hidden has none.
+    """
+
+    way: str
+    group: str
+    item: str
+    option: int
+    text: dict[str, str]
+    chosen: int
+    n: int
+    share: float
+    low: float
+    high: float
+
+
 class SecondsTaken(msgspec.Struct, frozen=True):
     """How long answering took; an `estimate` until 200 answers."""
 
@@ -177,6 +196,7 @@ class SurveyResults(msgspec.Struct, frozen=True):
     seconds: SecondsTaken | None
     locales: dict[str, int]
     pooled_locales: bool
+    choices: list[SurveyChoice]
 
 
 class GainRecord(msgspec.Struct, frozen=True):
@@ -276,7 +296,7 @@ async def _one(call: Call, asked: Nothing) -> SurveyDetail:
 async def _answered(call: Call, found: Survey, asked: ResultParameters) -> list[Answered]:
     if asked.round is not None and "\0" in asked.round:
         raise ParameterError("round", "no such round")
-    return await surveys.answered(
+    return await answering.answered(
         call.connection, found, sites=asked.site or None, round_=asked.round
     )
 
@@ -286,7 +306,7 @@ async def _results(call: Call, asked: ResultParameters) -> SurveyResults:
         await load_sites(call.connection, asked.site)
     found = await _found(call)
     answers, battery = await _answered(call, found, asked), found.battery
-    cells = await surveys.cells_of(call.connection, found)
+    cells = await answering.cells_of(call.connection, found)
     hide = withheld(found.population, answers, cells, by=asked.by)
     try:
         result = await asyncio.to_thread(
@@ -298,7 +318,19 @@ async def _results(call: Call, asked: ResultParameters) -> SurveyResults:
         [_score(found, each) for each in result.scores],
         *(found.ref, found.population, asked.by, result.n, _seconds(result), result.locales),
         result.pooled_locales,
+        [each for choice in result.choices for each in _chosen(battery, choice)],
     )
+
+
+def _chosen(battery: Battery, choice: Choice) -> list[SurveyChoice]:
+    options = battery.by_key[choice.item].options
+    return [
+        SurveyChoice(
+            *(choice.way, choice.group, choice.item, each.option, options[each.option]),
+            *(each.chosen, choice.n, each.share, each.low, each.high),
+        )
+        for each in choice.shares
+    ]
 
 
 def _seconds(result: Results) -> SecondsTaken | None:
@@ -330,7 +362,7 @@ def _score(found: Survey, score: Score) -> SurveyScore:
 async def _drivers(call: Call, asked: Nothing) -> DriverAnswer:
     del asked
     found = await _found(call)
-    answers = await surveys.answered(call.connection, found)
+    answers = await answering.answered(call.connection, found)
     one_time = [each.answers for each in answers if each.channel.one_time]
     result = await asyncio.to_thread(drivers, found.battery, one_time, seed=found.id)
     return DriverAnswer(
@@ -342,7 +374,7 @@ async def _drivers(call: Call, asked: Nothing) -> DriverAnswer:
 async def _words(call: Call, asked: Nothing) -> Page[WordsRecord]:
     del asked
     found = await _found(call)
-    answers = await surveys.answered(call.connection, found)
+    answers = await answering.answered(call.connection, found)
     return Page(
         [
             WordsRecord(
@@ -364,7 +396,7 @@ async def _change(call: Call, asked: Nothing) -> ChangeAnswer:
     both = [
         [
             each.answers
-            for each in await surveys.answered(call.connection, found, round_=name)
+            for each in await answering.answered(call.connection, found, round_=name)
             if each.channel.one_time
         ]
         for name in (follows, ref)
@@ -408,7 +440,7 @@ async def _mint(act: Act, body: NewTokens) -> TokenBatch:
         life = timedelta(days=body.days)
     except (OverflowError, ValueError):
         life = timedelta(0)
-    bound, made = await surveys.mint(
+    bound, made = await handing_out.mint(
         act.connection,
         act.organisation,
         key=act.seal.sign(PURPOSE, b""),

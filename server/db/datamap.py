@@ -55,8 +55,8 @@ KINDS = (
         "questions",
         About.NOBODY,
         (
-            *("questionnaires", "publications", "surveys", "survey_rounds", "touchpoints"),
-            *("opinion_alerts", "alarm_settings", "alarm_watch"),
+            *("questionnaires", "publications", "surveys", "survey_rounds", "survey_offers"),
+            *("touchpoints", "opinion_alerts", "alarm_settings", "alarm_watch"),
         ),
     ),
     Kind("actions", About.STAFF, ("actions",)),

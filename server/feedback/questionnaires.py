@@ -212,7 +212,7 @@ async def publish(
         organisation=organisation,
         now=now,
     )
-    await _ring(connection, site_row, spot_row, now=now)
+    await ring(connection, site_row, spot_row, now=now)
     return made
 
 
@@ -300,7 +300,7 @@ async def end(
             organisation=organisation,
             now=now,
         )
-        await _ring(connection, row["site_id"], row["spot_id"], now=now)
+        await ring(connection, row["site_id"], row["spot_id"], now=now)
     return found
 
 
@@ -331,7 +331,7 @@ async def retire(
     return await find(connection, organisation, ref)
 
 
-async def _ring(
+async def ring(
     connection: asyncpg.Connection, site: int, spot: int | None, *, now: datetime
 ) -> None:
     """Have the bell rung at the kiosks that stand there, once this is committed."""

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from server.feedback.answering import Answered, Cell
 from server.feedback.battery import Battery, ItemKind, Population
-from server.feedback.indices import Index
+from server.feedback.indices import Index, wilson
 from server.feedback.scores import (
     LEAST_GROUP,
     Reliability,
@@ -23,10 +24,9 @@ from server.feedback.scores import (
     reliability,
     seconds_taken,
 )
-from server.feedback.surveys import Answered, Cell
 
 ONE_TIME, POSTER = "one-time", "poster"
-BY = ("site", "channel", "delay", "locale", "touchpoint", "round")
+BY = ("site", "spot", "channel", "delay", "locale", "touchpoint", "round")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,36 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """How many chose an option, and its share of all who chose, with Wilson's 95 % interval."""
+
+    option: int
+    chosen: int
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a group chose of a choice's options, each of them; none where nobody chose."""
+
+    way: str
+    group: str
+    item: str
+    n: int
+    shares: tuple[Share, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
-    """All scores, how long answering took, and how many answered in which language."""
+    """All scores and choices, how long answering took, and how many answered in which language.
+
+    Of a group whose scores are hidden there are no choices either.
+    """
 
     scores: tuple[Score, ...]
+    choices: tuple[Choice, ...]
     seconds: Seconds | None
     locales: dict[str, int]
     n: int
@@ -92,6 +118,7 @@ def summed(
         raise KeyError(by)
     private = choice is not None or by == "locale" or population is not Population.VISITORS
     scores: list[Score] = []
+    choices: list[Choice] = []
     for way in (ONE_TIME, POSTER):
         groups: dict[str, list[Answered]] = {}
         for each in answers:
@@ -103,9 +130,32 @@ def summed(
         for group in sorted(groups):
             hidden = hide or (private and group not in shown)
             scores += _scores(battery, way, group, groups[group], hidden=hidden)
+            if not hidden:
+                choices += _choices(battery, way, group, groups[group])
     taken = [each.seconds for each in answers if each.seconds is not None]
     locales = dict(Counter(each.locale for each in answers))
-    return Results(tuple(scores), seconds_taken(taken), locales, len(answers))
+    return Results(tuple(scores), tuple(choices), seconds_taken(taken), locales, len(answers))
+
+
+def shares(chosen: Sequence[int]) -> tuple[Share, ...]:
+    """Return the shares of options that were chosen so often; none where nobody chose."""
+    n = sum(chosen)
+    if not n:
+        return ()
+    return tuple(
+        Share(option, count, count / n, *wilson(count, n)) for option, count in enumerate(chosen)
+    )
+
+
+def _choices(battery: Battery, way: str, group: str, rows: Sequence[Answered]) -> list[Choice]:
+    found: list[Choice] = []
+    for item in battery.of(ItemKind.CHOICE):
+        chosen = [0] * len(item.options)
+        for row in rows:
+            if item.key in row.answers:
+                chosen[row.answers[item.key]] += 1
+        found.append(Choice(way, group, item.key, sum(chosen), shares(chosen)))
+    return found
 
 
 def words_of(population: Population, answers: Sequence[Answered]) -> list[Answered]:
@@ -124,6 +174,8 @@ def _group(battery: Battery, answer: Answered, by: str) -> str | None:
             return ""
         case "site":
             return answer.site
+        case "spot":
+            return answer.spot
         case "channel":
             return answer.channel.value
         case "delay":

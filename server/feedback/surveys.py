@@ -1,48 +1,27 @@
-"""Surveys on one's own phone: made, published, handed out as tokens, answered once, summed up.
+"""Surveys on one's own phone: made, published, closed, and asked again in rounds.
 
 Invariants:
 - A version is never edited, and has one population. Employees and journey audits are surveys of
   their own: no result reads two surveys, so neither ever counts among visitors.
-- An answer is stored in the transaction that uses up its token, or not at all. The same form sent
-  again finds the same thanks; another one with the same token is refused.
-- A visitor's words are masked before they reach the database. An answer holds neither address nor
-  browser nor token, and its time is cut to the hour.
-- One-time answers and posters' are never summed into one number.
+- What is closed is asked nobody any more: kiosks that offered it are rung for.
 """
 
-import hashlib
-import hmac
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import asyncpg
 import msgspec
 
 from server.audit.log import record
-from server.errors import ConflictError, NotFoundError, RefusedError
-from server.feedback import tokens
-from server.feedback.battery import (
-    Battery,
-    BatteryError,
-    ItemKind,
-    Population,
-    answer_of,
-    check,
-    content_of,
-    digest,
-    draw,
-)
-from server.feedback.masking import mask
-from server.feedback.tokens import Binding, Channel, Delay, Shown, Token
+from server.errors import ConflictError, NotFoundError
+from server.feedback.battery import Battery, BatteryError, Population, check, content_of, digest
+from server.feedback.questionnaires import ring
+from server.feedback.tokens import Delay
 from server.fleet import checks
 from server.fleet.checks import FieldError
 from server.fleet.register import lock_organisation, named_row, new_ref
 
-MOST_SURVEYS, MOST_TOKENS, MOST_TOUCHPOINT = 500, 1_000, 60
-MOST_ANSWERS = 50_000  # of a result: the latest
-FORGOTTEN_S = 1_800.0  # a form left lying says nothing about how long answering takes
-_POSTERS = 0x706F7374  # "post"
+MOST_SURVEYS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,41 +63,6 @@ class Round:
     opened_at: datetime
     closed_at: datetime | None
 
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """What a token leads to. `kept` is the token's own hash, however it was brought."""
-
-    token: int
-    organisation: int
-    site_id: int
-    site: str
-    site_name: str
-    round_id: int | None
-    kept: bytes
-    used: bool
-    binding: Binding
-    survey: Survey
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One stored answer, as results read it."""
-
-    site: str
-    round: str | None
-    channel: Channel
-    touchpoint: str
-    delay: Delay
-    locale: str
-    seconds: float | None
-    answers: dict[str, int]
-    words: str
-    at: datetime
-
-
-Cell = tuple[str, str]
-"""A site and a round of it."""
 
 _SURVEY = (
     "select id, ref, name, version, population, hash, content, made_at, published_at, closed_at "
@@ -197,6 +141,11 @@ async def find(connection: asyncpg.Connection, organisation: int, ref: str) -> S
     return _survey(row)
 
 
+async def of_row(connection: asyncpg.Connection, row: int) -> Survey:
+    """Return the survey in a row that something else names."""
+    return _survey(await connection.fetchrow(f"{_SURVEY} where id = $1", row))
+
+
 async def listed(
     connection: asyncpg.Connection, organisation: int, *, after: str = "", limit: int = MOST_SURVEYS
 ) -> list[Survey]:
@@ -231,6 +180,14 @@ async def move(
         f"update surveys set {column} = $2 where id = $1",  # noqa: S608 - one of two names
         *(found.id, now),
     )
+    if to == "closed":
+        offered = await connection.fetch(
+            "update survey_offers set ended_at = $2 where survey_id = $1 and ended_at is null "
+            "returning site_id, spot_id",
+            *(found.id, now),
+        )
+        for row in offered:
+            await ring(connection, row["site_id"], row["spot_id"], now=now)
     await record(
         connection, actor=actor, act=f"survey {to}", subject=ref, organisation=organisation, now=now
     )
@@ -252,7 +209,7 @@ async def begin_round(
     """Begin a round; one that follows another asks the same survey at the same site. FieldError."""
     await lock_organisation(connection, organisation)
     name = checks.name(name)
-    asked, site_id = await _asked(connection, organisation, survey, site)
+    asked, site_id = await asked_at(connection, organisation, survey, site)
     before = None
     if follows is not None:
         before = await connection.fetchval(
@@ -317,63 +274,7 @@ async def rounds(
     return found
 
 
-async def mint(
-    connection: asyncpg.Connection,
-    organisation: int,
-    *,
-    key: bytes,
-    survey: str,
-    site: str,
-    channel: Channel,
-    touchpoint: str,
-    delay: Delay,
-    life: timedelta,
-    count: int,
-    round_: str | None,
-    random: Callable[[int], bytes],
-    actor: str,
-    now: datetime,
-) -> tuple[Binding, list[Token]]:
-    """Make tokens of a published survey; they are shown this once. FieldError, ConflictError."""
-    touchpoint = touchpoint.strip()
-    if len(touchpoint) > MOST_TOUCHPOINT or not touchpoint.isprintable():
-        raise FieldError("touchpoint", f"at most {MOST_TOUCHPOINT} printable characters")
-    if not timedelta(hours=1) <= life <= tokens.MOST_LIFE:
-        raise FieldError("days", f"a token lasts an hour to {tokens.MOST_LIFE.days} days")
-    if not 1 <= count <= (MOST_TOKENS if channel.one_time else 1):
-        raise FieldError("count", f"1 to {MOST_TOKENS} at once, and one of a poster")
-    asked, site_id = await _asked(connection, organisation, survey, site)
-    round_id = None
-    if round_ is not None:
-        round_id = await connection.fetchval(
-            "select id from survey_rounds where organisation_id = $1 and ref = $2 "
-            "and survey_id = $3 and site_id = $4 and delay = $5 and closed_at is null",
-            *(organisation, round_, asked.id, site_id, delay),
-        )
-        if round_id is None:
-            raise FieldError("round", f"no open round {round_[:40]!r} of this survey, site, delay")
-    end = now.replace(microsecond=0) + life
-    binding = Binding(survey, site, channel, touchpoint, delay, end)
-    made = [tokens.make(key, binding, random(10)) for _ in range(count)]
-    await connection.executemany(
-        "insert into survey_tokens (organisation_id, survey_id, site_id, round_id, channel, "
-        "touchpoint, delay, kept, kept_code, made_at, expires_at) "
-        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-        [
-            (organisation, asked.id, site_id, round_id, channel, touchpoint, delay,
-             tokens.kept_of(token.text), tokens.kept_of_code(key, token.code), now, end)
-            for token in made
-        ],
-    )  # fmt: skip
-    detail = {"site": site, "channel": channel, "touchpoint": touchpoint, "count": count}
-    await record(
-        connection, actor=actor, act="survey tokens made", subject=survey, detail=detail,
-        organisation=organisation, now=now,
-    )  # fmt: skip
-    return binding, made
-
-
-async def _asked(
+async def asked_at(
     connection: asyncpg.Connection, organisation: int, survey: str, site: str
 ) -> tuple[Survey, int]:
     """Return a published survey and a site's row. Raises FieldError, ConflictError."""
@@ -385,173 +286,3 @@ async def _asked(
     if found.state != "published":
         raise ConflictError(f"{survey} is {found.state}, and only what is published is asked")
     return found, site_id
-
-
-# -- by visitors ---------------------------------------------------------------------------------
-
-
-async def opened(
-    connection: asyncpg.Connection, key: bytes, shown: Shown, *, now: datetime, again: bool = False
-) -> Open:
-    """Return what a token leads to, its row locked. RefusedError; `again`: it may be used."""
-    row = await connection.fetchrow(
-        "select t.id, t.organisation_id, t.site_id, s.ref as site, s.name as site_name, "
-        "t.round_id, t.kept, t.used_at is not null as used, t.channel, t.touchpoint, t.delay, "
-        "t.expires_at, t.survey_id, r.closed_at is not null as round_over "
-        "from survey_tokens t join sites s on s.id = t.site_id "
-        "left join survey_rounds r on r.id = t.round_id "
-        "where $1 in (t.kept, t.kept_code) for update of t",
-        shown.kept,
-    )
-    if row is None:
-        tokens.demand(key, shown, None, used=False, closed=False, now=now)
-        raise RefusedError("unknown_code", "there is no survey behind this code")
-    survey = _survey(await connection.fetchrow(f"{_SURVEY} where id = $1", row["survey_id"]))
-    channel, delay = Channel(row["channel"]), Delay(row["delay"])
-    binding = Binding(survey.ref, row["site"], channel, row["touchpoint"], delay, row["expires_at"])
-    closed = survey.state != "published" or bool(row["round_over"])
-    tokens.demand(key, shown, binding, used=row["used"] and not again, closed=closed, now=now)
-    return Open(
-        *(row["id"], row["organisation_id"], row["site_id"], row["site"], row["site_name"]),
-        *(row["round_id"], row["kept"], row["used"], binding, survey),
-    )
-
-
-def drawn(found: Open, sheet: tokens.Sheet) -> tuple[str, ...]:
-    """Return what is asked: by the token, so that it stays; of a poster by the form."""
-    seed = found.kept if found.binding.channel.one_time else sheet.nonce.encode()
-    return draw(found.survey.battery, seed)
-
-
-async def answer(
-    connection: asyncpg.Connection,
-    key: bytes,
-    shown: Shown,
-    *,
-    sheet: str,
-    form: Mapping[str, str],
-    locale: str,
-    now: datetime,
-) -> Open:
-    """Store an answer, once; the same sent again changes nothing. RefusedError says what is wrong.
-
-    Codes: as `tokens.demand`, and `stale_form`, `bad_answer`, `nothing_answered`, `busy_poster`.
-    """
-    found = await opened(connection, key, shown, now=now, again=True)
-    seen_sheet = tokens.read_sheet(key, found.kept, sheet, now=now)
-    seen = drawn(found, seen_sheet)
-    answers, words = _read(found.survey.battery, seen, form)
-    if not answers and not words:
-        raise RefusedError("nothing_answered", "at least one answer is needed")
-    one_time = found.binding.channel.one_time
-    once = _keyed(key, b"once", found.kept + (b"" if one_time else seen_sheet.nonce.encode()))
-    said = _keyed(key, b"said", msgspec.json.encode([sorted(answers.items()), words]))
-    before = await connection.fetchval("select digest from survey_answers where once = $1", once)
-    if before is not None and hmac.compare_digest(before, said):
-        return found
-    if before is not None or (found.used and one_time):
-        raise RefusedError("answered_already", "this code was used, and each counts once")
-    hour = now.replace(minute=0, second=0, microsecond=0)
-    if one_time:
-        await connection.execute(
-            "update survey_tokens set used_at = $2 where id = $1", found.token, hour
-        )
-    else:
-        await _demand_calm(connection, found.site_id, hour)
-    taken = (now - seen_sheet.begun).total_seconds()
-    await connection.execute(
-        "insert into survey_answers (organisation_id, survey_id, site_id, round_id, channel, "
-        "touchpoint, delay, once, digest, seen, answers, words, locale, seconds, answered_at) "
-        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-        *(found.organisation, found.survey.id, found.site_id, found.round_id),
-        *(found.binding.channel, found.binding.touchpoint, found.binding.delay, once, said),
-        *(list(seen), msgspec.json.encode(answers).decode(), words, locale),
-        *(taken if taken <= FORGOTTEN_S else None, hour),
-    )
-    return found
-
-
-def _read(
-    battery: Battery, seen: Sequence[str], form: Mapping[str, str]
-) -> tuple[dict[str, int], str]:
-    """Return a form's answers and its words, masked. Raises RefusedError (`bad_answer`)."""
-    answers: dict[str, int] = {}
-    words, items = "", battery.by_key
-    for key in seen:
-        if items[key].kind is ItemKind.TEXT:
-            words = mask(form.get(key, ""))
-            continue
-        try:
-            given = answer_of(items[key], form.get(key, ""))
-        except BatteryError as error:
-            raise RefusedError("bad_answer", str(error)) from error
-        if given is not None:
-            answers[key] = given
-    return answers, words
-
-
-async def _demand_calm(connection: asyncpg.Connection, site: int, hour: datetime) -> None:
-    """Raise RefusedError (`busy_poster`) if a site's posters brought too much in this hour."""
-    await connection.execute("select pg_advisory_xact_lock($1, $2)", _POSTERS, site)
-    n = await connection.fetchval(
-        "select count(*) from survey_answers "
-        "where site_id = $1 and answered_at = $2 and channel = 'poster'",
-        *(site, hour),
-    )
-    if n >= tokens.POSTER_PER_HOUR:
-        raise RefusedError("busy_poster", "this poster was answered very often in this hour")
-
-
-def _keyed(key: bytes, purpose: bytes, data: bytes) -> bytes:
-    return hmac.digest(key, purpose + b"\n" + data, hashlib.sha256)
-
-
-# -- what came of it -----------------------------------------------------------------------------
-
-
-async def answered(
-    connection: asyncpg.Connection,
-    survey: Survey,
-    *,
-    sites: Sequence[str] | None = None,
-    round_: str | None = None,
-) -> list[Answered]:
-    """Return a survey's answers, the latest first, of `sites` (None: all) or of one round."""
-    rows = await connection.fetch(
-        "select s.ref, r.ref as round, a.channel, a.touchpoint, a.delay, a.locale, a.seconds, "
-        "a.answers, a.words, a.answered_at from survey_answers a join sites s on s.id = a.site_id "
-        "left join survey_rounds r on r.id = a.round_id where a.survey_id = $1 "
-        "and coalesce(s.ref = any($2::text[]), true) and coalesce(r.ref = $3, $3::text is null) "
-        "order by a.answered_at desc, a.id desc limit $4",
-        *(survey.id, None if sites is None else list(sites), round_, MOST_ANSWERS),
-    )
-    return [
-        Answered(
-            *(row["ref"], row["round"], Channel(row["channel"]), row["touchpoint"]),
-            *(Delay(row["delay"]), row["locale"], row["seconds"]),
-            *(msgspec.json.decode(row["answers"], type=dict[str, int]), row["words"]),
-            row["answered_at"],
-        )
-        for row in rows
-    ]
-
-
-async def cells_of(connection: asyncpg.Connection, survey: Survey) -> dict[Cell, int]:
-    """Return how many answers a survey has by site and round (none: "")."""
-    rows = await connection.fetch(
-        "select s.ref, coalesce(r.ref, ''), count(*)::int from survey_answers a "
-        "join sites s on s.id = a.site_id left join survey_rounds r on r.id = a.round_id "
-        "where a.survey_id = $1 group by 1, 2",
-        survey.id,
-    )
-    return {(site, round_): n for site, round_, n in rows}
-
-
-async def told(connection: asyncpg.Connection, site: int, language: str) -> list[str]:
-    """Return a site's "you said, we did", the latest first, in a language (else English)."""
-    rows = await connection.fetch(
-        "select coalesce(told ->> $2, told ->> 'en') from actions where site_id = $1 "
-        "and published_at is not null order by published_at desc limit 3",
-        *(site, language),
-    )
-    return [row[0] for row in rows if row[0]]

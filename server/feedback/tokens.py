@@ -1,9 +1,9 @@
 """What lets somebody answer a survey: one-time tokens, posters, and the sheet that a form carries.
 
 A token is 80 random bits and a keyed MAC over them and all that it is bound to: survey, site,
-channel, touchpoint, delay class and end. We keep its hash alone, so who reads the database can
-neither answer nor tell whose receipt it was. A typed code of 12 characters follows from the token
-under the same key; 55 of its bits are secret, the last character tells typing errors.
+spot, channel, touchpoint, delay class and end. We keep its hash alone, so who reads the database
+can neither answer nor tell whose receipt it was. A typed code of 12 characters follows from the
+token under the same key; 55 of its bits are secret, the last character tells typing errors.
 
 A token is checked, in this order, and the same numbers stand in `demand`:
 1. its form, and a code's check character (`mistyped_code`);
@@ -60,7 +60,7 @@ class Delay(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What a token is good for."""
+    """What a token is good for; `spot`: the kiosk that shows it."""
 
     survey: str
     site: str
@@ -68,11 +68,13 @@ class Binding:
     touchpoint: str
     delay: Delay
     expires_at: datetime
+    spot: str = ""
 
     @property
     def said(self) -> bytes:
         end = round(self.expires_at.timestamp() * 1000)
-        parts = (self.survey, self.site, self.channel, self.touchpoint, self.delay, str(end))
+        bound = (self.survey, self.site, self.spot, self.channel, self.touchpoint, self.delay)
+        parts = (*bound, str(end))
         return b"".join(len(part.encode()).to_bytes(2, "big") + part.encode() for part in parts)
 
 

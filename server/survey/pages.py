@@ -16,9 +16,9 @@ from aiohttp import web
 
 from server.db.engine import ACQUIRE_TIMEOUT_S, DATABASE_SILENT, acting
 from server.errors import RefusedError
-from server.feedback import surveys, tokens
+from server.feedback import answering, tokens
+from server.feedback.answering import Open
 from server.feedback.battery import ItemKind
-from server.feedback.surveys import Open
 from server.feedback.tokens import Shown
 from server.people.sealing import Seal
 from server.people.throttle import Throttle, TooManyTriesError, network
@@ -110,7 +110,7 @@ class Pages:
         try:
             shown = self._read(request)
             async with self._acting(shown, request) as connection:
-                found = await surveys.opened(connection, self._key, shown, now=self._now())
+                found = await answering.opened(connection, self._key, shown, now=self._now())
         except RefusedError as error:
             return self._refused(request, error.code)
         except DATABASE_SILENT:
@@ -129,7 +129,7 @@ class Pages:
         try:
             async with self._acting(shown, request) as connection:
                 found = await self._store(connection, shown, request, form)
-                told = await surveys.told(connection, found.site_id, words.language)
+                told = await answering.told(connection, found.site_id, words.language)
         except RefusedError as error:
             if error.code in _AGAIN:
                 return await self._again(request, shown, form, error.code)
@@ -150,8 +150,8 @@ class Pages:
         request: web.Request,
         form: Mapping[str, str],
     ) -> Open:
-        found = await surveys.opened(connection, self._key, shown, now=self._now(), again=True)
-        return await surveys.answer(
+        found = await answering.opened(connection, self._key, shown, now=self._now(), again=True)
+        return await answering.answer(
             connection,
             self._key,
             shown,
@@ -168,7 +168,7 @@ class Pages:
         now = self._now()
         try:
             async with self._acting(shown, request) as connection:
-                found = await surveys.opened(connection, self._key, shown, now=now)
+                found = await answering.opened(connection, self._key, shown, now=now)
         except RefusedError as error:
             return self._refused(request, error.code, form.get("l", ""))
         sheet = form.get("sheet", "")
@@ -207,7 +207,7 @@ class Pages:
             wished=given.get("l", ""),
             found=found,
             survey=battery,
-            items=[items[key] for key in surveys.drawn(found, read)],
+            items=[items[key] for key in answering.drawn(found, read)],
             kinds=ItemKind,
             sheet=sheet,
             given=given,

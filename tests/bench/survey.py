@@ -28,7 +28,8 @@ from server.feedback.battery import (
     content_of,
     digest,
 )
-from server.feedback.surveys import Open, Survey
+from server.feedback.answering import Open
+from server.feedback.surveys import Survey
 from server.feedback.tokens import Binding, Channel, Delay
 from server.survey.pages import HERE, Pages
 from server.web.catalogue import LANGUAGES
@@ -95,7 +96,7 @@ def page_bytes(language: str) -> dict[str, int]:
     bound = Binding(
         "survey", "site", Channel.RECEIPT, "t" * 60, Delay.NOW, NOW + timedelta(days=30)
     )
-    found = Open(1, 1, 1, "site", "s" * 100, None, bytes(32), False, bound, survey)
+    found = Open(1, 1, 1, "site", "s" * 100, None, None, bytes(32), False, bound, survey)
     sheet = tokens.sheet(_KEY, found.kept, now=NOW, random=bytes(10))
     path = "/s/" + "2" * 24
     request = make_mocked_request("GET", path, headers={"Accept-Language": language})

@@ -17,8 +17,8 @@ MARK = "zebra"
 
 KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
-    *("questionnaire", "publication", "experiment", "survey", "round"),
-    *("webhook", "recount", "alert", "touchpoint", "action"),
+    *("questionnaire", "publication", "experiment", "survey", "round", "offer"),
+    *("webhook", "segment", "recount", "alert", "touchpoint", "action"),
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -217,13 +217,15 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "content, made_at, made_by, published_at) values ($1, $2, $5, 1, 'visitors', $6, $7, $8, "
         "'', $8) returning id), first as (insert into survey_rounds (organisation_id, ref, "
         "survey_id, site_id, name, delay, opened_at) select $1, $3 || 'first', id, $4, $5, '0', $8 "
-        "from made returning id) insert into survey_rounds (organisation_id, ref, survey_id, "
+        "from made returning id), offered as (insert into survey_offers (organisation_id, ref, "
+        "survey_id, site_id, spot_id, offered_at) select $1, $9, id, $4, $10, $8 from made) "
+        "insert into survey_rounds (organisation_id, ref, survey_id, "
         "site_id, name, delay, opened_at, follows_id) select $1, $3, made.id, $4, $5, '0', $8, "
         "first.id from made, first",
         *(organisation, names["survey"], names["round"], site, words, bytes(32)),
         b'{"languages":["en"],"title":{"en":"A"},"why":{"en":"A"},"factors":[],"items":'
         b'[{"key":"all","kind":"overall","text":{"en":"A"}}]}',
-        NOW,
+        *(NOW, names["offer"], spot),
     )
     await owner.execute(
         "with raised as (insert into opinion_alerts (organisation_id, ref, site_id, spot_id, "

@@ -114,7 +114,9 @@ async def populate(world: World, name: str, *, visits: int) -> int:
         "site_id, name, delay, opened_at) select $1, $3 || '-first', id, $2, $3, '0', $6 from made "
         "returning id), next as (insert into survey_rounds (organisation_id, ref, survey_id, "
         "site_id, name, delay, opened_at, follows_id) select $1, $3 || '-round', made.id, $2, $3, "
-        "'0', $6, first.id from made, first) insert into survey_answers (organisation_id, "
+        "'0', $6, first.id from made, first), offered as (insert into survey_offers "
+        "(organisation_id, ref, survey_id, site_id, offered_at) select $1, $3 || '-offer', id, $2, "
+        "$6 from made) insert into survey_answers (organisation_id, "
         "survey_id, site_id, channel, touchpoint, delay, once, digest, seen, answers, words, "
         "locale, answered_at) select $1, id, $2, 'link', $3, '0', $3::bytea, '', '{}', "
         "'{\"all\": 1}', $3, 'en', $6 from made",

@@ -139,6 +139,7 @@ GET: dict[str, Asked] = {
 FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
+    "/v1/survey-offers": Asked({}, {"site": "{site}"}),
     "/digest": Asked({"wanted": "no"}),
     "/periods": Asked(),
     "/targets": Asked(
@@ -215,6 +216,8 @@ JSON: dict[tuple[str, str], Asked] = {
     ("PUT", "/v1/feedback-alerts/{ref:alert}/assignee"): Asked({"assignee": ""}),
     ("PUT", "/v1/feedback-alerts/{ref:alert}/outcome"): Asked({"outcome": ""}),
     ("PUT", "/v1/alarm-settings"): Asked(),
+    "/surveys/{survey}/offers": Asked({}, {"place": "{site}/{spot}"}),
+    "/surveys/{survey}/offers/{offer}": Asked(),
     ("POST", "/v1/touchpoints"): Asked({"name": ""}),
     ("POST", "/v1/actions"): Asked(
         PLAN,
@@ -300,6 +303,10 @@ WHO_ONE_IS = (
         for path in ("/signin", "/signin/code", "/signout", "/link", "/invitation", "/password")
     }
     | {("POST", f"/account/{path}") for path in ("self", "password", "codes", "codes/confirm")}
+    ("POST", "/v1/survey-offers"): Asked(
+        {}, {"survey": "{survey}", "site": "{site}", "spot": "{spot}"}
+    ),
+    ("DELETE", "/v1/survey-offers/{ref:offer}"): Asked(),
     | {("POST", "/account/codes/end")}
     | {("GET", path) for path in ("/signin", "/link", "/invitation", "/password", "/language")}
     | {("GET", "/s"), ("GET", "/s/{token}"), ("POST", "/s/{token}")}

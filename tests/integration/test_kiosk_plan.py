@@ -38,6 +38,7 @@ from protocol.plan import Envelope, Plan
 from server.feedback import plans as plans_of_server
 from server.feedback import questionnaires
 from server.feedback.bell import Bell
+from server.feedback.codes import Handing, add_codes
 from server.feedback.plans import ContentSigner, add_plans
 from server.feedback.questionnaires import Schedule
 from server.ingest.mqtt import BrokerSettings
@@ -51,6 +52,7 @@ from tests.integration.test_questionnaires import content, kiosk
 
 pytestmark = pytest.mark.services
 ALWAYS = Schedule()
+KEY, ADDRESS = b"k" * 32, "https://shop.example/s"
 BY: dict[str, Any] = {"actor": "test", "now": datetime.now(UTC)}
 
 
@@ -114,6 +116,8 @@ async def shop(
             now=lambda: datetime.now(UTC),
         )
         add_plans(app, pool=pool, pki=pki, now=lambda: datetime.now(UTC))
+        handing = Handing(KEY, ADDRESS)
+        add_codes(app, pool=pool, pki=pki, handing=handing, now=lambda: datetime.now(UTC))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
         try:

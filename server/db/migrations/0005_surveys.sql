@@ -77,12 +77,13 @@ create table survey_rounds (
 );
 
 -- One-time tokens and posters; their hashes alone. used_at is cut to the hour, so that it cannot
--- be laid beside an answer.
+-- be laid beside an answer. spot_id: the kiosk that may show it.
 create table survey_tokens (
     id bigint generated always as identity primary key,
     organisation_id int not null references organisations,
     survey_id int not null references surveys,
     site_id int not null references sites,
+    spot_id int references spots,
     round_id int references survey_rounds,
     channel text not null check (channel in ('terminal', 'receipt', 'poster', 'link', 'email')),
     touchpoint text not null,
@@ -94,6 +95,20 @@ create table survey_tokens (
     used_at timestamptz check (channel <> 'poster' or used_at is null)
 );
 create index on survey_tokens (expires_at);
+create index on survey_tokens (spot_id, made_at) where spot_id is not null;
+
+-- At which kiosks a survey is offered after a press: at one spot, or at all of a site.
+create table survey_offers (
+    id int generated always as identity primary key,
+    organisation_id int not null references organisations,
+    ref text not null unique,
+    survey_id int not null references surveys,
+    site_id int not null references sites,
+    spot_id int references spots,
+    offered_at timestamptz not null,
+    ended_at timestamptz
+);
+create index on survey_offers (site_id) where ended_at is null;
 
 -- One row is what one visitor answered: no address, no browser, no token. `once` is a MAC of token
 -- or form under the server's key, `digest` of what was sent; answered_at is cut to the hour.
@@ -102,6 +117,7 @@ create table survey_answers (
     organisation_id int not null references organisations,
     survey_id int not null references surveys,
     site_id int not null references sites,
+    spot_id int references spots,
     round_id int references survey_rounds,
     channel text not null check (channel in ('terminal', 'receipt', 'poster', 'link', 'email')),
     touchpoint text not null,
@@ -122,7 +138,9 @@ create index on survey_answers (answered_at);
 do $$
 declare t text;
 begin
-    foreach t in array array['surveys', 'survey_rounds', 'survey_tokens', 'survey_answers'] loop
+    foreach t in array array[
+        'surveys', 'survey_rounds', 'survey_tokens', 'survey_offers', 'survey_answers'
+    ] loop
         execute format('alter table %I enable row level security', t);
         execute format('create policy every on %I to vestibule_maint using (true)', t);
         execute format('create policy desk on %I to vestibule_desk '
@@ -130,7 +148,7 @@ begin
             'with check (organisation_id = current_organisation() or oversees_all())', t);
         execute format('grant select, insert on %I to vestibule_desk', t);
     end loop;
-    foreach t in array array['surveys', 'survey_rounds', 'survey_answers'] loop
+    foreach t in array array['surveys', 'survey_rounds', 'survey_offers', 'survey_answers'] loop
         execute format('create policy own on %I to vestibule_api '
             'using (organisation_id = current_organisation())', t);
         execute format('grant select on %I to vestibule_api', t);
@@ -142,6 +160,14 @@ end $$;
 grant update (published_at, closed_at) on surveys to vestibule_desk;
 grant update (closed_at) on survey_rounds to vestibule_desk;
 grant update (used_at) on survey_tokens to vestibule_desk;
+grant update (ended_at) on survey_offers to vestibule_desk;
+
+-- Devices are handed their stock of tokens by ingest, which reads nothing of them but how many.
+create policy device on surveys for select to vestibule_ingest using (true);
+create policy device on survey_offers for select to vestibule_ingest using (true);
+create policy device on survey_tokens to vestibule_ingest using (true) with check (true);
+grant select on surveys, survey_offers to vestibule_ingest;
+grant select (spot_id, made_at), insert on survey_tokens to vestibule_ingest;
 
 -- Whose survey a token leads to: asked before any organisation is known.
 create function survey_token_holder(wanted bytea) returns int

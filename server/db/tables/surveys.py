@@ -9,10 +9,11 @@ from server.db.tables.columns import INSTANT, metadata, organisation, ref, row_i
 
 
 def _asked() -> list[Column[Any]]:
-    """What was asked where, in which round, and how the visitor came to it."""
+    """What was asked where, by which kiosk's code, in which round, and how the visitor came."""
     return [
         row_of("survey_id", "surveys"),
         row_of("site_id", "sites"),
+        row_of("spot_id", "spots", nullable=True),
         row_of("round_id", "survey_rounds", nullable=True),
         *(Column(name, Text, nullable=False) for name in ("channel", "touchpoint", "delay")),
     ]
@@ -59,6 +60,18 @@ survey_tokens = Table(
     Column("made_at", INSTANT, nullable=False),
     Column("expires_at", INSTANT, nullable=False),
     Column("used_at", INSTANT),
+)
+survey_offers = Table(
+    "survey_offers",
+    metadata,
+    row_id(),
+    organisation(),
+    ref(),
+    row_of("survey_id", "surveys"),
+    row_of("site_id", "sites"),
+    row_of("spot_id", "spots", nullable=True),
+    Column("offered_at", INSTANT, nullable=False),
+    Column("ended_at", INSTANT),
 )
 survey_answers = Table(
     "survey_answers",

@@ -9,12 +9,25 @@ if (builder) {
     const field = builder.elements[`${name}_${code}`];
     return field ? field.value.trim().length : 0;
   }));
+  const lines = (name) => languages.map((code) => {
+    const field = builder.elements[`${name}_${code}`];
+    return field ? field.value.split("\n").map((line) => line.trim()).filter(Boolean) : [];
+  });
+  const options = (row) => {
+    const there = row.querySelector("[data-options]");
+    if (!there) return 0;
+    const spoken = lines(there.dataset.options);
+    const most = Math.max(0, ...spoken.map((each) => each.length));
+    let sum = 0;
+    for (let at = 0; at < most; at += 1) sum += Math.max(...spoken.map((each) => (each[at] ?? "").length));
+    return sum;
+  };
   const count = () => {
     const statements = [];
     let others = 0;
     for (const row of builder.querySelectorAll("[data-item]")) {
       const name = row.dataset.item, n = length(name);
-      const cost = Number(row.dataset.fixed) + Number(row.dataset.each) * n;
+      const cost = Number(row.dataset.fixed) + Number(row.dataset.each) * (n + options(row));
       const used = n > 0 || name === "all";
       const shown = row.querySelector("[data-cost]");
       if (shown) shown.textContent = used ? `${cost.toFixed(1)} s` : "";
