@@ -147,6 +147,14 @@ def period_of(calendar: RetailCalendar, day: date) -> Period | None:
     return periods(calendar, week.year)[week.period - 1] if week.period else None
 
 
+def of_iso_week(calendar: RetailCalendar, monday: date) -> str:
+    """Return the label and period of the retail week that an ISO week is; empty if it is none."""
+    week = week_of(calendar, monday)
+    if not calendar.has_periods or week.first != monday:
+        return ""
+    return f"{week.label}, P{week.period:02}"
+
+
 def same_weekday(day: date, calendar: RetailCalendar = ISO) -> date:
     """Return the same weekday of the same week a year before; of week 53: 364 days before."""
     week = week_of(calendar, day)

@@ -99,7 +99,8 @@ def read_token(seal: Seal, token: str) -> tuple[int, int] | None:
 
 def title_of(digest: Digest, t: Catalogue) -> str:
     number = digest.monday.isocalendar().week
-    return t("dg_subject", organisation=digest.organisation, number=number)
+    title = t("dg_subject", organisation=digest.organisation, number=number)
+    return f"{title} ({digest.retail})" if digest.retail else title
 
 
 def parts_of(digest: Digest, t: Catalogue) -> list[Part]:

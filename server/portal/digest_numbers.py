@@ -17,6 +17,8 @@ import asyncpg
 from server.insight.definitions import find
 from server.insight.metrics import MetricRow, metrics
 from server.insight.question import Bucketing, Compare, MetricQuery, Of
+from server.insight.retail_calendar import calendar_of
+from server.insight.retail_year import of_iso_week
 from server.portal.quality_numbers import SiteQuality, month_of
 from server.rollup.answer import ALL_ROWS
 from server.rollup.quality import COMPLETE, Scope
@@ -83,6 +85,8 @@ class Digest:
     drifting: tuple[tuple[str, float], ...]
     alerts: tuple[tuple[str, int], ...]
     actions: tuple[Due, ...]
+    retail: str = ""
+    """The retail week that it is, where the organisation reports by such."""
 
 
 def zone_of(names: Sequence[str]) -> str:
@@ -140,6 +144,7 @@ async def digest_of(
         tuple((q.name, q.drift) for q in quality if q.drifts and q.drift is not None),
         tuple((row[0], row[1]) for row in alerts),
         tuple(Due(*row) for row in actions),
+        of_iso_week(await calendar_of(connection), monday),
     )
 
 

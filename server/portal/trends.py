@@ -17,6 +17,8 @@ from aiohttp import web
 
 from server.insight.comparison import Compared, Measure, TooFewSitesError, comparison
 from server.insight.peers import WARN, Place
+from server.insight.retail_calendar import calendar_of
+from server.insight.retail_year import of_iso_week
 from server.insight.weeks import WEEK, Metric, SiteWeek, monday, weeks_before, weeks_of
 from server.portal.frame import Look, Portal, Section
 from server.portal.numbers import places
@@ -93,6 +95,7 @@ class Pages:
         async with self._portal.looking(request, "portal trends") as look:
             asked = await self._asked(request, look)
             points = await self._points(look, asked)
+            calendar = await calendar_of(look.db)
             sites = [(s.ref, s.name) for s in await load_sites(look.db) if s.ref in look.seen]
             chain = await self._compared(look, measure) if look.sees_all else None
         return self._portal.page(
@@ -101,6 +104,7 @@ class Pages:
             look,
             asked=asked,
             points=points,
+            retail={each.week: of_iso_week(calendar, each.week) for each in points},
             sites=sorted(sites, key=lambda pair: pair[1]),
             metrics=SHOWN,
             lengths=LENGTHS,

@@ -95,3 +95,14 @@ async def test_a_program_chooses_the_calendar_and_reads_its_periods(people: Peop
         assert (status, problem["parameter"]) == (422, field)
     assert (await api.ask("GET", "/periods?year=1500"))[0] == 400
     assert (await api.ask("GET", "/calendar"))[1] == wanted
+
+
+async def test_trends_and_digests_name_the_retail_week(people: People) -> None:
+    await shop(people)
+    await people.analyst()
+    await people.owner.execute("update organisations set calendar = '4-4-5' where ref = 'own'")
+    browser = await people.signed_in()
+    _, html = await load(browser, "/trends")
+    assert '<br><span class="muted">2026-R13, P03</span></th>' in html
+    _, html = await load(browser, "/digest")
+    assert "own: week 13 (2026-R13, P03)" in html

@@ -13,6 +13,7 @@ from server.insight.retail_year import (
     RetailCalendar,
     first_day,
     flags_of,
+    of_iso_week,
     period_of,
     periods,
     same_weekday,
@@ -55,6 +56,12 @@ def test_labels_name_the_year_that_its_month_is_in() -> None:
     assert (week_of(NRF, last).label, found.label) == ("2023-R53", "2023-P12")
     january = RetailCalendar(Pattern.P445)
     assert week_of(january, date(2025, 12, 30)).label == "2026-R01"
+
+
+def test_an_iso_week_bears_its_retail_name_only_if_it_is_the_same_week() -> None:
+    monday = date(2026, 3, 23)
+    assert of_iso_week(RetailCalendar(Pattern.P445), monday) == "2026-R13, P03"
+    assert of_iso_week(NRF, monday) == of_iso_week(ISO, monday) == ""
 
 
 @given(DAYS)
