@@ -36,8 +36,6 @@ from server.feedback.plans import add_plans
 from server.feedback.responses import run as filter_presses
 from server.feedback.tokens import PURPOSE
 from server.feeds.worker import Webhooks
-from server.health import canary
-from server.health.watch import Watch as PresenceWatch
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
 from server.ingest.worker import Ingest
@@ -111,12 +109,6 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             bell_pool = await _open(stack, settings.dsn_ingest.reveal(), size=1, name="bell")
             bell = Bell(bell_pool, _broker(settings, "svc-downlink"))
             workers.append(group.create_task(bell.run(), name="bell"))
-        if "health" in settings.roles:
-            health_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="health")
-            presence = PresenceWatch(health_pool, clock)
-            workers.append(group.create_task(presence.run(), name="presence"))
-            calling = canary.run(_broker(settings, canary.IDENTITY), clock)
-            workers.append(group.create_task(calling, name="canary"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
