@@ -76,6 +76,13 @@ EXAMPLES: dict[str, Example] = {
     "GET /sites/{ref}": Example(_ref("site")),
     "GET /sites/{ref}/record": Example(_ref("site")),
     "GET /spots": Example(query={"site": _SITE}),
+    "GET /device-fields": Example(),
+    "GET /segments": Example(),
+    "GET /segments/{ref}": Example(_ref("segment")),
+    "POST /segments": Example(
+        body={"name": "Old ones at the door", "filter": "firmware < 2.4", "follows": "live"}
+    ),
+    "DELETE /segments/{ref}": Example(_ref("segment")),
     "GET /spots/{ref}": Example(_ref("spot")),
     "GET /doors/{ref}": Example(_ref("door")),
     "GET /regions": Example(),

@@ -15,6 +15,8 @@ from server.api.types import (
     SiteRow,
     SpotRow,
 )
+from server.fleet import search
+from server.fleet.search import Selection
 from server.rollup.places import UnknownPlaceError, load_histories, load_sites, load_spots
 from server.rollup.rows import people
 from server.rollup.sums import segments, weigh
@@ -76,9 +78,15 @@ async def spots(
 
 
 async def devices(
-    connection: asyncpg.Connection, *, after: str, limit: int, now: datetime
+    connection: asyncpg.Connection,
+    selected: Selection,
+    *,
+    after: str,
+    limit: int,
+    now: datetime,
 ) -> list[DeviceRow]:
-    """Return up to `limit` devices whose id follows `after`."""
+    """Return up to `limit` of the selected devices whose id follows `after`."""
+    found = await search.found(connection, selected, after=after, limit=limit)
     return [
         DeviceRow(
             row["device"],
@@ -92,8 +100,10 @@ async def devices(
             _text(row["stored_to"]),
             _text(row["last_stored"]),
             row["undated"],
+            row["presence"],
+            row["agent"],
         )
-        for row in await connection.fetch(_DEVICES, after, limit, now)
+        for row in await connection.fetch(_DEVICES, [row for row, _ in found], now)
     ]
 
 
@@ -160,16 +170,16 @@ _SPOTS = """
 """
 _DEVICES = """
     select d.device, d.kind, d.model, d.serial, d.state, si.ref as site, sp.ref as spot,
-           d.enrolled_at, b.stored_to, b.last_stored,
+           d.enrolled_at, b.stored_to, b.last_stored, p.state as presence, p.agent,
            (select count(*) from my_undated u where u.device_id = d.id)::int as undated
-    from devices d
-    left join assignments a on a.device_id = d.id and a.valid @> $3::timestamptz
+    from devices d join presences p on p.device_id = d.id
+    left join assignments a on a.device_id = d.id and a.valid @> $2::timestamptz
     left join spots sp on sp.id = a.spot_id left join sites si on si.id = sp.site_id
     left join lateral (
         select max(stored_to) as stored_to, max(last_stored) as last_stored
         from my_boots where device_id = d.id
     ) b on true
-    where d.device > $1 order by d.device limit $2
+    where d.id = any($1::int[]) order by d.device
 """
 _GAPS = """
     select g.id, g.spot_id, d.device, g.from_at, g.until_at, g.reason, g.counts, g.answers,

@@ -112,6 +112,11 @@ CODES = {
     "bad_parameter": Code(
         400, "Bad parameter", "A parameter's value is not one that this route understands."
     ),
+    "bad_filter": Code(
+        400,
+        "Bad filter",
+        "`detail` says at which character something else was expected, and what.",
+    ),
     "unknown_parameter": Code(
         400, "Unknown parameter", "Unknown parameters are refused, so that no typo goes unnoticed."
     ),

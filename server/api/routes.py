@@ -22,6 +22,7 @@ from server.api import (
     estimates,
     experiments,
     feeds,
+    fleet,
     listings,
     metrics,
     offers,
@@ -50,7 +51,6 @@ from server.api.problems import is_unexpected, problem_response
 from server.api.reads import AT_ONCE, Call, Route, Turns
 from server.api.types import (
     CountAnswer,
-    DeviceRow,
     GapRow,
     Page,
     SiteDetail,
@@ -175,13 +175,6 @@ async def _spots(call: Call, asked: SpotListing) -> Page[SpotRow]:
     return page_of(asked, rows, lambda row: row.spot)
 
 
-async def _devices(call: Call, asked: Listing) -> Page[DeviceRow]:
-    rows = await listings.devices(
-        call.connection, after=after(asked), limit=asked.limit + 1, now=call.now
-    )
-    return page_of(asked, rows, lambda row: row.device)
-
-
 async def _counts(call: Call, asked: CountParameters) -> CountAnswer:
     found = await counts(call.connection, asked.query(), now_s=call.now_s, beside=call.beside)
     following = None
@@ -234,9 +227,6 @@ _COUNTS = (
     Route("/sites/{ref}", "One site, its hours and spots", Nothing, SiteDetail, None, _site),
     Route("/spots", "Spots, by reference", SpotListing, Page[SpotRow], SpotRow, _spots),
     Route(
-        "/devices", "Devices and what they stored", Listing, Page[DeviceRow], DeviceRow, _devices
-    ),
-    Route(
         "/counts", "Visits and exits in buckets", CountParameters, CountAnswer, CountRow, _counts
     ),
     Route(
@@ -260,6 +250,7 @@ _COUNTS = (
 _PARTS = (
     *(metrics, estimates, sources, opinions, questionnaires, surveys, offers, experiments),
     *(accuracy, calendars, feeds),
+    fleet,
 )
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (

@@ -62,7 +62,11 @@ class SiteDetail(msgspec.Struct, frozen=True):
 
 
 class DeviceRow(msgspec.Struct, frozen=True):
-    """A device; `stored_to` is until when its counts are stored, in its own time."""
+    """A device; `stored_to` is until when its counts are stored, in its own time.
+
+    `state` is where it is in its life, `presence` how its connection is, as last judged; `agent` is
+    what runs on it.
+    """
 
     device: str
     kind: str
@@ -75,6 +79,8 @@ class DeviceRow(msgspec.Struct, frozen=True):
     stored_to: str | None
     last_stored: str | None
     undated_frames: int
+    presence: str
+    agent: str
 
 
 class GapRow(msgspec.Struct, frozen=True):

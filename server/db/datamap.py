@@ -76,7 +76,7 @@ KINDS = (
         About.NOBODY,
         (
             *("organisations", "regions", "sites", "opening_hours", "opening_exceptions"),
-            *("doors", "spots", "mountings", "calibrations"),
+            *("doors", "spots", "mountings", "calibrations", "segments", "segment_devices"),
         ),
     ),
     Kind(

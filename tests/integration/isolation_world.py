@@ -245,6 +245,11 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "select $1, $2, 'https://example.com/' || $3, '', $4, id, 0, 0, $4 from dataset",
         *(organisation, names["webhook"], words, NOW),
     )
+    await owner.execute(
+        "insert into segments (organisation_id, ref, name, filter, follows, created_at, "
+        "created_by) values ($1, $2, $3, '', 'live', $4, $3)",
+        *(organisation, names["segment"], words, NOW),
+    )
     device = await owner.fetchval(
         "insert into devices (organisation_id, device, kind, serial, model, state) "
         "values ($1, $2, 'counter', $3, $4, 'in service') returning id",

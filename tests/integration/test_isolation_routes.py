@@ -89,7 +89,12 @@ GET: dict[str, Asked] = {
     "/v1/sites/{ref:site}/record": Asked(),
     "/v1/doors/{ref:door}": Asked(),
     "/v1/spots/{ref:spot}": Asked(),
-    "/v1/devices": Asked(),
+    "/v1/devices": Asked(
+        {}, {"filter:x": 'device = "{device}" or site = "{site}"', "segment:x": "{segment}"}
+    ),
+    "/v1/device-fields": Asked(),
+    "/v1/segments": Asked(),
+    "/v1/segments/{ref:segment}": Asked(),
     "/v1/changes": Asked(),
     "/v1/webhooks": Asked(),
     "/v1/webhooks/{ref:webhook}": Asked(),
@@ -246,6 +251,10 @@ JSON: dict[tuple[str, str], Asked] = {
     ("DELETE", "/v1/targets/{ref:target}"): Asked(),
     ("PUT", "/v1/calendar"): Asked(),
     ("POST", "/v1/webhooks"): Asked({"url": "http://example.com/"}),
+    ("POST", "/v1/segments"): Asked(
+        {"name": "", "follows": "live"}, {"filter": 'device = "{device}"'}
+    ),
+    ("DELETE", "/v1/segments/{ref:segment}"): Asked(),
     ("PATCH", "/v1/webhooks/{ref:webhook}"): Asked(),
     ("DELETE", "/v1/webhooks/{ref:webhook}"): Asked(),
     ("POST", "/v1/experiments"): Asked({"name": "A", "metrics": "visits"}),

@@ -1,0 +1,224 @@
+"""Devices by filter: the fields in SQL, the devices that a filter finds, and how many they are.
+
+What a filter means is decided in `filters`; here each field has its column, and each filter becomes
+one condition with numbered parameters: nothing that anybody typed is ever part of the SQL. Of the
+tables beside `devices`, those alone are joined that the filter asks for. A comparison with what is
+not known is not true, and `not` of it is; so `not` is written `is not true`, and no null remains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import assert_never
+
+import asyncpg
+
+from server.fleet.filters import (
+    FIELDS,
+    Among,
+    Compare,
+    Either,
+    Every,
+    Filter,
+    Not,
+    Op,
+    Sort,
+    Typed,
+    fields_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """The places that a reader sees: None is all; else devices that stand in one of these."""
+
+    regions: Sequence[int] | None = None
+    sites: Sequence[int] = ()
+
+
+EVERYWHERE = Within()
+
+_PRESENCE = "join presences p on p.device_id = d.id"
+_PLACE = (
+    "left join assignments a on a.device_id = d.id and a.valid @> {now} "
+    "left join spots sp on sp.id = a.spot_id left join sites si on si.id = sp.site_id "
+    "left join regions r on r.id = si.region_id"
+)
+_CERTIFICATE = "left join certificates c on c.device_id = d.id and c.state = 'active'"
+_BOOTS = (
+    "left join (select device_id, max(last_stored) as last_stored from my_boots group by device_id)"
+    " b on b.device_id = d.id"
+)
+_HEARD = (
+    "greatest(case when p.session <> 'lost' then p.session_at end, p.heartbeat_at, p.data_at, "
+    "b.last_stored)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """Where a field is read: an expression, and the joins that it takes. `{now}` is the time."""
+
+    sql: str
+    joins: tuple[str, ...] = ()
+
+
+_COLUMNS = {
+    "device": _Column("d.device"),
+    "serial": _Column("d.serial"),
+    "model": _Column("d.model"),
+    "hardware": _Column("d.hardware_revision"),
+    "kind": _Column("d.kind"),
+    "lifecycle": _Column("d.state"),
+    "state": _Column("p.state", (_PRESENCE,)),
+    "firmware": _Column("version_key(p.agent)", (_PRESENCE,)),
+    "agent": _Column("p.agent", (_PRESENCE,)),
+    "heard": _Column(_HEARD, (_PRESENCE, _BOOTS)),
+    "silent": _Column(f"({{now}} - {_HEARD})", (_PRESENCE, _BOOTS)),
+    "site": _Column("si.ref", (_PLACE,)),
+    "site.name": _Column("si.name", (_PLACE,)),
+    "site.region": _Column("r.name", (_PLACE,)),
+    "spot": _Column("sp.ref", (_PLACE,)),
+    "spot.name": _Column("sp.name", (_PLACE,)),
+    "certificate.days": _Column(
+        "(extract(epoch from c.not_after - {now}) / 86400)::float8", (_CERTIFICATE,)
+    ),
+}
+_TYPES = {
+    Sort.TEXT: "text",
+    Sort.CHOICE: "text",
+    Sort.VERSION: "int[]",
+    Sort.NUMBER: "float8",
+    Sort.DURATION: "interval",
+    Sort.INSTANT: "timestamptz",
+}
+_AGENTS = (
+    "p.agent = any(array(select agent from (select distinct agent from presences "
+    "where organisation_id = $1) agents where {test}))"
+)
+"""A version is made of each name once, not of each device's."""
+_KNOWN = {
+    Sort.TEXT: "coalesce({}, '') <> ''",
+    Sort.VERSION: _AGENTS.format(test="version_key(agent) is not null"),
+}
+_FOLDED = "lower({} collate pg_c_utf8)"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """`from` and `where` of the devices that a filter finds, as `d`; with its parameters."""
+
+    sql: str
+    arguments: tuple[object, ...]
+
+
+def selection(
+    tree: Filter, *, organisation: int, now: datetime, within: Within = EVERYWHERE
+) -> Selection:
+    """Return what selects an organisation's devices that a filter finds, within some places."""
+    arguments: list[object] = [organisation, now]
+    condition = _condition(tree, arguments)
+    joins = [join for name in FIELDS if name in fields_of(tree) for join in _COLUMNS[name].joins]
+    if within.regions is not None:
+        arguments += [list(within.regions), list(within.sites)]
+        most = len(arguments)
+        condition += f" and (si.region_id = any(${most - 1}::int[]) or si.id = any(${most}::int[]))"
+        joins.append(_PLACE)
+    joined = " ".join(dict.fromkeys(joins)).replace("{now}", "$2::timestamptz")
+    return Selection(
+        f"from devices d {joined} where d.organisation_id = $1 and $2::timestamptz is not null "
+        f"and {condition}",
+        tuple(arguments),
+    )
+
+
+async def found(
+    connection: asyncpg.Connection,
+    selected: Selection,
+    *,
+    after: str = "",
+    limit: int | None = None,
+) -> list[tuple[int, str]]:
+    """Return rows and names of up to `limit` selected devices, by name, those beyond `after`."""
+    count = len(selected.arguments)
+    rows = await connection.fetch(
+        f"select d.id, d.device {selected.sql} and d.device > ${count + 1} "
+        f"order by d.device limit ${count + 2}",
+        *(*selected.arguments, after, limit),
+    )
+    return [(row["id"], row["device"]) for row in rows]
+
+
+async def number(connection: asyncpg.Connection, selected: Selection) -> int:
+    """Return how many devices are selected."""
+    many: int = await connection.fetchval(
+        f"select count(*) {selected.sql}",
+        *selected.arguments,
+    )
+    return many
+
+
+def _condition(tree: Filter, arguments: list[object]) -> str:
+    match tree:
+        case Compare():
+            return _comparison(tree, arguments)
+        case Among():
+            typed = [value.typed for value in tree.values]
+            inside = _any(tree.field, typed, arguments)
+            return f"({inside}) is not true" if tree.negated else inside
+        case Not():
+            return f"({_condition(tree.inner, arguments)}) is not true"
+        case Every():
+            return _joined(" and ", tree.parts, arguments) or "true"
+        case Either():
+            return _joined(" or ", tree.parts, arguments) or "false"
+        case _ as never:
+            assert_never(never)
+
+
+def _joined(sign: str, parts: Sequence[Filter], arguments: list[object]) -> str:
+    text = sign.join(_condition(part, arguments) for part in parts)
+    return f"({text})" if text else ""
+
+
+def _column(field: str) -> str:
+    return _COLUMNS[field].sql.replace("{now}", "$2::timestamptz")
+
+
+def _comparison(leaf: Compare, arguments: list[object]) -> str:
+    column = _column(leaf.field)
+    negated = leaf.op in (Op.IS_NOT, Op.HAS_NOT)
+    if leaf.none:
+        known = _KNOWN.get(FIELDS[leaf.field].sort, "{} is not null").format(column)
+        return f"({known})" if negated else f"not ({known})"
+    positive = _positive(leaf, column, arguments)
+    return f"({positive}) is not true" if negated else f"({positive})"
+
+
+def _positive(leaf: Compare, column: str, arguments: list[object]) -> str:
+    op = {Op.IS_NOT: Op.IS, Op.HAS_NOT: Op.HAS}.get(leaf.op, leaf.op)
+    arguments.append(_argument(leaf.value.typed))
+    sort = FIELDS[leaf.field].sort
+    place = f"${len(arguments)}::{_TYPES[sort]}"
+    if sort is Sort.VERSION:
+        return _AGENTS.format(test=f"version_key(agent) {op} {place}")
+    if op is Op.HAS:
+        return f"position({_FOLDED.format(place)} in {_FOLDED.format(column)}) > 0"
+    return f"{column} {op} {place}"
+
+
+def _any(field: str, values: Sequence[Typed], arguments: list[object]) -> str:
+    """Return that a field has one of some values; versions, arrays themselves, one by one."""
+    sort = FIELDS[field].sort
+    if sort is not Sort.VERSION:
+        arguments.append(list(values))
+        return f"({_column(field)} = any(${len(arguments)}::{_TYPES[sort]}[]))"
+    places: list[str] = []
+    for value in values:
+        arguments.append(_argument(value))
+        places.append(f"${len(arguments)}::int[]")
+    return _AGENTS.format(test=f"version_key(agent) in ({', '.join(places)})")
+
+
+def _argument(value: Typed) -> object:
+    return list(value) if isinstance(value, tuple) else value
