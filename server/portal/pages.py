@@ -24,6 +24,7 @@ from server.portal import (
     periods,
     popups,
     quality,
+    rounds,
     shop,
     surveys,
     targets,
@@ -40,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 SECTIONS = (
     *(shop, trends, periods, targets, popups, opinions, surveys, experiments, quality, accuracy),
-    *(exports, digest),
+    *(rounds, exports, digest),
 )
 """What else the menu leads to, in its order."""
 REFRESH_S = 2.0

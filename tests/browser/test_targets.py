@@ -1,5 +1,6 @@
-"""Targets, as a chain manager sets them: on a desk, on a phone, in three languages."""
+"""Targets and periods, as a chain manager sets them: on a desk, on a phone, in three languages."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -55,3 +56,32 @@ def test_a_target_is_set_changed_by_two_and_given_up(demo: Demo, new_page: NewPa
     card.get_by_text("Change or give up").click()
     card.get_by_role("button", name="Give this target up").click()
     expect(portal.locator("main")).to_contain_text("No target is set")
+
+
+def test_a_retail_calendar_is_chosen_and_its_year_read_on_a_phone(
+    demo: Demo, new_page: NewPage
+) -> None:
+    portal = open_portal(new_page(), demo)
+    portal.get_by_role("link", name="Periods").click()
+    expect(portal.locator("main")).to_contain_text("Numbers are reported by ISO weeks")
+    fine(portal)
+    portal.get_by_label("Weeks to the periods").select_option("4-5-4")
+    portal.get_by_label("A year begins close to").select_option("2")
+    portal.get_by_label("On a").select_option("6")
+    portal.get_by_role("button", name="Report by this calendar").click()
+    expect(portal.locator("#periods tbody tr")).to_have_count(12)
+    now = portal.locator("#periods tr[data-now]")
+    expect(now).to_contain_text("under way")
+    expect(now.locator("td.n").nth(1)).to_have_text(re.compile(r"^[\d,]+$"))  # visits
+    portal.get_by_label("Site").select_option(label="Göteborg Avenyn")
+    portal.get_by_role("button", name="Show").click()
+    expect(portal.locator("#periods tr[data-now]")).to_have_count(1)
+    fine(portal)
+    portal.set_viewport_size({"width": 360, "height": 740})
+    for language, title in (("sv", "Perioder"), ("da", "Perioder"), ("en", "Periods")):
+        portal.locator(f".language[lang={language}]").click()
+        expect(portal.locator("h1")).to_have_text(title)
+        assert overflow(portal) <= 0
+    portal.get_by_label("Weeks to the periods").select_option("iso")
+    portal.get_by_role("button", name="Report by this calendar").click()
+    expect(portal.locator("main")).to_contain_text("Numbers are reported by ISO weeks")

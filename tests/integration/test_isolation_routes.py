@@ -133,6 +133,7 @@ GET: dict[str, Asked] = {
     "/surveys": Asked(),
     "/surveys/new": Asked(),
     "/surveys/{survey}": Asked({"by": "site"}),
+    "/surveys/{survey}/rounds": Asked(),
     "/v1/surveys": Asked(),
     "/v1/surveys/{ref:survey}": Asked(),
     "/v1/surveys/{ref:survey}/results": Asked({}, {"site": "{site}", "round": "{round}"}),
@@ -211,6 +212,9 @@ POST: dict[str, Asked] = {
     "/accuracy/recount/{spot}/factor": Asked({"factor": "1.0000"}),
     "/surveys/new": Asked({"do": "keep", "name": ""}),
     "/surveys/{survey}": Asked({"to": "burnt"}),
+    "/surveys/{survey}/rounds": Asked(
+        {"name": "A", "delay": "0"}, {"site": "{site}", "follows": "{round}"}
+    ),
     "/surveys/{survey}/tokens": Asked({"channel": "link", "count": "0"}, {"site": "{site}"}),
     "/tech/sites/{site}/voucher": Asked(),
     "/tech/claims/{claim}/end": Asked(),
