@@ -1,0 +1,1 @@
+"""What devices are to do, once: commands, from the order to the outcome."""
