@@ -23,7 +23,7 @@ from aiohttp.typedefs import Handler
 from server.api.answers import respond
 from server.api.bodies import body_of, parsed
 from server.api.keys import RateLimit, SignIn, admitted
-from server.api.parameters import Format, Nothing, parse
+from server.api.parameters import Format, Nothing, parse, path_of
 from server.api.problems import (
     BodyError,
     KeyReusedError,
@@ -117,7 +117,7 @@ def served(
         caller = await admitted(request, sign_in, limit, scope=route.scope)
         if desk is None:
             raise UnavailableError("nothing is changed here")
-        parse(request, route.parameters)
+        path, _ = path_of(request), parse(request, route.parameters)
         raw = b"" if route.body is None else await body_of(request)
         body = None if route.body is None else parsed(raw, route.body)
         seen = _seen(request) if route.method == "PATCH" else None
@@ -129,7 +129,7 @@ def served(
                 caller.organisation,
                 caller.by,
                 at(clock.now_ms()),
-                dict(request.match_info),
+                path,
                 seen,
                 seal,
                 base or f"http://{request.host}",

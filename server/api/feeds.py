@@ -17,7 +17,6 @@ from server.db.changes import (
     place_now,
     place_of,
 )
-from server.errors import NotFoundError
 from server.feeds import webhooks
 from server.feeds.sending import ChangeRow, change_row
 from server.feeds.webhooks import Delivery, Webhook
@@ -179,8 +178,6 @@ async def _webhook(call: Call, asked: Nothing) -> WebhookRecord:
 
 
 async def _known(call: Call) -> Webhook:
-    if "\0" in call.path["ref"]:
-        raise NotFoundError("there is nothing of this name")
     return await webhooks.find(call.connection, await call.organisation(), call.path["ref"])
 
 

@@ -16,7 +16,6 @@ from server.api.parameters import (
     span_of,
     write_cursor,
 )
-from server.api.problems import BodyError
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.fleet.checks import Known
@@ -71,8 +70,6 @@ class MetricQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     def query(self) -> MetricQuery:
         """Return the question. Raises ParameterError, BodyError, UnknownMetricError."""
         since, until = span_of(self.since, self.until)
-        if any("\0" in ref for ref in self.sites):
-            raise BodyError("sites", "a site's reference has no U+0000")
         position = None if self.cursor is None else read_cursor(self)
         return MetricQuery(
             tuple({definitions.find(metric): None for metric in self.metrics}),
@@ -235,8 +232,6 @@ def _record(known: Known[Target]) -> TargetRecord:
 
 
 async def _add_target(act: Act, body: NewTarget) -> TargetRecord:
-    if "\0" in body.site:
-        raise BodyError("site", "a site's reference has no U+0000")
     wanted = Target(
         *(body.site, body.metric, body.since, body.until, body.wanted, body.at_most),
         *(body.scope, body.note),

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from server.api.problems import ParameterError
+from server.errors import NotFoundError
 from server.feedback.query import Basis
 from server.rollup.answer import By, CountQuery, Position
 from server.rollup.buckets import Size
@@ -176,6 +177,14 @@ def parse(request: web.Request, kind: type[P]) -> P:
     for name in values:
         if getattr(found, fields[name].name) is None:  # so msgspec reads the text `null`
             raise ParameterError(name, f"`{name}`: leave it out instead of {values[name]!r}")
+    return found
+
+
+def path_of(request: web.Request) -> dict[str, str]:
+    """Return what a request's path names. Raises NotFoundError for what no name is."""
+    found = dict(request.match_info)
+    if any("\0" in name for name in found.values()):  # the database does not even compare it
+        raise NotFoundError("there is nothing of this name")
     return found
 
 

@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler
 from server.api.answers import respond, wanted_format
 from server.api.bodies import body_of, parsed
 from server.api.keys import RateLimit, SignIn, admitted
-from server.api.parameters import parse
+from server.api.parameters import parse, path_of
 from server.clock import Clock, at
 from server.db.engine import reading, reading_beside
 
@@ -86,7 +86,7 @@ def served(
 ) -> Handler:
     async def serve(request: web.Request) -> web.StreamResponse:
         caller = await admitted(request, sign_in, limit, scope=route.scope)
-        parameters = parse(request, route.parameters)
+        path, parameters = path_of(request), parse(request, route.parameters)
         if route.body is not None:
             parameters = parsed(await body_of(request), route.body)
         kind = wanted_format(request, getattr(parameters, "format", None))
@@ -95,7 +95,7 @@ def served(
         beside = partial(reading_beside, pool, organisation=caller.organisation)
         while True:
             async with mine, reading(pool, name, organisation=caller.organisation) as found:
-                call = Call(found, at(clock.now_ms()), dict(request.match_info), beside)
+                call = Call(found, at(clock.now_ms()), path, beside)
                 answer = await route.handler(call, parameters)
             tries -= 1
             if tries == 0 or getattr(answer, "data", None) or request.transport is None:

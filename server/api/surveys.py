@@ -281,10 +281,7 @@ async def _rounds(call: Call, asked: Listing) -> Page[RoundRecord]:
 
 
 async def _found(call: Call) -> Survey:
-    ref = call.path["ref"]
-    if "\0" in ref:
-        raise NotFoundError("no such survey")
-    return await surveys.find(call.connection, await call.organisation(), ref)
+    return await surveys.find(call.connection, await call.organisation(), call.path["ref"])
 
 
 async def _one(call: Call, asked: Nothing) -> SurveyDetail:
@@ -294,8 +291,6 @@ async def _one(call: Call, asked: Nothing) -> SurveyDetail:
 
 
 async def _answered(call: Call, found: Survey, asked: ResultParameters) -> list[Answered]:
-    if asked.round is not None and "\0" in asked.round:
-        raise ParameterError("round", "no such round")
     return await answering.answered(
         call.connection, found, sites=asked.site or None, round_=asked.round
     )

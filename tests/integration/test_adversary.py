@@ -227,7 +227,7 @@ async def test_boots_without_end_are_made_in_one_look(
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("/sites/%00", "unknown_place"),
+        ("/sites/%00", "not_found"),
         ("/spots?site=a%00b", "bad_parameter"),
         ("/counts?from=2026-03-01&to=2026-03-02&spot=%00", "bad_parameter"),
         ("/gaps?from=2026-03-01&to=2026-03-02&site=%00", "bad_parameter"),
@@ -240,7 +240,7 @@ async def test_a_nul_is_refused_before_the_database_sees_it(
     site = await world.site(await world.organisation("own"), "one")
     assert site
     status, body = await world.ask(path)
-    assert (status, body["code"]) == ({"unknown_place": 404}.get(code, 400), code)
+    assert (status, body["code"]) == ({"not_found": 404}.get(code, 400), code)
 
 
 @pytest.mark.parametrize("position", [("\0", 0), ("", 1 << 63), ("", -1), ("", 10**30)])
