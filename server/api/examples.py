@@ -214,6 +214,7 @@ EXAMPLES: dict[str, Example] = {
     "GET /surveys/{ref}/results": Example(_ref("survey"), {"by": "site", "site": _SITE}),
     "GET /surveys/{ref}/drivers": Example(_ref("survey")),
     "GET /surveys/{ref}/words": Example(_ref("survey")),
+    "GET /survey-offers": Example(query={"site": _SITE}),
     "GET /rounds": Example(),
     "GET /rounds/{ref}/change": Example(_ref("round")),
     "GET /experiments": Example(query={"state": "decided"}),
@@ -221,7 +222,6 @@ EXAMPLES: dict[str, Example] = {
     "GET /experiments/{ref}": Example(_ref("experiment")),
     "GET /experiments/{ref}/result": Example(_ref("experiment")),
     "GET /experiments/{ref}/snapshot": Example(_ref("experiment")),
-    "GET /survey-offers": Example(query={"site": _SITE}),
     "GET /comparison": Example(query={**_MARCH, "measure": "conversion"}, refused="too_few_sites"),
     "POST /experiments:plan": Example(body=_DESIGN, refused="too_few_pairs"),
     "POST /experiments": Example(body=_DESIGN, refused="too_few_pairs"),
@@ -284,6 +284,8 @@ EXAMPLES: dict[str, Example] = {
             "follows": name_of("round"),
         }
     ),
+    "POST /survey-offers": Example(body={"survey": name_of("survey"), "site": _SITE}),
+    "DELETE /survey-offers/{ref}": Example(_ref("offer")),
     "DELETE /rounds/{ref}": Example(_ref("round")),
     "PATCH /surveys/{ref}": Example(_ref("survey"), body={"state": "closed"}),
 }
@@ -291,6 +293,4 @@ EXAMPLES: dict[str, Example] = {
 
 def filled(path: str, example: Example) -> str:
     """Return a path with the example's parts in it."""
-    "POST /survey-offers": Example(body={"survey": name_of("survey"), "site": _SITE}),
-    "DELETE /survey-offers/{ref}": Example(_ref("offer")),
     return re.sub(r"{(\w+)}", lambda found: example.path[found[1]], path)
