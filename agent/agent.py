@@ -10,12 +10,9 @@ Decided here:
 """
 
 import asyncio
-import os
 import random
-import shutil
 import signal
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 
@@ -35,6 +32,9 @@ from agent.renewal import Renewal
 from agent.screen.screen import Screen
 from agent.sensor import Button, Crossing, Event, Sensor
 from agent.session import Session
+from agent.starts import Starts, goodbye, version
+from agent.vitals import vitals
+from protocol.session import FAILED, Goodbye
 
 TICK_S = 1.0
 
@@ -57,6 +57,7 @@ class Agent:
         config.state.mkdir(parents=True, exist_ok=True)
         self.outbox = Outbox(config.outbox, max_bytes=round(config.max_mb * (1 << 20)))
         self.clock = clock or SystemClock(floor_ms=self.outbox.last_utc_ms)
+        self.starts = Starts(config.state, kernel=self.clock.epoch)
         rng = rng or random.SystemRandom()
         self.recorder = Recorder(
             self.outbox,
@@ -64,7 +65,8 @@ class Agent:
             profile=config.profile(self.enrolled.kind),
             new_boot_id=lambda: rng.getrandbits(64),
         )
-        self.session = Session(self.outbox, clock=self.clock, rng=rng)
+        name = f"vestibule {version()}"
+        self.session = Session(self.outbox, clock=self.clock, rng=rng, agent=name)
         self.link = Link(
             identity.for_link(config.state),
             self.outbox,
@@ -80,14 +82,21 @@ class Agent:
         self.renewal = self._renewal(rng)
         self.sensor = sensor or self._sensor()
         self._visits = Visits()
-        self.plans, self.codes = self._plans(rng), self._codes(rng)
+        self.plans = self._plans(rng)
+        self.codes = self._codes(rng)
         self.link.on_bell, self.link.on_connect = self._rung, self._connected
         self.screen = self._screen()
+        self._goodbye = Goodbye(FAILED)  # until somebody means it
+        self.link.on_leave = lambda: self._goodbye
+        self._events = 0
+        self._event_ms = self.clock.monotonic_ms()
         self._changed = asyncio.Event()
         self._notifier = Notifier()
 
     def take(self, event: Event) -> None:
         """Record an event now; RefusedError if that can't be done."""
+        self._events += 1
+        self._event_ms = self.clock.monotonic_ms()
         if isinstance(event, Crossing):
             self.recorder.count(event.line, entered=event.entered, left=event.left, feed=event.feed)
         elif isinstance(event, Button):
@@ -104,6 +113,11 @@ class Agent:
                 event.question, event.answer, visit=visit, source=event.source, feed=event.feed
             )
         self._changed.set()
+
+    def leave(self, said: Goodbye | None = None) -> None:
+        """Be about to stop in order: `said`, or what can be found out, goes to the server."""
+        self._goodbye = said or goodbye(self.config.state)
+        self.starts.ended(self._goodbye.reason)
 
     async def run(self) -> None:
         """Work until cancelled; then seal the open minutes."""
@@ -194,7 +208,13 @@ class Agent:
             "clock.quality": float(self.clock.offset()[0]),
             "link.refused": float(self.link.refused),
             "uptime.s": self.clock.monotonic_ms() / 1000,
+            "boot.reason": float(self.starts.reason),
+            "boot.count": float(self.recorder.ordinal),
+            "sensor.events": float(self._events),
+            "sensor.silent_s": (self.clock.monotonic_ms() - self._event_ms) / 1000,
         }
+        if self.session.skew_ms is not None:
+            values["clock.skew_ms"] = round(self.session.skew_ms, 1)
         if self.screen is not None:
             values |= self.screen.metrics()
         if self.plans is not None:
@@ -203,13 +223,7 @@ class Agent:
             values["codes.refused"] = float(self.codes.refused)
         if self.renewal is not None:
             values["certificate.days"] = self.renewal.days_left
-        with suppress(OSError):
-            values["disk.free"] = float(shutil.disk_usage(self.config.state).free)
-            values["cpu.load"] = os.getloadavg()[0]
-        with suppress(OSError, ValueError):
-            zone = Path("/sys/class/thermal/thermal_zone0/temp")
-            values["cpu.celsius"] = int(zone.read_text()) / 1000
-        return values | self.sensor.health()
+        return values | vitals(self.config.state) | self.sensor.health()
 
     def _renewal(self, rng: random.Random) -> Renewal | None:
         """Return what renews the certificate, if it is known where."""
@@ -296,11 +310,19 @@ class Agent:
 async def run(config: AgentConfig) -> None:
     """Run an agent until SIGTERM or SIGINT; one that is not enrolled yet asks to be."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    if task is not None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
+    running: list[Agent] = []
+
+    def stop() -> None:
+        for agent in running:
+            agent.leave()
+        if task is not None:
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
     with suppress(asyncio.CancelledError):
         await factory.enrolled(
             config, clock=SystemClock(), rng=random.SystemRandom(), notifier=Notifier()
         )
-        await Agent(config).run()
+        running.append(Agent(config))
+        await running[0].run()

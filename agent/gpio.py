@@ -7,6 +7,7 @@ that no person can make is counted as a fault, not as a person.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -131,10 +132,16 @@ class GpioSensor(Sensor):
     """Edges of a chip's pins; `request` opens them (libgpiod unless a test says otherwise)."""
 
     def __init__(
-        self, settings: GpioSettings, *, request: Callable[[GpioSettings], Request] | None = None
+        self,
+        settings: GpioSettings,
+        *,
+        request: Callable[[GpioSettings], Request] | None = None,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._request = request or request_lines
+        self._now_s = now_s
+        self._active: dict[int, float] = {}  # since when a pin is, by pin
         self._beams = {line.line: Beams() for line in settings.lines if line.b is not None}
         self._act: Mapping[int, Callable[[bool], Event | None]] = {
             **{b.pin: self._button(b) for b in settings.buttons},
@@ -163,10 +170,23 @@ class GpioSensor(Sensor):
             request.release()
 
     def health(self) -> dict[str, float]:
-        """Return how many passages made no sense."""
-        return {"sensor.faults": float(sum(beams.faults for beams in self._beams.values()))}
+        """Return how many passages made no sense, and for how long beams or buttons are held."""
+        values = {"sensor.faults": float(sum(beams.faults for beams in self._beams.values()))}
+        beams = [pin for line in self._settings.lines for pin in (line.a, line.b)]
+        for name, pins in (
+            ("sensor.blocked_s", beams),
+            ("button.held_s", [button.pin for button in self._settings.buttons]),
+        ):
+            if pins:
+                since = [self._active[pin] for pin in pins if pin in self._active]
+                values[name] = round(self._now_s() - min(since), 1) if since else 0.0
+        return values
 
     def _edge(self, pin: int, active: bool, take: Take) -> None:
+        if active:
+            self._active.setdefault(pin, self._now_s())
+        else:
+            self._active.pop(pin, None)
         act = self._act.get(pin)
         event = None if act is None else act(active)
         if event is None:

@@ -6,6 +6,7 @@ Decided here:
   only receipts.
 - The will is a hello named 'will' without boots; its nonce is the connection's epoch << 32, the
   upper half of all nonces of that connection. So the server knows which connection dropped.
+- Who stops says goodbye first (`on_leave`), a hello named `bye`, and then disconnects.
 - Reconnects wait with full jitter under a ceiling of 1 to 60 s, which falls back only after 60 s
   of connection; a refusal (bad certificate, not authorised) goes straight to the highest ceiling.
 - No thread and one task per agent. What is private in aiomqtt and paho is used in `_Wire` and
@@ -34,6 +35,7 @@ from agent.outbox import Outbox
 from agent.session import WINDOW, Session
 from protocol.frame import Quality
 from protocol.identity import DeviceId
+from protocol.session import Goodbye
 from protocol.topics import Leg, topic
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class Link:
         self.on_refusal: Callable[[], None] | None = None
         self.on_bell: Callable[[], None] | None = None
         self.on_connect: Callable[[], None] | None = None
+        self.on_leave: Callable[[], Goodbye | None] | None = None
         self._outbox = outbox
         self._clock = clock
         self._rng = rng
@@ -205,9 +208,20 @@ class Link:
             if self._tries(identity) and self._trial is not None:
                 self._trial.set_result(None)
             await self._serve(wire, identity)
+        except asyncio.CancelledError:
+            self._leave(wire)
+            raise
         finally:
             self.session.disconnected()
             await wire.close()
+
+    def _leave(self, wire: "_Wire") -> None:
+        """Say goodbye, if there is a reason and somebody to hear it; DISCONNECT goes after it."""
+        goodbye = None if self.on_leave is None else self.on_leave()
+        frame = None if goodbye is None else self.session.goodbye(goodbye)
+        if frame is not None and not wire.dropped:
+            with suppress(LinkError):
+                wire.publish(self._up, frame)
 
     async def _serve(self, wire: "_Wire", identity: Identity) -> None:
         """Send what the session wants to send, whenever something happened or its time has come.

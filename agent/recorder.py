@@ -129,6 +129,11 @@ class Recorder:
         return self._boot.boot_id
 
     @property
+    def ordinal(self) -> int:
+        """How often an agent has started on this outbox, this boot included."""
+        return self._boot.ordinal
+
+    @property
     def totals(self) -> Totals:
         """Totals since boot, the open frame included."""
         if self.profile.kind == "counter":

@@ -30,6 +30,7 @@ from protocol.session import (
     MAX_BOOTS,
     Answer,
     BootCursor,
+    Goodbye,
     HeldBoot,
     Hello,
     Receipt,
@@ -72,6 +73,7 @@ class Session:
     ) -> None:
         self.tally = Tally()
         self.answered = False  # True once this connection's hello was answered
+        self.skew_ms: float | None = None  # our UTC minus the server's, at its last receipt
         self._outbox = outbox
         self._clock = clock
         self._rng = rng
@@ -189,6 +191,13 @@ class Session:
         self._wait(now_ms)
         return self.greeting(self._nonce, agent=self._agent, boots=self._listed())
 
+    def goodbye(self, goodbye: Goodbye) -> bytes | None:
+        """Return the last frame of this connection; None if there is none to say it on."""
+        if not self._connected:
+            return None
+        self._counter += 1
+        return self.greeting(self._epoch << 32 | self._counter, agent=goodbye.name)
+
     def greeting(self, nonce: int, *, agent: str, boots: tuple[HeldBoot, ...] = ()) -> bytes:
         """Return a hello frame; the will is one named 'will' that lists no boots."""
         current = self._outbox.current
@@ -260,6 +269,13 @@ class Session:
         if receipt.next_seq > boot.acked:
             self._outbox.stored(boot, receipt.next_seq, server_ms=receipt.server_ms)
             self._progress(boot, now_ms)
+            self._compare_clocks(receipt.server_ms, now_ms)
+
+    def _compare_clocks(self, server_ms: int, now_ms: int) -> None:
+        """Note how far our clock is from the server's; it has told its own half a trip ago."""
+        quality, offset_ms = self._clock.offset()
+        if quality is not Quality.NONE:
+            self.skew_ms = now_ms + offset_ms - server_ms - self._rtt_ms / 2
 
     def _matches(self, boot: Boot, receipt: Receipt) -> bool:
         """True if the receipt moves the mark on, or leaves it where it is."""

@@ -19,7 +19,6 @@ Decided here:
 
 import asyncio
 import hmac
-import importlib.metadata
 import json
 import re
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from agent.plan import OnScreen, Plans
 from agent.recorder import Feed, RefusedError
 from agent.screen.http import HttpError, Request, Response, answer, serve
 from agent.sensor import Take, Touch
+from agent.starts import version
 
 HOLD_S = 20.0  # how long `/state` waits for something new
 LOOK_S = 1.0  # for a questionnaire whose hours begin or end
@@ -166,6 +166,7 @@ class Screen:
         """Return the page's health, by name."""
         return {
             "screen.open": float(self.open),
+            "screen.buttons": float(self._pressed),
             "screen.presses": float(self.presses),
             "screen.refused": float(self.refused),
         }
@@ -295,17 +296,10 @@ class Screen:
                 "disk": not status["trouble"],
                 "questionnaire": self._look().hash.hex(),
                 "plan": not self._plans.trouble,
-                "version": _version(),
+                "version": version(),
                 "refused": self.refused,
             }
         )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("vestibule")
-    except importlib.metadata.PackageNotFoundError:
-        return "?"
 
 
 def _object(body: bytes) -> dict[str, object]:

@@ -78,7 +78,8 @@ async def test_gpio_edges_become_crossings_and_presses() -> None:
         lines=(GpioLine(0, 17, 27), GpioLine(1, 22, single="out")),
         buttons=(GpioButton(5, 1, 4),),
     )
-    sensor = GpioSensor(settings, request=lambda _: pins)
+    now_s = [100.0]
+    sensor = GpioSensor(settings, request=lambda _: pins, now_s=lambda: now_s[0])
     task = asyncio.create_task(sensor.run(events.append))
     await asyncio.sleep(0)
     pins.make((17, True), (27, True), (17, False), (27, False), (22, True), (22, False))
@@ -87,7 +88,14 @@ async def test_gpio_edges_become_crossings_and_presses() -> None:
         while len(events) < 3:  # noqa: ASYNC110 - the loop reads the pins
             await asyncio.sleep(0.01)
     assert events == [Crossing(0, 1, 0), Crossing(1, 0, 1), Touch(1, 4)]
-    assert sensor.health() == {"sensor.faults": 0.0}
+    free = {"sensor.faults": 0.0, "sensor.blocked_s": 0.0, "button.held_s": 0.0}
+    assert sensor.health() == free
+    pins.make((27, True), (22, True))
+    async with asyncio.timeout(10):
+        while len(events) < 4:  # noqa: ASYNC110 - the loop reads the pins
+            await asyncio.sleep(0.01)
+    now_s[0] = 700.0
+    assert sensor.health() == free | {"sensor.blocked_s": 600.0}
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
