@@ -3,6 +3,7 @@
 Its identity and its plan are made by an authority of the test's own, as a fleet would make them.
 """
 
+import hashlib
 import json
 import socket
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Self
 from urllib.request import Request, urlopen
 
+import asyncpg
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,13 +24,17 @@ from agent import identity
 from agent.identity import Enrolled
 from agent.outbox import Outbox
 from ops.services.child import Child, python, wait_ready
+from protocol.codes import SIGNED, Code, Envelope, Stock
 from protocol.frame import Kind, Section, decode_time, need, read_body, read_header
 from protocol.kiosk import decode_presses
 from protocol.plan import Plan, Shown
 from protocol.questionnaire import Questionnaire
 from server.api.keys import create_api_key
 from server.feedback.plans import ContentSigner
+from server.people import links, users
+from server.people.roles import Grant, Role
 from server.pki.authority import Authority
+from server.pki.signer import sign_with
 from server.provisioning.claims import root_fingerprint
 from tests.browser.tech_world import INTERVAL_S, Store
 
@@ -128,6 +134,17 @@ class Kiosk(Device):
         sealed = ContentSigner.load(self.pki).sealed(plan.content(), [q.content for q in shown])
         identity.put(self.state / "plan.json", sealed.content())
 
+    def hold(self, *codes: Code) -> None:
+        """Let the device have been handed these codes, none of which was shown."""
+        until_ms = round(time.time() * 1000) + 86_400_000
+        stock = Stock(DEVICE, "offer-a", "https://shop.example/s", until_ms, codes).content()
+        signer = ContentSigner.load(self.pki)
+        signature = sign_with(signer.key, SIGNED + stock)
+        mark = {"stock": hashlib.sha256(stock).hexdigest(), "shown": 0}
+        identity.put(self.state / "codes.shown", json.dumps(mark).encode())
+        sealed = Envelope(stock, signature, signer.chain)
+        identity.put(self.state / "codes.json", sealed.content())
+
     def pressed(self) -> list[Pressed]:
         """Stop the agent, and read what lies in its outbox, in order."""
         self.child.end()
@@ -195,7 +212,7 @@ class KioskOf:
     def __exit__(self, *_: object) -> None:
         self.kiosk.child.end()
 
-    def _ask(self, method: str, path: str, body: object = None) -> dict[str, str]:
+    def ask(self, method: str, path: str, body: object = None) -> dict[str, str]:
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.store.base}/v1{path}", data, headers, method=method)
@@ -207,13 +224,30 @@ class KioskOf:
         """Publish a questionnaire at the store's site; the publication's ref."""
         content = json.loads(shown.content)
         del content["format"]
-        made = self._ask("POST", "/questionnaires", {"name": "Visit", "content": content})
+        made = self.ask("POST", "/questionnaires", {"name": "Visit", "content": content})
         assert made["hash"] == shown.hash.hex()
         body = {"questionnaire": made["questionnaire"], "site": self.store.site}
-        return self._ask("POST", "/publications", body)["publication"]
+        return self.ask("POST", "/publications", body)["publication"]
 
     def end(self, publication: str) -> None:
-        self._ask("DELETE", f"/publications/{publication}")
+        self.ask("DELETE", f"/publications/{publication}")
+
+    def portal(self, to: str) -> str:
+        """Return an address that signs somebody in who asks visitors, and leads to a page."""
+
+        async def make(connection: asyncpg.Connection) -> str:
+            now = datetime.now(UTC)
+            row = await users.add(
+                connection, email="ada@example.com", name="Ada", actor="test", now=now
+            )
+            grant = Grant(Role.ANALYST, self.store.organisation)
+            await users.grant(connection, row, grant, actor="test", now=now)
+            purpose = links.Purpose.SIGN_IN
+            user = await users.find(connection, "ada@example.com")
+            token = await users.link(connection, user, purpose, actor="test", now=now)
+            return f"{links.address(self.store.base, purpose, token)}&to={to}"
+
+        return self.store.ask(make)
 
     def restart_server(self) -> None:
         self.server.start()

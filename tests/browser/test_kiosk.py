@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import segno
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -17,6 +19,7 @@ from playwright.sync_api import (
     expect,
 )
 
+from protocol.codes import Code
 from protocol.questionnaire import Questionnaire, read
 from tests.browser.axe import overflow, violations
 from tests.browser.kiosk_world import DEVICE, PIN, Device, Kiosk, KioskOf, Pressed
@@ -200,6 +203,62 @@ def test_who_goes_away_leaves_a_fresh_screen_and_a_double_tap_is_one_press(
     asks(page, "Tack!")
     page.close()
     assert kiosk.pressed() == [Pressed(BUILT_IN, 0, 1, 1, 1), Pressed(BUILT_IN, 0, 3, 2, 1)]
+
+
+def test_who_wants_to_go_on_on_a_phone_is_shown_a_code_that_nobody_is_shown_again(
+    kiosk: Kiosk, screen: Open
+) -> None:
+    codes = [Code(f"{at:024d}", f"ABCD-EFGH-000{at}") for at in range(2)]
+    kiosk.hold(*codes)
+    page = screen(clock=True, complains=("409",))
+    for number, code in enumerate(codes):
+        answer(page, 1).tap()
+        asks(page, "Tack!")
+        if not number:
+            fits(page, "thanks-more")
+            page.clock.fast_forward(10_000)  # most walk on: no code is used up
+            asks(page, "Hur var ditt besök?")
+            page.clock.fast_forward(1_000)
+            answer(page, 1).tap()
+            asks(page, "Tack!")
+        page.get_by_role("button", name="Fortsätt på din egen mobil").tap()
+        asks(page, "Skanna koden med mobilen")
+        expect(page.locator(".typed")).to_have_text(code.typed)
+        expect(page.get_by_text("eller gå till shop.example/s och skriv")).to_be_visible()
+        assert drawn(page) == squares(f"https://shop.example/s/{code.token}")
+        if not number:
+            fits(page, "code")
+            page.locator("nav button[lang=da]").tap()
+            asks(page, "Scan koden med mobilen")
+            page.clock.fast_forward(61_000)
+        else:
+            page.locator("#done").tap()
+        asks(page, "Hur var ditt besök?")
+        page.clock.fast_forward(1_000)
+    answer(page, 1).tap()
+    asks(page, "Tack!")
+    expect(page.locator("#more")).to_have_count(0)  # none is left
+    page.close()
+    assert len(kiosk.pressed()) == 4
+
+
+def drawn(page: Page) -> list[list[int]]:
+    """Return the squares of the code on the screen, without its margin."""
+    path = page.locator(".qr path").get_attribute("d") or ""
+    runs = re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", path)
+    side = int((page.locator(".qr").get_attribute("viewBox") or "").split()[2]) - 8
+    found = [[0] * side for _ in range(side)]
+    for x, y, width, back in runs:
+        assert width == back
+        for at in range(int(x) - 4, int(x) - 4 + int(width)):
+            found[int(y) - 4][at] = 1
+    return found
+
+
+def squares(text: str) -> list[list[int]]:
+    """Return the squares of a text's QR code, as another program draws it."""
+    made = segno.make(text, error="m", micro=False, boost_error=False)
+    return [[int(dark) for dark in row] for row in made.matrix]
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.clock import ManualClock
+from agent.codes import Offered
 from agent.gpio import GpioButton
 from agent.kiosk import BUILT_IN, Visits
 from agent.plan import OnScreen
@@ -34,6 +35,21 @@ class Shown:
 
     def known(self, hash_: bytes) -> Questionnaire | None:
         return BUILT_IN if hash_ == bytes(8) else None
+
+
+@dataclass
+class Stock:
+    """Codes that were handed out."""
+
+    left: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.left > 0
+
+    def take(self) -> Offered | None:
+        self.left -= 1
+        return Offered("https://a/s/B", "B", "https://a/s", ["10"]) if self.left >= 0 else None
 
 
 @dataclass
@@ -91,6 +107,7 @@ async def device() -> AsyncIterator[Device]:
 
     screen = Screen(
         Shown(),  # type: ignore[arg-type]
+        Stock(),  # type: ignore[arg-type]
         port=0,
         pin=PIN,
         clock=clock,
@@ -198,3 +215,21 @@ def test_visits_are_numbered_by_their_tokens() -> None:
     visits = Visits()
     assert [visits.named(t) for t in ("a", "a", "b", "a", "c")] == [1, 1, 2, 1, 3]
     assert visits.ordinal(0) == 4  # a feeder's own are others
+
+
+async def test_a_code_is_given_as_often_as_there_is_one_and_the_page_hears_whether_there_is(
+    device: Device,
+) -> None:
+    stock = device.screen._codes
+    assert isinstance(stock, Stock)
+    _, state = await device.ask("GET", "/state?number=0")
+    assert state["more"] is False
+    assert (await device.ask("POST", "/code", {}))[0] == 409
+    stock.left = 1
+    _, state = await device.ask("GET", f"/state?number={state['number']}")  # at once: it is news
+    assert state["more"] is True
+    code = {"url": "https://a/s/B", "typed": "B", "address": "https://a/s", "rows": ["10"]}
+    assert await device.ask("POST", "/code", {}) == (200, code)
+    assert (await device.ask("POST", "/code", {}))[0] == 409
+    assert (await device.ask("GET", "/code"))[0] == 404
+    assert (await device.ask("POST", "/code", {}, Origin="http://evil.example"))[0] == 403
