@@ -178,10 +178,10 @@ async def two(world: World) -> tuple[int, int]:
         "join sites s on s.organisation_id = c.organisation_id; "
         "insert into exchange_rates select id, '2026-03-03', 'SEK', 'DKK', 1, ref "
         "from organisations; "
-        "insert into users (ref, email, name) values ('user-walks', 'w@example.com', ''); "
-        "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
         "insert into device_events (organisation_id, device_id, at, kind) "
         "select organisation_id, id, '2026-03-03', 'boot' from devices; "
+        "insert into users (ref, email, name) values ('user-walks', 'w@example.com', ''); "
+        "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
         "expires_at, signed_off_at, walk) select a.organisation_id, p.ref || '-claim', u.id, "
         'a.device_id, p.id, now(), now(), now(), \'{"begun_ms": 0, "until_ms": 0, "result": '
         '{"whole": true, "entered": {"walked": 1, "counted": 1}, "left": {"walked": 1, '

@@ -139,13 +139,13 @@ GET: dict[str, Asked] = {
     "/v1/surveys/{ref:survey}/results": Asked({}, {"site": "{site}", "round": "{round}"}),
     "/v1/surveys/{ref:survey}/drivers": Asked(),
     "/v1/surveys/{ref:survey}/words": Asked(),
+    "/v1/survey-offers": Asked({}, {"site": "{site}"}),
     "/v1/rounds": Asked(),
     "/v1/rounds/{ref:round}/change": Asked(),
 }
 FACTS = {"name": "A", "time_zone": "Europe/Oslo", "currency": "NOK", "version": "0"}
 SPOT = {"name": "A", "kind": "counter", "purpose": "entrance", "version": "0"}
 POST: dict[str, Asked] = {
-    "/v1/survey-offers": Asked({}, {"site": "{site}"}),
     "/digest": Asked({"wanted": "no"}),
     "/periods": Asked(),
     "/targets": Asked(
@@ -216,6 +216,8 @@ POST: dict[str, Asked] = {
         {"name": "A", "delay": "0"}, {"site": "{site}", "follows": "{round}"}
     ),
     "/surveys/{survey}/tokens": Asked({"channel": "link", "count": "0"}, {"site": "{site}"}),
+    "/surveys/{survey}/offers": Asked({}, {"place": "{site}/{spot}"}),
+    "/surveys/{survey}/offers/{offer}": Asked(),
     "/tech/sites/{site}/voucher": Asked(),
     "/tech/claims/{claim}/end": Asked(),
     "/tech/claims/{claim}/compare": Asked(),
@@ -225,8 +227,6 @@ JSON: dict[tuple[str, str], Asked] = {
     ("PUT", "/v1/feedback-alerts/{ref:alert}/assignee"): Asked({"assignee": ""}),
     ("PUT", "/v1/feedback-alerts/{ref:alert}/outcome"): Asked({"outcome": ""}),
     ("PUT", "/v1/alarm-settings"): Asked(),
-    "/surveys/{survey}/offers": Asked({}, {"place": "{site}/{spot}"}),
-    "/surveys/{survey}/offers/{offer}": Asked(),
     ("POST", "/v1/touchpoints"): Asked({"name": ""}),
     ("POST", "/v1/actions"): Asked(
         PLAN,
@@ -303,6 +303,10 @@ JSON: dict[tuple[str, str], Asked] = {
     ("POST", "/v1/survey-tokens"): Asked(
         {"channel": "link"}, {"survey": "{survey}", "site": "{site}", "round": "{round}"}
     ),
+    ("POST", "/v1/survey-offers"): Asked(
+        {}, {"survey": "{survey}", "site": "{site}", "spot": "{spot}"}
+    ),
+    ("DELETE", "/v1/survey-offers/{ref:offer}"): Asked(),
     ("POST", "/v1/rounds"): Asked(
         {"name": "A"}, {"survey": "{survey}", "site": "{site}", "follows": "{round}"}
     ),
@@ -316,10 +320,6 @@ WHO_ONE_IS = (
         for path in ("/signin", "/signin/code", "/signout", "/link", "/invitation", "/password")
     }
     | {("POST", f"/account/{path}") for path in ("self", "password", "codes", "codes/confirm")}
-    ("POST", "/v1/survey-offers"): Asked(
-        {}, {"survey": "{survey}", "site": "{site}", "spot": "{spot}"}
-    ),
-    ("DELETE", "/v1/survey-offers/{ref:offer}"): Asked(),
     | {("POST", "/account/codes/end")}
     | {("GET", path) for path in ("/signin", "/link", "/invitation", "/password", "/language")}
     | {("GET", "/s"), ("GET", "/s/{token}"), ("POST", "/s/{token}")}
