@@ -213,7 +213,11 @@ class KioskOf:
         self.kiosk.child.end()
 
     def ask(self, method: str, path: str, body: object = None) -> dict[str, str]:
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        headers = {
+            "Authorization": f"Bearer {self._key}",
+            "Content-Type": "application/json",
+            "If-Match": "*",
+        }
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.store.base}/v1{path}", data, headers, method=method)
         with urlopen(request, timeout=30) as response:
