@@ -62,8 +62,8 @@ from server.feedback.query import FeedbackRow, feedback
 from server.insight.conversion import ConversionRow, conversion
 from server.metrics import HTTP_SECONDS
 from server.people.sealing import Seal
-from server.rollup.answer import CountQuery, CountRow, Position
-from server.rollup.buckets import Size, instant
+from server.rollup.answer import CountRow, Position
+from server.rollup.buckets import instant
 from server.rollup.query import counts
 
 log = structlog.get_logger(__name__)
@@ -190,14 +190,16 @@ async def _feedback(call: Call, asked: FeedbackParameters) -> Page[FeedbackRow]:
 
 async def _conversion(call: Call, asked: ConversionParameters) -> Page[ConversionRow]:
     position = None if asked.cursor is None else read_cursor(asked)
-    query = CountQuery(
-        Size.DAY,
-        *asked.span,
-        sites=asked.site,
+    since, until = asked.span
+    rows, following = await conversion(
+        call.connection,
+        asked.site,
+        since=since,
+        until=until,
         limit=asked.limit,
         after=None if position is None else Position(str(position[0]), int(position[1])),
+        now_s=call.now_s,
     )
-    rows, following = await conversion(call.connection, query, now_s=call.now_s)
     if following is None:
         return Page(rows)
     return Page(rows, write_cursor(asked, (following.ref, following.start_s)))

@@ -19,9 +19,10 @@ from server.api.reads import Call, Route
 from server.api.types import Page
 from server.audit.log import record
 from server.insight import pos
+from server.insight.exchange import net_sales
 from server.insight.pos import CAMPAIGNED, EXCHANGE, ROSTERS, TRANSACTIONS, Source
 from server.insight.rows import collect
-from server.insight.tillclocks import net_sales, skew_of
+from server.insight.tillclocks import skew_of
 from server.rollup.answer import TooFineError
 from server.rollup.places import load_sites
 

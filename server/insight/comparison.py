@@ -25,6 +25,7 @@ from server.insight.weeks import (
     WEEK,
     Metric,
     SiteWeek,
+    WeekQuery,
     changed_sites,
     monday,
     weeks_before,
@@ -85,19 +86,20 @@ async def comparison(
     if until - since > MOST_WEEKS * WEEK:
         raise RefusedError("range_too_long", f"at most {MOST_WEEKS} weeks are compared at once")
     metric, before = _metric(measure), measure is Measure.GROWTH
-    weeks = await weeks_of(connection, (), [metric], since=since, until=until, now_s=now_s)
+    asked = WeekQuery(frozenset({metric}), since, until)
+    weeks = await weeks_of(connection, asked, now_s=now_s)
     year_before: Mapping[str, Sequence[SiteWeek]] = {}
     first = since
     if before:
         first = same_weekday(since, await calendar_of(connection))
-        year_before = await weeks_before(
-            connection, (), [metric], since=since, until=until, now_s=now_s
-        )
+        year_before = await weeks_before(connection, asked, now_s=now_s)
     changed = await changed_sites(connection, list(weeks), since=first, until=until)
-    series = [
-        _series(ref, rows, metric, year_before.get(ref) if before else None)
-        for ref, rows in weeks.items()
-    ]
+    series = await asyncio.to_thread(
+        lambda: [
+            _series(ref, rows, metric, year_before.get(ref) if before else None)
+            for ref, rows in weeks.items()
+        ]
+    )
     left_out = [
         (each.ref, Reason.CHANGED if each.ref in changed else Reason.FEW_WEEKS)
         for each in series

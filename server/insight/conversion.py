@@ -1,60 +1,34 @@
-"""Conversion and its relatives, by site and local day (`reference/retail.md` 2.4).
+"""Sales against visits by site and local day: conversion and its relatives, in one row.
 
-C = T / visits; ATV = net sales / T; UPT = units / T; SPV = net sales / visits = C x ATV. T are
-sales above zero with at least one unit; pickups, returns and voids are counted beside. C above 1
-is flagged, never clipped; no visits give null, never infinity or 0.
+They are those of `definitions`: what they are, and which sales count, is not decided here.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from decimal import Decimal
-from math import exp, sqrt
+from collections.abc import Sequence
+from datetime import date, datetime
 
 import asyncpg
 import msgspec
 
-from server.rollup.answer import CountQuery, CountRow, Position
-from server.rollup.buckets import Size, buckets
-from server.rollup.places import Site, load_sites
+from server.insight.cells import Cell, Read
+from server.insight.definitions import find
+from server.insight.metrics import read_by_site
+from server.insight.question import Bucketing, MetricQuery
+from server.rollup.answer import Position
+from server.rollup.buckets import Bucket
 from server.rollup.quality import State
-from server.rollup.query import counts
+from server.rollup.rows import people
+from server.rollup.sums import UNIT
 
-_Z = 1.959964
-_COMPLETE = 0.98
-
-
-@dataclass(frozen=True, slots=True)
-class Sales:
-    """A site's day at the tills."""
-
-    transactions: int = 0
-    net_sales: Decimal = Decimal(0)
-    units: int = 0
-    pickups: int = 0
-    returns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Ratios of sums; None where there is nothing to divide by."""
-
-    conversion: float | None
-    low: float | None
-    high: float | None
-    atv: float | None
-    upt: float | None
-    spv: float | None
-    flags: tuple[str, ...]
+_KPIS = tuple(map(find, ("conversion", "atv", "upt", "spv")))
 
 
 class ConversionRow(msgspec.Struct, frozen=True):
     """A site's day: visits, sales and their ratios, the conversion with its 95 % interval.
 
-    `flags`: undercount_suspected (more sales than visits), no_visits, visits_missing,
-    partial_coverage. The interval holds the noise of counting, no error of the counter. `state`
-    and `revision` are of what devices counted: tills may be corrected at any time.
+    They are the KPIs of the same names, `conversion` with the interval and the flags that
+    `POST /v1/metrics:query` answers. `state` and `revision` are of what devices counted: tills may
+    be corrected at any time.
     """
 
     site: str
@@ -80,119 +54,62 @@ class ConversionRow(msgspec.Struct, frozen=True):
     flags: tuple[str, ...]
 
 
-def rates(
-    sales: Sales, visits: float | None, *, coverage: float | None = 1.0, s_cal: float = 0.0
-) -> Rates:
-    """Return the rates; `s_cal` is the counter's relative standard error, from audits.
-
-    Var(ln C) = (1 - C) / T + s_cal^2; nothing is imputed, so imputation adds nothing.
-    """
-    t, net = sales.transactions, float(sales.net_sales)
-    flags: list[str] = []
-    c = low = high = spv = None
-    if visits is None:
-        flags.append("visits_missing")
-    elif visits <= 0:
-        flags.append("no_visits")
-    else:
-        c, spv = t / visits, net / visits
-        if c > 1:
-            flags.append("undercount_suspected")
-        if t:
-            half = _Z * sqrt(max(0.0, 1 - c) / t + s_cal**2)
-            low, high = c * exp(-half), c * exp(half)
-    if coverage is not None and coverage < _COMPLETE and visits is not None:
-        flags.append("partial_coverage")
-    atv, upt = (net / t, sales.units / t) if t else (None, None)
-    return Rates(c, low, high, atv, upt, spv, tuple(flags))
-
-
 async def conversion(
-    connection: asyncpg.Connection, query: CountQuery, *, now_s: int
+    connection: asyncpg.Connection,
+    sites: Sequence[str],
+    *,
+    since: date | datetime,
+    until: date | datetime,
+    limit: int,
+    after: Position | None,
+    now_s: int,
 ) -> tuple[list[ConversionRow], Position | None]:
-    """Return a page of sites' local days, and where the next begins; `query` is of days by site.
+    """Return a page of sites' local days (no site named: of all), and where the next begins.
 
     Raises UnknownPlaceError, TooLongError.
     """
-    page = await counts(connection, query, now_s=now_s)
-    if not page.rows:
-        return [], page.next
-    refs = list(dict.fromkeys(row.site for row in page.rows))
-    places = {site.ref: site for site in await load_sites(connection, refs)}
-    sales = await _sales(connection, list(places.values()), since=query.since, until=query.until)
-    return await asyncio.to_thread(_rows, page.rows, places, sales), page.next
+    query = MetricQuery(
+        *(_KPIS, since, until, Bucketing.DAY),
+        sites=tuple(sites),
+        limit=limit * len(_KPIS),
+        after=after,
+    )
+    found, following = await read_by_site(connection, query, now_s=now_s)
+    return await asyncio.to_thread(_rows, list(found.values())), following
 
 
-def _rows(
-    visits: Sequence[CountRow], places: Mapping[str, Site], sales: Mapping[tuple[str, str], Sales]
-) -> list[ConversionRow]:
+def _rows(found: Sequence[Read]) -> list[ConversionRow]:
     return [
-        _row(places[row.site], row, sales.get((row.site, row.start), Sales())) for row in visits
+        _row(each, bucket, cell)
+        for each in sorted(found, key=lambda each: each.site.ref)
+        for bucket, cell in zip(each.grid, each.cells, strict=True)
     ]
 
 
-def _row(site: Site, row: CountRow, sales: Sales) -> ConversionRow:
-    found = rates(sales, row.visits, coverage=row.coverage)
+def _row(each: Read, bucket: Bucket, cell: Cell) -> ConversionRow:
+    inputs = each.with_error(cell.inputs)
+    sales = inputs.sales
+    rate, atv, upt, spv = (kpi.compute(inputs) for kpi in _KPIS)
     return ConversionRow(
-        row.site,
-        row.local,
-        row.start,
-        row.until,
-        row.visits,
+        each.site.ref,
+        bucket.label,
+        bucket.start_utc,
+        bucket.end_utc,
+        None if inputs.visits is None else people(round(inputs.visits * UNIT)),
         sales.transactions,
         float(sales.net_sales),
         sales.units,
         sales.pickups,
         sales.returns,
-        site.currency,
-        found.conversion,
-        found.low,
-        found.high,
-        found.atv,
-        found.upt,
-        found.spv,
-        row.coverage,
-        row.state,
-        row.revision,
-        found.flags,
+        each.site.currency,
+        rate.value,
+        rate.low,
+        rate.high,
+        atv.value,
+        upt.value,
+        spv.value,
+        inputs.coverage,
+        cell.state,
+        cell.revision,
+        rate.flags,
     )
-
-
-async def _sales(
-    connection: asyncpg.Connection,
-    sites: Sequence[Site],
-    *,
-    since: date | datetime,
-    until: date | datetime,
-) -> dict[tuple[str, str], Sales]:
-    """Return sales by site and the start of their local day."""
-    days = [
-        (site, bucket)
-        for site in sites
-        for bucket in buckets(site.time_zone, Size.DAY, since=since, until=until)
-    ]
-    if not days:
-        return {}
-    rows = await connection.fetch(
-        _SALES,
-        [site.id for site, _ in days],
-        [datetime.fromtimestamp(bucket.start_s, UTC) for _, bucket in days],
-        [datetime.fromtimestamp(bucket.end_s, UTC) for _, bucket in days],
-    )
-    return {
-        (days[row[0] - 1][0].ref, days[row[0] - 1][1].start_utc): Sales(*row[1:]) for row in rows
-    }
-
-
-_SALES = """
-    with day as (
-        select * from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
-        with ordinality as day(site, low, high, number)),
-    sold as (
-        select *, t.kind = 'sale' and t.amount > 0 and t.units > 0 as counts
-        from day join transactions t on t.site_id = day.site and t.at >= low and t.at < high)
-    select number, count(*) filter (where counts), coalesce(sum(amount) filter (where counts), 0),
-           coalesce(sum(units) filter (where counts), 0)::bigint,
-           count(*) filter (where kind = 'pickup'), count(*) filter (where kind = 'return')
-    from sold group by number
-"""

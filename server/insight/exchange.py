@@ -6,13 +6,13 @@ up: so a month's is the sum of its days', whatever the rate was at its end. Noth
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import asyncpg
 
 from server.insight.formulas import Takings, taken_together
-from server.insight.money import STALE, Amount, Rate, Table
+from server.insight.money import STALE, Amount, Rate, Table, Total, add_up
 from server.insight.tally import Range, takings
 from server.rollup.buckets import Bucket, Size
 from server.rollup.places import Site
@@ -39,7 +39,7 @@ async def takings_in(
     if within.size in (Size.WEEK, Size.MONTH):
         last = max(_last_day(grid) for grid in grids.values())
         by_day = replace(within, size=Size.DAY, since=first, until=last + timedelta(days=1))
-    table = await _rates(connection, first, until_s=until)
+    table = Table(await _rates(connection, first, _after(until)))
     taken = await takings(connection, by_day, foreign, spread=spread)
     for site in foreign:
         if site.id in taken:
@@ -55,9 +55,34 @@ def _last_day(grid: Sequence[Bucket]) -> date:
     return at.start_day + timedelta(days=round((at.end_s - at.start_s) / 86_400) - 1)
 
 
-async def _rates(connection: asyncpg.Connection, first: date, *, until_s: int) -> Table:
-    rows = await connection.fetch(_RATES, first - STALE, float(until_s))
-    return Table(Rate(*row) for row in rows)
+async def _rates(connection: asyncpg.Connection, since: date, until: date) -> list[Rate]:
+    """Return the rates that days of [since, until) may be converted by."""
+    return [Rate(*row) for row in await connection.fetch(_RATES, since - STALE, until)]
+
+
+def _after(instant_s: int) -> date:
+    """Return a day that has not begun anywhere at this instant."""
+    return datetime.fromtimestamp(instant_s, UTC).date() + timedelta(days=2)
+
+
+async def net_sales(
+    connection: asyncpg.Connection,
+    site_ids: Sequence[int],
+    since: date,
+    until: date,
+    *,
+    to: str | None,
+) -> tuple[Total, int]:
+    """Return what sites took in [since, until), and in how many sales.
+
+    Days are the sites' own. Raises MixedCurrenciesError, NoRateError.
+    """
+    rows = await connection.fetch(_TAKEN, list(site_ids), since, until)
+    rates: list[Rate] = []
+    if to is not None and any(row["currency"] != to for row in rows):
+        rates = await _rates(connection, since, until)
+    amounts = [Amount(row["day"], row["amount"], row["currency"]) for row in rows]
+    return add_up(amounts, Table(rates), to=to), sum(row["sales"] for row in rows)
 
 
 def _converted(
@@ -96,6 +121,16 @@ def _put_into(
 
 
 _RATES = """
-    select day, base, quote, rate, source from exchange_rates
-    where day >= $1 and day <= to_timestamp($2::float8)::date + 1
+    select day, base, quote, rate, source from exchange_rates where day >= $1 and day < $2
+"""
+_TAKEN = """
+    select s.currency, (t.at at time zone s.time_zone)::date as day, sum(t.amount) as amount,
+           count(*)::int as sales
+    from sites s join transactions t on t.site_id = s.id
+    where s.id = any($1::int[]) and t.at >= $2::date - interval '14 hours'
+      and t.at < $3::date + interval '14 hours'
+      and (t.at at time zone s.time_zone)::date >= $2
+      and (t.at at time zone s.time_zone)::date < $3
+      and counts_as_sale(t.kind, t.amount, t.units)
+    group by 1, 2 order by 2, 1
 """

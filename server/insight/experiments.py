@@ -44,7 +44,16 @@ from server.insight.register import (
     find,
 )
 from server.insight.trial import Arm, Candidate, Pair, Spread, Standing, Week
-from server.insight.weeks import WEEK, Metric, SiteWeek, changed_sites, metric_of, monday, weeks_of
+from server.insight.weeks import (
+    WEEK,
+    Metric,
+    SiteWeek,
+    WeekQuery,
+    changed_sites,
+    metric_of,
+    monday,
+    weeks_of,
+)
 
 PRE_WEEKS = (12, 26)
 WEEKS = (2, 26)
@@ -187,9 +196,8 @@ async def plan(
     wanted, metrics = _checked(wanted, today=now.date())
     until = monday(now.date())
     since = until - wanted.pre_weeks * WEEK
-    weeks = await weeks_of(
-        connection, wanted.sites, metrics, since=since, until=until, now_s=int(now.timestamp())
-    )
+    asked = WeekQuery(frozenset(metrics), since, until, tuple(wanted.sites))
+    weeks = await weeks_of(connection, asked, now_s=int(now.timestamp()))
     if len(weeks) > MOST_SITES:
         raise FieldError("sites", f"at most {MOST_SITES} sites, got {len(weeks)}")
     blocks = dict(
@@ -471,14 +479,8 @@ async def _measured(
 ) -> tuple[Result, str]:
     """Return the result and the weeks it was made of, as canonical JSON."""
     sites = [ref for arm in known.arms for ref in arm]
-    weeks = await weeks_of(
-        connection,
-        sites,
-        known.metrics,
-        since=known.before_from,
-        until=known.ends_on,
-        now_s=int(now.timestamp()),
-    )
+    asked = WeekQuery(frozenset(known.metrics), known.before_from, known.ends_on, tuple(sites))
+    weeks = await weeks_of(connection, asked, now_s=int(now.timestamp()))
     changed = await changed_sites(connection, sites, since=known.before_from, until=known.ends_on)
     return await asyncio.to_thread(judged, known, weeks, changed)
 

@@ -11,7 +11,7 @@ right (a conversion above 1 is answered, and flagged); intervals are of 95 %.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from math import exp, log, sqrt
+from math import exp, hypot, log, sqrt
 from typing import NamedTuple
 
 from server.feedback.indices import Kind, Z, index_of, student_t, wilson
@@ -347,15 +347,26 @@ def _per_visit(inputs: Inputs, base: float | None, transactions: int) -> Value:
         flags = (*flags, *sorted(inputs.notes & {"dwell_assumed", "dwell_derived"}))
     if base <= 0:
         return Value(None, flags=(*flags, "no_visits"), numerator=transactions, denominator=0)
-    c = transactions / base
+    error = hypot(_missing_error(inputs), relative_error(inputs))
+    c, low, high = conversion_of(transactions, base, error=error)
     if c > 1:
         flags = (*flags, "undercount_suspected")
-    low = high = None
-    if transactions:
-        variance = max(0.0, 1 - c) / transactions
-        half = Z * sqrt(variance + _missing_error(inputs) ** 2 + relative_error(inputs) ** 2)
-        low, high = c * exp(-half), c * exp(half)
     return Value(c, low, high, flags, transactions, base)
+
+
+def conversion_of(
+    transactions: int, base: float, *, error: float = 0.0
+) -> tuple[float, float | None, float | None]:
+    """Return C = T / base with its 95 % interval, Var(ln C) = (1 - C) / T + error^2.
+
+    (1 - C) / T is the binomial variance of ln C by the delta method; `error` is the relative
+    standard error of the base. Without a sale there is no interval.
+    """
+    c = transactions / base
+    if not transactions:
+        return c, None, None
+    half = Z * sqrt(max(0.0, 1 - c) / transactions + error**2)
+    return c, c * exp(-half), c * exp(half)
 
 
 def atv(inputs: Inputs) -> Value:

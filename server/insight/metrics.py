@@ -104,19 +104,7 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
     Raises UnknownPlaceError, UnanswerableError, TooFineError, TooLongError; where sites of several
     currencies are put together without `currency`, MixedCurrenciesError; and NoRateError.
     """
-    query = of_whole_periods(replace(query, calendar=await calendar_of(connection)))
-    demand_answerable(query)
-    sites = await load_sites(connection, query.sites)
-    page = _Page.of(query, sites)
-    found = await read(
-        connection,
-        page.query.within(now_s),
-        page.sites,
-        needs=query.needs,
-        imputed=query.estimates,
-        currency=query.currency if query.of_money else None,
-        spans=_spans(query.within(now_s), page.sites),
-    )
+    query, page, found = await _read(connection, query, now_s=now_s)
     before: dict[int, Read] = {}
     if query.compare is Compare.LAST_YEAR:
         before = await year_before(
@@ -133,6 +121,37 @@ async def metrics(connection: asyncpg.Connection, query: MetricQuery, *, now_s: 
         _check_currencies(found, regions)
     rows = await asyncio.to_thread(_rows, page.query, found, before, regions, now_s)
     return page.cut(rows)
+
+
+async def read_by_site(
+    connection: asyncpg.Connection, query: MetricQuery, *, now_s: int
+) -> tuple[dict[int, Read], Position | None]:
+    """Return what a page of KPIs by site is made of, and where the next begins.
+
+    Raises UnknownPlaceError, UnanswerableError, TooFineError, TooLongError, NoRateError.
+    """
+    _, page, found = await _read(connection, query, now_s=now_s)
+    return found, page.next
+
+
+async def _read(
+    connection: asyncpg.Connection, query: MetricQuery, *, now_s: int
+) -> tuple[MetricQuery, "_Page", dict[int, Read]]:
+    """Return the question in its organisation's calendar, its page, and what that is made of."""
+    query = of_whole_periods(replace(query, calendar=await calendar_of(connection)))
+    demand_answerable(query)
+    sites = await load_sites(connection, query.sites)
+    page = _Page.of(query, sites)
+    found = await read(
+        connection,
+        page.query.within(now_s),
+        page.sites,
+        needs=query.needs,
+        imputed=query.estimates,
+        currency=query.currency if query.of_money else None,
+        spans=_spans(query.within(now_s), page.sites),
+    )
+    return query, page, found
 
 
 @dataclass(frozen=True, slots=True)

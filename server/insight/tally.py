@@ -186,7 +186,7 @@ _SALE, _PICKUP, _RETURN = 0, 1, 2
 # A row of each kind: they are told apart once, not by a filter of every sum.
 _KINDS = """
     select site_id, width_bucket(at, $2::timestamptz[]),
-           case when kind = 'sale' and amount > 0 and units > 0 then 0
+           case when counts_as_sale(kind, amount, units) then 0
                 when kind = 'pickup' then 1 when kind = 'return' then 2 end,
            count(*), sum(amount), sum(units), {squares}
     from transactions where site_id = any($1::int[]) and at >= $3 and at < $4

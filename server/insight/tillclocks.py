@@ -1,13 +1,11 @@
-"""What the tills' clocks are worth, and what the tills took: read, and given to the pure rules."""
+"""What the tills' clocks are worth: read, and given to the pure rules of `skew`."""
 
 import asyncio
-from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import asyncpg
 
-from server.insight.money import Amount, Rate, Table, Total, add_up
 from server.insight.skew import BIN_MIN, BINS, DAYS, Skew, estimate
 from server.rollup.buckets import day_start
 from server.rollup.minutes import add_up_minutes
@@ -69,44 +67,9 @@ async def _people_out(
     return {number: count for number, count in left.items() if seen_s.get(number, 0) >= whole}
 
 
-async def net_sales(
-    connection: asyncpg.Connection,
-    site_ids: Sequence[int],
-    since: date,
-    until: date,
-    *,
-    to: str | None,
-) -> tuple[Total, int]:
-    """Return what sites took in [since, until), and in how many sales.
-
-    Days are the sites' own. Raises MixedCurrenciesError, NoRateError.
-    """
-    rows = await connection.fetch(_TAKEN, list(site_ids), since, until)
-    rates: list[Rate] = []
-    if to is not None and any(row["currency"] != to for row in rows):
-        rates = [Rate(*row) for row in await connection.fetch(_RATES, since, until)]
-    amounts = [Amount(row["day"], row["amount"], row["currency"]) for row in rows]
-    return add_up(amounts, Table(rates), to=to), sum(row["sales"] for row in rows)
-
-
 _SALES = """
     select floor(extract(epoch from at) / 300)::bigint as bin, count(*) as sales
     from transactions
-    where site_id = $1 and at >= $2 and at < $3 and kind = 'sale' and amount > 0 and units > 0
+    where site_id = $1 and at >= $2 and at < $3 and counts_as_sale(kind, amount, units)
     group by 1
-"""
-_TAKEN = """
-    select s.currency, (t.at at time zone s.time_zone)::date as day, sum(t.amount) as amount,
-           count(*)::int as sales
-    from sites s join transactions t on t.site_id = s.id
-    where s.id = any($1::int[]) and t.at >= $2::date - interval '14 hours'
-      and t.at < $3::date + interval '14 hours'
-      and (t.at at time zone s.time_zone)::date >= $2
-      and (t.at at time zone s.time_zone)::date < $3
-      and t.kind = 'sale' and t.amount > 0 and t.units > 0
-    group by 1, 2 order by 2, 1
-"""
-_RATES = """
-    select day, base, quote, rate, source from exchange_rates
-    where day >= $1::date - 7 and day < $2
 """

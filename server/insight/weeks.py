@@ -8,7 +8,7 @@ were not observed, though no counter was to observe them.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import assert_never
@@ -18,10 +18,12 @@ import asyncpg
 from server.errors import RefusedError
 from server.feedback.indices import Index, Kind, index_of
 from server.feedback.query import FeedbackRow, feedback
+from server.insight.formulas import Takings, conversion_of
 from server.insight.retail_calendar import calendar_of
 from server.insight.retail_year import same_weekday
+from server.insight.tally import Range, takings
 from server.rollup.answer import ALL_ROWS, CountQuery
-from server.rollup.buckets import Size, buckets, day_start
+from server.rollup.buckets import Size, day_start
 from server.rollup.opening import joined, overlap
 from server.rollup.perimeter import load_perimeters
 from server.rollup.places import Site, load_histories, load_sites
@@ -78,7 +80,9 @@ class SiteWeek:
             case Metric.VISITS:
                 return self.visits
             case Metric.CONVERSION:
-                return _ratio(self.transactions, self.visits) if self.transactions else None
+                if not self.transactions or not self.visits:
+                    return None
+                return conversion_of(self.transactions, self.visits)[0]
             case Metric.ATV:
                 return _ratio(self.net_sales, self.transactions)
             case Metric.SPV:
@@ -125,24 +129,30 @@ def monday(day: date) -> date:
     return day - timedelta(days=day.weekday())
 
 
-async def weeks_of(
-    connection: asyncpg.Connection,
-    sites: Sequence[str],
-    metrics: Iterable[Metric],
-    *,
-    since: date,
-    until: date,
-    now_s: int,
-) -> dict[str, list[SiteWeek]]:
-    """Return the weeks of [since, until), both Mondays, by site (none named: all).
+@dataclass(frozen=True, slots=True)
+class WeekQuery:
+    """Which weeks are wanted: of [since, until), both Mondays; no sites named: of all.
 
-    What none of `metrics` needs is not asked for. Raises UnknownPlaceError, TooLongError.
+    What none of `metrics` needs is not asked for.
     """
-    wanted = frozenset(metrics)
-    query = CountQuery(
-        Size.WEEK, since, until, scope=Scope.OPEN, sites=tuple(sites), limit=ALL_ROWS
-    )
-    places = await load_sites(connection, list(sites))
+
+    metrics: frozenset[Metric]
+    since: date
+    until: date
+    sites: tuple[str, ...] = ()
+
+    @property
+    def weeks(self) -> list[date]:
+        return [self.since + n * WEEK for n in range((self.until - self.since) // WEEK)]
+
+
+async def weeks_of(
+    connection: asyncpg.Connection, asked: WeekQuery, *, now_s: int
+) -> dict[str, list[SiteWeek]]:
+    """Return the weeks by site. Raises UnknownPlaceError, TooLongError."""
+    wanted, since, until = asked.metrics, asked.since, asked.until
+    query = CountQuery(Size.WEEK, since, until, scope=Scope.OPEN, sites=asked.sites, limit=ALL_ROWS)
+    places = await load_sites(connection, asked.sites)
     counted = {}
     if wanted - {Metric.SMILEYS, Metric.ATV}:
         parts = await _part_weeks(connection, places, since=since, until=until)
@@ -152,27 +162,28 @@ async def weeks_of(
             if share is not None and key in parts:
                 share = round(share * parts[key], 4)
             counted[key] = row.visits, share, row.revision
-    sold: dict[tuple[str, date], tuple[int, float]] = {}
+    sold: dict[int, list[Takings]] = {}
     if wanted & {Metric.CONVERSION, Metric.ATV, Metric.SPV}:
-        sold = await _sales(connection, places, since=since, until=until)
+        within = Range(Size.WEEK, since, until, Scope.OPEN, now_s)
+        sold = await takings(connection, within, places, spread=False)
     pressed: dict[tuple[str, date], _Pressed] = {}
     if Metric.SMILEYS in wanted:
         pressed = _smileys((await feedback(connection, query, now_s=now_s)).rows)
-    weeks = [since + n * WEEK for n in range((until - since) // WEEK)]
+    weeks = asked.weeks
     found: dict[str, list[SiteWeek]] = {}
     for site in places:
         found[site.ref] = rows = []
-        for week in weeks:
+        taken = sold.get(site.id) or [Takings()] * len(weeks)
+        for week, sales in zip(weeks, taken, strict=True):
             visits, coverage, revision = counted.get((site.ref, week), (None, None, 0))
             index, heard, pressed_revision = pressed.get((site.ref, week), (None, None, 0))
-            transactions, net = sold.get((site.ref, week), (0, 0.0))
             rows.append(
                 SiteWeek(
                     week,
                     visits,
                     coverage,
-                    transactions,
-                    net,
+                    sales.transactions,
+                    float(sales.net_sales),
                     index,
                     heard,
                     revision + pressed_revision,
@@ -217,23 +228,17 @@ async def _part_weeks(
 
 
 async def weeks_before(
-    connection: asyncpg.Connection,
-    sites: Sequence[str],
-    metrics: Iterable[Metric],
-    *,
-    since: date,
-    until: date,
-    now_s: int,
+    connection: asyncpg.Connection, asked: WeekQuery, *, now_s: int
 ) -> dict[str, list[SiteWeek]]:
-    """Return, for each week of [since, until), the week that a year before is compared by.
+    """Return, for each week that is asked for, the week that a year before is compared by.
 
     They are ISO weeks; which one, the calendar of the organisation says (`same_weekday`).
     """
     calendar = await calendar_of(connection)
-    first, last = same_weekday(since, calendar), same_weekday(until - WEEK, calendar)
-    weeks = await weeks_of(connection, sites, metrics, since=first, until=last + WEEK, now_s=now_s)
-    asked = [since + n * WEEK for n in range((until - since) // WEEK)]
-    numbers = [(same_weekday(week, calendar) - first) // WEEK for week in asked]
+    first, last = (same_weekday(at, calendar) for at in (asked.since, asked.until - WEEK))
+    query = replace(asked, since=first, until=last + WEEK)
+    weeks = await weeks_of(connection, query, now_s=now_s)
+    numbers = [(same_weekday(week, calendar) - first) // WEEK for week in asked.weeks]
     return {ref: [rows[number] for number in numbers] for ref, rows in weeks.items()}
 
 
@@ -267,40 +272,6 @@ def _smileys(rows: Iterable[FeedbackRow]) -> dict[tuple[str, date], _Pressed]:
         index = None if kind is None else index_of(kind, kinds[kind])
         found[key] = index, coverage, revision
     return found
-
-
-async def _sales(
-    connection: asyncpg.Connection, sites: Sequence[Site], *, since: date, until: date
-) -> dict[tuple[str, date], tuple[int, float]]:
-    """Return each site's sales and their net amount, by week; weeks without any are left out."""
-    grid = [
-        (site, bucket)
-        for site in sites
-        for bucket in buckets(site.time_zone, Size.WEEK, since=since, until=until)
-    ]
-    rows = await connection.fetch(
-        _SALES,
-        [site.id for site, _ in grid],
-        [datetime.fromtimestamp(bucket.start_s, UTC) for _, bucket in grid],
-        [datetime.fromtimestamp(bucket.end_s, UTC) for _, bucket in grid],
-    )
-    return {
-        (grid[row["number"] - 1][0].ref, grid[row["number"] - 1][1].start_day): (
-            row["sales"],
-            float(row["net"]),
-        )
-        for row in rows
-    }
-
-
-_SALES = """
-    with week as (
-        select * from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
-        with ordinality as week(site, low, high, number))
-    select number, count(*) as sales, sum(amount) as net
-    from week join transactions t on t.site_id = week.site and t.at >= low and t.at < high
-    where t.kind = 'sale' and t.amount > 0 and t.units > 0 group by number
-"""
 
 
 async def changed_sites(

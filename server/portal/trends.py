@@ -10,16 +10,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import StrEnum
-from math import exp, expm1, sqrt
+from math import expm1, sqrt
 from typing import TypeVar
 
 from aiohttp import web
 
+from server.feedback.indices import Z
 from server.insight.comparison import Compared, Measure, TooFewSitesError, comparison
-from server.insight.peers import WARN, Place
+from server.insight.formulas import conversion_of
+from server.insight.peers import Place
 from server.insight.retail_calendar import calendar_of
 from server.insight.retail_year import of_iso_week
-from server.insight.weeks import WEEK, Metric, SiteWeek, monday, weeks_before, weeks_of
+from server.insight.weeks import WEEK, Metric, SiteWeek, WeekQuery, monday, weeks_before, weeks_of
 from server.portal.frame import Look, Portal, Section
 from server.portal.numbers import places
 from server.rollup.places import load_sites
@@ -156,12 +158,10 @@ class Pages:
         """Return the last whole weeks, each with the same week a year before."""
         now_s = int(self._portal.now().timestamp())
         since = asked.until - asked.weeks * WEEK
-        sites = [asked.site] if asked.site else []
-        found = [
-            await ask(look.db, sites, [asked.metric], since=since, until=asked.until, now_s=now_s)
-            for ask in (weeks_of, weeks_before)
-        ]
-        return points_of(found[0], found[1], asked.metric)
+        sites = (asked.site,) if asked.site else ()
+        query = WeekQuery(frozenset({asked.metric}), since, asked.until, sites)
+        now, before = [await ask(look.db, query, now_s=now_s) for ask in (weeks_of, weeks_before)]
+        return points_of(now, before, asked.metric)
 
     async def _compared(self, look: Look, measure: Measure) -> Compared | None:
         """Return the chain's last weeks, None where too few sites can be compared."""
@@ -224,15 +224,12 @@ def _value(
         value = sum(index.value * index.n for index in heard) / n
         if any(index.se is None for index in heard):
             return value, None, None
-        half = WARN * sqrt(sum((index.n * (index.se or 0.0)) ** 2 for index in heard)) / n
+        half = Z * sqrt(sum((index.n * (index.se or 0.0)) ** 2 for index in heard)) / n
         return value, max(0.0, value - half), min(100.0, value + half)
     visits = sum(row.visits or 0 for row in known)
     if metric is Metric.VISITS:
         return visits, None, None
-    sold = sum(row.transactions for row in known)
-    value = sold / visits
-    half = WARN * sqrt(max(0.0, 1 - value) / sold)
-    return value, value * exp(-half), value * exp(half)
+    return conversion_of(sum(row.transactions for row in known), visits)
 
 
 def curve_of(points: Sequence[Point], asked: Asked, words: Catalogue) -> dict[str, object]:

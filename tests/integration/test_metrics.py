@@ -122,15 +122,30 @@ async def test_rolled_up_rows_are_ratios_of_sums(world: World) -> None:
                 assert row["value"] == pytest.approx(wanted, abs=2e-6), where
 
 
-async def test_conversion_is_the_one_of_the_older_route(world: World) -> None:
+async def test_sales_against_visits_are_the_kpis_of_the_same_names(world: World) -> None:
     await chain(world)
-    known = await world.get("/conversion?from=2026-03-02&to=2026-03-12&site=shop-0")
-    found = await rows(
-        world, metrics=["conversion"], from_="2026-03-02", to="2026-03-12", sites=["shop-0"]
-    )
-    assert [row["value"] for row in found] == pytest.approx(
-        [row["conversion"] for row in known["data"]], abs=1e-6
-    )
+    span = {"from_": "2026-03-02", "to": "2026-03-12"}
+    sold = ["conversion", "atv", "upt", "spv", "visits"]
+    summed = ["transactions", "net_sales", "units", "returns", "pickups"]
+    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    for row in await rows(world, metrics=[*sold, *summed], **span):
+        found[row["site"], row["local"]][row["metric"].split(".")[0]] = row
+    known = (await world.get("/conversion?from=2026-03-02&to=2026-03-12"))["data"]
+    assert [(row["site"], row["local"]) for row in known] == list(found)
+    for row in known:
+        kpis = found[row["site"], row["local"]]
+        for name in sold:
+            assert row[name] == pytest.approx(kpis[name]["value"], abs=1e-6), (row, name)
+        for name in summed:
+            assert row[name] == (kpis[name]["value"] or 0), (row, name)
+        rate = kpis["conversion"]
+        assert row["flags"] == rate["flags"]
+        for name, end in (("conversion_low", "low"), ("conversion_high", "high")):
+            assert row[name] == pytest.approx(rate[end], abs=1e-6)
+        for name in ("from", "until", "state", "revision", "coverage"):
+            assert row[name] == rate[name], (row, name)
+    assert {row["site"] for row in known if "no_tills" in row["flags"]} == {"shop-2"}
+    assert any(row["conversion"] for row in known)
 
 
 async def test_what_is_missing_is_null_and_said(world: World) -> None:

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from server.db.engine import reading
-from server.insight.weeks import Metric, weeks_of
+from server.insight.weeks import Metric, WeekQuery, weeks_of
 from server.portal import numbers, quality_numbers
 from tests.integration.api_world import World, utc
 from tests.integration.metrics_world import ZONE, hour, mall, quarters_of, rows, sell, store
@@ -61,8 +61,8 @@ async def test_every_answer_about_a_site_counts_at_its_perimeter(world: World) -
     assert [(row["responses"], row["exits"]) for row in responses["data"]] == [(1, exits)]
 
     async with reading(world.api, "test", organisation=own) as connection:
-        weeks = await weeks_of(connection, (), [Metric.VISITS], since=date(2026, 3, 2),
-                               until=date(2026, 3, 9), now_s=NOW_S)  # fmt: skip
+        asked = WeekQuery(frozenset({Metric.VISITS}), date(2026, 3, 2), date(2026, 3, 9))
+        weeks = await weeks_of(connection, asked, now_s=NOW_S)
         page = await numbers.site_page(connection, "shop", day=DAY, now=NOW)
         [month] = await quality_numbers.month_of(
             connection, ["shop"], month=date(2026, 3, 1), now=NOW

@@ -5,9 +5,9 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from server.db.engine import reading
-from server.insight.weeks import WEEK, Metric, weeks_before, weeks_of
+from server.insight.weeks import WEEK, Metric, WeekQuery, weeks_before, weeks_of
 from tests.integration.api_world import World
-from tests.integration.metrics_world import ZONE, hour
+from tests.integration.metrics_world import ZONE, hour, sell
 
 pytestmark = pytest.mark.services
 
@@ -27,7 +27,7 @@ async def test_each_week_stands_beside_the_same_iso_week_a_year_before(world: Wo
     now_s = int(datetime(2027, 6, 1, tzinfo=UTC).timestamp())
     async with reading(world.api, "test", organisation=own) as connection:
         now, before = [
-            await ask(connection, (), [Metric.VISITS], since=since, until=until, now_s=now_s)
+            await ask(connection, WeekQuery(frozenset({Metric.VISITS}), since, until), now_s=now_s)
             for ask in (weeks_of, weeks_before)
         ]
     assert [each.start for each in now["shop"]] == [since + n * WEEK for n in range(13)]
@@ -38,6 +38,37 @@ async def test_each_week_stands_beside_the_same_iso_week_a_year_before(world: Wo
     assert [beside[week(2027, n)].visits for n in range(1, 11)] == [100 + n for n in range(1, 11)]
     assert beside[week(2026, 52)].start == week(2025, 52)
     assert beside[week(2026, 53)].start == week(2026, 1)  # 2025 had no such week
+
+
+async def test_a_weeks_sales_are_those_that_count(world: World) -> None:
+    """Returns, pick-ups, voids and sales of nothing are none; silent tills sold nothing."""
+    own = await world.organisation("own")
+    site = await world.site(own, "shop")
+    await world.site(own, "silent")
+    monday = date(2026, 3, 2)
+    await hour(world, await world.spot(own, site, "door"), monday, 50)
+    await sell(world, own, site, monday, 10, 20, 30, -40)
+    await sell(world, own, site, monday + timedelta(days=6), 60, at=23)
+    await sell(world, own, site, monday + WEEK, 70, at=0)
+    for kind, amount, units in (("pickup", 5, 1), ("void", 5, 1), ("sale", 0, 1), ("sale", 5, 0)):
+        await world.owner.execute(
+            "insert into transactions (organisation_id, site_id, transaction_ref, at, kind, amount,"
+            " units) values ($1, $2, gen_random_uuid()::text, $3, $4, $5, $6)",
+            *(own, site, datetime(2026, 3, 3, 12, tzinfo=UTC), kind, amount, units),
+        )
+    await world.derive()
+    asked = WeekQuery(frozenset({Metric.CONVERSION}), monday, monday + 2 * WEEK)
+    async with reading(world.api, "test", organisation=own) as connection:
+        now_s = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
+        weeks = await weeks_of(connection, asked, now_s=now_s)
+    first, second = weeks["shop"]
+    assert (first.transactions, first.net_sales) == (4, 120)
+    assert (second.transactions, second.net_sales) == (1, 70)
+    assert first.value(Metric.CONVERSION) == 4 / 50
+    assert (first.value(Metric.ATV), first.value(Metric.SPV)) == (30, 120 / 50)
+    assert second.value(Metric.CONVERSION) is None  # nobody was counted
+    assert [week.transactions for week in weeks["silent"]] == [0, 0]
+    assert weeks["silent"][0].value(Metric.CONVERSION) is None
 
 
 async def test_a_counters_first_part_week_is_covered_in_part(world: World) -> None:
@@ -58,12 +89,9 @@ async def test_a_counters_first_part_week_is_covered_in_part(world: World) -> No
             await hour(world, spot, day, *[5] * 16)
     await world.derive()
     async with reading(world.api, "test", organisation=own) as connection:
-        found = await weeks_of(
-            *(connection, (), [Metric.VISITS]),
-            since=date(2026, 2, 23),
-            until=date(2026, 3, 30),
-            now_s=int(datetime(2026, 6, 1, tzinfo=UTC).timestamp()),
-        )
+        asked = WeekQuery(frozenset({Metric.VISITS}), date(2026, 2, 23), date(2026, 3, 30))
+        now_s = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
+        found = await weeks_of(connection, asked, now_s=now_s)
     weeks = found["shop"]
     assert [each.visits for each in weeks] == [None, 280, 560, 160, None]
     assert [each.coverage for each in weeks] == [None, 0.5, 1, 0.2857, None]

@@ -2,12 +2,22 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.insight.conversion import Sales, rates
+from server.insight.formulas import (
+    Inputs,
+    Takings,
+    Value,
+    atv,
+    conversion,
+    conversion_of,
+    spv,
+    upt,
+)
 from server.insight.tills import Read, read_tills
 
 HEADER = "site,transaction,at,kind,amount,units"
@@ -18,38 +28,63 @@ def read(*rows: str, header: str = HEADER) -> Read:
     return read_tills([header, *rows], zones.get)
 
 
+def day(
+    sales: Takings, visits: float | None, *, s_cal: float | None = None, **known: Any
+) -> Inputs:
+    """A site's day; `s_cal` is its counters' relative standard error, None: nobody knows."""
+    variance = None if s_cal is None or visits is None else (s_cal * visits) ** 2
+    sold = sales._replace(currency="SEK")
+    return Inputs(
+        visits=visits, sales=sold, matched=sold, count_variance=variance,
+        audited=s_cal is not None, **known,
+    )  # fmt: skip
+
+
+def half(value: Value) -> float:
+    assert value.low is not None
+    assert value.high is not None
+    return (value.high - value.low) / 2
+
+
 def test_the_published_conversion_and_its_interval() -> None:
-    found = rates(Sales(300, Decimal(60_000), 900), 1200, s_cal=0.03)
-    assert found.conversion == 0.25
-    assert ((found.high or 0) - (found.low or 0)) / 2 == pytest.approx(0.029, abs=0.0005)
-    bare = rates(Sales(300, Decimal(60_000), 900), 1200)
-    assert ((bare.high or 0) - (bare.low or 0)) / 2 == pytest.approx(0.025, abs=0.0005)
-    assert (found.atv, found.upt, found.spv) == (200, 3, 50)
+    sales = Takings(300, Decimal(60_000), 900)
+    found = conversion(day(sales, 1200, s_cal=0.03))
+    assert found.value == 0.25
+    assert half(found) == pytest.approx(0.029, abs=0.0005)
+    assert half(conversion(day(sales, 1200))) == pytest.approx(0.025, abs=0.0005)
+    _, low, high = conversion_of(300, 1200)
+    assert ((high or 0) - (low or 0)) / 2 == pytest.approx(0.025, abs=0.0005)
+    assert [kpi(day(sales, 1200)).value for kpi in (atv, upt, spv)] == [200, 3, 50]
 
 
 def test_more_sales_than_visits_are_flagged_and_not_clipped() -> None:
-    found = rates(Sales(120, Decimal(1), 120), 100)
-    assert found.conversion == 1.2
-    assert found.flags == ("undercount_suspected",)
+    found = conversion(day(Takings(120, Decimal(1), 120), 100, s_cal=0.0))
+    assert (found.value, found.flags) == (1.2, ("undercount_suspected",))
 
 
 def test_sales_without_visits_have_no_conversion() -> None:
-    found = rates(Sales(5, Decimal(500), 5), 0)
-    assert (found.conversion, found.spv, found.atv) == (None, None, 100)
-    assert found.flags == ("no_visits",)
-    assert rates(Sales(5, Decimal(500), 5), None, coverage=0.0).flags == ("visits_missing",)
-    assert rates(Sales(), 0).flags == ("no_visits",)
+    sales = Takings(5, Decimal(500), 5)
+    assert [kpi(day(sales, 0)).value for kpi in (conversion, spv, atv)] == [None, None, 100]
+    assert conversion(day(sales, 0, s_cal=0.0)).flags == ("no_visits",)
+    assert conversion(day(sales, None)).flags == ("visits_missing",)
+    assert conversion(day(Takings(), 0, s_cal=0.0)).flags == ("no_visits",)
 
 
 def test_visits_without_sales_have_conversion_0_and_no_ratios_of_sales() -> None:
-    found = rates(Sales(), 50)
-    assert (found.conversion, found.spv) == (0, 0)
-    assert (found.low, found.atv, found.upt) == (None, None, None)
-    assert found.flags == ()
+    found = conversion(day(Takings(), 50, s_cal=0.0))
+    assert (found.value, found.low, found.flags) == (0, None, ())
+    assert [kpi(day(Takings(), 50)).value for kpi in (spv, atv, upt)] == [0, None, None]
+
+
+def test_tills_that_never_said_anything_sold_not_nothing() -> None:
+    found = conversion(Inputs(visits=50.0))
+    assert (found.value, found.flags) == (None, ("no_tills",))
 
 
 def test_partial_coverage_is_flagged() -> None:
-    assert rates(Sales(5, Decimal(5), 5), 50, coverage=0.9).flags == ("partial_coverage",)
+    sales = Takings(5, Decimal(5), 5)
+    found = conversion(day(sales, 50, s_cal=0.0, observed_s=90, expected_s=100))
+    assert found.flags == ("partial_coverage",)
 
 
 @given(
@@ -60,8 +95,9 @@ def test_partial_coverage_is_flagged() -> None:
 def test_sales_per_visitor_are_conversion_times_average_sale(
     transactions: int, net: Decimal, visits: int
 ) -> None:
-    found = rates(Sales(transactions, net, transactions), visits)
-    assert found.spv == pytest.approx((found.conversion or 0) * (found.atv or 0))
+    inputs = day(Takings(transactions, net, transactions), visits)
+    c, mean, each = (kpi(inputs).value or 0 for kpi in (conversion, atv, spv))
+    assert each == pytest.approx(c * mean)
 
 
 def test_a_good_file_is_read_in_the_sites_own_time() -> None:

@@ -459,6 +459,11 @@ create table transactions (
 );
 create index on transactions (site_id, at);
 
+-- Which transactions count as sales, everywhere: above 0 with one unit or more; no void, no return,
+-- no pick-up of what was paid before. In a query it is worked out in place, not called.
+create function counts_as_sale(kind text, amount numeric, units int) returns boolean
+language sql immutable parallel safe as $$ select kind = 'sale' and amount > 0 and units > 0 $$;
+
 -- The oldest server release that may still run on this schema.
 create table schema_compatibility (
     singleton boolean primary key default true check (singleton),

@@ -298,7 +298,7 @@ create view bi.sales_day with (security_barrier) as
            count(*) filter (where t.kind = 'pickup') as pickups
     from transactions t join sites s on s.id = t.site_id
     cross join lateral (
-        select t.kind = 'sale' and t.amount > 0 and t.units > 0 as counts) sold
+        select counts_as_sale(t.kind, t.amount, t.units) as counts) sold
     where s.organisation_id = (select l.organisation_id from bi_logins l where l.role = session_user)
     group by s.ref, (t.at at time zone s.time_zone)::date, s.currency;
 
