@@ -35,6 +35,7 @@ from server.feedback.codes import Handing, add_codes
 from server.feedback.plans import add_plans
 from server.feedback.responses import run as filter_presses
 from server.feedback.tokens import PURPOSE
+from server.feeds.mail import sender_of, smtp_of
 from server.feeds.worker import Webhooks
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
@@ -42,7 +43,6 @@ from server.ingest.worker import Ingest
 from server.people.entrance import Entrance
 from server.people.passwords import Passwords
 from server.people.sealing import Seal
-from server.portal.digest_mail import sender_of, smtp_of
 from server.portal.digest_sending import Digests
 from server.portal.frame import CATALOGUES
 from server.portal.pages import add_portal

@@ -9,13 +9,12 @@ from binascii import Error
 from dataclasses import dataclass
 from datetime import datetime
 from email.message import EmailMessage
-from email.utils import format_datetime, parseaddr
+from email.utils import format_datetime
 from hmac import compare_digest
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
-from server.config import Secret, SettingsError
 from server.people.sealing import Seal
 from server.portal.digest_numbers import Digest, Week
 from server.web.catalogue import Catalogue
@@ -23,8 +22,6 @@ from server.web.catalogue import Catalogue
 UNSUBSCRIBE = "/unsubscribe/"
 _PURPOSE = "end a digest"
 _MAC = 24
-_SCHEMES = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,49 +30,6 @@ class Part:
 
     title: str
     lines: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Smtp:
-    """Where mail is handed in. `tls`: from the start; `starttls`: asked for, and demanded."""
-
-    host: str
-    port: int
-    user: str
-    password: Secret
-    tls: bool
-    starttls: bool
-
-
-def smtp_of(url: str) -> Smtp:
-    """Read smtp://, smtp+starttls:// or smtps://user:password@host:port. Raises SettingsError."""
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise SettingsError(
-            "VESTIBULE_SMTP_URL: expected smtp://, smtp+starttls:// or smtps://host:port"
-        )
-    try:
-        port = parts.port or _SCHEMES[parts.scheme]
-    except ValueError as error:
-        raise SettingsError("VESTIBULE_SMTP_URL: its port is none") from error
-    if parts.password and parts.scheme == "smtp" and parts.hostname not in _LOOPBACK:
-        raise SettingsError("VESTIBULE_SMTP_URL: no password goes to another host without TLS")
-    return Smtp(
-        parts.hostname,
-        port,
-        unquote(parts.username or ""),
-        Secret(unquote(parts.password or "")),
-        parts.scheme == "smtps",
-        parts.scheme == "smtp+starttls",
-    )
-
-
-def sender_of(address: str) -> str:
-    """Return the address that digests come from. Raises SettingsError."""
-    _, plain = parseaddr(address)
-    if plain.count("@") != 1 or not address.isprintable():
-        raise SettingsError(f"VESTIBULE_MAIL_FROM: expected an address, got {address!r}")
-    return address
 
 
 def token_for(seal: Seal, user: int, organisation: int) -> str:

@@ -22,10 +22,11 @@ import structlog
 from server.clock import Clock, at
 from server.db.engine import DATABASE_AWAY, overseeing, reading
 from server.errors import VestibuleError
+from server.feeds.mail import TIMEOUT_S, Smtp, hand_in, is_permanent, words_of
 from server.people import users
 from server.people.roles import Grant, Permission, Place, may
 from server.people.sealing import Seal
-from server.portal.digest_mail import Smtp, message_of, token_for
+from server.portal.digest_mail import message_of, token_for
 from server.portal.digest_numbers import digest_of, last_due, week_of, zone_of
 from server.tasks import heed_cancellation
 from server.web.catalogue import Catalogue
@@ -33,12 +34,10 @@ from server.web.catalogue import Catalogue
 log = structlog.get_logger(__name__)
 
 POLL_S = 20.0
-TIMEOUT_S = 30.0
 LEASE = timedelta(minutes=5)
 LATE = timedelta(hours=24)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 3600.0
 _MONDAYS = (7, 1, 2)  # it is Monday somewhere
-_PERMANENT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +136,16 @@ class Digests:
             if message is None:
                 await self._mark(_GIVEN_UP, claimed.id, "no right to any site's numbers any more")
                 return
-            await self._hand_in(message)
+            await hand_in(self._smtp, message, timeout_s=self._timeout_s)
         except aiosmtplib.SMTPException as error:
-            await self._failed(claimed, error, permanent=_is_permanent(error))
+            await self._failed(claimed, error, permanent=is_permanent(error))
         except (OSError, TimeoutError, VestibuleError) as error:
             await self._failed(claimed, error, permanent=False)
         except DATABASE_AWAY:
             raise
         except Exception as error:  # a fault of ours: who waits behind this one gets theirs
             log.exception("digest cannot be made", digest=claimed.id)
-            await self._mark(_GIVEN_UP, claimed.id, _words(error))
+            await self._mark(_GIVEN_UP, claimed.id, words_of(error))
         else:
             await self._mark(_SENT, claimed.id, "")
             log.info("digest sent", digest=claimed.id, week=str(claimed.week))
@@ -172,21 +171,8 @@ class Digests:
             now=now,
         )
 
-    async def _hand_in(self, message: EmailMessage) -> None:
-        smtp = self._smtp
-        async with asyncio.timeout(self._timeout_s):  # well within the lease
-            await aiosmtplib.send(
-                message,
-                hostname=smtp.host,
-                port=smtp.port,
-                username=smtp.user or None,
-                password=smtp.password.reveal() or None,
-                use_tls=smtp.tls,
-                start_tls=True if smtp.starttls else False if smtp.tls else None,
-            )
-
     async def _failed(self, claimed: _Claimed, error: Exception, *, permanent: bool) -> None:
-        trouble = _words(error)
+        trouble = words_of(error)
         now = at(self._clock.now_ms())
         wait_s = min(_FIRST_WAIT_S * 2 ** (claimed.tries - 1), _LONGEST_WAIT_S)
         after = now + timedelta(seconds=wait_s * (0.5 + self._chance()))
@@ -230,19 +216,6 @@ def _readers(
         refs, zone = tuple(ref for ref, _ in seen), zone_of([name for _, name in seen])
         found.append(Reader(user, organisation, email, language, refs, zone, since))
     return found
-
-
-def _words(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:200]
-
-
-def _is_permanent(error: aiosmtplib.SMTPException) -> bool:
-    """Whether trying again would change nothing: the server said so, of this message or reader."""
-    if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
-        return all(each.code >= _PERMANENT for each in error.recipients)
-    if isinstance(error, aiosmtplib.SMTPAuthenticationError):
-        return False  # the operator mends the settings, and what waits goes out
-    return isinstance(error, aiosmtplib.SMTPResponseException) and error.code >= _PERMANENT
 
 
 _READERS = """

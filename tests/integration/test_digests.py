@@ -17,10 +17,11 @@ from asyncpg.exceptions import AdminShutdownError
 from ops.services.stack import Stack
 from server.config import Secret, SettingsError
 from server.db.engine import open_pool, overseeing
+from server.feeds.mail import smtp_of
 from server.people.roles import Grant, Role
 from server.people.sealing import Seal
 from server.portal import digest_sending
-from server.portal.digest_mail import message_of, read_token, smtp_of, token_for
+from server.portal.digest_mail import message_of, read_token, token_for
 from server.portal.digest_numbers import last_due, week_of, zone_of
 from server.portal.digest_sending import LATE, LEASE, Digests
 from server.portal.frame import CATALOGUES
