@@ -37,6 +37,8 @@ from server.feedback.responses import run as filter_presses
 from server.feedback.tokens import PURPOSE
 from server.feeds.mail import sender_of, smtp_of
 from server.feeds.worker import Webhooks
+from server.health import canary
+from server.health.watch import Watch as PresenceWatch
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
 from server.ingest.worker import Ingest
@@ -110,6 +112,12 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             bell = Bell(bell_pool, _broker(settings, "svc-downlink"))
             workers.append(group.create_task(bell.run(), name="bell"))
         if "rollup" in settings.roles:
+        if "health" in settings.roles:
+            health_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="health")
+            presence = PresenceWatch(health_pool, clock)
+            workers.append(group.create_task(presence.run(), name="presence"))
+            calling = canary.run(_broker(settings, canary.IDENTITY), clock)
+            workers.append(group.create_task(calling, name="canary"))
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))

@@ -60,7 +60,7 @@ class Settings:
     dsn_desk: Secret = field(default=Secret(""))
     smtp_url: Secret = field(default=Secret(""))
     mail_from: str = ""
-    roles: frozenset[str] = frozenset({"admission", "api", "ingest", "rollup"})
+    roles: frozenset[str] = frozenset({"admission", "api", "health", "ingest", "rollup"})
 
     @property
     def pages_url(self) -> str:
@@ -120,7 +120,7 @@ def _port(environment: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-ROLES = frozenset({"admission", "api", "ingest", "rollup"})
+ROLES = frozenset({"admission", "api", "health", "ingest", "rollup"})
 
 
 def read_roles(text: str) -> frozenset[str]:

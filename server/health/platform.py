@@ -49,7 +49,7 @@ class Signs:
 
     `open`: sessions that are open; `before`: those of them that are older than the broker;
     `lost`, `sites`: lost within LOSS_WINDOW, and at how many sites; `gone`: lost since the
-    platform became unknown.
+    platform became unknown, or shortly before.
     """
 
     watermark: datetime | None
