@@ -47,6 +47,9 @@ PRESENCE_CHANGES = Counter(
 WATERMARK_LAG = Gauge(
     "vestibule_health_watermark_lag_seconds", "How long ago all that was said had been stored"
 )
+CONDITIONS_FIRED = Counter(
+    "vestibule_health_conditions_fired", "Truth conditions that began to fire", ["condition"]
+)
 PLATFORM_UNKNOWN = Gauge(
     "vestibule_health_platform_unknown",
     "1 while nobody can tell how devices are, by cause",

@@ -39,7 +39,7 @@ KINDS = (
         About.NOBODY,
         (
             *("readings", "rollup_15m", "rollup_hour", "rollup_day", "rollup_dirty"),
-            *("rollup_stale", "gaps", "undated_frames", "quarantine", "findings"),
+            *("rollup_stale", "masks", "gaps", "undated_frames", "quarantine", "findings"),
         ),
     ),
     Kind(
@@ -86,6 +86,7 @@ KINDS = (
             *("devices", "assignments", "backfill_grants", "claims", "certificates", "boots"),
             *("closed_boots", "metric_names", "device_metrics", "unknown_devices", "authorities"),
             *("issuance_log", "trust_proofs", "admissions", "presences", "device_events"),
+            *("health_checks", "judgements"),
         ),
     ),
     Kind(

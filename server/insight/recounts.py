@@ -412,7 +412,7 @@ _BLOCKS = """
     select r.ref, r.method, r.counted_by, r.spot_id, b.from_at,
            b.from_at + interval '15 minutes' as until_at, b.entered, b.departed,
            array[q.in0, q.out0, q.in1, q.out1, q.in2, q.out2, q.in3, q.out3] as counts,
-           coalesce(bit_count(q.observed::bit(64)) = 60, false) as whole,
+           coalesce(bit_count((q.observed & ~coalesce(q.masked, 0))::bit(64)) = 60, false) as whole,
            coalesce(q.resolution_s, 0)::int as resolution_s,
            exists (select from gaps g where g.spot_id = r.spot_id and g.filled_at is null
                    and g.from_at < b.from_at + interval '15 minutes' and g.until_at > b.from_at)

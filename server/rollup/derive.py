@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 
 import asyncpg
 
+from server.rollup.masks import UNMASKED_S
 from server.rollup.places import Spot
 
 _COUNTS = [f"{way}{line}" for line in range(4) for way in ("in", "out")]
@@ -103,7 +104,7 @@ def _fill(sql: str) -> str:
     """Put the lists of columns into a statement; only constants of this module go into it."""
     columns = _each("#")
     opened = _each("open_#")
-    rest = "observed_s, open_observed_s, revision, resolution_s, origin"
+    rest = "observed_s, open_observed_s, revision, resolution_s, origin, masked_s"
     for name, text in {
         "columns": columns,
         "sums": _each("sum(r.#)::int as #"),
@@ -117,7 +118,8 @@ def _fill(sql: str) -> str:
         "w_columns": _each("w.#"),
         "hour_excluded": _each("excluded.#"),
         "hour_old": _each("rollup_hour.#"),
-        "observed": "15 * bit_count(r.observed::bit(64))",
+        "observed": UNMASKED_S,
+        "masked": "nullif(sum(15 * bit_count((r.observed & r.masked)::bit(64))), 0)",
         "target": """target as materialized (
         select * from unnest($1::int[], $2::date[], $3::timestamptz[], $4::timestamptz[])
         as target(spot, day, from_at, until_at))""",
@@ -134,7 +136,7 @@ _DAYS = _fill("""
     whole as (
         select target.spot, target.day, {sums}, sum({observed})::int as observed_s,
                sum(r.revision)::int as revision, max(r.resolution_s) as resolution_s,
-               max(r.origin) as origin
+               max(r.origin) as origin, {masked}::int as masked_s
         from target join rollup_15m r on r.spot = target.spot
           and r.bucket >= target.from_at and r.bucket < target.until_at
         where r.bucket >= $5 and r.bucket < $6
@@ -153,7 +155,7 @@ _DAYS = _fill("""
     written as (
         insert into rollup_day (day, spot, {day_columns})
         select whole.day, whole.spot, {columns}, {open_columns}, observed_s,
-               coalesce(open_observed_s, 0), revision, resolution_s, origin
+               coalesce(open_observed_s, 0), revision, resolution_s, origin, masked_s
         from whole left join opened on opened.spot = whole.spot and opened.day = whole.day
         on conflict (spot, day) do update set ({day_columns}) = row({day_excluded})
         where ({day_old}) is distinct from ({day_excluded})
@@ -206,20 +208,22 @@ _HOUR_TARGET = """target as materialized (
 _HOURS = _fill(
     """
     with {hour_target}
-    insert into rollup_hour (bucket, spot, {columns}, observed_s, revision, resolution_s, origin)
+    insert into rollup_hour (bucket, spot, {columns}, observed_s, revision, resolution_s, origin,
+        masked_s)
     select target.from_at, target.spot, {sums}, sum({observed})::int, sum(r.revision)::int,
-           max(r.resolution_s), max(r.origin)
+           max(r.resolution_s), max(r.origin), {masked}::int
     from target join rollup_15m r on r.spot = target.spot
       and r.bucket >= target.from_at and r.bucket < target.until_at
     where r.bucket >= $4 and r.bucket < $5
     group by 1, 2
     on conflict (spot, bucket) do update
-    set ({columns}, observed_s, revision, resolution_s, origin) = row({hour_excluded},
-        excluded.observed_s, excluded.revision, excluded.resolution_s, excluded.origin)
+    set ({columns}, observed_s, revision, resolution_s, origin, masked_s) = row({hour_excluded},
+        excluded.observed_s, excluded.revision, excluded.resolution_s, excluded.origin,
+        excluded.masked_s)
     where ({hour_old}, rollup_hour.observed_s, rollup_hour.revision, rollup_hour.resolution_s,
-           rollup_hour.origin)
+           rollup_hour.origin, rollup_hour.masked_s)
       is distinct from ({hour_excluded}, excluded.observed_s, excluded.revision,
-           excluded.resolution_s, excluded.origin)
+           excluded.resolution_s, excluded.origin, excluded.masked_s)
 """.replace("{hour_target}", _HOUR_TARGET)
 )
 _EMPTY_HOURS = _fill(

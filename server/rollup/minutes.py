@@ -60,7 +60,8 @@ async def add_up_minutes(
 
 
 _OBSERVED = """
-    select source.entity, extract(epoch from r.bucket)::bigint, r.observed, r.revision,
+    select source.entity, extract(epoch from r.bucket)::bigint,
+           r.observed & ~coalesce(r.masked, 0), r.revision,
            r.resolution_s::int, r.origin::int
     from my_rollup_15m r join unnest($1::int[], $2::int[]) as source(spot, entity)
       on source.spot = r.spot

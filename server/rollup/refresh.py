@@ -3,7 +3,8 @@
 Invariants: a derived row is a function of the 15-minute rows and the site's calendar alone, so
 deriving twice changes nothing and `rebuild` gives the same rows; a dirty row is deleted in the
 transaction that derives what it names; one deriver works at a time (an advisory lock), and it
-takes the lock before it reads, so no older view of the quarters ever overwrites a newer one.
+takes the lock before it reads, so no older view of the quarters ever overwrites a newer one. What
+lies under a mask (`server.rollup.masks`) is masked before it is derived, however late it came.
 
 How far behind it may be is nobody's worry but the queries' speed: they add up the quarters of
 what is dirty themselves. It therefore rests after each pass for as long as keeps it below a
@@ -22,6 +23,7 @@ import structlog
 from server.clock import Clock
 from server.db.engine import DATABASE_AWAY, transaction
 from server.metrics import DERIVE_SECONDS, DIRTY_ROWS
+from server.rollup import masks
 from server.rollup.buckets import hour_edges, local
 from server.rollup.derive import derive_days, derive_hours, derive_press_days
 from server.rollup.places import Spot, load_sites, load_spots
@@ -109,6 +111,7 @@ async def refresh(pool: asyncpg.Pool) -> bool:
         )
         DIRTY_ROWS.set(len(rows))
         if rows:
+            await masks.apply(connection, _quarters(rows))
             await _derive(connection, await _named(connection, rows))
             await connection.execute(
                 "delete from rollup_dirty where id = any($1::bigint[])", [row["id"] for row in rows]
@@ -137,11 +140,7 @@ async def _lock(connection: asyncpg.Connection) -> None:
 
 async def _named(connection: asyncpg.Connection, rows: Sequence[asyncpg.Record]) -> Targets:
     """Return the days and hours that dirty rows name; spots that are gone are left out."""
-    quarters = {
-        (spot, bucket)
-        for row in rows
-        for spot, bucket in zip(row["spots"], row["buckets"], strict=True)
-    }
+    quarters = _quarters(rows)
     ids = sorted({spot for spot, _ in quarters if spot})
     spots = {spot.id: spot for spot in await load_spots(connection, ids=ids)} if ids else {}
     targets = Targets()
@@ -149,6 +148,14 @@ async def _named(connection: asyncpg.Connection, rows: Sequence[asyncpg.Record])
         if spot in spots:
             targets.add_quarter(spots[spot], int(bucket.timestamp()))
     return targets
+
+
+def _quarters(rows: Sequence[asyncpg.Record]) -> set[tuple[int, datetime]]:
+    return {
+        (spot, bucket)
+        for row in rows
+        for spot, bucket in zip(row["spots"], row["buckets"], strict=True)
+    }
 
 
 async def _rebuild_site(connection: asyncpg.Connection, site: int) -> None:

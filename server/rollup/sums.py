@@ -17,6 +17,7 @@ from typing import NamedTuple
 import asyncpg
 
 from server.rollup.buckets import Size, local
+from server.rollup.masks import UNMASKED_S
 from server.rollup.opening import Part
 from server.rollup.places import Calibration
 
@@ -247,7 +248,7 @@ ROW_KEYS = {
     Size.QUARTER: "extract(epoch from r.bucket)::bigint",
 }
 _WEIGHTS = ", ".join(f"w{n}" for n in range(2 * _LINES))
-_SLOTS_S = "15 * bit_count(r.observed::bit(64))"
+_SLOTS_S = UNMASKED_S
 _MARKS = (
     "(sum(r.revision)::bigint << 16) | (max(r.resolution_s)::bigint << 4) | max(r.origin)::bigint"
 )

@@ -398,7 +398,10 @@ def test_of_nothing_nobody_can_tell_anything(found: Judgement) -> None:
 
 
 def test_every_condition_of_the_counts_has_a_module_that_judges_it() -> None:
-    presence = {"platform_unknown", "offline", "offline_planned", "no_data", "no_heartbeat"}
+    presence = {
+        *("platform_unknown", "site_offline", "offline", "offline_planned", "no_data"),
+        "no_heartbeat",
+    }
     assert {found.condition for found in SILENT} == {
         each for each in Condition if each.value not in presence
     }

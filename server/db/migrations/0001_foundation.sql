@@ -339,7 +339,8 @@ create index quarantine_id on quarantine (id);
 
 -- 15 minutes, written with the readings. Raw counts by physical line; observed is a mask of
 -- 60 slots of 15 s; resolution is the coarsest reading interval in it; revision counts the
--- transactions that changed it after it was complete; origin 1 is import.
+-- transactions that changed it after it was complete; origin 1 is import; masked are the slots that
+-- a fault has made untrue (masks says which), null: none. Coverage leaves them out, counts stay.
 -- A batch updates whole pages at once, so room for a second copy of each row keeps the index still.
 create table rollup_15m (
     bucket timestamptz not null,
@@ -348,7 +349,8 @@ create table rollup_15m (
     in0 int, out0 int, in1 int, out1 int, in2 int, out2 int, in3 int, out3 int,
     revision int not null default 0,
     resolution_s smallint not null,
-    origin smallint not null default 0
+    origin smallint not null default 0,
+    masked bigint
 ) with (fillfactor = 50);
 select create_hypertable('rollup_15m', by_range('bucket', interval '90 days'), create_default_indexes => false);
 create unique index rollup_15m_key on rollup_15m (spot, bucket);
@@ -365,7 +367,8 @@ create table presses_15m (
 select create_hypertable('presses_15m', by_range('bucket', interval '90 days'), create_default_indexes => false);
 create unique index presses_15m_key on presses_15m (spot, bucket, questionnaire, question, answer);
 
--- Derived off the hot path from the 15-minute rows that rollup_dirty names.
+-- Derived off the hot path from the 15-minute rows that rollup_dirty names. observed_s is without
+-- masked_s, the observed seconds that are masked (null: none).
 create table rollup_hour (
     bucket timestamptz not null,
     spot int not null,
@@ -373,7 +376,8 @@ create table rollup_hour (
     observed_s smallint not null,
     revision int not null,
     resolution_s smallint not null,
-    origin smallint not null default 0
+    origin smallint not null default 0,
+    masked_s smallint
 );
 select create_hypertable('rollup_hour', by_range('bucket', interval '365 days'), create_default_indexes => false);
 create unique index rollup_hour_key on rollup_hour (spot, bucket);
@@ -389,7 +393,8 @@ create table rollup_day (
     open_observed_s int not null,
     revision int not null,
     resolution_s smallint not null,
-    origin smallint not null default 0
+    origin smallint not null default 0,
+    masked_s int
 );
 select create_hypertable('rollup_day', by_range('day', interval '730 days'), create_default_indexes => false);
 create unique index rollup_day_key on rollup_day (spot, day);

@@ -80,7 +80,7 @@ create view bi_days as
 -- Quarters of an hour as calibrated: a factor holds from the first quarter that it covers.
 create view bi_quarters as
     select r.spot, r.bucket, r.revision, r.resolution_s, r.origin, w.entered, w.departed,
-           15 * bit_count(r.observed::bit(64)) as observed_s
+           15 * bit_count((r.observed & ~coalesce(r.masked, 0))::bit(64)) as observed_s
     from rollup_15m r
     cross join lateral (
         select sum(case when c.reversed then l.o else l.i end * coalesce(c.factor, 1)) as entered,

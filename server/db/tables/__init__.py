@@ -6,6 +6,7 @@ checks and exclusion constraints stand in the migrations alone, and so do hypert
 
 from server.db.tables import (
     accuracy,
+    checks,
     database,
     experiments,
     feeds,
@@ -26,6 +27,7 @@ from server.db.tables.columns import metadata
 
 __all__ = [
     "accuracy",
+    "checks",
     "database",
     "experiments",
     "feeds",

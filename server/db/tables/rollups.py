@@ -33,6 +33,7 @@ rollup_15m = Table(
     *by_line(),
     Column("revision", Integer, nullable=False, server_default=text("0")),
     *graded(),
+    Column("masked", BigInteger),
 )
 presses_15m = Table(
     "presses_15m",
@@ -53,6 +54,7 @@ rollup_hour = Table(
     Column("observed_s", SmallInteger, nullable=False),
     Column("revision", Integer, nullable=False),
     *graded(),
+    Column("masked_s", SmallInteger),
 )
 rollup_day = Table(
     "rollup_day",
@@ -65,6 +67,7 @@ rollup_day = Table(
     Column("open_observed_s", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
     *graded(),
+    Column("masked_s", Integer),
 )
 presses_day = Table(
     "presses_day",

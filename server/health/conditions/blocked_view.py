@@ -11,14 +11,15 @@ against what was to be expected of it, which is, the surest first:
 It fires where less than `PART` of it was counted (of 3: `PART_ALONE`) and that lies `FIRES`
 standard deviations below (of 3: `FIRES_ALONE`), of a count that scatters as this counter's do
 (`server.health.series.deviation`). It clears when `CLEARS` was counted again in two hours that held
-`LEAST` people. A whole silence is the flat line's.
+`LEAST` people. A door that counted nobody for the last hour is the flat line's to judge, and
+so is each quarter in which nobody was counted where `_BUSY` people are usual.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from server.health.judgement import Condition, Judgement
-from server.health.series import GROUP, Quarter, Series, deviation
+from server.health.series import GROUP, Quarter, Series, backwards, deviation
 from server.health.verdict import Case, clear, firing, held, unknown
 
 PART = 0.65
@@ -28,6 +29,8 @@ FIRES_ALONE = -5.5
 CLEARS = 0.75
 LEAST = 15.0
 WINDOWS = (8, 16, 32)
+_SILENT = 4
+_BUSY = 8.0
 _TIED = 0.015
 """Variance of the share of one direction in a window, beyond chance: people stay for minutes."""
 CONDITION = Condition.BLOCKED_VIEW
@@ -60,10 +63,12 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
     numbers = [
         n
         for n, each in enumerate(door.quarters)
-        if each.is_open and each.observed_s and each.usual_in is not None
+        if each.is_open and each.observed_s and each.usual_in is not None and not _dead(each)
     ]
     if len(numbers) < WINDOWS[0]:
         return unknown(case, CONDITION, "too little is known of these hours")
+    if not any(q.people for q, _ in zip(backwards(door.quarters), range(_SILENT), strict=False)):
+        return unknown(case, CONDITION, "it counts nobody at all")
     found: list[_Found] = []
     for size in WINDOWS:
         if len(numbers) >= size:
@@ -73,7 +78,7 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
     worst = min(found, key=lambda each: (not each.fires, each.deviation))
     shortest = [each for each in found if each.quarters == WINDOWS[0]] or found
     evidence = _evidence(worst)
-    if worst.fires and any(each.counted for each in found):
+    if worst.fires:
         return firing(case, CONDITION, evidence, since_s=worst.start_s, from_s=worst.start_s)
     if not case.before.firing or all(each.part >= CLEARS for each in shortest):
         enough = any(each.expected >= LEAST for each in found)
@@ -81,6 +86,11 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
             return clear(case, CONDITION, evidence, since_s=_since(case, shortest))
         return unknown(case, CONDITION, "too few people come by here", evidence)
     return held(case, CONDITION, evidence)
+
+
+def _dead(quarter: Quarter) -> bool:
+    """Return whether it counted nobody in a quarter in which that is no matter of a bad view."""
+    return not quarter.people and (quarter.usual_in or 0) + (quarter.usual_out or 0) >= _BUSY
 
 
 def _since(case: Case, found: Sequence[_Found]) -> int:

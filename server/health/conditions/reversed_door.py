@@ -18,7 +18,6 @@ never closes has no mornings.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import sqrt
 
 from server.health.judgement import Condition, Judgement
@@ -129,16 +128,14 @@ def _since_s(told: Sequence[_Day]) -> int:
 def _right_s(door: Series, told: Sequence[_Day]) -> int:
     """Return when the first of the right mornings, up to the last, was about to open.
 
-    What was put right was so after the evening before.
+    What was put right was so after the evening before; what a calibration turned round, was always.
     """
-    first = len(told) - 1
-    for number, (before, day) in enumerate(pairwise(told)):
-        if day.morning is not None and day.morning.net > 0 >= (before.morning or _NONE).net:
-            first = number + 1
-    return max(door.quarters[0].start_s, told[first].opened_s - HOUR_S)
-
-
-_NONE = _Edge(0.0, 0.0)
+    since = told[-1].opened_s
+    for day in reversed(told):
+        if day.morning is None or day.morning.net <= 0:
+            break
+        since = day.opened_s
+    return max(door.quarters[0].start_s, since - HOUR_S)
 
 
 def _day(quarters: Sequence[Quarter], turn: Turn) -> _Day:

@@ -1,0 +1,387 @@
+"""The worker that asks whether counts are right: takes what is due, judges, masks, writes.
+
+A check is a row: of a site, whose counters are looked at together, or of a device. It is locked
+while it is judged (`skip locked`: several may work at once), and its next deadline is written with
+what was judged. Times are the watermark's: what has not arrived yet is nobody's silence, and while
+nobody can tell how devices are (`platform_unknown`) nothing is judged. What counts comes to is
+computed in threads.
+
+An open site is looked at every `OPEN`, a closed one every `CLOSED`, its days once a local day, an
+hour after it closed. A device is looked at every `DEVICE`; a kiosk that was just pressed every
+`PRESSED`, since a stuck button ruins a result in minutes.
+"""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+from math import log as ln
+
+import asyncpg
+import structlog
+
+from server import metrics
+from server.clock import Clock, at
+from server.db.engine import DATABASE_AWAY, transaction
+from server.health import loading, memory
+from server.health.conditions import (
+    backlog,
+    certificate,
+    clock_drift,
+    duplicate_identity,
+    flapping,
+    reboot_loop,
+    storage,
+    stuck_button,
+    temperature,
+)
+from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
+from server.health.loading import Weeks
+from server.health.memory import Memory
+from server.health.rounds import DAILY_DAYS, QUICK_DAYS, Counter, daily, quick
+from server.health.usual import NOTHING, Usual, learn
+from server.health.verdict import Case
+from server.rollup.buckets import local
+from server.rollup.perimeter import load_perimeters
+from server.rollup.places import Site, Spot, load_sites, load_spots
+from server.tasks import heed_cancellation
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 1.0
+A_TURN = 10
+OPEN = timedelta(minutes=5)
+CLOSED = timedelta(hours=1)
+DEVICE = timedelta(minutes=10)
+PRESSED = timedelta(minutes=1)
+NOBODY = timedelta(hours=6)
+"""Until a site without counters is looked at again."""
+_AFTER_CLOSING = timedelta(minutes=75)
+_RECENTLY = timedelta(minutes=10)
+_KEPT = 5_000
+_AHEAD = timedelta(days=120)
+_SOON = timedelta(days=60)
+
+
+@dataclass(slots=True)
+class Checks:
+    """`run` until cancelled; `pool`: role vestibule_maint."""
+
+    pool: asyncpg.Pool
+    clock: Clock
+    _usual: OrderedDict[int, tuple[date, Mapping[int, Usual]]] = field(default_factory=OrderedDict)
+
+    async def run(self) -> None:
+        """Judge for ever; a database that is away is tried again."""
+        while True:
+            heed_cancellation()
+            try:
+                while await self.turn() >= A_TURN:
+                    heed_cancellation()
+            except DATABASE_AWAY as error:
+                log.warning("counts not judged", error=str(error) or type(error).__name__)
+            await asyncio.sleep(EVERY_S)
+
+    async def turn(self) -> int:
+        """Look at what is due; return how many checks that were."""
+        async with transaction(self.pool, "check health") as connection:
+            now = await self._now(connection)
+            if now is None:
+                return 0
+            rows = await connection.fetch(_DUE, now, A_TURN)
+            for row in rows:
+                if row["site_id"] is not None:
+                    await self._site(connection, row, now)
+                else:
+                    await self._device(connection, row, now)
+        return len(rows)
+
+    async def _now(self, connection: asyncpg.Connection) -> datetime | None:
+        """Return up to when everything is known to have arrived; None while nobody can tell."""
+        now = at(self.clock.now_ms())
+        row = await connection.fetchrow(_PLATFORM)
+        if row["unknown"]:
+            return None
+        return now if row["watermark"] is None else min(now, row["watermark"])
+
+    # -- sites -------------------------------------------------------------------------------
+
+    async def _site(
+        self, connection: asyncpg.Connection, row: asyncpg.Record, now: datetime
+    ) -> None:
+        (site,) = await load_sites(connection, ids=[row["site_id"]])
+        spots = await load_spots(connection, kind="counter", sites=[site])
+        if not spots:
+            await connection.execute(_LOOKED, row["id"], now, now + NOBODY, None, None)
+            return
+        now_s = int(now.timestamp())
+        subjects = [Subject(SubjectKind.SITE, site.id), *map(_subject, spots)]
+        known = await memory.remembered(connection, subjects)
+        if await memory.undo(connection, known, subjects, now=now):
+            log.info("masks undone", site=site.ref)
+        found = await self._quick(connection, site, spots, known, now_s=now_s)
+        today = local(site.time_zone, now_s).date()
+        whole = _days_due(site, row["daily_on"], today, now)
+        days = None
+        if whole:
+            more, days = await self._daily(connection, row, site, spots, known, now_s=now_s)
+            silent = {j.subject for j in more if _fires(j, Condition.FLATLINE)}
+            # the longer look is the surer one: a quiet door's silence is known after days
+            found = [
+                j for j in found if j.condition is not Condition.FLATLINE or j.subject not in silent
+            ]
+            found += [
+                j for j in more if j.condition is not Condition.FLATLINE or j.subject in silent
+            ]
+        await self._take(connection, found, known, row, now=now)
+        await connection.execute(
+            _LOOKED,
+            *(row["id"], now, now + (OPEN if _is_awake(site, now_s) else CLOSED)),
+            *(today if whole else None, None if days is None else json.dumps(days)),
+        )
+
+    async def _quick(
+        self,
+        connection: asyncpg.Connection,
+        site: Site,
+        spots: Sequence[Spot],
+        known: Memory,
+        *,
+        now_s: int,
+    ) -> list[Judgement]:
+        usual = await self._learnt(connection, site, spots, now_s=now_s)
+        counted = await loading.counters(connection, spots, now_s=now_s, days=QUICK_DAYS)
+
+        def judged() -> list[Judgement]:
+            return quick(_counters(counted, spots, usual), known, now_s=now_s)
+
+        return await asyncio.to_thread(judged)
+
+    async def _daily(
+        self,
+        connection: asyncpg.Connection,
+        row: asyncpg.Record,
+        site: Site,
+        spots: Sequence[Spot],
+        known: Memory,
+        *,
+        now_s: int,
+    ) -> tuple[list[Judgement], dict[str, float]]:
+        """Return what the last weeks tell, and the site's log ratios by day."""
+        today = local(site.time_zone, now_s).date()
+        past = await loading.weeks(connection, site, spots, today)
+        usual = await asyncio.to_thread(_learn, past, spots, DAILY_DAYS)
+        counted = await loading.counters(connection, spots, now_s=now_s, days=DAILY_DAYS)
+        perimeter = await load_perimeters(
+            connection, [site], spans={site.id: (now_s - 86_400, now_s)}
+        )
+        peers: dict[int, list[float]] = {}
+        for (days,) in await connection.fetch(_PEERS, row["organisation_id"], site.id):
+            for day, ratio in json.loads(days).items():
+                peers.setdefault(int(day), []).append(ratio)
+
+        def judged() -> list[Judgement]:
+            counters = [
+                replace(each, perimeter=spot.id in perimeter[site.id].spots)
+                for each, spot in zip(_counters(counted, spots, usual), spots, strict=True)
+            ]
+            subject = Subject(SubjectKind.SITE, site.id)
+            return daily(subject, counters, peers, known, now_s=now_s)
+
+        return await asyncio.to_thread(judged), _ratios(usual)
+
+    async def _learnt(
+        self, connection: asyncpg.Connection, site: Site, spots: Sequence[Spot], *, now_s: int
+    ) -> Mapping[int, Usual]:
+        """Return what the site's counters are used to, learnt once a local day."""
+        today = local(site.time_zone, now_s).date()
+        kept = self._usual.get(site.id)
+        if kept is not None and kept[0] == today and set(kept[1]) == {spot.id for spot in spots}:
+            self._usual.move_to_end(site.id)
+            return kept[1]
+        past = await loading.weeks(connection, site, spots, today)
+        usual = await asyncio.to_thread(_learn, past, spots, QUICK_DAYS)
+        self._usual[site.id] = today, usual
+        if len(self._usual) > _KEPT:
+            self._usual.popitem(last=False)
+        return usual
+
+    # -- devices -----------------------------------------------------------------------------
+
+    async def _device(
+        self, connection: asyncpg.Connection, row: asyncpg.Record, now: datetime
+    ) -> None:
+        subject = Subject(SubjectKind.DEVICE, row["device_id"])
+        stands = await connection.fetchrow(_STANDS, row["device_id"], now)
+        spot = None
+        if stands is not None:
+            (spot,) = await load_spots(connection, ids=[stands["spot_id"]])
+        kiosk = spot if spot is not None and spot.kind == "kiosk" else None
+        subjects = [subject] if kiosk is None else [subject, _subject(kiosk)]
+        known = await memory.remembered(connection, subjects)
+        await memory.undo(connection, known, subjects, now=now)
+        told = await loading.device(
+            connection, subject.row, None if kiosk is None else kiosk.id, now=now
+        )
+        found = _judged(subject, told, known, spot, now=now)
+        if kiosk is not None:
+            case = _case(_subject(kiosk), stuck_button.CONDITION, known, now)
+            stored = None if told.stored_s is None else int(told.stored_s)
+            found.append(stuck_button.judge(case, told.presses, observed_to_s=stored))
+        await self._take(connection, found, known, row, now=now)
+        pressed = told.presses and told.presses[-1].at_ms / 1000 > (now - _RECENTLY).timestamp()
+        following = now + (PRESSED if pressed else DEVICE)
+        await connection.execute(_LOOKED, row["id"], now, following, None, None)
+
+    async def _take(
+        self,
+        connection: asyncpg.Connection,
+        found: Sequence[Judgement],
+        known: Memory,
+        row: asyncpg.Record,
+        *,
+        now: datetime,
+    ) -> None:
+        news = await memory.take(
+            connection, found, known, organisation=row["organisation_id"], now=now
+        )
+        for each in news:
+            if each.standing is Standing.FIRING:
+                metrics.CONDITIONS_FIRED.labels(each.condition.value).inc()
+                log.info(
+                    "condition fires",
+                    condition=each.condition.value,
+                    subject=f"{each.subject.kind.value} {each.subject.row}",
+                )
+
+
+def _counters(
+    counted: loading.Counters, spots: Sequence[Spot], usual: Mapping[int, Usual]
+) -> list[Counter]:
+    return [
+        Counter(
+            _subject(spot),
+            loading.series(counted, spot, usual[spot.id]),
+            counted.readings[spot.id],
+            usual[spot.id].days,
+        )
+        for spot in spots
+    ]
+
+
+def _learn(past: Weeks, spots: Sequence[Spot], back_days: int) -> dict[int, Usual]:
+    found = learn(past.cells, past.doors, today=past.today, back_days=back_days)
+    return {spot.id: usual for spot, usual in zip(spots, found or [NOTHING], strict=True)}
+
+
+def _ratios(usual: Mapping[int, Usual]) -> dict[str, float]:
+    """Return the site's log ratio of counted and usual by ordinal day."""
+    sums: dict[int, list[float]] = {}
+    for each in usual.values():
+        for day in each.days:
+            pair = sums.setdefault(day.day, [0.0, 0.0])
+            pair[0] += day.counted
+            pair[1] += day.usual
+    return {
+        str(day): round(ln(counted / people), 4)
+        for day, (counted, people) in sums.items()
+        if counted > 0 and people > 0
+    }
+
+
+def _judged(
+    subject: Subject, told: loading.Device, known: Memory, spot: Spot | None, *, now: datetime
+) -> list[Judgement]:
+    """Judge what a device says of itself, and what is seen of it."""
+
+    def case(condition: Condition) -> Case:
+        return _case(subject, condition, known, now)
+
+    gauges, heard = told.gauges, told.heard_s
+    silence = 86_400.0 if heard is None else max(86_400.0, 2 * (now.timestamp() - heard))
+    return [
+        reboot_loop.judge(case(reboot_loop.CONDITION), told.starts_s, heard_s=heard),
+        flapping.judge(case(flapping.CONDITION), told.losses_s, heard_s=heard),
+        duplicate_identity.judge(case(duplicate_identity.CONDITION), told.findings, heard_s=heard),
+        clock_drift.judge(
+            case(clock_drift.CONDITION), told.arrivals, wild=told.wild, undated=told.undated
+        ),
+        backlog.judge(case(backlog.CONDITION), gauges.get("outbox.frames", ())),
+        storage.judge(
+            case(storage.CONDITION),
+            gauges.get("disk.free", ()),
+            gauges.get("outbox.trouble", ()),
+        ),
+        temperature.judge(case(temperature.CONDITION), gauges.get("cpu.celsius", ())),
+        certificate.judge(
+            case(certificate.CONDITION),
+            told.certificate,
+            heard_s=heard,
+            pause_s=silence,
+            opens_s=_opens_s(spot, told, now),
+        ),
+    ]
+
+
+def _opens_s(spot: Spot | None, told: loading.Device, now: datetime) -> float | None:
+    """Return when the shop opens next, where a certificate ends soon enough for it to matter."""
+    if spot is None or told.certificate is None:
+        return None
+    now_s = int(now.timestamp())
+    if told.certificate.ends_s > now_s + _SOON.total_seconds():
+        return None
+    ahead = spot.site.calendar.open_between(now_s, now_s + int(_AHEAD.total_seconds()))
+    return float(ahead[0][0]) if ahead else float(now_s + int(_AHEAD.total_seconds()))
+
+
+def _case(subject: Subject, condition: Condition, known: Memory, now: datetime) -> Case:
+    return Case(subject, int(now.timestamp()), known(subject, condition))
+
+
+def _subject(spot: Spot) -> Subject:
+    return Subject(SubjectKind.SPOT, spot.id)
+
+
+def _fires(judgement: Judgement, condition: Condition) -> bool:
+    return judgement.condition is condition and judgement.standing is Standing.FIRING
+
+
+def _is_awake(site: Site, now_s: int) -> bool:
+    """Whether the site is open, or was within the last hours, so that late counts still come."""
+    return bool(site.calendar.open_between(now_s - int(_AFTER_CLOSING.total_seconds()), now_s + 1))
+
+
+def _days_due(site: Site, done: date | None, today: date, now: datetime) -> bool:
+    """Whether the look at the days is due: an hour after closing, or after midnight if it never
+    closes, or on a day when it does not open."""
+    if done is not None and done >= today:
+        return False
+    now_s = int(now.timestamp())
+    opened = site.calendar.day(today).open
+    if not opened or opened[-1][1] >= site.calendar.day(today).end_s:
+        return True
+    return now_s >= opened[-1][1] + int(_AFTER_CLOSING.total_seconds())
+
+
+_PLATFORM = """
+    select (select watermark from platform) as watermark,
+           exists (select from platform_unknown where until is null) as unknown
+"""
+_DUE = """
+    select id, organisation_id, site_id, device_id, daily_on from health_checks
+    where due_at <= $1 order by due_at limit $2 for update skip locked
+"""
+_LOOKED = """
+    update health_checks set looked_at = $2, due_at = $3, daily_on = coalesce($4, daily_on),
+        days = coalesce($5::jsonb, days)
+    where id = $1
+"""
+_PEERS = """
+    select days from health_checks
+    where organisation_id = $1 and site_id is not null and site_id <> $2 and days <> '{}'
+"""
+_STANDS = """
+    select spot_id from assignments where device_id = $1 and valid @> $2::timestamptz
+"""
