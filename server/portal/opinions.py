@@ -14,14 +14,18 @@ from typing import TypeVar
 import asyncpg
 from aiohttp import web
 
+from protocol.frame import signed
 from server.errors import NotFoundError, VestibuleError
 from server.feedback import actions, alerts
 from server.feedback.actions import LANGUAGES, Action, Plan
 from server.feedback.alerts import Alert
+from server.feedback.answers import Question
 from server.feedback.indices import Index, Kind, index_of
 from server.feedback.misuse import VERSION, Reason
 from server.feedback.query import Basis, FeedbackRow, feedback
 from server.feedback.response_rate import Rates, response_rates
+from server.feedback.results import Share, shares
+from server.feedback.wording import worded
 from server.people.roles import Permission, Place
 from server.portal import numbers
 from server.portal.forms import day_of, form_of
@@ -53,6 +57,14 @@ class Asked:
     @property
     def kept(self) -> int:
         return sum(self.answers)
+
+    @property
+    def key(self) -> Question:
+        return Question(signed(int(self.questionnaire, 16), 64), self.question)
+
+    def shares(self, options: int) -> tuple[Share, ...]:
+        """Return a choice's shares, of so many options; 0: of those that were chosen."""
+        return shares((self.answers + (0,) * options)[: options or None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +239,8 @@ class Pages:
             if ref not in look.seen:
                 raise web.HTTPNotFound
             (site,) = await load_sites(look.db, [ref])
-            found = await self._found(look, site)
+            language = self._portal.shell.words(request).language
+            found = await self._found(look, site, language)
             _, where = await _site_place(look, ref)
         return self._portal.page(
             request,
@@ -243,7 +256,7 @@ class Pages:
             **found,
         )
 
-    async def _found(self, look: Look, site: Site) -> dict[str, object]:
+    async def _found(self, look: Look, site: Site, language: str) -> dict[str, object]:
         now_s = int(self._portal.now().timestamp())
         today = local(site.time_zone, now_s).date()
         since, until = today - timedelta(days=DAYS - 1), today + timedelta(days=1)
@@ -251,13 +264,18 @@ class Pages:
         raw = await feedback(look.db, query, now_s=now_s)
         kept = await feedback(look.db, query, now_s=now_s, basis=Basis.FILTERED)
         rates = await response_rates(look.db, query, now_s=now_s)
+        asked = asked_of(raw.rows, kept.rows)
+        wordings = await worded(
+            look.db, {each.key.questionnaire for each in asked}, language=language, site=site.name
+        )
         told = await alerts.listed(look.db, look.organisation, sites=(site.ref,), limit=50)
         planned = await actions.listed(
             look.db, look.organisation, sites=(site.ref,), limit=_ACTIONS_SHOWN
         )
         return {
             "today": today,
-            "asked": asked_of(raw.rows, kept.rows),
+            "asked": asked,
+            "worded": wordings,
             "excluded": excluded_of(kept.rows),
             "pending": any(row.pending for row in kept.rows),
             "rate": rate_of(rates),

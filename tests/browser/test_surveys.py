@@ -22,8 +22,10 @@ TEXTS = {
     "all": ("Som helhet?", "Alt i alt?", "All in all?"),
     "item1": ("Jag blev väl bemött.", "Jeg blev mødt godt.", "I was met well."),
     "item2": ("Det gick fort i kassan.", "Det gik hurtigt i kassen.", "Check-out was fast."),
+    "choice1": ("Hur ofta?", "Hvor ofte?", "How often?"),
     "words": ("Något mer?", "Andet?", "Anything else?"),
 }
+OPTIONS = ("Ofta\nSällan", "Ofte\nSjældent", "Often\nSeldom")
 PHONE = "070-123 45 67"
 LANGUAGES = ("sv", "da", "en")
 
@@ -37,10 +39,14 @@ def built(portal: Page) -> str:
     for name, texts in TEXTS.items():
         for language, text in zip(LANGUAGES, texts, strict=True):
             portal.locator(f"#{name}_{language}").fill(text)
+    for language, lines in zip(LANGUAGES, OPTIONS, strict=True):
+        portal.locator(f"#options1_{language}").fill(lines)
     portal.locator("#of2").select_option("2")
-    # 3.5 + 2.4 + 2.4 + 9.0 to answer, and 0.06 for each character of the longest wordings
-    characters = sum(max(map(len, TEXTS[name])) for name in ("all", "item1", "item2", "words"))
-    expect(portal.locator("#seconds")).to_have_text(f"{17.3 + 0.06 * characters:.1f}")
+    # 3.5 + 2.4 + 2.4 + 3.0 + 9.0 to answer, and 0.06 for each character of the longest wordings
+    asked = ("all", "item1", "item2", "choice1", "words")
+    characters = sum(max(map(len, TEXTS[name])) for name in asked)
+    characters += len("Often") + len("Sjældent")
+    expect(portal.locator("#seconds")).to_have_text(f"{20.3 + 0.06 * characters:.1f}")
     assert violations(portal) == []
     portal.set_viewport_size({"width": 360, "height": 740})
     assert overflow(portal) <= 0
@@ -82,6 +88,8 @@ def test_a_visitor_answers_on_a_phone_in_each_language_with_and_without_script(
         found = re.search(r"([\d.]+)–([\d.]+)[^–]*?\s6\s", scored.inner_text())
         assert found is not None
         assert float(found[1]) < value < float(found[2])
+    chosen = portal.locator('[data-choice="choice1"] [data-option="1"]')
+    expect(chosen).to_have_text(re.compile(r"Seldom\s+100%\s+61%–100%\s+6 of 6"))
     expect(portal.locator("[data-seconds]")).to_have_text(re.compile("an estimate: 6 of 200"))
     expect(portal.get_by_text("[phone]").first).to_be_visible()
     expect(portal.get_by_text(PHONE)).to_have_count(0)
@@ -102,11 +110,11 @@ def with_script(phone: Page, link: str, language: str) -> None:
         box = label.bounding_box()
         assert box is not None
         assert min(box["width"], box["height"]) >= 64
-    for _ in range(3):
+    for _ in range(4):
         item = phone.locator(".item:visible")
         expect(item).to_have_count(1)
-        value = "8" if item.locator('[name="overall"]').count() else "4"
-        before = item.locator("input").first.get_attribute("name")
+        before = item.locator("input").first.get_attribute("name") or ""
+        value = {"overall": "8", "choice1": "1"}.get(before, "4")
         item.locator("label", has=phone.locator(f'input[value="{value}"]')).click()
         expect(phone.locator(f'.item:visible input[name="{before}"]')).to_have_count(0)
     phone.locator("textarea").fill(f"Ring {PHONE}")
@@ -128,8 +136,9 @@ def without_script(chrome: Browser, link: str, language: str) -> None:
     try:
         phone = context.new_page()
         phone.goto(link)
-        expect(phone.locator(".item")).to_have_count(4)
-        for name, value in (("overall", "8"), ("item1", "4"), ("item2", "4")):
+        expect(phone.locator(".item")).to_have_count(5)
+        answers = (("overall", "8"), ("item1", "4"), ("item2", "4"), ("choice1", "1"))
+        for name, value in answers:
             phone.locator(f'input[name="{name}"][value="{value}"]').check()
         phone.locator("textarea").fill(f"Ring {PHONE}")
         phone.locator("form button").click()

@@ -1,9 +1,12 @@
 """The portal's pages on feedback: what they show, to whom, and who may act there."""
 
+import re
 from datetime import timedelta
 
 import pytest
+from scipy.stats import binomtest
 
+from server.feedback import questionnaires
 from server.people.roles import Grant, Role
 from server.portal.frame import CATALOGUES
 from server.web.catalogue import SHARED, load, problems
@@ -130,3 +133,43 @@ async def test_an_action_is_planned_and_is_not_closed_too_early(people: People) 
     assert "A second till" in html
     assert "Ni sa: kö." in html
     assert "may be shown" in html
+
+
+async def test_a_choice_at_a_kiosk_stands_with_its_options_shares_intervals_and_n(
+    people: People,
+) -> None:
+    await kiosk(people)
+    owner, organisation = people.owner, people.organisations["own"]
+    said = {"sv": "Vad saknas i {site}?", "en": "What is missing in {site}?"}
+    options = [{"sv": "Storlekar", "en": "Sizes"}, {"sv": "Hjälp", "en": "Help"},
+               {"sv": "Inget", "en": "Nothing"}]  # fmt: skip
+    made = await questionnaires.make(
+        owner, organisation, name="Missing", actor="test", now=NOW,
+        value={"format": 1, "languages": ["sv", "en"], "title": {"sv": "A", "en": "A"},
+               "questions": [{"kind": "choice", "text": said, "options": options}]},
+    )  # fmt: skip
+    spot = await owner.fetchval("select id from spots where ref = 'own-site-kiosk'")
+    day = NOW.date() - timedelta(days=1)
+    for answer, chosen in ((0, 12), (1, 8)):
+        await owner.execute(
+            "insert into presses_day values ($1, $2, $3, $4, $4, 0, 0, $5)",
+            *(day, made.hash, spot, chosen + 1, answer),
+        )
+        await owner.execute(
+            "insert into responses_day values ($1, $2, $3, $4, 1, 0, 0, 0, 1, 0, $5)",
+            *(day, made.hash, spot, chosen, answer),
+        )
+    await people.analyst()
+    browser = await people.signed_in()
+    _, html = await page_of(browser, "/feedback/own-site")
+    card = html[html.index(f'data-question="{made.hex}-0"') :].split("</section>")[0]
+    assert "What is missing in own-site?" in card
+    assert "<span data-kept>20</span>" in card
+    rows = re.findall(r"<tr data-option.*?</tr>", card, re.S)
+    for row, (name, chosen) in zip(rows, (("Sizes", 12), ("Help", 8), ("Nothing", 0)), strict=True):
+        interval = binomtest(chosen, 20).proportion_ci(method="wilson")
+        low, high = (f"{round(100 * end)}" for end in (interval.low, interval.high))
+        text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", row))
+        assert re.search(rf"{name} {5 * chosen}\s?% {low}\s?%–{high}\s?% {chosen} ", f"{text} "), (
+            text
+        )

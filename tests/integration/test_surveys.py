@@ -8,8 +8,10 @@ from datetime import timedelta
 import asyncpg
 import msgspec
 import pytest
+from scipy.stats import binomtest
 
 from server.feedback import tokens
+from server.feedback.battery import Battery, ItemKind
 from server.people.roles import Grant, Role
 from tests.integration.people_world import NOW, People, form_of, load, post
 from tests.integration.survey_world import LANGUAGES, Counter, Phone, battery, counter, path_of
@@ -470,3 +472,59 @@ async def test_of_two_answers_with_one_token_at_the_same_moment_one_is_stored(
     statuses = sorted(status for status, _ in await asyncio.gather(*sent))
     assert statuses == [200, 409, 409, 409]
     assert await counter.people.owner.fetchval("select count(*) from survey_answers") == 1
+
+
+async def test_a_choices_shares_stand_with_interval_and_n_where_their_group_is_shown(
+    counter: Counter,
+) -> None:
+    survey = await counter.survey()
+    await counter.answers(survey, [1, 2, 3, 4, 5, 1, 3])
+    await counter.answers(survey, [2], channel="poster")
+    found = await counter.ask("GET", f"/surveys/{survey}/results")
+    told = [(each["way"], each["item"], each["option"], each["chosen"], each["n"])
+            for each in found["choices"]]  # fmt: skip
+    assert told == [
+        *(("one-time", "came", 0, 2, 7), ("one-time", "came", 1, 5, 7)),
+        *(("poster", "came", 0, 1, 1), ("poster", "came", 1, 0, 1)),
+    ]
+    for each in found["choices"]:
+        interval = binomtest(each["chosen"], each["n"]).proportion_ci(method="wilson")
+        assert each["share"] == each["chosen"] / each["n"]
+        assert each["low"] == pytest.approx(interval.low)
+        assert each["high"] == pytest.approx(interval.high)
+    by = await counter.ask("GET", f"/surveys/{survey}/results?by=came")
+    assert by["choices"] == []  # two said "often": so few are shown neither apart nor by the rest
+    staff = await counter.survey("employees", "At work")
+    await counter.answers(staff, [1, 2, 3, 4])
+    assert (await counter.ask("GET", f"/surveys/{staff}/results"))["choices"] == []
+    await counter.answers(staff, [5])
+    assert len((await counter.ask("GET", f"/surveys/{staff}/results"))["choices"]) == 2
+
+
+async def test_the_builder_makes_choices_line_by_line_and_refuses_what_a_language_lacks(
+    counter: Counter,
+) -> None:
+    people = counter.people
+    await people.analyst()
+    browser = await people.signed_in()
+    form = await form_of(browser, "/surveys/new") | {
+        "do": "keep", "name": "Chosen", "population": "visitors", "shown": "5",
+        **{f"{name}_{code}": f"{name} {code}" for code in ("sv", "en")
+           for name in ("title", "why", "factor1", "all", "item1", "choice2")},
+        "of1": "1",
+        "options2_sv": "Ofta\r\n\r\n  Ibland \r\nSällan", "options2_en": "Often\nAt times",
+    }  # fmt: skip
+    refused = await post(browser, "/surveys/new", form)
+    assert (refused.status, "choice2" in (await refused.text()).split('id="problem"')[1]) == (
+        422,
+        True,
+    )
+    made = await post(browser, "/surveys/new", form | {"options2_en": "Often\nAt times\nSeldom"})
+    assert made.status == 303
+    content = await people.owner.fetchval("select content from surveys")
+    (choice,) = msgspec.json.decode(content, type=Battery).of(ItemKind.CHOICE)
+    assert choice.options == [
+        {"sv": "Ofta", "en": "Often"},
+        {"sv": "Ibland", "en": "At times"},
+        {"sv": "Sällan", "en": "Seldom"},
+    ]
