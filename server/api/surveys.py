@@ -2,14 +2,14 @@
 
 import asyncio
 import secrets
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import msgspec
 
 from server.api.acts import Act, ActRoute, written
 from server.api.pages import after, page_of
-from server.api.parameters import AsFormat, Listing, Nothing, Sites
+from server.api.parameters import AsFormat, Listing, Nothing, Sites, read_cursor, write_cursor
 from server.api.problems import ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -18,7 +18,7 @@ from server.feedback import answering, handing_out, surveys
 from server.feedback.answering import Answered
 from server.feedback.battery import Battery, Population, asked_seconds
 from server.feedback.qr import svg
-from server.feedback.results import BY, Choice, Results, Score, summed, withheld, words_of
+from server.feedback.results import BY, Choice, Results, Score, summed, withheld
 from server.feedback.scores import LEAST_GROUP, changes, drivers
 from server.feedback.surveys import Round, Survey
 from server.feedback.tokens import PURPOSE, Channel, Delay
@@ -302,11 +302,13 @@ async def _results(call: Call, asked: ResultParameters) -> SurveyResults:
     found = await _found(call)
     answers, battery = await _answered(call, found, asked), found.battery
     cells = await answering.cells_of(call.connection, found)
-    hide = withheld(found.population, answers, cells, by=asked.by)
+
+    def made() -> Results:
+        hide = withheld(found.population, answers, cells, by=asked.by)
+        return summed(battery, found.population, answers, by=asked.by, hide=hide)
+
     try:
-        result = await asyncio.to_thread(
-            summed, battery, found.population, answers, by=asked.by, hide=hide
-        )
+        result = await asyncio.to_thread(made)
     except KeyError as error:
         raise ParameterError("by", f"expected one of {', '.join(BY)}, or a choice") from error
     return SurveyResults(
@@ -366,18 +368,28 @@ async def _drivers(call: Call, asked: Nothing) -> DriverAnswer:
     )
 
 
-async def _words(call: Call, asked: Nothing) -> Page[WordsRecord]:
-    del asked
-    found = await _found(call)
-    answers = await answering.answered(call.connection, found)
+async def _words(call: Call, asked: Listing) -> Page[WordsRecord]:
+    found, before = await _found(call), None
+    if asked.cursor is not None:
+        name, at_s = read_cursor(asked)
+        if not (str(name).isascii() and str(name).isdecimal() and len(str(name)) < 19):
+            raise ParameterError("cursor", "this is not a cursor of ours", code="bad_cursor")
+        before = datetime.fromtimestamp(int(at_s), UTC), int(name)
+    rows = await answering.written(call.connection, found, before=before, limit=asked.limit + 1)
+    shown = rows[: asked.limit]
+    following = None
+    if len(rows) > len(shown):
+        last = shown[-1]
+        following = write_cursor(asked, (str(last.id), int(last.at.timestamp())))
     return Page(
         [
             WordsRecord(
                 *(each.site, each.channel, each.touchpoint, each.delay, each.locale, each.at),
                 each.words,
             )
-            for each in words_of(found.population, answers)[:1_000]
-        ]
+            for each in shown
+        ],
+        following,
     )
 
 
@@ -488,7 +500,7 @@ ROUTES = (
         *(GainRecord, _drivers),
     ),
     Route(
-        *("/surveys/{ref}/words", "What visitors wrote, masked", Nothing, Page[WordsRecord]),
+        *("/surveys/{ref}/words", "What visitors wrote, masked", Listing, Page[WordsRecord]),
         *(WordsRecord, _words),
     ),
     Route(

@@ -9,8 +9,10 @@ Invariants:
 - One-time answers and posters' are never summed into one number.
 """
 
+import asyncio
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,14 +22,23 @@ import msgspec
 
 from server.errors import RefusedError
 from server.feedback import tokens
-from server.feedback.battery import Battery, BatteryError, ItemKind, answer_of, draw
+from server.feedback.battery import (
+    Battery,
+    BatteryError,
+    ItemKind,
+    Population,
+    answer_of,
+    draw,
+)
 from server.feedback.masking import mask
+from server.feedback.scores import kept
 from server.feedback.surveys import Survey, of_row
 from server.feedback.tokens import Binding, Channel, Delay, Shown
 
 MOST_ANSWERS = 50_000  # of a result: the latest
 FORGOTTEN_S = 1_800.0  # a form left lying says nothing about how long answering takes
 _POSTERS = 0x706F7374  # "post"
+_ANSWERS = msgspec.json.Decoder(dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,20 @@ class Answered:
     answers: dict[str, int]
     words: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What somebody wrote, masked before it was stored."""
+
+    id: int
+    site: str
+    channel: Channel
+    touchpoint: str
+    delay: Delay
+    locale: str
+    at: datetime
+    words: str
 
 
 Cell = tuple[str, str]
@@ -212,14 +237,38 @@ async def answered(
         "order by a.answered_at desc, a.id desc limit $4",
         *(survey.id, None if sites is None else list(sites), round_, MOST_ANSWERS),
     )
+    return await asyncio.to_thread(lambda: [_answered(row) for row in rows])
+
+
+def _answered(row: asyncpg.Record) -> Answered:
+    return Answered(
+        *(row["ref"], row["spot"], row["round"], Channel(row["channel"]), row["touchpoint"]),
+        *(Delay(row["delay"]), row["locale"], row["seconds"]),
+        *(_ANSWERS.decode(row["answers"]), row["words"], row["answered_at"]),
+    )
+
+
+async def written(
+    connection: asyncpg.Connection,
+    survey: Survey,
+    *,
+    before: tuple[datetime, int] | None = None,
+    limit: int,
+) -> list[Written]:
+    """Return what was written, the latest first; `before`: the time and id a page ended with.
+
+    Of any population but visitors, nothing of a site at which too few answered (`kept`).
+    """
+    sites: list[str] | None = None
+    if survey.population is not Population.VISITORS:
+        counts = Counter[str]()
+        for (site, _), n in (await cells_of(connection, survey)).items():
+            counts[site] += n
+        sites = list(kept(counts))
+    rows = await connection.fetch(_WRITTEN, survey.id, sites, *(before or (None, None)), limit)
     return [
-        Answered(
-            *(row["ref"], row["spot"], row["round"], Channel(row["channel"]), row["touchpoint"]),
-            *(Delay(row["delay"]), row["locale"], row["seconds"]),
-            *(msgspec.json.decode(row["answers"], type=dict[str, int]), row["words"]),
-            row["answered_at"],
-        )
-        for row in rows
+        Written(id_, site, Channel(channel), touchpoint, Delay(delay), *rest)
+        for id_, site, channel, touchpoint, delay, *rest in rows
     ]
 
 
@@ -242,3 +291,12 @@ async def told(connection: asyncpg.Connection, site: int, language: str) -> list
         *(site, language),
     )
     return [row[0] for row in rows if row[0]]
+
+
+_WRITTEN = """
+    select a.id, s.ref, a.channel, a.touchpoint, a.delay, a.locale, a.answered_at, a.words
+    from survey_answers a join sites s on s.id = a.site_id
+    where a.survey_id = $1 and a.words <> '' and ($2::text[] is null or s.ref = any($2))
+      and ($3::timestamptz is null or (a.answered_at, a.id) < ($3, $4::bigint))
+    order by a.answered_at desc, a.id desc limit $5
+"""

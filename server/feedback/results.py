@@ -116,6 +116,8 @@ def summed(
     choice = battery.by_key[by] if by and by not in BY else None
     if choice is not None and choice.kind is not ItemKind.CHOICE:
         raise KeyError(by)
+    language = battery.languages[0]
+    names = [] if choice is None else [option[language] for option in choice.options]
     private = choice is not None or by == "locale" or population is not Population.VISITORS
     scores: list[Score] = []
     choices: list[Choice] = []
@@ -123,7 +125,7 @@ def summed(
         groups: dict[str, list[Answered]] = {}
         for each in answers:
             if each.channel.one_time is (way == ONE_TIME):
-                group = _group(battery, each, by)
+                group = _group(each, by, names)
                 if group is not None:
                     groups.setdefault(group, []).append(each)
         shown = kept({group: len(rows) for group, rows in groups.items()})
@@ -167,8 +169,8 @@ def words_of(population: Population, answers: Sequence[Answered]) -> list[Answer
     return [each for each in answers if each.words]
 
 
-def _group(battery: Battery, answer: Answered, by: str) -> str | None:
-    """Return which group an answer belongs to; None: it was not said."""
+def _group(answer: Answered, by: str, options: Sequence[str]) -> str | None:
+    """Return which group an answer belongs to, of a choice's `options`; None: it was not said."""
     match by:
         case "":
             return ""
@@ -190,7 +192,7 @@ def _group(battery: Battery, answer: Answered, by: str) -> str | None:
             given = answer.answers.get(by)
             if given is None:
                 return None
-            return battery.by_key[by].options[given][battery.languages[0]]
+            return options[given]
 
 
 def _scores(

@@ -8,6 +8,7 @@ Invariants:
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 import asyncpg
 import msgspec
@@ -41,13 +42,19 @@ class Survey:
 
     @property
     def battery(self) -> Battery:
-        return msgspec.json.decode(self.content, type=Battery)
+        return battery_of(self.content)
 
     @property
     def state(self) -> str:
         if self.closed_at is not None:
             return "closed"
         return "draft" if self.published_at is None else "published"
+
+
+@lru_cache(maxsize=64)
+def battery_of(content: bytes) -> Battery:
+    """Return what a version asks, read once: neither it nor its content is ever changed."""
+    return msgspec.json.decode(content, type=Battery)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ number stands with population, channels, n and interval.
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +16,11 @@ from aiohttp import web
 
 from server.errors import VestibuleError
 from server.feedback import answering, handing_out, offers, surveys
+from server.feedback.answering import Answered, Cell
 from server.feedback.battery import BUDGET_S, Population, asked_seconds
 from server.feedback.qr import svg
 from server.feedback.results import Choice, Results, Score, summed, withheld, words_of
-from server.feedback.scores import drivers
+from server.feedback.scores import Drivers, drivers
 from server.feedback.surveys import Survey
 from server.feedback.tokens import PURPOSE, Channel, Delay
 from server.people.sealing import Seal
@@ -238,14 +239,8 @@ class Pages:
         answers = await answering.answered(look.db, found, sites=seen)
         by = request.query.get("by", "")
         by = by if by in ("site", "spot") else ""
-        hide = withheld(found.population, answers, await answering.cells_of(look.db, found))
-        results = await asyncio.to_thread(
-            summed, battery, found.population, answers, by=by, hide=hide
-        )
-        driven = None
-        if look.sees_all:
-            one_time = [each.answers for each in answers if each.channel.one_time]
-            driven = await asyncio.to_thread(drivers, battery, one_time, seed=found.id)
+        cells = await answering.cells_of(look.db, found)
+        told = await asyncio.to_thread(_told, found, answers, cells, by=by, whole=look.sees_all)
         sites = [(site.ref, site.name) for site in await load_sites(look.db)]
         kiosks = await _kiosks(look)
         offered = await offers.listed(look.db, look.organisation, survey=found.id, open_only=True)
@@ -260,15 +255,15 @@ class Pages:
             battery=battery,
             spoken=spoken,
             factors={factor.key: factor for factor in battery.factors},
-            groups=_groups(results, dict(sites) | {each.ref: each.name for each in kiosks}),
+            groups=_groups(told.results, dict(sites) | {each.ref: each.name for each in kiosks}),
             asked=battery.by_key,
-            results=results,
+            results=told.results,
             by=by,
-            by_kiosk=any(each.spot for each in answers),
+            by_kiosk=told.by_kiosk,
             kiosks=kiosks,
             offers=[each for each in offered if each.site in look.seen],
-            driven=driven,
-            written=[] if hide else words_of(found.population, answers)[:MOST_SHOWN],
+            driven=told.driven,
+            written=told.written,
             names=dict(sites),
             sites=[(ref, name) for ref, name in sites if ref in look.seen],
             channels=list(Channel),
@@ -279,6 +274,33 @@ class Pages:
             problem=problem,
             curl=self._portal.command(request, look, f"surveys/{found.ref}/results"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a survey: its results, what drives them (None: not for all), what was written.
+
+    `by_kiosk`: whether any answer came by a kiosk's code.
+    """
+
+    results: Results
+    driven: Drivers | None
+    written: list[Answered]
+    by_kiosk: bool
+
+
+def _told(
+    found: Survey, answers: Sequence[Answered], cells: Mapping[Cell, int], *, by: str, whole: bool
+) -> Outcome:
+    """Sum up, which is for a thread: there may be `MOST_ANSWERS`."""
+    hide = withheld(found.population, answers, cells)
+    one_time = [each.answers for each in answers if each.channel.one_time]
+    return Outcome(
+        summed(found.battery, found.population, answers, by=by, hide=hide),
+        drivers(found.battery, one_time, seed=found.id) if whole else None,
+        [] if hide else words_of(found.population, answers)[:MOST_SHOWN],
+        any(each.spot for each in answers),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """Surveys on one's own phone: from the desk to the visitor and back, against the database."""
 
 import asyncio
+import base64
 import json
 import re
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -261,11 +263,42 @@ async def test_a_few_colleagues_are_not_told_by_subtracting_a_part_from_the_whol
     assert await shown("?site=big&by=channel") == {False}
     parted = (await counter.ask("GET", f"/surveys/{staff}/results?by=site"))["data"]
     assert {row["group"] for row in parted if not row["hidden"]} == {"big"}
+    await counter.people.owner.execute("update survey_answers set words = 'so there'")
+    written = (await counter.ask("GET", f"/surveys/{staff}/words"))["data"]
+    assert [row["site"] for row in written] == ["big"] * 8
     visitors = await counter.survey()
     await counter.answers(visitors, [4] * 2, site="small")
     await counter.answers(visitors, [4] * 2, site="big")
     rows = (await counter.ask("GET", f"/surveys/{visitors}/results?site=small"))["data"]
     assert not any(row["hidden"] for row in rows)
+
+
+async def test_what_visitors_wrote_comes_in_pages_the_latest_first(counter: Counter) -> None:
+    survey = await counter.survey()
+    await counter.answers(survey, [1, 2, 3, 4, 5, 4, 3])
+    await counter.people.owner.execute(
+        "update survey_answers set words = case when id % 7 = 2 then '' else 'no. ' || id end, "
+        "answered_at = answered_at - (id % 3) * interval '1 hour'"
+    )
+    path = f"/surveys/{survey}/words"
+    whole = await counter.ask("GET", path)
+    assert (len(whole["data"]), whole["next"]) == (6, None)
+    order = [(row["at"], int(row["words"].removeprefix("no. "))) for row in whole["data"]]
+    assert order == sorted(order, reverse=True)
+    for limit in (1, 4, 6):
+        paged: list[dict[str, Any]] = []
+        asked: str | None = f"{path}?limit={limit}"
+        while asked is not None:
+            page = await counter.ask("GET", asked)
+            assert len(page["data"]) <= limit
+            paged += page["data"]
+            asked = page["next"] and f"{path}?limit={limit}&cursor={page['next']}"
+        assert paged == whole["data"]
+    first = (await counter.ask("GET", f"{path}?limit=1"))["next"]
+    raw = json.loads(base64.urlsafe_b64decode(first + "=" * (-len(first) % 4)))
+    forged = base64.urlsafe_b64encode(json.dumps([raw[0], "x", raw[2]]).encode()).decode()
+    bad = await counter.ask("GET", f"{path}?cursor={forged.rstrip('=')}", status=400)
+    assert bad["code"] == "bad_cursor"
 
 
 async def test_how_a_few_colleagues_changed_their_minds_is_not_told(counter: Counter) -> None:

@@ -27,6 +27,7 @@ from server.feedback.battery import (
     draw,
     seconds,
 )
+from server.feedback.surveys import battery_of
 
 WORDS = "I found what I came for."
 
@@ -310,3 +311,11 @@ def test_the_p90_is_an_estimate_until_two_hundred_answers() -> None:
     assert many is not None
     assert not many.estimate
     assert scores.seconds_taken([]) is None
+
+
+def test_a_version_is_read_once() -> None:
+    content = content_of(battery())
+    again = content_of(battery())
+    assert again is not content
+    assert battery_of(again) is battery_of(content)
+    assert battery_of(content) == battery()
