@@ -111,13 +111,13 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             bell_pool = await _open(stack, settings.dsn_ingest.reveal(), size=1, name="bell")
             bell = Bell(bell_pool, _broker(settings, "svc-downlink"))
             workers.append(group.create_task(bell.run(), name="bell"))
-        if "rollup" in settings.roles:
         if "health" in settings.roles:
             health_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="health")
             presence = PresenceWatch(health_pool, clock)
             workers.append(group.create_task(presence.run(), name="presence"))
             calling = canary.run(_broker(settings, canary.IDENTITY), clock)
             workers.append(group.create_task(calling, name="canary"))
+        if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
             workers.append(group.create_task(refreshing, name="rollup"))
