@@ -16,7 +16,7 @@ from tests.integration.api_world import World, utc
 pytestmark = pytest.mark.services
 
 RANGE = "from=2026-03-03&to=2026-03-05"
-NAMELESS = ("/definitions", "/experiments:learning", "/comparison")
+NAMELESS = ("/definitions", "/experiments:learning", "/comparison", "/stability")
 READS = [each for each in routes.READS if each.method == "GET" and each.path not in NAMELESS]
 """Definitions are everyone's, and a question that is a body is asked in test_metrics_form. Of what
 names nothing, or needs many sites, another's answer is looked at in test_experiments."""
@@ -180,6 +180,12 @@ async def two(world: World) -> tuple[int, int]:
         "from organisations; "
         "insert into device_events (organisation_id, device_id, at, kind) "
         "select organisation_id, id, '2026-03-03', 'boot' from devices; "
+        "update device_events e set reason = d.device from devices d where d.id = e.device_id; "
+        "insert into judgements (organisation_id, spot_id, condition, standing, since, judged_at, "
+        "changed_at) select organisation_id, id, 'flatline', 'clear', now(), now(), now() "
+        "from spots; "
+        "insert into masks (organisation_id, spot_id, condition, from_at, until_at, set_at) "
+        "select organisation_id, id, 'flatline', now(), now(), now() from spots; "
         "insert into users (ref, email, name) values ('user-walks', 'w@example.com', ''); "
         "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
         "expires_at, signed_off_at, walk) select a.organisation_id, p.ref || '-claim', u.id, "
@@ -199,6 +205,8 @@ def named(path: str, organisation: str) -> str:
         "surveys": "survey",
         "rounds": "round",
     }
+    if path.startswith("/devices/"):
+        return path.replace("{ref}", f"device-{organisation}-door")
     return path.replace("{ref}", f"{organisation}-{kinds.get(path.split('/')[1], 'site')}")
 
 
