@@ -7,24 +7,31 @@ Decided here:
   it. Only what is younger can be lost, and only by SIGKILL or a power cut.
 - SQLite is called on the loop: an fsync of some ms a second delays nobody here.
 - systemd's watchdog is fed by the tick: a loop that hangs starves it.
+- What is set from afar counts over the settings file (`agent.settings`), from the next moment on.
 """
 
 import asyncio
 import random
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
-from agent import factory, identity
+from agent import factory, identity, logs
+from agent.acts import Acts
 from agent.clock import Clock, SystemClock
 from agent.codes import Codes
 from agent.config import AgentConfig
+from agent.content import Asking
+from agent.desired import Desired
 from agent.feed import SocketSensor, StdinSensor
 from agent.gpio import GpioSensor
 from agent.kiosk import Visits
 from agent.link import Link, LinkOptions
 from agent.notify import Notifier
+from agent.orders import Orders
 from agent.outbox import Outbox
 from agent.plan import Plans
 from agent.recorder import Recorder, RefusedError
@@ -32,13 +39,20 @@ from agent.renewal import Renewal
 from agent.screen.screen import Screen
 from agent.sensor import Button, Crossing, Event, Sensor
 from agent.session import Session
+from agent.settings import Settings
 from agent.starts import Starts, goodbye, version
 from agent.vitals import vitals
 from protocol.session import FAILED, Goodbye
+from protocol.settings import TABLE, Value, address_of
 
 TICK_S = 1.0
+BACK_S = 60  # until it is back from a restart, as the server is told
 
 log = structlog.get_logger(__name__)
+
+
+class RestartError(Exception):
+    """This agent is to end, and to be started anew."""
 
 
 class Agent:
@@ -92,6 +106,13 @@ class Agent:
         self._event_ms = self.clock.monotonic_ms()
         self._changed = asyncio.Event()
         self._notifier = Notifier()
+        self._restart = asyncio.Event()
+        self._health_s = config.health_s
+        self._health_set = asyncio.Event()
+        found: tuple[Asking | None, ...] = (self.plans, self.codes)
+        self._asking = [each for each in found if each is not None]
+        self.desired = self._desired(rng)
+        self._asking.append(self.desired)
 
     def take(self, event: Event) -> None:
         """Record an event now; RefusedError if that can't be done."""
@@ -119,8 +140,13 @@ class Agent:
         self._goodbye = said or goodbye(self.config.state)
         self.starts.ended(self._goodbye.reason)
 
-    async def run(self) -> None:
-        """Work until cancelled; then seal the open minutes."""
+    def restart(self) -> None:
+        """End in order, to be started anew."""
+        self.leave(Goodbye("restart", BACK_S))
+        self._restart.set()
+
+    async def run(self) -> bool:
+        """Work until cancelled; then seal the open minutes. Return True to be started anew."""
         log.info(
             "agent started",
             device=self.enrolled.device,
@@ -134,6 +160,8 @@ class Agent:
                 tasks.create_task(self._journal(), name="journal")
                 tasks.create_task(self._health(), name="health")
                 tasks.create_task(self.link.run(), name="link")
+                tasks.create_task(self.desired.run(), name="desired")
+                tasks.create_task(self._restarting(), name="restart")
                 if self.plans is not None:
                     tasks.create_task(self.plans.run(), name="plans")
                 if self.codes is not None:
@@ -143,12 +171,20 @@ class Agent:
                 if self.renewal is not None:
                     tasks.create_task(self.renewal.run(), name="renewal")
                 self._notifier.tell("READY=1")
+        except* RestartError:
+            log.info("agent starts anew")
         finally:
             self._notifier.tell("STOPPING=1")
             self.recorder.close()
             self.sensor.flushed()
             self.outbox.close()
             log.info("agent stopped")
+
+        return True
+
+    async def _restarting(self) -> None:
+        await self._restart.wait()
+        raise RestartError
 
     def status(self) -> dict[str, object]:
         """Return what `vestibule-agent status` shows."""
@@ -189,8 +225,16 @@ class Agent:
 
     async def _health(self) -> None:
         while True:
-            await self.clock.sleep(self.config.health_s)
-            self.recorder.health(self.metrics())
+            self._health_set.clear()
+            waits = asyncio.ensure_future(self.clock.sleep(self._health_s))
+            changed = asyncio.ensure_future(self._health_set.wait())
+            try:
+                await asyncio.wait({waits, changed}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waits.cancel()
+                changed.cancel()
+            if waits.done() and not waits.cancelled():
+                self.recorder.health(self.metrics())
 
     def metrics(self) -> dict[str, float]:
         """Return the device's health, by name."""
@@ -267,12 +311,87 @@ class Agent:
             spread_s=self.config.spread_s,
         )
 
+    def _desired(self, rng: random.Random) -> Desired:
+        """Return what keeps this device as it is to be, with what was set before in force."""
+        config, profile = self.config, self.recorder.profile
+        file: dict[str, Value] = {
+            "health_s": round(config.health_s),
+            "frame_s": profile.frame_s,
+            "quiet_frame_s": profile.quiet_frame_s,
+            "spread_s": round(config.spread_s),
+            "retry_max_s": round(config.retry_max_s),
+            "keepalive_s": self.link.options.keepalive_s,
+            "log_level": config.log_level,
+            "broker": "",
+        }
+        own = {key: file[key] for key in TABLE if self.enrolled.kind in TABLE[key].devices}
+        desired: Desired
+        acts = Acts(
+            config,
+            status=self.status,
+            metrics=self.metrics,
+            identify=self.sensor.identify,
+            restart=self.restart,
+            send=lambda order, content: desired.send_file(order, content),
+        )
+        desired = Desired(
+            config.state,
+            server=identity.server(self.enrolled, config.server),
+            link=self.link,
+            settings=Settings(config.state, own=own, fits=self._fits, apply=self._apply),
+            orders=Orders(config.state, kernel=self.clock.epoch),
+            act=acts,
+            agent=version(),
+            boot=lambda: f"{self.recorder.boot_id:016x}",
+            clock=self.clock,
+            rng=rng,
+            last_utc_ms=lambda: self.outbox.last_utc_ms,
+            spread_s=self.link.options.spread_s,
+        )
+        return desired
+
+    def _fits(self, values: Mapping[str, Value]) -> bool:
+        """Return True if frames of these lengths go with the readings that are taken here."""
+        try:
+            replace(
+                self.recorder.profile,
+                frame_s=int(values["frame_s"]),
+                quiet_frame_s=int(values["quiet_frame_s"]),
+            )
+        except ValueError:
+            return False
+        return True
+
+    def _apply(self, values: Mapping[str, Value]) -> None:
+        """Put values into force: those that differ from what was."""
+        profile, options = self.recorder.profile, self.link.options
+        self.recorder.reframe(
+            frame_s=int(values.get("frame_s", profile.frame_s)),
+            quiet_frame_s=int(values.get("quiet_frame_s", profile.quiet_frame_s)),
+        )
+        self.link.options = replace(
+            options,
+            spread_s=float(values.get("spread_s", options.spread_s)),
+            retry_max_s=float(values.get("retry_max_s", options.retry_max_s)),
+            keepalive_s=int(values.get("keepalive_s", options.keepalive_s)),
+        )
+        if "spread_s" in values:
+            for each in self._asking:
+                each.spread(self.link.options.spread_s)
+        if "health_s" in values:
+            self._health_s = float(values["health_s"])
+            self._health_set.set()
+        if "log_level" in values:
+            logs.set_level(str(values["log_level"]))
+        if "broker" in values:
+            self.link.address = address_of("broker", str(values["broker"]))
+
     def _rung(self) -> None:
-        for each in filter(None, (self.plans, self.codes)):
+        for each in self._asking:
             each.ring()
 
     def _connected(self) -> None:
-        for each in filter(None, (self.plans, self.codes)):
+        for each in self._asking:
             each.connected()
 
     def _screen(self) -> Screen | None:
@@ -307,8 +426,11 @@ class Agent:
         return SocketSensor(self.config.socket, last_id=self.outbox.last_id, status=self.status)
 
 
-async def run(config: AgentConfig) -> None:
-    """Run an agent until SIGTERM or SIGINT; one that is not enrolled yet asks to be."""
+async def run(config: AgentConfig) -> bool:
+    """Run an agent until SIGTERM or SIGINT; one that is not enrolled yet asks to be.
+
+    Return True if it is to be started anew.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     running: list[Agent] = []
 
@@ -325,4 +447,5 @@ async def run(config: AgentConfig) -> None:
             config, clock=SystemClock(), rng=random.SystemRandom(), notifier=Notifier()
         )
         running.append(Agent(config))
-        await running[0].run()
+        return await running[0].run()
+    return False

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import json
-import logging
+import os
 import random
 import socket
 import sqlite3
@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
-import structlog
-
-from agent import agent, config, factory, identity
+from agent import agent, config, factory, identity, logs
 from agent.clock import SystemClock
 from agent.config import AgentConfig, ConfigError
 from agent.doctor import State, examine
@@ -227,18 +225,9 @@ def _ticket(settings: AgentConfig, arguments: argparse.Namespace) -> Ticket:
 
 def _run(settings: AgentConfig, arguments: argparse.Namespace) -> int:
     del arguments
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    asyncio.run(agent.run(settings))
+    logs.configure(settings.log_level)
+    if asyncio.run(agent.run(settings)):
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, started anew
     return OK
 
 

@@ -45,6 +45,7 @@ class AgentConfig:
     questionnaire: str = "0" * 16  # hex of its hash until the screen says otherwise
     screen_port: int = 0  # of the kiosk's page, on this device alone; 0: no page
     screen_pin: str = field(default="", repr=False)  # 4 to 12 digits; empty: no staff menu
+    reboot: str = ""  # the command that restarts this machine; empty: the agent restarts itself
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     server: str = ""  # where a labelled device enrols, such as https://fleet.example:8443
     root_sha256: str = ""  # of the fleet's root certificate, in hex

@@ -122,9 +122,12 @@ class Asking(ABC):
         """The broker has taken us: a bell may have rung while we were away."""
         self._soon(self._spread_s * CONNECT_SPREAD)
 
+    def spread(self, seconds: float) -> None:
+        """Spread over another time from now on."""
+        self._spread_s = seconds
+
     def _soon(self, spread_s: float) -> None:
-        at_ms = self._clock.monotonic_ms() + round(self._rng.uniform(0, spread_s) * 1000)
-        self._due_ms = min(self._due_ms, at_ms)
+        self._in(round(self._rng.uniform(0, spread_s) * 1000))
         self._wake.set()
 
     async def run(self) -> None:
@@ -143,7 +146,8 @@ class Asking(ABC):
             await self.step()
 
     async def step(self) -> None:
-        """Ask once, and note how it went."""
+        """Ask once, and note how it went; who rings meanwhile is not forgotten."""
+        self._due_ms = self._clock.monotonic_ms() + 2 * DAY_MS
         try:
             changed = await self._fetch()
         except ContentError as error:
@@ -155,25 +159,25 @@ class Asking(ABC):
             log.warning("not fetched", what=self.what, error=self.trouble)
         else:
             self._failures, self.trouble = 0, ""
-            self._due_ms = self._clock.monotonic_ms() + round(
-                DAY_MS * (0.75 + self._rng.random() / 2)
-            )
+            self._in(round(DAY_MS * (0.75 + self._rng.random() / 2)))
             if changed:
                 self.fetched += 1
                 log.info("taken", what=self.what)
 
     def _failed(self, why: str) -> None:
         self.trouble = why
-        wait_ms = backoff_ms(self._failures, self._rng.random())
+        self._in(backoff_ms(self._failures, self._rng.random()))
         self._failures += 1
-        self._due_ms = self._clock.monotonic_ms() + wait_ms
+
+    def _in(self, wait_ms: int) -> None:
+        self._due_ms = min(self._due_ms, self._clock.monotonic_ms() + wait_ms)
 
     @abstractmethod
     async def _fetch(self) -> bool:
         """Ask; True if something else was taken."""
 
     async def _asked(
-        self, method: str, path: str, *, body: str | None = None, etag: str = ""
+        self, method: str, path: str, *, body: str | bytes | None = None, etag: str = ""
     ) -> Answered:
         """Return the server's answer, 200 or 304; EnrolError, OSError, HTTPException."""
         assert self._server is not None

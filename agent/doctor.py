@@ -4,7 +4,7 @@ import shutil
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,6 +19,7 @@ from agent.identity import NotEnrolledError
 from agent.link import tls_context
 from agent.outbox import Outbox, OutboxBusyError
 from agent.renewal import Step, found
+from agent.settings import broker as in_force
 from protocol.frame import Quality
 
 SPARE_BYTES = 256 << 20
@@ -46,8 +47,8 @@ class Finding:
     remedy: str = ""
 
 
-def examine(config: AgentConfig) -> Iterator[Finding]:
-    """Run all checks, in the order in which their remedies should be tried."""
+def examine(config: AgentConfig, *, without: Container[str] = ()) -> Iterator[Finding]:
+    """Run all checks but some, in the order in which their remedies should be tried."""
     checks: tuple[tuple[str, Callable[[AgentConfig], Finding]], ...] = (
         ("identity", _identity),
         ("clock", _clock),
@@ -57,6 +58,8 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
         ("broker", _broker),
     )
     for name, check in checks:
+        if name in without:
+            continue
         try:
             yield check(config)
         except NotEnrolledError:
@@ -182,12 +185,13 @@ def _certificate(config: AgentConfig) -> Finding:
 
 def _broker(config: AgentConfig) -> Finding:
     link = identity.for_link(config.state)
-    where = f"{link.broker_host}:{link.broker_port}"
+    host, port = in_force(config.state) or (link.broker_host, link.broker_port)
+    where = f"{host}:{port}"
     context = tls_context(link, timeless=SystemClock().offset()[0] is Quality.NONE)
     try:
         with (
-            socket.create_connection((link.broker_host, link.broker_port), TIMEOUT_S) as plain,
-            context.wrap_socket(plain, server_hostname=link.broker_host) as secure,
+            socket.create_connection((host, port), TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
         ):
             secure.settimeout(REFUSAL_S)
             with suppress(TimeoutError):  # under TLS 1.3 a refusal of us comes after the handshake
@@ -212,6 +216,5 @@ def _broker(config: AgentConfig) -> Finding:
             "broker",
             State.FAIL,
             f"{where} can't be reached: {error}",
-            f"Let TCP port {link.broker_port} out of this network to {link.broker_host}, and check"
-            " its name resolution.",
+            f"Let TCP port {port} out of this network to {host}, and check its name resolution.",
         )

@@ -357,7 +357,7 @@ def exchange(
     *,
     method: str,
     path: str,
-    body: str | None = None,
+    body: str | bytes | None = None,
     etag: str = "",
     check: Callable[[bytes], None] | None = None,
 ) -> Answered:
@@ -371,7 +371,8 @@ def exchange(
         if check is not None:
             check(connection.sock.getpeercert(binary_form=True) or b"")
         headers = {"Accept-Language": _language(os.environ)}
-        headers |= {"Content-Type": "application/json"} if body else {}
+        kind = "application/json" if isinstance(body, str) else "application/octet-stream"
+        headers |= {"Content-Type": kind} if body else {}
         headers |= {"If-None-Match": etag} if etag else {}
         connection.request(method, path, body, headers)
         response = connection.getresponse()

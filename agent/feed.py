@@ -7,6 +7,7 @@ strictly upwards:
     {"source": "radar", "id": 17, "line": 0, "in": 1, "out": 0}  -> {"stored": 17}
     {"source": "panel", "id": 9, "question": 1, "answer": 3, "visit": 4}
     {"status": true}                                             -> {"status": {...}}
+                                             at any time, to all -> {"identify": true}
 
 `stored` follows the fsync of the journal, not the event; it may cover several. An id that was seen
 is not counted again, so after any crash a feeder asks, and goes on after the id it hears. What
@@ -87,6 +88,12 @@ class Feeders:
                     told[source] = stored
                     feeder.answer({"stored": stored})
 
+    def identify(self) -> str:
+        """Ask each feeder to blink or beep; return who was asked, empty if nobody listens."""
+        for feeder in self._waiting:
+            feeder.answer({"identify": True})
+        return "feeder" if self._waiting else ""
+
     def gone(self, feeder: _Answers) -> None:
         """Forget a feeder that hung up; what it has fed stays."""
         self._waiting.pop(feeder, None)
@@ -149,6 +156,10 @@ class SocketSensor(Sensor):
         """Tell the feeders."""
         self._feeders.flushed()
 
+    def identify(self) -> str:
+        """Ask the feeders."""
+        return self._feeders.identify()
+
 
 class StdinSensor(Sensor):
     """One feeder at standard input; its answers go to standard output."""
@@ -174,6 +185,10 @@ class StdinSensor(Sensor):
     def flushed(self) -> None:
         """Tell the feeder."""
         self._feeders.flushed()
+
+    def identify(self) -> str:
+        """Ask the feeder."""
+        return self._feeders.identify()
 
 
 class _Writer:

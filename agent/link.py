@@ -18,7 +18,7 @@ import random
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,7 @@ class Link:
         options: LinkOptions = LinkOptions(),
     ) -> None:
         self.identity = identity
+        self.address: tuple[str, int] | None = None  # instead of the identity's
         self.session = session or Session(outbox, clock=clock, rng=rng)
         self.options = options
         self.connected = False
@@ -113,6 +114,7 @@ class Link:
         self._failures = 0
         self._refused = False
         self._trial: asyncio.Future[None] | None = None
+        self._trying = asyncio.Lock()
         self._up = topic(identity.device, Leg.UP)
         self._down = topic(identity.device, Leg.DOWN)
         self._receipts = topic(identity.device, Leg.RECEIPT)
@@ -147,15 +149,34 @@ class Link:
 
         At the first failure the files of before are in force again, and LinkError is raised.
         """
+        async with self._trying:
+            await self._try(identity, self.address)
+
+    async def try_address(self, address: tuple[str, int] | None) -> None:
+        """Connect to another broker, None: the identity's; return once it has taken us.
+
+        At the first failure the one before is in force again, and LinkError is raised.
+        """
+        async with self._trying:
+            await self._try(replace(self.identity), address)
+
+    def go_to(self, address: tuple[str, int] | None) -> None:
+        """Use another broker from now on, whether it answers or not."""
+        self.address = address
+        self.renew_identity(replace(self.identity))
+
+    async def _try(self, identity: Identity, address: tuple[str, int] | None) -> None:
         before, self._trial = self.identity, asyncio.get_running_loop().create_future()
+        there, self.address = self.address, address
         self.renew_identity(identity)
         try:
             async with asyncio.timeout(TRIAL_S):
                 await self._trial
         except BaseException as error:
+            self.address = there
             self.renew_identity(before)
             if isinstance(error, TimeoutError):
-                raise LinkError("the link did not get to try another certificate") from error
+                raise LinkError("the link did not get to try another way") from error
             raise
         finally:
             self._trial = None
@@ -346,9 +367,10 @@ class _Wire:
     def __init__(self, link: Link, *, will: aiomqtt.Will, context: ssl.SSLContext) -> None:
         options = link.options
         self._link = link
+        host, port = link.address or (link.identity.broker_host, link.identity.broker_port)
         self._client = _Client(
-            link.identity.broker_host,
-            link.identity.broker_port,
+            host,
+            port,
             identifier=link.identity.device,
             protocol=aiomqtt.ProtocolVersion.V5,
             clean_start=True,

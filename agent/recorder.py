@@ -19,7 +19,7 @@ Decided here:
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import structlog
@@ -212,6 +212,15 @@ class Recorder:
         if questionnaire != self._questionnaire:
             self._seal(self._now())
             self._questionnaire = questionnaire
+
+    def reframe(self, *, frame_s: int, quiet_frame_s: int) -> None:
+        """Let frames cover other stretches; the open one ends here. ValueError if none fits."""
+        profile = replace(self.profile, frame_s=frame_s, quiet_frame_s=quiet_frame_s)
+        if profile != self.profile:
+            now = self._now()
+            self.profile = profile
+            self._frame_ms, self._quiet_ms = frame_s * 1000, quiet_frame_s * 1000
+            self._seal(now)
 
     # -- time --------------------------------------------------------------------------------
 

@@ -56,6 +56,10 @@ class Sensor(Protocol):
         """Hear that all taken so far is journalled."""
         return
 
+    def identify(self) -> str:
+        """Make the device known to who stands before it: blink, beep; say how, '' if it can't."""
+        return ""
+
     def health(self) -> dict[str, float]:
         """Return metrics of the hardware, by name."""
         return {}

@@ -12,11 +12,12 @@
 
     {"version": 4, "settings": {"health_s": [600, 17]}, "confirm_s": 300,
      "commands": [{"command": "cmd-…", "kind": "reboot", "ttl_s": 840, "lines": 100}],
-     "heard": ["cmd-…"]}
+     "heard": ["cmd-…"], "withdrawn": ["cmd-…"]}
 
 `settings` is all that is set for it, each value with the number of its writing: what was refused
 is tried again once that number is another. `commands` are what it is to do and the server has not
-heard the end of; each is done once, whatever is sent again. `heard` are those whose end is stored.
+heard the end of; each is done once, whatever is sent again. `heard` are those whose end is
+stored; `withdrawn` are those that were said to be running and are wanted no more.
 
 Names that are not known are passed over, on both sides; what is known has to be in its caps.
 """
@@ -90,6 +91,7 @@ class Answer:
     confirm_s: int
     commands: tuple[Order, ...] = ()
     heard: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
 
 
 def write_report(report: Report) -> str:
@@ -177,6 +179,7 @@ def write_answer(answer: Answer) -> str:
                 for each in answer.commands
             ],
             "heard": list(answer.heard),
+            "withdrawn": list(answer.withdrawn),
         }
     )
 
@@ -190,7 +193,10 @@ def read_answer(content: bytes) -> Answer:
         number = integer(pair[1], f"settings.{key}", 0, MAX_NUMBER)
         if key in TABLE:
             settings[key] = (_value(pair[0], f"settings.{key}"), number)
-    heard = list_of(value.get("heard", []), "heard", 0, MAX_HEARD)
+    heard, withdrawn = (
+        tuple(_command(each, name) for each in list_of(value.get(name, []), name, 0, MAX_HEARD))
+        for name in ("heard", "withdrawn")
+    )
     return Answer(
         integer(value.get("version"), "version", 0, MAX_NUMBER),
         settings,
@@ -198,7 +204,8 @@ def read_answer(content: bytes) -> Answer:
         tuple(
             _order(each) for each in list_of(value.get("commands", []), "commands", 0, MAX_COMMANDS)
         ),
-        tuple(_command(each, "heard") for each in heard),
+        heard,
+        withdrawn,
     )
 
 

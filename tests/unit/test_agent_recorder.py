@@ -99,6 +99,28 @@ def test_frames_follow_each_other_without_a_hole() -> None:
         assert frames[-1].lines[line].total_in == into == recorder.totals.lines[line][1]
 
 
+def test_other_lengths_of_frames_count_at_once_and_lose_nobody() -> None:
+    clock = ManualClock(monotonic_ms=5_000, utc_ms=NOON)
+    outbox = Outbox(":memory:")
+    recorder = start(outbox, clock)
+    clock.advance(30_000)
+    recorder.count(0, entered=2)
+    recorder.reframe(frame_s=60, quiet_frame_s=900)
+    recorder.reframe(frame_s=60, quiet_frame_s=900)  # the same: nothing ends
+    for _ in range(3):
+        clock.advance(40_000)
+        recorder.count(0, entered=1)
+        recorder.tick()
+    with pytest.raises(ValueError, match="multiple"):
+        recorder.reframe(frame_s=90, quiet_frame_s=900)
+    recorder.close()
+    found = [counts(held) for held in records(outbox)]
+    assert [each.span.span_ms for each in found] == [30_001, 89_999, 30_001]
+    ends = [each.span.start_ms + each.span.span_ms for each in found]
+    assert ends[:-1] == [each.span.start_ms for each in found[1:]]
+    assert sum(sum(each.lines[0].counts[::2]) for each in found) == 5
+
+
 def test_a_step_of_the_clock_ends_the_frame_at_once() -> None:
     clock = ManualClock(utc_ms=NOON)
     outbox = Outbox(":memory:")

@@ -63,6 +63,7 @@ ANSWERS = st.builds(
         max_size=MAX_COMMANDS,
     ).map(tuple),
     st.lists(REFS, max_size=MAX_HEARD).map(tuple),
+    st.lists(REFS, max_size=MAX_HEARD).map(tuple),
 )
 
 
@@ -81,7 +82,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
     max_leaves=8,
 )
-FIELDS = ("version", "settings", "confirm_s", "commands", "heard", "values", "refused", "known")
+FIELDS = (
+    *("version", "settings", "confirm_s", "commands", "heard", "withdrawn"),
+    *("values", "refused", "known"),
+)
 
 
 @given(st.binary(max_size=60) | JSON.map(lambda v: json.dumps(v).encode()))
