@@ -21,12 +21,11 @@ from server.feedback.query import FeedbackRow, feedback
 from server.insight.formulas import Takings, conversion_of
 from server.insight.retail_calendar import calendar_of
 from server.insight.retail_year import same_weekday
+from server.insight.standing import parts_stood
 from server.insight.tally import Range, takings
 from server.rollup.answer import ALL_ROWS, CountQuery
-from server.rollup.buckets import Size, day_start
-from server.rollup.opening import joined, overlap
-from server.rollup.perimeter import load_perimeters
-from server.rollup.places import Site, load_histories, load_sites
+from server.rollup.buckets import Size
+from server.rollup.places import load_sites
 from server.rollup.quality import Scope
 from server.rollup.query import counts
 
@@ -155,7 +154,8 @@ async def weeks_of(
     places = await load_sites(connection, asked.sites)
     counted = {}
     if wanted - {Metric.SMILEYS, Metric.ATV}:
-        parts = await _part_weeks(connection, places, since=since, until=until)
+        edges = [(week, week + WEEK) for week in asked.weeks]
+        parts = await parts_stood(connection, places, edges)
         for row in (await counts(connection, query, now_s=now_s)).rows:
             key = row.site, _day(row.local)
             share = row.coverage
@@ -189,41 +189,6 @@ async def weeks_of(
                     revision + pressed_revision,
                 )
             )
-    return found
-
-
-async def _part_weeks(
-    connection: asyncpg.Connection, sites: Sequence[Site], *, since: date, until: date
-) -> dict[tuple[str, date], float]:
-    """Return, by site and Monday, in which part of its opening hours any of its counters stood.
-
-    Weeks at which one stood throughout are left out.
-    """
-    spans = {
-        site.id: (day_start(site.time_zone, since), day_start(site.time_zone, until))
-        for site in sites
-    }
-    if not spans:
-        return {}
-    perimeters = await load_perimeters(connection, sites, spans=spans)
-    spots = [spot for site in sites for spot in perimeters[site.id].outer]
-    start_s = min(start for start, _ in spans.values())
-    end_s = max(end for _, end in spans.values())
-    known = await load_histories(connection, spots, start_s=start_s, end_s=end_s)
-    found: dict[tuple[str, date], float] = {}
-    for site in sites:
-        own = [known[spot.id].assigned for spot in perimeters[site.id].outer]
-        stood = joined(interval for each in own for interval in each)
-        start_s, end_s = spans[site.id]
-        if any(low <= start_s and end_s <= high for low, high in stood):
-            continue
-        for week in (since + n * WEEK for n in range((until - since) // WEEK)):
-            edges = (day_start(site.time_zone, day) for day in (week, week + WEEK))
-            hours = site.calendar.open_between(*edges)
-            total = sum(high - low for low, high in hours)
-            share = sum(overlap(stood, low, high) for low, high in hours)
-            if share < total:
-                found[site.ref, week] = share / total
     return found
 
 

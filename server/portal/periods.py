@@ -8,8 +8,9 @@ compared with. Whoever sees some sites alone sees each of them by itself.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
+import msgspec
 from aiohttp import web
 
 from server.errors import VestibuleError
@@ -27,9 +28,10 @@ from server.insight.retail_year import (
     periods,
     week_of,
 )
+from server.insight.standing import parts_stood
 from server.people.roles import Permission, Place
 from server.portal.frame import Look, Portal, Section
-from server.rollup.places import load_sites
+from server.rollup.places import Site, load_sites
 from server.rollup.quality import Scope
 
 YEARS = 4
@@ -108,7 +110,8 @@ class Pages:
     ) -> web.Response:
         now = self._portal.now()
         async with self._portal.looking(request, "portal periods") as look:
-            sites = {s.ref: s.name for s in await load_sites(look.db) if s.ref in look.seen}
+            places = {s.ref: s for s in await load_sites(look.db) if s.ref in look.seen}
+            sites = {ref: each.name for ref, each in places.items()}
             site = _site_of(request, look, sites)
             calendar = await calendar_of(look.db)
             this = week_of(calendar, now.date()).year
@@ -118,7 +121,8 @@ class Pages:
                 year = given if this - YEARS < given <= this else this
             lines: list[Line] = []
             if calendar.has_periods and sites:
-                lines = await _lines(look, calendar, year, site, int(now.timestamp()), now.date())
+                asked = [places[site]] if site else list(places.values())
+                lines = await _lines(look, calendar, year, site, asked, now)
         return self._portal.page(
             request,
             "periods.html",
@@ -139,38 +143,71 @@ class Pages:
             begins=first_day(calendar, year),
             may_choose=_may_choose(look),
             look_all=look.sees_all,
-            curl=self._portal.command(request, look, f"periods?year={year}"),
+            curl=self._curl(request, look, lines, site),
         )
+
+    def _curl(self, request: web.Request, look: Look, lines: Sequence[Line], site: str) -> str:
+        """Return the command that gets the same numbers."""
+        if not lines:
+            return ""
+        asked = {
+            "metrics": [kpi.name for kpi in _KPIS],
+            "from": str(lines[0].period.first),
+            "to": str(lines[-1].period.until),
+            "bucket": "period",
+            "scope": "open",
+            "compare": "last_year",
+            "by": "site" if site else "organisation",
+            **({"sites": [site]} if site else {}),
+        }
+        body = msgspec.json.encode(asked).decode()
+        return self._portal.command(request, look, "metrics:query", body=body)
 
 
 async def _lines(
-    look: Look, calendar: RetailCalendar, year: int, site: str, now_s: int, today: date
+    look: Look,
+    calendar: RetailCalendar,
+    year: int,
+    site: str,
+    sites: Sequence[Site],
+    now: datetime,
 ) -> list[Line]:
     """Return a year's periods, with the numbers of those that have begun."""
-    found = periods(calendar, year)
+    found, today = periods(calendar, year), now.date()
     until = min(found[-1].until, today + _DAY)
     query = MetricQuery(
         *(_KPIS, found[0].first, until, Bucketing.PERIOD, Scope.OPEN),
         *(Of.SITE if site else Of.ORGANISATION, (site,) if site else ()),
         Compare.LAST_YEAR,
     )
-    rows = (await metrics(look.db, query, now_s=now_s)).rows
+    rows = (await metrics(look.db, query, now_s=int(now.timestamp()))).rows
     by_label: dict[str, list[MetricRow]] = {}
     for row in rows:
         by_label.setdefault(row.local, []).append(row)
-    return [_line(each, by_label.get(each.label, ()), today) for each in found]
+    begun = [(each.first, min(each.until, until)) for each in found if each.first < until]
+    parts = await parts_stood(look.db, sites, begun)
+    stood = {
+        first: sum(parts.get((each.ref, first), 1.0) for each in sites) / len(sites)
+        for first, _ in begun
+    }
+    return [
+        _line(each, by_label.get(each.label, ()), stood.get(each.first, 1.0), today)
+        for each in found
+    ]
 
 
-def _line(period: Period, rows: Sequence[MetricRow], today: date) -> Line:
+def _line(period: Period, rows: Sequence[MetricRow], stood: float, today: date) -> Line:
+    """Return a period's line; `stood`: in which part of it, over the sites, any counter stood."""
     visits, conversion = (
         next((row for row in rows if row.metric == kpi.id), None) for kpi in _KPIS
     )
     if visits is None:
         return Line(period)
     return Line(
-        *(period, visits.value, visits.coverage, visits.compared, visits.change),
+        *(period, visits.value, None if visits.coverage is None else stood * visits.coverage),
+        *(visits.compared, visits.change),
         None if conversion is None else conversion.value,
-        tuple(flag for flag in visits.flags if flag in _FLAGS),
+        tuple(flag for flag in visits.flags if flag in _FLAGS and visits.change is not None),
         period.first <= today < period.until,
     )
 
