@@ -12,7 +12,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -121,7 +121,11 @@ async def _simulate(run: Run, claims: list[Claim] | None, console: Console) -> i
             console.print(f"making {run.devices:,} devices and their claims")
             claims = await _make_claims(found, run)
         console.print(f"enrolling {len(claims):,} agents")
-        members = await enrol_all(claims, _enroller(run.state))
+        disks: dict[str, Path] = {}
+        members = [
+            replace(member, disk=disks[member.identity.device])
+            for member in await enrol_all(claims, _enroller(run.state, disks))
+        ]
         console.print(f"{run.scenario.name} for {run.duration_s:.0f} s: {run.scenario.about}")
         truth_path = run.state / "truth"
         with TruthFile(truth_path) as truth:
@@ -144,14 +148,16 @@ async def _simulate(run: Run, claims: list[Claim] | None, console: Console) -> i
         return 0 if verdict.holds and outcome.drained else 1
 
 
-def _enroller(state: Path) -> Callable[[Claim], Awaitable[Identity]]:
+def _enroller(state: Path, disks: dict[str, Path]) -> Callable[[Claim], Awaitable[Identity]]:
     number = iter(range(1 << 30))
 
     async def one(claim: Claim) -> Identity:
         folder = state / f"device-{next(number)}"
         folder.mkdir()
         await asyncio.to_thread(enrol, claim.token, state=folder)
-        return identity.for_link(folder)
+        found = identity.for_link(folder)
+        disks[found.device] = folder
+        return found
 
     return one
 

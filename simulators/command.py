@@ -50,6 +50,7 @@ class Member:
     kind: Kind = "counter"
     zone: str = "Europe/Stockholm"
     questionnaire: bytes = bytes(8)
+    disk: Path | None = None  # where it was enrolled; a kiosk keeps its plan there
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ async def simulate(
                 hardware(member),
                 member.identity,
                 outbox_path=None if memory else state / f"{member.identity.device}.outbox",
+                disk=member.disk,
                 true_offset_ms=offset_ms,
                 truth=truth,
                 conditions=around,
@@ -184,8 +186,8 @@ def spec_of(member: Member, scenario: Scenario, *, seed: int) -> DeviceSpec:
         hours=scenario.hours or door.hours,
     )
     kiosk = random_kiosk(rng) if member.kind == "kiosk" else None
-    if kiosk is not None and not any(member.questionnaire):
-        kiosk = replace(kiosk, follow_up=0.0)  # a kiosk that was given none asks one question
+    if kiosk is not None and not any(member.questionnaire) and member.disk is None:
+        kiosk = replace(kiosk, follow_up=0.0)  # a kiosk that is given none asks one question
     return DeviceSpec(
         member.identity.device,
         door,

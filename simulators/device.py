@@ -1,7 +1,9 @@
-"""One simulated device: the real agent (recorder, outbox, link) with scripted hardware.
+"""One simulated device: the real agent (recorder, outbox, link, plan) with scripted hardware.
 
 `SimDevice.step` is called each second. It hands the sensor's events of that second to the
 recorder at their own instants, flushes, and only then tells the truth file what is journalled.
+A kiosk with a disk of its own fetches its plan over HTTPS with its certificate, rung for as any,
+and its visitors answer what that shows; one without asks what it was given (`DeviceSpec`).
 Faults act as they do on hardware: an agent that is killed loses what was not flushed (nothing is,
 between two steps), storage is copied, put back or lost.
 
@@ -19,11 +21,15 @@ from pathlib import Path
 
 import structlog
 
+from agent import identity as identities
 from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Boot, Outbox
+from agent.plan import Plans
 from agent.recorder import Recorder
+from simulators.asked import Asked
 from simulators.faults import Fault, FaultySession, FrameFaults, ScriptedClock, Trouble
 from simulators.hardware import DeviceSpec, Event, people_in, record, size, tell
+from simulators.traffic import Touch
 from simulators.truth import TruthFile
 
 WRONG_MS = 90_000
@@ -59,6 +65,7 @@ class SimDevice:
         identity: Identity | None,
         *,
         outbox_path: Path | None,
+        disk: Path | None = None,
         true_offset_ms: int,
         truth: TruthFile | None = None,
         conditions: Conditions = ORDINARY,
@@ -72,6 +79,9 @@ class SimDevice:
         self._past = (0, 0)  # connects and conflicts of links that are gone
         self.twin: SimDevice | None = None
         self._path = outbox_path
+        self._disk = disk if spec.kiosk is not None else None
+        self._answering = Asked()
+        self.plans: Plans | None = None
         self._truth = truth
         self._rng = random.Random(f"{spec.seed}/{spec.device}/device")
         self._clock = ScriptedClock(true_offset_ms, epoch=f"{self._rng.getrandbits(64):x}")
@@ -81,7 +91,7 @@ class SimDevice:
         self._events: Iterator[Event] = iter(())
         self._next: Event | None = None
         self._paused = False
-        self._link_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._group: asyncio.TaskGroup | None = None
         self._copy: Path | None = None
         self._open()
@@ -104,11 +114,14 @@ class SimDevice:
         told: list[Event] = []
         while (event := self._next) is not None and event.at_ms <= now_ms:
             at_ms = self._last_ms = max(event.at_ms, self._last_ms)
-            with self._clock.at(at_ms):
-                record(self.recorder, event)
-            self.generated += size(event)
-            told.append(event._replace(at_ms=at_ms))
             self._next = next(self._events, None)
+            with self._clock.at(at_ms):
+                fitted = self._shown(event)
+                if fitted is None:
+                    continue
+                record(self.recorder, fitted)
+            self.generated += size(fitted)
+            told.append(fitted._replace(at_ms=at_ms))
         self._last_ms = max(now_ms, self._last_ms)
         with self._clock.at(self._last_ms):
             self.recorder.tick()
@@ -134,15 +147,20 @@ class SimDevice:
     def plug(self, group: asyncio.TaskGroup) -> None:
         """Start the link; it runs in `group` until `cut`."""
         self._group = group
-        if self.link is not None and self._link_task is None:
-            self._link_task = group.create_task(self.link.run(), name=f"link {self.spec.device}")
+        if self._tasks or self.link is None:
+            return
+        name = self.spec.device
+        self._tasks = [group.create_task(self.link.run(), name=f"link {name}")]
+        if self.plans is not None:
+            self._tasks.append(group.create_task(self.plans.run(), name=f"plan {name}"))
 
     async def cut(self) -> None:
-        """Stop the link."""
-        task, self._link_task = self._link_task, None
-        if task is not None:
+        """Stop the link, and whatever else asks the server."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-            await asyncio.wait({task})
+        if tasks:
+            await asyncio.wait(tasks)
 
     @property
     def connected(self) -> bool:
@@ -252,6 +270,7 @@ class SimDevice:
             replace(self.spec, seed=self.spec.seed + 1),
             self.identity,
             outbox_path=path,
+            disk=self._copied_disk(path.with_name("disk")),
             true_offset_ms=self._zero_offset_ms,
             truth=self._truth,
             conditions=replace(self.conditions, troubles=()),
@@ -303,6 +322,32 @@ class SimDevice:
                 session=session,
                 options=conditions.options,
             )
+            self._open_plans()
+
+    def _open_plans(self) -> None:
+        """Start on the plan that the disk holds, if this is a kiosk with a disk."""
+        if self._disk is None or self.link is None:
+            return
+        self.plans = Plans(
+            self._disk,
+            server=identities.server(identities.read(self._disk), ""),
+            clock=self._clock,
+            rng=self._rng,
+            built_in=self.spec.questionnaire,
+            last_utc_ms=lambda: self.outbox.last_utc_ms,
+            spread_s=self.conditions.options.spread_s,
+        )
+        self.link.on_bell, self.link.on_connect = self.plans.ring, self.plans.connected
+
+    def _shown(self, event: Event) -> Event | None:
+        """Return an event as it happens before what the screen shows now; None: it does not."""
+        if self.plans is None or not isinstance(event, Touch):
+            return event
+        shown = self.plans.on_screen()
+        fitted = self._answering.fitted(event, shown.questionnaire)
+        if fitted is not None:
+            self.recorder.show(shown.hash)
+        return fitted
 
     def _record_from_now(self) -> None:
         conditions = self.conditions
@@ -350,6 +395,17 @@ class SimDevice:
         if rows:
             return people_in(rows[0].meta.totals)
         return 0 if boot.floor is None else people_in(boot.floor.totals)
+
+    def _copied_disk(self, copy: Path) -> Path | None:
+        """Return a copy of the disk, but for the outbox; None if there is none."""
+        if self._disk is None:
+            return None
+        return Path(
+            shutil.copytree(
+                self._disk, copy, ignore=shutil.ignore_patterns("*outbox*", copy.name),
+                dirs_exist_ok=True,
+            )
+        )  # fmt: skip
 
     def _copied(self, name: str) -> Path:
         """Turn the device off, copy its storage, and turn it on; the link must be cut."""

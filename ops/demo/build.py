@@ -22,8 +22,6 @@ from ops.demo.state import Folder, State
 from ops.demo.survey import ask_visitors
 from ops.demo.world import (
     PUBLISHED,
-    QUESTIONNAIRE,
-    QUESTIONS,
     Place,
     PlannedOrganisation,
     PlannedSite,
@@ -81,6 +79,7 @@ class Made:
     keys: dict[str, str] = field(repr=False)
     spots: dict[str, str]
     sites: dict[str, str]
+    asking: set[str] = field(default_factory=set)  # sites where something is published
 
 
 async def _announce(connection: asyncpg.Connection, owner: int, shown: Label) -> str:
@@ -112,14 +111,6 @@ async def _organisation(
     row = (await by_name.organisation(planned.name)).id
     made.organisations[planned.name] = row
     made.keys[planned.name] = await create_api_key(connection, row, note="demo")
-    await connection.execute(
-        "insert into questionnaires (organisation_id, hash, name, definition) "
-        "values ($1, $2, $3, $4)",
-        row,
-        int.from_bytes(QUESTIONNAIRE, "big", signed=True),
-        "How was your visit?",
-        msgspec.json.encode(QUESTIONS).decode(),
-    )
     return row
 
 
@@ -147,27 +138,28 @@ async def _device(
     model = "Tröskel 2" if planned.kind == "counter" else "Min 4"
     await by_name.device(owner, kind=planned.kind, device=device, model=model)
     await by_name.stand(device, spot.ref, since=since)
-    if planned.published:
-        await _publish(connection, owner, site.ref, spot.ref)
+    if planned.kind == "kiosk" and site.ref not in made.asking:
+        made.asking.add(site.ref)
+        await _publish(connection, owner, site.ref)
     if planned.sensor.backwards:
         quarter = since.replace(minute=since.minute // 15 * 15)  # a quarter is read one way
         wanted = Calibration(0, True, 1.0, "mounted backwards", quarter)
         await spots.calibrate(connection, owner, spot.ref, wanted, **by_name.by)
 
 
-async def _publish(connection: asyncpg.Connection, owner: int, site: str, spot: str) -> None:
-    """Publish the demo's questionnaire at a kiosk's spot."""
+async def _publish(connection: asyncpg.Connection, owner: int, site: str) -> None:
+    """Publish the demo's questionnaire at a site's kiosks, which fetch it once they are live."""
     now = datetime.now(UTC)
     value = msgspec.json.decode(PUBLISHED.content)
     made = await questionnaires.make(
-        connection, owner, name="Station", value=value, actor=ACTOR, now=now
+        connection, owner, name="Your visit", value=value, actor=ACTOR, now=now
     )
     await questionnaires.publish(
         connection,
         owner,
         questionnaire=made.ref,
         site=site,
-        spot=spot,
+        spot=None,
         schedule=questionnaires.Schedule(),
         actor=ACTOR,
         now=now,

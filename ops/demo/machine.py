@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 LIVE_FRAME_S = 15
 INSPECTED_FRAME_S = 5
 PRESSED_FRAME_S = 2  # who presses waits to see it
+BUILT_IN = bytes(8)  # the questionnaire of a kiosk that has fetched no plan
 LINK = LinkOptions(retry_min_s=0.5, retry_max_s=4.0)  # a demo's patience
 _UPLOAD_POLL_S = 0.2
 
@@ -275,11 +276,12 @@ def _devices(
             )
             devices.append(inspected)
             continue
-        pressed = place.device.published
+        pressed = place.device.tour
         made = (OpenKiosk if pressed else SimDevice)(
-            spec,
+            replace(spec, questionnaire=BUILT_IN),  # what else it asks, it fetches
             identity,
             outbox_path=folder.outbox(device),
+            disk=folder.device(device),
             true_offset_ms=offset,
             truth=truth,
             conditions=_conditions(PRESSED_FRAME_S if pressed else LIVE_FRAME_S),

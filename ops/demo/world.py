@@ -18,13 +18,6 @@ from simulators.shapes import ALWAYS, STREET, Hours, Shape
 from simulators.traffic import PERFECT, Door, Kiosk, Sensor
 
 SEED = 20_261
-QUESTIONNAIRE = bytes.fromhex("76657374696201a5")  # its definition: `QUESTIONS`
-QUESTIONS = {
-    "questions": [
-        {"question": 0, "kind": "smiley4", "text": "How was your visit?", "answers": 4},
-        {"question": 1, "kind": "nps", "text": "Would you recommend us?", "answers": 11},
-    ]
-}
 PUBLISHED: Questionnaire = make(
     {
         "format": 1,
@@ -48,7 +41,7 @@ PUBLISHED: Questionnaire = make(
         ],
     }
 )
-"""What the station shop's kiosk was given to ask; the others' is known by its hash alone."""
+"""What all kiosks ask: published at each site, and fetched by each kiosk in its plan."""
 HOUR_MS = 3_600_000
 EVEN_MONTHS = (1.0,) * 12  # a week and the one before may lie in two months, of one busyness
 _ALL_DAY = (
@@ -63,7 +56,10 @@ MALL_HOURS: Hours = ((600, 1260),) * 5 + ((600, 1200), (600, 1200))
 
 @dataclass(frozen=True, slots=True)
 class PlannedDevice:
-    """A device and the spot it stands at. `blind` and `gone_since`: see the module."""
+    """A device and the spot it stands at. `blind` and `unplugged`: see the module.
+
+    `tour`: the kiosk that may be pressed by who follows the tour.
+    """
 
     spot: str
     door: Door
@@ -71,16 +67,15 @@ class PlannedDevice:
     kiosk: Kiosk | None = None
     blind: bool = False
     unplugged: bool = False
-    published: bool = False
+    tour: bool = False
 
     @property
     def kind(self) -> str:
         return "counter" if self.kiosk is None else "kiosk"
 
     def spec(self, device: str) -> DeviceSpec:
-        """Return the simulated hardware."""
-        shown = PUBLISHED.hash if self.published else QUESTIONNAIRE
-        return DeviceSpec(device, self.door, SEED, self.sensor, self.kiosk, shown)
+        """Return the simulated hardware, as it was in the history: asking what is published."""
+        return DeviceSpec(device, self.door, SEED, self.sensor, self.kiosk, PUBLISHED.hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +195,7 @@ def _fashion() -> PlannedOrganisation:
         None,
         (
             PlannedDevice("Platform entrance", door, Sensor(lines=(0.6, 0.4)), blind=True),
-            PlannedDevice("Feedback by the exit", exit_, kiosk=kiosk, published=True),
+            PlannedDevice("Feedback by the exit", exit_, kiosk=kiosk, tour=True),
         ),
     )
     return PlannedOrganisation("Nordljus Mode", (*sites, station))

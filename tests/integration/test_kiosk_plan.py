@@ -32,21 +32,28 @@ from agent.kiosk import BUILT_IN
 from agent.link import Link, LinkOptions
 from agent.outbox import Outbox
 from agent.plan import Plans
+from ops.demo.kiosk import SAD, OpenKiosk
 from ops.services.stack import Stack
 from protocol.content import Fault
+from protocol.frame import Section, decode_time, need, read_body, read_header
+from protocol.kiosk import Presses, decode_presses
 from protocol.plan import Envelope, Plan
 from server.feedback import plans as plans_of_server
 from server.feedback import questionnaires
-from server.feedback.bell import Bell
 from server.feedback.codes import Handing, add_codes
 from server.feedback.plans import ContentSigner, add_plans
 from server.feedback.questionnaires import Schedule
 from server.ingest.mqtt import BrokerSettings
 from server.pki.authority import Authority
 from server.pki.signer import sign_with
+from server.provisioning.bell import Bell
 from server.provisioning.issuing import issue, proved
 from server.provisioning.listener import listener_tls
 from server.provisioning.web import build_enrolment
+from simulators.faults import true_offset_ms
+from simulators.hardware import DeviceSpec
+from simulators.traffic import Door, Kiosk
+from simulators.truth import TruthFile
 from tests.integration.api_world import World
 from tests.integration.test_questionnaires import content, kiosk
 
@@ -358,6 +365,42 @@ async def test_a_device_that_is_thrown_out_gets_no_plan(shop: Shop) -> None:
     await plans.step()
     assert plans.on_screen().questionnaire is BUILT_IN
     assert plans.trouble != ""
+
+
+async def test_a_simulated_kiosk_presses_for_what_its_fetched_plan_shows(
+    shop: Shop, tmp_path: Path
+) -> None:
+    spec = DeviceSpec(shop.device, Door("door", median_day=0), 1, kiosk=Kiosk())
+    with TruthFile(tmp_path / "truth") as truth:
+        kiosk = OpenKiosk(
+            spec,
+            identity.for_link(shop.state),
+            outbox_path=tmp_path / "outbox.db",
+            disk=shop.state,
+            true_offset_ms=true_offset_ms(),
+            truth=truth,
+        )
+        assert kiosk.plans is not None
+        hashes = [bytes(8)]
+        kiosk.press(SAD)
+        kiosk.step()
+        for text in ("How was it?", "And now?"):
+            hashes.append((await shop.published(text))[0])
+            await kiosk.plans.step()
+            assert kiosk.plans.trouble == ""
+            kiosk.press(SAD)
+            kiosk.step()
+        kiosk.finish()
+        told = [decode_kiosk(held.frame) for boot in kiosk.outbox.boots
+                for held in kiosk.outbox.read(boot, 0, limit=100)]  # fmt: skip
+        kiosk.close()
+    assert [presses.questionnaire for presses in told if presses.presses] == hashes
+
+
+def decode_kiosk(frame: bytes) -> Presses:
+    sections = read_body(frame, read_header(frame))
+    span = decode_time(need(sections, Section.TIME))
+    return decode_presses(need(sections, Section.PRESSES), span)
 
 
 async def test_hours_are_the_sites_own(shop: Shop) -> None:

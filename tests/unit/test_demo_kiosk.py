@@ -34,7 +34,7 @@ def test_what_is_asked_is_pressed_once_by_a_visitor_each_and_stands_in_the_book(
         for organisation in the_world()
         for site in organisation.sites
         for device in site.devices
-        if device.published
+        if device.tour
     ]
     with TruthFile(tmp_path / "truth-live") as truth:
         kiosk = OpenKiosk(
