@@ -4,7 +4,7 @@
 -- goodbyes arrive, the rest by whoever judges (server.health.watch) under the row's lock. A frame
 -- of a device that is not healthy makes it due; of one that is, nothing is written.
 create table presences (
-    device_id int primary key references devices,
+    device_id int primary key references devices on delete cascade,
     organisation_id int not null references organisations,
     state text not null default 'never seen' check (state in ('healthy', 'no data',
         'no heartbeat', 'offline planned', 'offline', 'never seen')),

@@ -6,8 +6,8 @@
 create table health_checks (
     id int generated always as identity primary key,
     organisation_id int not null references organisations,
-    site_id int references sites,
-    device_id int references devices,
+    site_id int references sites on delete cascade,
+    device_id int references devices on delete cascade,
     due_at timestamptz not null default now(),
     looked_at timestamptz,
     daily_on date,
