@@ -7,8 +7,9 @@ Decided here:
 - No code is shown where none is left, where the stock is over, or where the time is not known: a
   visitor who scans what is refused comes no second time.
 - Nothing says at which press a code was shown: neither the mark nor anything the server hears.
-- The server is asked as for a plan (`agent.content`), and when few codes are left. It is told what
-  is held, and says that nothing is offered here, that it is good still, or what replaces it.
+- The server is asked as for a plan (`agent.content`), and within an hour when few codes are left.
+  It is told what is held, and says that nothing is offered here, that it is good still, or what
+  replaces it.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from protocol.content import fields_of, parsed
 from protocol.frame import Quality
 
 FEW = 40  # left: time to ask for more
+ASK_WITHIN_S = 3_600.0  # at a moment that tells nobody when the last code was shown
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +103,7 @@ class Codes(Asking):
         self._shown = number + 1
         self.given += 1
         if self.left < FEW and not self.trouble:
-            self.ring()
+            self._soon(ASK_WITHIN_S)
         code = stock.codes[number]
         url = f"{stock.address}/{code.token}"
         return Offered(url, code.typed, stock.address, _drawn(url))
