@@ -38,6 +38,7 @@ from server.feedback.tokens import PURPOSE
 from server.feeds.mail import sender_of, smtp_of
 from server.feeds.worker import Webhooks
 from server.health import canary
+from server.health.checks import Checks
 from server.health.watch import Watch as PresenceWatch
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
@@ -117,6 +118,9 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             workers.append(group.create_task(presence.run(), name="presence"))
             calling = canary.run(_broker(settings, canary.IDENTITY), clock)
             workers.append(group.create_task(calling, name="canary"))
+            checks_pool = await _open(stack, settings.dsn_maint.reveal(), size=1, name="checks")
+            checks = Checks(checks_pool, clock)
+            workers.append(group.create_task(checks.run(), name="checks"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from server.health.series import QUARTER_S, Quarter, Series
-from server.health.usual import NOTHING, Door, Usual, learn
+from server.health.usual import AHEAD_DAYS, NOTHING, Door, Usual, learn
 from server.insight.profile import Cell, Counter
 from server.rollup.buckets import day_start, hour_edges, local
 from server.rollup.opening import Calendar, Opening
@@ -134,23 +134,15 @@ def always_open(
 
 def learnt(place: Shop, doors: Sequence[Seen], day: date, *, back_days: int) -> list[Usual]:
     """Return what the counters are used to at the beginning of a day."""
-    zone = place.calendar.zone
     first = max(place.day(0), day - timedelta(days=119))
     stop = place.number(day)
     cells: list[Cell] = []
     numbers: list[tuple[int, int]] = []
-    for offset in range((day - first).days + 2):
-        today = first + timedelta(days=offset)
-        edges = [*hour_edges(zone, today), day_start(zone, today + timedelta(days=1))]
-        usual_day = today not in dict(place.calendar.opening.exceptions)
-        for low, high in pairwise(edges):
-            shown = local(zone, low)
-            open_s = sum(b - a for a, b in place.calendar.open_between(low, high))
-            slot = shown.weekday() * 24 + shown.hour
-            usual = usual_day and not shown.fold
-            cells.append(Cell(low, high, slot, today.toordinal(), open_s, usual))
-            at = (low - place.start_s) // QUARTER_S
-            numbers.append((at, at + (high - low) // QUARTER_S))
+    for offset in range((day - first).days + AHEAD_DAYS):
+        for cell in _cells(place.calendar, first + timedelta(days=offset)):
+            cells.append(cell)
+            at = (cell.start_s - place.start_s) // QUARTER_S
+            numbers.append((at, at + (cell.end_s - cell.start_s) // QUARTER_S))
     known = [each for each in numbers if each[1] <= stop]
     ahead = [None] * (len(numbers) - len(known))
     found = []
@@ -160,6 +152,25 @@ def learnt(place: Shop, doors: Sequence[Seen], day: date, *, back_days: int) -> 
         went = [sum(door.left[a:b]) for a, b in known] + ahead
         found.append(Door(Counter(came, coverage), Counter(went, coverage)))
     return learn(cells, found, today=day.toordinal(), back_days=back_days)
+
+
+_CELLS: dict[tuple[str, Opening, date], list[Cell]] = {}
+
+
+def _cells(calendar: Calendar, day: date) -> list[Cell]:
+    """Return a day's hours; a calendar's are the same each time, and asked for often."""
+    key = calendar.zone, calendar.opening, day
+    if key not in _CELLS:
+        edges = [*hour_edges(calendar.zone, day), day_start(calendar.zone, day + timedelta(days=1))]
+        usual = day not in dict(calendar.opening.exceptions)
+        found = []
+        for low, high in pairwise(edges):
+            shown = local(calendar.zone, low)
+            open_s = sum(b - a for a, b in calendar.open_between(low, high))
+            slot = shown.weekday() * 24 + shown.hour
+            found.append(Cell(low, high, slot, day.toordinal(), open_s, usual and not shown.fold))
+        _CELLS[key] = found
+    return _CELLS[key]
 
 
 def series(

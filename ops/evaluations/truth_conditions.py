@@ -127,19 +127,16 @@ def run(watched: Watched, low: int, high: int, *, until: Condition | None = None
     return None
 
 
-def false_alarms(places: Sequence[Shop]) -> tuple[Tally[Condition], float]:
+def false_alarms(
+    places: Sequence[Shop], *, warm_days: int = WARM_DAYS
+) -> tuple[Tally[Condition], float]:
     """Look at shops in which nothing is wrong; return the alarms, and the device years."""
     found: Tally[Condition] = Tally()
     years = 0.0
     watched = [Watched(place, place.doors) for place in places]
-    ratios: list[dict[int, float]] = []
-    for place in places:  # what the others did, as it will be known on the day after
-        usual = shops.learnt(place, place.doors, place.day(place.quarters - 1), back_days=0)
-        ratios.append({})
-        del usual
     for each in watched:
         place = each.place
-        low = place.number(place.day(0) + timedelta(days=WARM_DAYS))
+        low = place.number(place.day(0) + timedelta(days=warm_days))
         run(each, low, place.quarters)
         found.update(judgement.condition for judgement in each.memory.begun)
         years += len(place.doors) * (place.quarters - low) / _DAY / 365
@@ -172,23 +169,28 @@ def put_in(
     rng: random.Random,
     *,
     within: timedelta,
-    hours: tuple[int, int] = (0, 24),
+    busy: float = 0.0,
+    warm_days: int = WARM_DAYS,
 ) -> float | None:
-    """Put a fault into one counter of a shop at a random time; return when it was found."""
+    """Put a fault into one counter of a shop while it is open; return how long it went unfound.
+
+    `busy`: only where so many people an hour come in and out, now and in the hour to come. Of what
+    shows only while people come, it is the time in which the shop was open.
+    """
+    doors = list(place.doors)
+    ill = rng.randrange(len(doors))
+    chosen = doors[ill] = doors[ill].copy()
     numbers = [
         n
         for n in range(
-            place.number(place.day(0) + timedelta(days=WARM_DAYS)),
+            place.number(place.day(0) + timedelta(days=warm_days)),
             place.quarters - int(within.total_seconds()) // QUARTER_S,
         )
         if place.is_open[n]
-        and hours[0] <= (place.start_s + n * QUARTER_S) // 3600 % 24 < hours[1]
         and all(door.observed_s[n] for door in place.doors)
+        and _an_hour(chosen, n) >= busy
     ]
     at = rng.choice(numbers)
-    doors = list(place.doors)
-    ill = rng.randrange(len(doors))
-    doors[ill] = doors[ill].copy()
     fault(doors[ill], at, rng)
     watched = Watched(place, doors)
     high = min(place.quarters, at + int(within.total_seconds()) // QUARTER_S)
@@ -197,6 +199,15 @@ def put_in(
         return None
     opened = sum(place.is_open[at : number + 1])  # time while closed tells nothing of a door
     return opened * QUARTER_S if condition in _OPEN_TIME else (number + 1 - at) * QUARTER_S
+
+
+def _an_hour(seen: Seen, number: int) -> float:
+    """Return how many come in or go out in an hour from here on, the fewer of both halves twice."""
+    halves = [
+        sum(seen.entered[n] + seen.left[n] for n in range(low, low + 2)) / 2
+        for low in (number, number + 2)
+    ]
+    return 2 * min(halves)
 
 
 _OPEN_TIME = {Condition.FLATLINE, Condition.BLOCKED_VIEW}

@@ -2,12 +2,13 @@
 
 The misuse filter's rules (`server.feedback.misuse`): thirty presses of one button as regular as no
 hand (coefficient of variation below 0.1), or more than 20 of one in each of three minutes. Before
-there are thirty, `EARLY` equal presses that come like clockwork over `EARLY_MS` do: a child's hand
-is regular for seconds, not for a minute. So a button that repeats within 14 s is known in 3 min.
-It clears after `QUIET_S` of observed time in which it did not go on.
+there are thirty, the last `EARLY` of one button do, if they come like clockwork over `EARLY_MS`: a
+child's hand is regular for seconds, not for a minute. So a button that repeats within 14 s is known
+in three minutes. It clears after `QUIET_S` of observed time in which it did not go on.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from server.feedback.misuse import STUCK_GAP_MS, Press, Reason, like_clockwork, verdicts
 from server.health.judgement import Condition, Judgement
@@ -50,24 +51,19 @@ def _stuck(presses: Sequence[Press]) -> list[int]:
 
 
 def _early(presses: Sequence[Press]) -> list[int]:
-    """Return a run of equal presses, up to the last, that come like clockwork already."""
-    run: list[int] = []
-    for number in range(len(presses) - 1, -1, -1):
-        each = presses[number]
-        if run:
-            after = presses[run[-1]]
-            same = (each.questionnaire, each.question, each.answer) == (
-                after.questionnaire,
-                after.question,
-                after.answer,
-            )
-            if not same or after.at_ms - each.at_ms > STUCK_GAP_MS:
-                break
-        run.append(number)
-        if len(run) == EARLY:
-            break
-    run.reverse()
-    times = [presses[number].at_ms for number in run]
-    if len(run) < EARLY or times[-1] - times[0] < EARLY_MS or not like_clockwork(times):
-        return []
-    return run
+    """Return the last presses of one button, if they come like clockwork already.
+
+    Visitors go on pressing the other buttons meanwhile.
+    """
+    buttons: dict[tuple[int, int, int], list[int]] = {}
+    for number, each in enumerate(presses):
+        buttons.setdefault((each.questionnaire, each.question, each.answer), []).append(number)
+    for numbers in buttons.values():
+        run = numbers[-EARLY:]
+        times = [presses[number].at_ms for number in run]
+        close = all(after - before <= STUCK_GAP_MS for before, after in pairwise(times))
+        if len(run) < EARLY or not close or times[-1] - times[0] < EARLY_MS:
+            continue
+        if like_clockwork(times):
+            return run
+    return []

@@ -57,7 +57,9 @@ def judge(case: Case, readings: Sequence[Reading]) -> Judgement:
     chance, size, column = best
     evidence: dict[str, float | str] = {"chance": chance, "readings": size, "column": column}
     if chance < FIRES:
-        since = readings[-_length(readings, column)].start_s
+        since = case.before.from_s if case.before.firing else None
+        if since is None:
+            since = readings[-_length(readings, column)].start_s
         evidence["people"] = sum(each.counts[column] for each in readings[-size:])
         return firing(case, CONDITION, evidence, since_s=since, from_s=since)
     if calm > CLEARS:

@@ -1,0 +1,312 @@
+"""What fleet health promises of its truth conditions, beside what was measured.
+
+A `Line` is one fault of one condition: how often it was found, and how soon. A `Quiet` is how often
+anything fires where nothing is wrong, all conditions together: simulated shops, devices, kiosks,
+and, where a file of counts is at hand, real streets, whose own faults then count as false alarms.
+"""
+
+import math
+import random
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from ops.evaluations import shops, signals
+from ops.evaluations.promise import Size
+from ops.evaluations.shops import Fault, Shop
+from ops.evaluations.truth_conditions import WARM_DAYS, Found, false_alarms, put_in
+from server.health.judgement import Condition
+from simulators.counts_file import interpret, read_rows
+
+MOST_FALSE = 0.5
+"""False alarms per device and year, all conditions together."""
+BUSY = 120.0
+"""Crossings an hour, both ways, from which a door is busy."""
+SHORT_WARM = 28
+_ZONE = "Europe/London"
+_STREETS = 3
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How soon, in seconds, a kind of fault was found, and what is promised: at the median, at the
+    95th percentile (None: nothing), and of how many at least."""
+
+    condition: Condition
+    fault: str
+    found: Found
+    median_s: float
+    p95_s: float | None = None
+    share: float = 0.95
+
+    @property
+    def kept(self) -> bool:
+        found = self.found
+        return (
+            bool(found.times_s)
+            and found.share >= self.share
+            and found.quantile(0.5) <= self.median_s
+            and (self.p95_s is None or found.quantile(0.95) <= self.p95_s)
+        )
+
+    def line(self) -> str:
+        """Return the line of the report."""
+        times = f"{_span(self.found.quantile(0.5)):>7}  {_span(self.found.quantile(0.95)):>7}"
+        most = f"<= {_span(self.median_s)}"
+        if self.p95_s is not None:
+            most += f", p95 <= {_span(self.p95_s)}"
+        verdict = "kept" if self.kept else "MISSED"
+        return (
+            f"{self.condition:<19} {self.fault:<40} {self.found.share:>5.0%}  {times}  "
+            f"n={len(self.found.times_s):<4} {most}  {verdict}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Alarms where nothing is wrong."""
+
+    of: str
+    alarms: Tally[Condition]
+    years: float
+    short: bool = False
+    most: float = MOST_FALSE
+
+    @property
+    def allowed(self) -> float:
+        """How many alarms this may be; of a short cut, two deviations more."""
+        mean = self.most * self.years
+        return mean + 2 * math.sqrt(mean) if self.short else mean
+
+    @property
+    def kept(self) -> bool:
+        return self.years > 0 and self.alarms.total() <= self.allowed
+
+    def line(self) -> str:
+        """Return the line of the report."""
+        rate = self.alarms.total() / self.years if self.years else math.inf
+        each = ", ".join(f"{condition} {n}" for condition, n in sorted(self.alarms.items()) if n)
+        verdict = "kept" if self.kept else "MISSED"
+        return (
+            f"false alarms, {self.of:<34} {rate:.2f} per device-year in {self.years:.1f} "
+            f"({each or 'none'})  <= {self.most}  {verdict}"
+        )
+
+
+def _span(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "never"
+    if seconds < 2 * _HOUR:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / _HOUR:.1f} h" if seconds < 72 * _HOUR else f"{seconds / 86_400:.1f} d"
+
+
+@dataclass(slots=True)
+class _Sites:
+    """Shops to put faults into, made when they are first wanted."""
+
+    size: Size
+    _made: dict[tuple[int, float], list[Shop]] = field(default_factory=dict)
+
+    def of(self, doors: int, busy: float) -> list[Shop]:
+        """Return shops of so many doors, through each of which `busy` people come a day."""
+        key = doors, busy
+        if key not in self._made:
+            number, after = (3, 18) if self.size.full else (1, 10)
+            self._made[key] = [
+                shops.shop(
+                    self.size.seed, 100 * doors + n, days=_warm(self.size) + after,
+                    doors=doors, busy=busy * doors,
+                )
+                for n in range(number)
+            ]  # fmt: skip
+        return self._made[key]
+
+
+def _warm(size: Size) -> int:
+    """Return how many days come before anything is looked at."""
+    return WARM_DAYS if size.full else SHORT_WARM
+
+
+def found(size: Size, *, only: Condition | None = None) -> Iterator[Line]:
+    """Put faults in, and yield what was found of each kind."""
+    rng = random.Random(size.seed)  # noqa: S311 - repeatable
+    sites = _Sites(size)
+    kinds = [
+        *_of_counts(sites, rng, size),
+        *_of_signals(rng, size),
+    ]
+    for condition, make in kinds:
+        if only in (None, condition):
+            yield make()
+
+
+_Kind = tuple[Condition, Callable[[], Line]]
+
+
+def _of_counts(sites: _Sites, rng: random.Random, size: Size) -> list[_Kind]:
+    def kind(
+        condition: Condition, fault: str, change: Fault, *, doors: int = 2, people: float = 800.0,
+        within: timedelta, median_s: float, p95_s: float | None = None, share: float = 0.95,
+        busy: float = 0.0,
+    ) -> _Kind:  # fmt: skip
+        def make() -> Line:
+            places = sites.of(doors, people)
+            result = Found()
+            for number in range(30 if size.full else 4):
+                place = places[number % len(places)]
+                result.times_s.append(
+                    put_in(
+                        place,
+                        change,
+                        condition,
+                        rng,
+                        within=within,
+                        busy=busy,
+                        warm_days=_warm(size),
+                    )
+                )
+            return Line(condition, fault, result, median_s, p95_s, share)
+
+        return condition, make
+
+    week, days = timedelta(days=8), timedelta(days=2)
+    flat, blocked = Condition.FLATLINE, Condition.BLOCKED_VIEW
+    full: list[_Kind] = []
+    if size.full:
+        full = [
+            kind(flat, "a door of 800 a day, at any hour", shops.dead, within=days,
+                 median_s=90 * 60),
+            kind(flat, "a single door of 1,500, while busy", shops.dead, doors=1, people=1500,
+                 within=days, busy=BUSY, median_s=_HOUR, p95_s=90 * 60),
+            kind(flat, "a door of 150 a day", shops.dead, people=150, within=timedelta(days=4),
+                 median_s=8 * _HOUR),
+            kind(blocked, "half of one of two doors", shops.covered(0.5, 0.5), within=days,
+                 median_s=3 * _HOUR),
+            kind(blocked, "95 % of a single door", shops.covered(0.05, 0.05), doors=1,
+                 people=1500, within=days, median_s=3 * _HOUR),
+            kind(blocked, "70 % of those who come in, a single door", shops.covered(0.3, 1.0),
+                 doors=1, people=1500, within=days, median_s=2 * _HOUR),
+            kind(Condition.REVERSED, "a door of 300 a day, one of two", shops.swapped,
+                 people=300, within=week, median_s=5 * 24 * _HOUR, share=0.9),
+            kind(Condition.IMBALANCE, "30 % of those who leave are missed",
+                 shops.covered(1.0, 0.7), doors=1, people=1500, within=week,
+                 median_s=3 * 24 * _HOUR),
+            kind(Condition.LEVEL_SHIFT, "two and a half times as many", shops.louder(2.5),
+                 doors=1, people=1500, within=timedelta(days=12), median_s=6 * 24 * _HOUR),
+        ]  # fmt: skip
+    return [
+        kind(flat, "one of two doors, while busy", shops.dead, within=days, busy=BUSY,
+             median_s=_HOUR, p95_s=_HOUR),
+        kind(blocked, "70 % of one of two doors", shops.covered(0.3, 0.3), within=days,
+             median_s=2 * _HOUR),
+        kind(Condition.REVERSED, "a single door of 1,500 a day", shops.swapped, doors=1,
+             people=1500, within=week, median_s=2 * 24 * _HOUR),
+        kind(Condition.CLOSED_COUNTING, "phantoms by day and night", shops.haunted, doors=1,
+             people=1500, within=days, median_s=14 * _HOUR),
+        *full,
+    ]  # fmt: skip
+
+
+def _of_signals(rng: random.Random, size: Size) -> list[_Kind]:
+    def kind(
+        condition: Condition, fault: str, one: Callable[[], float | None], median_s: float,
+        p95_s: float | None = None,
+    ) -> _Kind:  # fmt: skip
+        def make() -> Line:
+            times = [one() for _ in range(40 if size.full else 4)]
+            return Line(condition, fault, Found(times), median_s, p95_s)
+
+        return condition, make
+
+    def broken(condition: Condition) -> Callable[[], float | None]:
+        return lambda: signals.break_device(rng, condition)
+
+    def line() -> float | None:
+        return signals.stuck_line(rng, busy=rng.choice((100.0, 500.0, 2000.0)))
+
+    def button() -> float | None:
+        return signals.stuck_press(rng)
+
+    minutes = 60.0
+    return [
+        kind(Condition.STUCK_COUNTER, "a line counts once or twice a minute", line,
+             30 * minutes, 45 * minutes),
+        kind(Condition.STUCK_BUTTON, "every 0.5 to 12 s", button, 3 * minutes, 3 * minutes),
+        kind(Condition.REBOOT_LOOP, "every 7 minutes", broken(Condition.REBOOT_LOOP),
+             30 * minutes, _HOUR),
+        kind(Condition.FLAPPING, "every 5 minutes", broken(Condition.FLAPPING), 30 * minutes,
+             _HOUR),
+        kind(Condition.DUPLICATE_IDENTITY, "one finding", broken(Condition.DUPLICATE_IDENTITY),
+             2 * minutes, 2 * minutes),
+        kind(Condition.CLOCK_DRIFT, "250 s ahead, a frame each 15 min",
+             broken(Condition.CLOCK_DRIFT), 18 * minutes, 18 * minutes),
+        kind(Condition.BACKLOG, "nothing leaves", broken(Condition.BACKLOG), 4 * _HOUR),
+        kind(Condition.STORAGE, "the disk is full", broken(Condition.STORAGE), _HOUR),
+        kind(Condition.TEMPERATURE, "38 degrees warmer", broken(Condition.TEMPERATURE),
+             2 * _HOUR),
+        kind(Condition.CERTIFICATE, "a day and a half left, not renewed",
+             broken(Condition.CERTIFICATE), _HOUR),
+    ]  # fmt: skip
+
+
+def quiet(size: Size, *, leeds: Path | None = None) -> Iterator[Quiet]:
+    """Look where nothing is wrong; yield what fired."""
+    rng = random.Random(size.seed + 1)  # noqa: S311 - repeatable
+    short = not size.full
+    devices, days = (40, 365) if size.full else (1, 90)
+    told = Tally(signals.false_alarms(rng, devices=devices, days=days))
+    pieces = (40, 14) if size.full else (1, 4)
+    for _ in range(pieces[0]):
+        low, high = signals.START_S + 7200, signals.START_S + pieces[1] * 86_400
+        readings = signals.minutes(rng, days=pieces[1], busy=rng.choice((100.0, 600.0, 3000.0)))
+        looked = signals.stuck_lines(readings, range(low, high, 600))
+        told[Condition.STUCK_COUNTER] += len(looked)
+        pressed = signals.stuck_buttons(signals.presses(rng, days=pieces[1]), range(low, high, 300))
+        told[Condition.STUCK_BUTTON] += len(pressed)
+    yield Quiet("devices, lines and kiosks", told, devices * days / 365, short)
+    places = [
+        shops.shop(size.seed, n, days=_warm(size) + (60 if size.full else 4), doors=1 + n % 3)
+        for n in range(30 if size.full else 2)
+    ]
+    alarms, years = false_alarms(places, warm_days=_warm(size))
+    yield Quiet("counters of simulated shops", alarms, years, short)
+    if leeds is not None:
+        streets = [of_streets(leeds, days=90 if size.full else 2, warm_days=_warm(size))]
+        alarms, years = false_alarms(streets, warm_days=_warm(size))
+        yield Quiet("streets that are counted", alarms, years, short, most=4.0)
+
+
+def of_streets(path: Path, *, days: int, warm_days: int = WARM_DAYS) -> Shop:
+    """Return streets as the doors of a place that never closes, from the file's best stretch on."""
+    file = interpret(read_rows(path), zone=_ZONE, duplicates="first")
+    zone = ZoneInfo(_ZONE)
+    chosen = sorted(file.readings, key=lambda name: -len(file.readings[name]))[:_STREETS]
+    counts = [{r.start_s: float(r.people) for r in file.readings[name]} for name in chosen]
+    first = max(min(each) for each in counts)
+    day = datetime.fromtimestamp(first, zone).date() + timedelta(days=1)
+    start_s = _midnight(day, zone)
+    end_s = _midnight(day + timedelta(days=warm_days + days), zone)
+    hours = [[each.get(at) for at in range(start_s, end_s, 3600)] for each in counts]
+    return shops.always_open("streets", start_s, hours, _ZONE)
+
+
+def _midnight(day: date, zone: ZoneInfo) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp())
+
+
+def everything(
+    size: Size, *, only: Condition | None = None, leeds: Path | None = None
+) -> Iterator[Line | Quiet]:
+    """Yield every line of the report as it is known."""
+    yield from found(size, only=only)
+    yield from quiet(size, leeds=leeds)
+
+
+def broken(lines: Sequence[Line | Quiet]) -> list[Line | Quiet]:
+    """Return the promises that were not kept."""
+    return [each for each in lines if not each.kept]
