@@ -15,7 +15,7 @@ from server.api.reads import Call, Route
 from server.api.types import Page
 from server.errors import NotFoundError, UnavailableError
 from server.feedback import answering, handing_out, surveys
-from server.feedback.answering import Answered
+from server.feedback.answering import Answered, WordsRecord
 from server.feedback.battery import Battery, Population, asked_seconds
 from server.feedback.qr import svg
 from server.feedback.results import BY, Choice, Results, Score, summed, withheld
@@ -239,18 +239,6 @@ class ChangeAnswer(msgspec.Struct, frozen=True):
     population: Population
 
 
-class WordsRecord(msgspec.Struct, frozen=True):
-    """What somebody wrote, masked before it was stored; the time is cut to the hour."""
-
-    site: str
-    channel: Channel
-    touchpoint: str
-    delay: Delay
-    locale: str
-    at: datetime
-    words: str
-
-
 def _record(found: Survey) -> SurveyRecord:
     return SurveyRecord(
         *(found.ref, found.name, found.version, found.population, found.hash.hex(), found.state),
@@ -379,18 +367,9 @@ async def _words(call: Call, asked: Listing) -> Page[WordsRecord]:
     shown = rows[: asked.limit]
     following = None
     if len(rows) > len(shown):
-        last = shown[-1]
-        following = write_cursor(asked, (str(last.id), int(last.at.timestamp())))
-    return Page(
-        [
-            WordsRecord(
-                *(each.site, each.channel, each.touchpoint, each.delay, each.locale, each.at),
-                each.words,
-            )
-            for each in shown
-        ],
-        following,
-    )
+        id_, last = shown[-1]
+        following = write_cursor(asked, (str(id_), int(last.at.timestamp())))
+    return Page([row for _, row in shown], following)
 
 
 async def _change(call: Call, asked: Nothing) -> ChangeAnswer:

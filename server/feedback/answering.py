@@ -75,11 +75,9 @@ class Answered:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What somebody wrote, masked before it was stored."""
+class WordsRecord(msgspec.Struct, frozen=True):
+    """What somebody wrote, masked before it was stored; the time is cut to the hour."""
 
-    id: int
     site: str
     channel: Channel
     touchpoint: str
@@ -254,8 +252,10 @@ async def written(
     *,
     before: tuple[datetime, int] | None = None,
     limit: int,
-) -> list[Written]:
-    """Return what was written, the latest first; `before`: the time and id a page ended with.
+) -> list[tuple[int, WordsRecord]]:
+    """Return what was written, the latest first, with its id.
+
+    `before` is the time and the id that the page before ended with.
 
     Of any population but visitors, nothing of a site at which too few answered (`kept`).
     """
@@ -267,7 +267,7 @@ async def written(
         sites = list(kept(counts))
     rows = await connection.fetch(_WRITTEN, survey.id, sites, *(before or (None, None)), limit)
     return [
-        Written(id_, site, Channel(channel), touchpoint, Delay(delay), *rest)
+        (id_, WordsRecord(site, Channel(channel), touchpoint, Delay(delay), *rest))
         for id_, site, channel, touchpoint, delay, *rest in rows
     ]
 
