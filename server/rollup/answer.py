@@ -54,6 +54,7 @@ class CountRow(msgspec.Struct, frozen=True, gc=False):
 
     `visits` is null where nothing was measured, which is not zero. `unplaced_*` are people who
     were counted in this day, week or month, but not to the minute: they are not in `visits`.
+    `coverage` takes a site's counters alike; that of `metrics:query` weighs each by its people.
     """
 
     site: str
