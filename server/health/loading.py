@@ -204,9 +204,12 @@ class Device:
         if self.heard_s is None or self.stored_s is None:
             return []
         waiting = self.gauges.get("outbox.frames", ())
-        return [Arrival(self.stored_s, self.heard_s, int(waiting[-1].value) if waiting else 0)]
+        held = int(waiting[-1].value) - USUALLY_HELD if waiting else 0
+        return [Arrival(self.stored_s, self.heard_s, max(0, held))]
 
 
+USUALLY_HELD = 2
+"""Frames that a device which is heard at once still holds when it says how many."""
 GAUGE_NAMES = ("outbox.frames", "outbox.trouble", "disk.free", "cpu.celsius")
 
 

@@ -1,6 +1,6 @@
 """What was judged last, in rows; the masks that follow from it; and what was declared false.
 
-A judgement is written only where something changed, or its evidence is an hour old. *Unknown*
+A judgement is written only where something changed, or its evidence is hours old. *Unknown*
 changes neither what is known nor a mask. What somebody declared false (`withdraw`) is undone by the
 worker at its next look, and does not fire again until it has been clear once: the same evidence
 does not bring back what a person has denied.
@@ -33,7 +33,8 @@ MASKING = frozenset(
 """Conditions of a spot under which its counts are not true. Others are about what may become so,
 or cannot say which counter of a site it is; people at night, and a rebuilt entrance, are real."""
 
-_FRESH = timedelta(hours=1)
+_FRESH = {Standing.FIRING: timedelta(hours=1)}
+_FRESH_ELSE = timedelta(hours=6)
 _MOST_WHY = 500
 _COLUMNS: Mapping[SubjectKind, str] = {
     SubjectKind.SITE: "site_id",
@@ -129,7 +130,9 @@ async def take(
 
 def _worth(judgement: Judgement, row: Row, now: datetime) -> bool:
     """Whether a judgement says something new."""
-    if judgement.standing is not row.standing or now - row.judged_at >= _FRESH:
+    if judgement.standing is not row.standing:
+        return True
+    if now - row.judged_at >= _FRESH.get(judgement.standing, _FRESH_ELSE):
         return True
     if judgement.standing is Standing.UNKNOWN:
         return False
