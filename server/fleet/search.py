@@ -45,14 +45,7 @@ _PLACE = (
     "left join regions r on r.id = si.region_id"
 )
 _CERTIFICATE = "left join certificates c on c.device_id = d.id and c.state = 'active'"
-_BOOTS = (
-    "left join (select device_id, max(last_stored) as last_stored from my_boots group by device_id)"
-    " b on b.device_id = d.id"
-)
-_HEARD = (
-    "greatest(case when p.session <> 'lost' then p.session_at end, p.heartbeat_at, p.data_at, "
-    "b.last_stored)"
-)
+_HEARD = "greatest(case when p.session <> 'lost' then p.session_at end, p.heartbeat_at, p.data_at)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +66,8 @@ _COLUMNS = {
     "state": _Column("p.state", (_PRESENCE,)),
     "firmware": _Column("version_key(p.agent)", (_PRESENCE,)),
     "agent": _Column("p.agent", (_PRESENCE,)),
-    "heard": _Column(_HEARD, (_PRESENCE, _BOOTS)),
-    "silent": _Column(f"({{now}} - {_HEARD})", (_PRESENCE, _BOOTS)),
+    "heard": _Column(_HEARD, (_PRESENCE,)),
+    "silent": _Column(f"({{now}} - {_HEARD})", (_PRESENCE,)),
     "site": _Column("si.ref", (_PLACE,)),
     "site.name": _Column("si.name", (_PLACE,)),
     "site.region": _Column("r.name", (_PLACE,)),
@@ -94,9 +87,9 @@ _TYPES = {
 }
 _AGENTS = (
     "p.agent = any(array(select agent from (select distinct agent from presences "
-    "where organisation_id = $1) agents where {test}))"
+    "where organisation_id = $1 offset 0) agents where {test}))"
 )
-"""A version is made of each name once, not of each device's."""
+"""A version is made of each name once, not of each device's; `offset 0` keeps it so."""
 _KNOWN = {
     Sort.TEXT: "coalesce({}, '') <> ''",
     Sort.VERSION: _AGENTS.format(test="version_key(agent) is not null"),

@@ -56,10 +56,11 @@ class Row(TypedDict):
 
 
 class Address(NamedTuple):
-    """Where the API is, and who asks."""
+    """Where the API is, and who asks; `dsn` is the database, as the API's role."""
 
     port: int
     key: str
+    dsn: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ async def served(seed: str = "") -> AsyncIterator[tuple[Address, asyncpg.Connect
         exits.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        yield Address(runner.addresses[0][1], key), owner
+        yield Address(runner.addresses[0][1], key, endpoints.dsn("api")), owner
 
 
 async def _seed(owner: asyncpg.Connection, seed: str) -> str:

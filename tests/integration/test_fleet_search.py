@@ -134,8 +134,7 @@ async def _add(world: World, own: int, device: Device, sites: dict[str, int]) ->
     )
     if device.stored is not None:
         await world.owner.execute(
-            "insert into boots (device_id, boot_id, ordinal, last_stored) values ($1, 1, 1, $2)",
-            *(row, device.stored),
+            "update presences set data_at = $2 where device_id = $1", row, device.stored
         )
     if device.site is not None:
         spot = await world.owner.fetchval(

@@ -58,7 +58,10 @@ grant insert, delete on segments, segment_devices to vestibule_desk;
 -- When credentials end is searched by.
 grant select (device_id, organisation_id, state, not_after) on certificates to vestibule_api;
 
--- An organisation's devices in the order of pages.
+-- An organisation's devices in the order of pages, and from places to what stands there and back.
 create index on devices (organisation_id, device);
+create index on assignments (spot_id);
+create index on assignments (device_id);
+grant select on my_device_metrics to vestibule_desk;
 
 update schema_compatibility set version = 14, compatible_from = 14;
