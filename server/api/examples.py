@@ -49,6 +49,12 @@ _ASKED: dict[str, Any] = {
     "title": {"en": "Your visit"},
     "questions": [{"kind": "smiley4", "text": {"en": "How was your visit today?"}}],
 }
+_REFIT: dict[str, Any] = {
+    "kind": "maintenance",
+    "reason": "The entrance is rebuilt",
+    "site": _SITE,
+    "ends_at": "2026-04-05T18:00:00Z",
+}
 _BATTERY: dict[str, Any] = {
     "languages": ["en"],
     "title": {"en": "Your visit"},
@@ -96,6 +102,44 @@ EXAMPLES: dict[str, Example] = {
     "GET /estimates": Example(query={**_AT, "bucket": "hour"}),
     "GET /occupancy": Example(query=_AT),
     "GET /changes": Example(query={"kind": "bucket.revised", "limit": "100"}),
+    "GET /incidents": Example(query={"site": _SITE, "open": "true"}),
+    "GET /incidents:ranked": Example(query={"limit": "20"}),
+    "GET /incidents/{ref}": Example(_ref("incident")),
+    "GET /incidents/{ref}/why": Example(_ref("incident")),
+    "PUT /incidents/{ref}/acknowledgement": Example(
+        _ref("incident"), body={"until": "2026-04-02T16:00:00Z"}
+    ),
+    "DELETE /incidents/{ref}/acknowledgement": Example(_ref("incident")),
+    "PUT /incidents/{ref}/owner": Example(_ref("incident"), body={"owner": "A. Berg"}),
+    "PUT /incidents/{ref}/due": Example(_ref("incident"), body={"due_at": "2026-04-03T08:00:00Z"}),
+    "POST /incidents/{ref}/comments": Example(
+        _ref("incident"), body={"words": "The shop was called: the router is being replaced."}
+    ),
+    "GET /health-windows": Example(query={"past": "true"}),
+    "POST /health-windows:preview": Example(body=_REFIT),
+    "POST /health-windows": Example(body=_REFIT),
+    "DELETE /health-windows/{ref}": Example(_ref("window")),
+    "GET /health-contacts": Example(),
+    "POST /health-contacts": Example(
+        body={
+            "name": "Night desk",
+            "email": "night@example.com",
+            "severity": "critical",
+            "time_zone": "Europe/Stockholm",
+            "since": "18:00",
+            "until": "07:00",
+        }
+    ),
+    "DELETE /health-contacts/{ref}": Example(_ref("contact")),
+    "GET /health-rules": Example(),
+    "PUT /health-rules": Example(
+        body={
+            "conditions": {"offline": {"opens_after_s": 300, "severity": "major"}},
+            "channels": {"minor": ["digest"]},
+            "seen": 1,
+        }
+    ),
+    "GET /notices": Example(query={"dead": "true"}),
     "GET /webhooks": Example(),
     "GET /webhooks/{ref}": Example(_ref("webhook")),
     "GET /webhooks/{ref}/deliveries": Example(_ref("webhook"), {"dead": "true"}),

@@ -50,6 +50,7 @@ SCOPES = frozenset(
         "experiments:write",
         "accuracy:write",
         "feeds:write",
+        "health:write",
         "targets:write",
     }
 )

@@ -185,6 +185,9 @@ CODES = {
     "too_little": Code(
         409, "Too little to tell", "Too few valid answers; no comparison is made up of less."
     ),
+    "incident_over": Code(
+        409, "Over", "The incident has ended, so nobody need see to it; it can be commented on."
+    ),
     "changed_meanwhile": Code(
         412, "Changed meanwhile", "Somebody else has changed it: read it again, and decide anew."
     ),

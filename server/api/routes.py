@@ -23,6 +23,7 @@ from server.api import (
     experiments,
     feeds,
     fleet,
+    incidents,
     listings,
     metrics,
     offers,
@@ -249,7 +250,7 @@ _COUNTS = (
 _PARTS = (
     *(metrics, estimates, sources, opinions, questionnaires, surveys, offers, experiments),
     *(accuracy, calendars, feeds),
-    fleet,
+    *(fleet, incidents),
 )
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (

@@ -38,6 +38,9 @@ class Kind(StrEnum):
     GAP_FILLED = "gap.filled"
     ALERT_RAISED = "alert.raised"
     ALERT_CLOSED = "alert.closed"
+    INCIDENT_OPENED = "incident.opened"
+    INCIDENT_UPDATED = "incident.updated"
+    INCIDENT_RESOLVED = "incident.resolved"
 
 
 class Counted(msgspec.Struct, frozen=True):
@@ -77,13 +80,35 @@ class AlertNote(msgspec.Struct, frozen=True):
     outcome: str = ""
 
 
-Detail = Revised | GapNote | AlertNote
+class IncidentNote(msgspec.Struct, frozen=True):
+    """An incident as it was told: the `step`-th message of it, `told` as the first, a change, again
+    (repeated) or resolved. `root` is what is wrong, `devices` how many are concerned; `stake`:
+    people who would not be counted today.
+    """
+
+    incident: str
+    step: int
+    told: str
+    condition: str
+    severity: str
+    root: str
+    since: str
+    devices: int
+    cause: str
+    remedy: str
+    stake: float = 0.0
+
+
+Detail = Revised | GapNote | AlertNote | IncidentNote
 _DETAILS: dict[Kind, type[Detail]] = {
     Kind.BUCKET_REVISED: Revised,
     Kind.GAP_OPENED: GapNote,
     Kind.GAP_FILLED: GapNote,
     Kind.ALERT_RAISED: AlertNote,
     Kind.ALERT_CLOSED: AlertNote,
+    Kind.INCIDENT_OPENED: IncidentNote,
+    Kind.INCIDENT_UPDATED: IncidentNote,
+    Kind.INCIDENT_RESOLVED: IncidentNote,
 }
 
 

@@ -97,6 +97,14 @@ KINDS = (
             *("digest_subscriptions", "digests"),
         ),
     ),
+    Kind(
+        "incidents",
+        About.STAFF,
+        (
+            *("standings", "episodes", "incidents", "incident_decisions", "incident_comments"),
+            *("health_rules", "health_windows", "health_contacts", "notices", "usual_visits"),
+        ),
+    ),
     Kind("audit", About.STAFF, ("audit", "api_keys", "bi_logins")),
     Kind(
         "technical",

@@ -24,6 +24,8 @@ OVER = {
     "one_time_links": "used_at < $1 or expires_at < $1",
     "phone_acts": "done_at < $1",
     "idempotency_keys": "created_at < $1",
+    "notices": "coalesce(sent_at, dead_at) < $1",
+    "incident_decisions": "at < $1::timestamptz - interval '60 days'",
     "changes": "at < $1::timestamptz - interval '61 days'",  # changes.PURGED
     "device_events": "at < $1::timestamptz - interval '60 days'",
     "survey_tokens": "expires_at < $1",

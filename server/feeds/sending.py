@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from server.db.changes import AlertNote, Change, GapNote, Kind, Revised
+from server.db.changes import AlertNote, Change, GapNote, IncidentNote, Kind, Revised
 from server.errors import RefusedError
 
 PREFIX = "whsec_"
@@ -45,7 +45,7 @@ _INWARD = [
 
 
 class ChangeRow(msgspec.Struct, frozen=True):
-    """A change; one of `revised`, `gap` and `alert` says more, by its kind.
+    """A change; one of `revised`, `gap`, `alert` and `incident` says more, by its kind.
 
     `change` is its number for ever: who is told twice knows it by that.
     """
@@ -58,6 +58,7 @@ class ChangeRow(msgspec.Struct, frozen=True):
     revised: Revised | None = None
     gap: GapNote | None = None
     alert: AlertNote | None = None
+    incident: IncidentNote | None = None
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -80,6 +81,7 @@ def change_row(change: Change) -> ChangeRow:
         revised=detail if isinstance(detail, Revised) else None,
         gap=detail if isinstance(detail, GapNote) else None,
         alert=detail if isinstance(detail, AlertNote) else None,
+        incident=detail if isinstance(detail, IncidentNote) else None,
     )
 
 

@@ -40,6 +40,9 @@ class Place(NamedTuple):
     spot: int | None = None
 
 
+NOWHERE = Place()
+
+
 @dataclass(frozen=True, slots=True)
 class Open:
     """An open episode: which, of what, where."""
@@ -131,15 +134,15 @@ def outage(
 ) -> Judgement | None:
     """Judge whether a site of so many `devices` is gone; `gone`: since when those are that are.
 
-    It fires once all or most went within a few minutes, and is clear once half of them are back.
-    In between it stands as it stood: None.
+    It fires once all or most went within a few minutes, and goes on until half of them are back.
+    None: there is nothing to say of the site as a whole.
     """
     subject = Subject(SubjectKind.SITE, site)
     evidence: Evidence = {"devices": float(devices), "gone": float(len(gone))}
     if stands:
-        if len(gone) > devices * SHARE_BACK:
-            return None
-        return Judgement(subject, Condition.SITE_OFFLINE, Standing.CLEAR, now, evidence)
+        stays = len(gone) > devices * SHARE_BACK
+        standing = Standing.FIRING if stays else Standing.CLEAR
+        return Judgement(subject, Condition.SITE_OFFLINE, standing, now, evidence)
     wanted = max(LEAST_GONE, ceil(devices * SHARE_GONE))
     for first, last in _runs(sorted(gone), wanted):
         if last - first <= TOGETHER:
@@ -208,7 +211,7 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Timers:
-    """When an incident may tell, and what it told last: of which episodes."""
+    """When an incident may tell, and what it told last: of which episodes, explained ones apart."""
 
     ready_at: datetime
     told_at: datetime | None = None
@@ -265,7 +268,7 @@ def next_step(
         if now < timers.ready_at:
             return Step(None, Why.WAIT, timers.ready_at)
         return Step(Tell.OPENED, Why.NEW)
-    if frozenset(each.id for each in episodes) != timers.told:
+    if frozenset(each.id for each in heard) != timers.told:
         if now < (after := max(timers.ready_at, timers.told_at + rule.interval)):
             return Step(None, Why.INTERVAL, after)
         return Step(Tell.UPDATED, Why.CHANGED)

@@ -130,7 +130,9 @@ DEFAULTS: Mapping[Condition, Rule] = MappingProxyType(
             repeat_s=3600,
             hours=Hours.ALWAYS,
         ),
-        Condition.SITE_OFFLINE: _rule(Condition.SITE_OFFLINE, clears_after_s=120, wait_s=60),
+        Condition.SITE_OFFLINE: _rule(
+            Condition.SITE_OFFLINE, opens_after_s=60, clears_after_s=120, wait_s=60
+        ),
         Condition.OFFLINE: _rule(Condition.OFFLINE, **_GONE, wait_s=180),
         Condition.NO_DATA: _rule(Condition.NO_DATA, **_GONE),
         Condition.NO_HEARTBEAT: _rule(Condition.NO_HEARTBEAT, **_GONE),

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
+import asyncpg
 import pytest
 from aiohttp import ClientSession, FormData
 
@@ -19,6 +20,7 @@ KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
     *("questionnaire", "publication", "experiment", "survey", "round", "offer"),
     *("webhook", "segment", "recount", "alert", "touchpoint", "action"),
+    *("incident", "window", "contact"),
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -134,6 +136,7 @@ async def fuzz(people: People) -> Fuzz:
             "experiments:write",
             "sources:write",
             "accuracy:write",
+            "health:write",
         ),
     )
     return Fuzz(people, browser, csrf, key, sessions)
@@ -260,10 +263,40 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         "values ($1, $2, $3, tstzrange(null, null))",
         *(organisation, device, spot),
     )
+    await in_trouble(owner, names, organisation, words)
     await owner.execute(
         "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
         "expires_at) select $1, $2, id, $3, $4, $5, $5 from users where ref = $6",
         *(organisation, names["claim"], device, spot, NOW, names["user"]),
+    )
+
+
+async def in_trouble(
+    owner: asyncpg.Connection, names: dict[str, str], organisation: int, words: str
+) -> None:
+    """Give an organisation an incident, whom it is told, and all that belongs to it."""
+    await owner.execute(
+        "with broken as (insert into incidents (organisation_id, ref, key, subject, subject_id, "
+        "condition, severity, site_id, device_id, since, opened_at, ready_at, owner) "
+        "select $1, $2, $2, 'device', d.id, 'offline', 'critical', s.id, d.id, $4, $4, $4, $3 "
+        "from devices d, sites s where d.organisation_id = $1 and s.organisation_id = $1 limit 1 "
+        "returning *), episode as (insert into episodes (organisation_id, incident_id, subject, "
+        "subject_id, condition, site_id, device_id, since, opened_at) select organisation_id, id, "
+        "subject, subject_id, condition, site_id, device_id, since, opened_at from broken), "
+        "decided as (insert into incident_decisions (organisation_id, incident_id, at, decision, "
+        "why, about) select organisation_id, id, $4, 'held', 'wait', $3 from broken), "
+        "said as (insert into incident_comments (organisation_id, incident_id, at, author, words) "
+        "select organisation_id, id, $4, $3, $3 from broken), "
+        "rules as (insert into health_rules values ($1, 1, '{}', $4, $3)), "
+        "silent as (insert into health_windows (organisation_id, ref, kind, reason, author, "
+        "site_id, starts_at, ends_at) select organisation_id, $5, 'visit', $3, $3, site_id, $4, "
+        "$4::timestamptz + interval '1 day' from broken), "
+        "told as (insert into health_contacts (organisation_id, ref, name, email, severity, "
+        "time_zone, weekdays, from_min, until_min, created_at) "
+        "values ($1, $6, $3, $3, 'major', 'UTC', '{0}', 0, 0, $4) returning id) "
+        "insert into notices (organisation_id, incident_id, contact_id, dedupe, subject, body, "
+        "queued_at, dead_at) select $1, broken.id, told.id, $2, $3, $3, $4, $4 from broken, told",
+        *(organisation, names["incident"], words, NOW, names["window"], names["contact"]),
     )
 
 

@@ -96,6 +96,14 @@ GET: dict[str, Asked] = {
     "/v1/segments": Asked(),
     "/v1/segments/{ref:segment}": Asked(),
     "/v1/changes": Asked(),
+    "/v1/incidents": Asked({}, {"site": "{site}"}),
+    "/v1/incidents:ranked": Asked({}, {"site": "{site}"}),
+    "/v1/incidents/{ref:incident}": Asked(),
+    "/v1/incidents/{ref:incident}/why": Asked(),
+    "/v1/health-windows": Asked(),
+    "/v1/health-contacts": Asked(),
+    "/v1/health-rules": Asked(),
+    "/v1/notices": Asked(),
     "/v1/webhooks": Asked(),
     "/v1/webhooks/{ref:webhook}": Asked(),
     "/v1/webhooks/{ref:webhook}/deliveries": Asked(),
@@ -222,6 +230,8 @@ POST: dict[str, Asked] = {
     "/tech/claims/{claim}/end": Asked(),
     "/tech/claims/{claim}/compare": Asked(),
 }
+SILENT = {"kind": "visit", "reason": "A", "ends_at": "2026-04-03T12:00:00Z"}
+SILENT_AT = {"site:one": "{site}", "region:one": "{region}", "device:one": "{device}"}
 PLAN = {"title": "A", "owner": "A", "due_on": "2026-05-01", "remeasure_on": "2026-06-01"}
 JSON: dict[tuple[str, str], Asked] = {
     ("PUT", "/v1/feedback-alerts/{ref:alert}/assignee"): Asked({"assignee": ""}),
@@ -254,6 +264,17 @@ JSON: dict[tuple[str, str], Asked] = {
     ("PATCH", "/v1/targets/{ref:target}"): Asked({"note": "x"}),
     ("DELETE", "/v1/targets/{ref:target}"): Asked(),
     ("PUT", "/v1/calendar"): Asked(),
+    ("PUT", "/v1/incidents/{ref:incident}/acknowledgement"): Asked(),
+    ("DELETE", "/v1/incidents/{ref:incident}/acknowledgement"): Asked(),
+    ("PUT", "/v1/incidents/{ref:incident}/owner"): Asked({"owner": "A"}),
+    ("PUT", "/v1/incidents/{ref:incident}/due"): Asked({"due_at": "2026-04-03T12:00:00Z"}),
+    ("POST", "/v1/incidents/{ref:incident}/comments"): Asked({"words": "A"}),
+    ("POST", "/v1/health-windows"): Asked(SILENT, SILENT_AT),
+    ("POST", "/v1/health-windows:preview"): Asked(SILENT, SILENT_AT),
+    ("DELETE", "/v1/health-windows/{ref:window}"): Asked(),
+    ("POST", "/v1/health-contacts"): Asked({"name": "A", "email": "nobody"}),
+    ("DELETE", "/v1/health-contacts/{ref:contact}"): Asked(),
+    ("PUT", "/v1/health-rules"): Asked(),
     ("POST", "/v1/webhooks"): Asked({"url": "http://example.com/"}),
     ("POST", "/v1/segments"): Asked(
         {"name": "", "follows": "live"}, {"filter": 'device = "{device}"'}

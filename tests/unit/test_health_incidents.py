@@ -129,7 +129,9 @@ def test_a_site_is_gone_when_most_went_within_minutes(devices: int, seconds: lis
 
 def test_a_site_that_was_gone_is_back_with_half_of_its_devices() -> None:
     late = [NOW - timedelta(hours=each) for each in range(10)]
-    assert outage(1, devices=10, gone=late[:6], stands=True, now=NOW) is None
+    stays = outage(1, devices=10, gone=late[:6], stands=True, now=NOW)
+    assert stays is not None
+    assert (stays.standing, stays.evidence["gone"]) == (Standing.FIRING, 6)
     back = outage(1, devices=10, gone=late[:5], stands=True, now=NOW)
     assert back is not None
     assert back.standing is Standing.CLEAR
