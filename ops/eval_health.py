@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
     """Evaluate, print, and return 1 if a promise is broken."""
     parser = argparse.ArgumentParser(prog="ops.eval_health", description=__doc__)
     parser.add_argument("--only", choices=sorted(Condition), help="the faults of one condition")
+    parser.add_argument("--part", choices=health.PARTS, default="all", help="one half of it")
     parser.add_argument("--short", action="store_true", help="the cut that the tests run")
     parser.add_argument("--seed", type=int, default=1, help="of all that is drawn (1)")
     parser.add_argument(
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     lines = []
     size = Size(full=not options.short, seed=options.seed)
-    for each in health.everything(size, only=only, leeds=counts):
+    for each in health.everything(size, only=only, part=options.part, leeds=counts):
         print(each.line(), flush=True)
         lines.append(each)
     missed = health.broken(lines)

@@ -23,6 +23,7 @@ from simulators.counts_file import interpret, read_rows
 
 MOST_FALSE = 0.5
 """False alarms per device and year, all conditions together."""
+PARTS = ("all", "faults", "quiet")
 BUSY = 120.0
 """Crossings an hour, both ways, from which a door is busy."""
 SHORT_WARM = 28
@@ -300,11 +301,13 @@ def _midnight(day: date, zone: ZoneInfo) -> int:
 
 
 def everything(
-    size: Size, *, only: Condition | None = None, leeds: Path | None = None
+    size: Size, *, only: Condition | None = None, part: str = "all", leeds: Path | None = None
 ) -> Iterator[Line | Quiet]:
-    """Yield every line of the report as it is known."""
-    yield from found(size, only=only)
-    yield from quiet(size, leeds=leeds)
+    """Yield every line of the report as it is known, or those of one `part` of `PARTS`."""
+    if part in ("all", "faults"):
+        yield from found(size, only=only)
+    if part in ("all", "quiet"):
+        yield from quiet(size, leeds=leeds)
 
 
 def broken(lines: Sequence[Line | Quiet]) -> list[Line | Quiet]:

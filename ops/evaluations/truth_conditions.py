@@ -115,14 +115,23 @@ def looks(place: Shop, low: int, high: int) -> list[tuple[int, bool]]:
     return found
 
 
-def run(watched: Watched, low: int, high: int, *, until: Condition | None = None) -> int | None:
-    """Look from quarter to quarter; return the first after which `until` fires."""
+def run(
+    watched: Watched,
+    low: int,
+    high: int,
+    *,
+    until: Condition | None = None,
+    of: Sequence[Subject] = (),
+) -> int | None:
+    """Look from quarter to quarter; return the first after which `until` fires of one of these."""
     for number, whole in looks(watched.place, low, high):
         if whole:
             watched.close(number)
         else:
             watched.look(number)
-        if until is not None and any(each.condition is until for each in watched.memory.begun):
+        if until is not None and any(
+            each.condition is until and each.subject in of for each in watched.memory.begun
+        ):
             return number
     return None
 
@@ -194,7 +203,8 @@ def put_in(
     fault(doors[ill], at, rng)
     watched = Watched(place, doors)
     high = min(place.quarters, at + int(within.total_seconds()) // QUARTER_S)
-    number = run(watched, at, high, until=condition)
+    right = Subject(SubjectKind.SPOT, ill + 1), Subject(SubjectKind.SITE, 1)
+    number = run(watched, at, high, until=condition, of=right)
     if number is None:
         return None
     opened = sum(place.is_open[at : number + 1])  # time while closed tells nothing of a door

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,7 @@ from server.health.conditions import (
 from server.health.conditions.gauge import Value
 from server.health.conditions.stuck_counter import Reading, kolmogorov
 from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
+from server.health.memory import MASKING
 from server.health.series import QUARTER_S, Quarter, Series, deviation, turns
 from server.health.verdict import Before, Case
 
@@ -405,3 +407,17 @@ def test_every_condition_of_the_counts_has_a_module_that_judges_it() -> None:
     assert {found.condition for found in SILENT} == {
         each for each in Condition if each.value not in presence
     }
+
+
+def test_the_page_of_conditions_says_what_the_code_says() -> None:
+    page = (Path(__file__).parents[2] / "ops/HEALTH.md").read_text()
+    for found in SILENT:
+        meaning = found.condition.meaning
+        row = next(
+            line
+            for line in page.splitlines()
+            if line.startswith(f"| `{found.condition}` |") and meaning.title in line
+        )
+        assert meaning.cause in row
+        assert meaning.remedy in row
+        assert ("| yes |" in row) == (found.condition in MASKING)
