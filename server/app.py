@@ -24,21 +24,23 @@ from server.admission.worker import Admission
 from server.api.routes import build_api
 from server.audit import anchor
 from server.clock import Clock, SystemClock, at
+from server.commands.listener import add_state, sweeping
 from server.config import Settings
 from server.console.pages import add_console
 from server.db import lingering, purge
 from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
 from server.db.migrate import check_schema
 from server.feedback.alerts import Watch
-from server.feedback.bell import Bell
 from server.feedback.codes import Handing, add_codes
 from server.feedback.plans import add_plans
 from server.feedback.responses import run as filter_presses
 from server.feedback.tokens import PURPOSE
 from server.feeds.mail import sender_of, smtp_of
 from server.feeds.worker import Webhooks
-from server.health import canary
+from server.health import canary, ranking
 from server.health.checks import Checks
+from server.health.engine import Engine
+from server.health.sending import Notices
 from server.health.watch import Watch as PresenceWatch
 from server.ingest.mqtt import BrokerSettings
 from server.ingest.state import State
@@ -49,11 +51,13 @@ from server.people.sealing import Seal
 from server.portal.digest_sending import Digests
 from server.portal.frame import CATALOGUES
 from server.portal.pages import add_portal
+from server.provisioning.bell import Bell
 from server.provisioning.listener import listener_tls
 from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
+from server.staff.pages import add_staff
 from server.survey.pages import add_survey
 from server.tasks import spare_the_collector
 from server.tech.pages import add_tech
@@ -121,6 +125,13 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             checks_pool = await _open(stack, settings.dsn_maint.reveal(), size=1, name="checks")
             checks = Checks(checks_pool, clock)
             workers.append(group.create_task(checks.run(), name="checks"))
+            told_of = await _open(stack, settings.dsn_maint.reveal(), size=3, name="incidents")
+            engine = Engine(told_of, clock)
+            workers.append(group.create_task(engine.run(), name="incidents"))
+            workers.append(group.create_task(ranking.run(told_of, clock), name="stakes"))
+            if settings.smtp_url.reveal():
+                notices = _notices(settings, told_of, clock)
+                workers.append(group.create_task(notices.run(), name="notices"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool, clock)
@@ -132,6 +143,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
             workers.append(group.create_task(purge.run(maint_pool, clock), name="purge"))
             workers.append(group.create_task(lingering.run(maint_pool), name="lingering"))
+            workers.append(group.create_task(sweeping(maint_pool, clock), name="commands"))
             if settings.session_secret.reveal():  # which opens the webhooks' own
                 told_pool = await _open(stack, settings.dsn_maint.reveal(), size=4, name="webhooks")
                 telling = Webhooks(told_pool, Seal(settings.session_secret), clock)
@@ -187,6 +199,7 @@ def build_pages(
     add_portal(site, pool=pool, desk=desk, settings=settings, passes=passes, now=now)
     add_console(site, desk=desk, ingest=ingest, settings=settings, now=now)
     add_survey(site, desk=desk, seal=seal, now=now, clock=clock.monotonic)
+    add_staff(site, desk=desk, seal=seal, now=now, clock=clock.monotonic)
     if ingest is not None:
         add_tech(site, desk=desk, api=pool, ingest=ingest, settings=settings, now=now)
     api = build_api(
@@ -215,6 +228,17 @@ def _digests(settings: Settings, pool: asyncpg.Pool, desk: asyncpg.Pool, clock: 
     )
 
 
+def _notices(settings: Settings, pool: asyncpg.Pool, clock: Clock) -> Notices:
+    """Return the one that sends mail about incidents. Raises SettingsError as `_digests` does."""
+    return Notices(
+        pool,
+        clock,
+        smtp=smtp_of(settings.smtp_url.reveal()),
+        sender=sender_of(settings.mail_from),
+        pages=settings.pages_url,
+    )
+
+
 def _add_operations(app: web.Application, running: Running) -> None:
     """Add what operators and their tools ask, whatever this process's roles are."""
     app.router.add_get("/healthz", _healthy)
@@ -239,6 +263,7 @@ async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
         handing=Handing(key, f"{settings.pages_url}/s"),
         now=lambda: datetime.now(UTC),
     )
+    add_state(enrolment, pool=running.pool, now=lambda: datetime.now(UTC))
     tls = listener_tls(settings.pki)
     await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=tls)
 

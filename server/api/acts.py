@@ -82,6 +82,8 @@ class ActRoute:
     write: str = "register:write"
     shown_once: bool = False
     """Its answer holds secrets, so none is kept, and no Idempotency-Key is taken."""
+    compares: bool = False
+    """It says by If-Match which state it has seen, as a PATCH does."""
 
     @property
     def scope(self) -> str:
@@ -120,7 +122,7 @@ def served(
         path, _ = path_of(request), parse(request, route.parameters)
         raw = b"" if route.body is None else await body_of(request)
         body = None if route.body is None else parsed(raw, route.body)
-        seen = _seen(request) if route.method == "PATCH" else None
+        seen = _seen(request) if route.compares or route.method == "PATCH" else None
         mine = turns.setdefault(caller.organisation, Semaphore(at_once))
         name = f"api {route.method} {route.path}"
         async with mine, acting(desk, name, organisation=caller.organisation) as connection:

@@ -81,6 +81,35 @@ EXAMPLES: dict[str, Example] = {
     "GET /sites": Example(query={"limit": "100"}),
     "GET /sites/{ref}": Example(_ref("site")),
     "GET /sites/{ref}/record": Example(_ref("site")),
+    "GET /settings:table": Example(),
+    "GET /settings": Example(),
+    "PATCH /settings": Example(body={"values": {"health_s": 600}}),
+    "PUT /settings": Example(body={"values": {"health_s": 600, "spread_s": 20}}),
+    "GET /models/{ref}/settings": Example(_ref("model")),
+    "PATCH /models/{ref}/settings": Example(_ref("model"), body={"values": {"keepalive_s": 60}}),
+    "PUT /models/{ref}/settings": Example(_ref("model"), body={"values": {"keepalive_s": 60}}),
+    "POST /settings:preview": Example(
+        body={"scope": "site", "of": name_of("site"), "values": {"frame_s": 60}}
+    ),
+    "GET /sites/{ref}/settings": Example(_ref("site")),
+    "PATCH /sites/{ref}/settings": Example(_ref("site"), body={"values": {"frame_s": 60}}),
+    "PUT /sites/{ref}/settings": Example(_ref("site"), body={"values": {"frame_s": 900}}),
+    "GET /devices/{ref}/settings": Example(_ref("device")),
+    "PATCH /devices/{ref}/settings": Example(
+        _ref("device"), body={"values": {"broker": "broker.example:8883"}}
+    ),
+    "PUT /devices/{ref}/settings": Example(_ref("device"), body={"values": {}}),
+    "GET /settings:layers": Example(),
+    "GET /devices/{ref}/configuration": Example(_ref("device")),
+    "POST /commands:preview": Example(body={"kind": "reboot", "site": name_of("site")}),
+    "POST /commands": Example(
+        body={"kind": "self-test", "devices": [name_of("device")], "ttl_s": 3600}
+    ),
+    "GET /commands": Example(query={"device": name_of("device"), "limit": "20"}),
+    "GET /commands/{ref}": Example(_ref("command")),
+    "GET /commands/{ref}/file": Example(_ref("command")),
+    "GET /batches/{ref}": Example(_ref("batch")),
+    "DELETE /commands/{ref}": Example(_ref("command")),
     "GET /spots": Example(query={"site": _SITE}),
     "GET /device-fields": Example(),
     "GET /segments": Example(),

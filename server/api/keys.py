@@ -52,6 +52,8 @@ SCOPES = frozenset(
         "feeds:write",
         "health:write",
         "targets:write",
+        "settings:write",
+        "commands:write",
     }
 )
 NOTED_EVERY_S = 60.0

@@ -184,7 +184,7 @@ def _statuses(route: Described) -> list[int]:
         found.add(410)
     if route.body is not None:
         found |= {413, 415}
-    if route.method == "PATCH":
+    if route.method == "PATCH" or getattr(route, "compares", False):
         found |= {412, 428}
     return sorted(found)
 

@@ -188,6 +188,11 @@ CODES = {
     "incident_over": Code(
         409, "Over", "The incident has ended, so nobody need see to it; it can be commented on."
     ),
+    "no_devices": Code(409, "No devices", "No device that this names is admitted."),
+    "too_many_devices": Code(422, "Too many devices", "Ask fewer at once, by site for instance."),
+    "reason_needed": Code(
+        422, "Reason needed", "Stores are open: give a reason, or ask when they are closed."
+    ),
     "changed_meanwhile": Code(
         412, "Changed meanwhile", "Somebody else has changed it: read it again, and decide anew."
     ),

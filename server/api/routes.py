@@ -19,6 +19,8 @@ from server.api import (
     accuracy,
     acts,
     calendars,
+    commands,
+    desired,
     estimates,
     experiments,
     feeds,
@@ -249,6 +251,7 @@ _COUNTS = (
 )
 _PARTS = (
     *(metrics, estimates, sources, opinions, questionnaires, surveys, offers, experiments),
+    *(desired, commands),
     *(accuracy, calendars, feeds),
     *(fleet, incidents),
 )

@@ -86,6 +86,8 @@ KINDS = (
             *("devices", "assignments", "backfill_grants", "claims", "certificates", "boots"),
             *("closed_boots", "metric_names", "device_metrics", "unknown_devices", "authorities"),
             *("issuance_log", "trust_proofs", "admissions", "presences", "device_events"),
+            *("settings_layers", "device_settings", "command_batches", "commands"),
+            "command_files",
             *("health_checks", "judgements"),
         ),
     ),

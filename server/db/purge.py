@@ -28,6 +28,10 @@ OVER = {
     "incident_decisions": "at < $1::timestamptz - interval '60 days'",
     "changes": "at < $1::timestamptz - interval '61 days'",  # changes.PURGED
     "device_events": "at < $1::timestamptz - interval '60 days'",
+    "command_files": "stored_at < $1",
+    "commands": "ended_at < $1::timestamptz - interval '335 days'",
+    "command_batches": "asked_at < $1::timestamptz - interval '335 days' and not exists "
+    "(select from commands c where c.batch_id = command_batches.id)",
     "survey_tokens": "expires_at < $1",
     "survey_answers": "answered_at < $1::timestamptz - interval '730 days'",
 }

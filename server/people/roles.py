@@ -35,6 +35,8 @@ class Permission(StrEnum):
     RUN_EXPERIMENTS = "run experiments"
     ASK_VISITORS = "ask visitors"
     SET_TARGETS = "set targets"
+    CONFIGURE_DEVICES = "configure devices"
+    COMMAND_DEVICES = "command devices"
 
 
 _READ = frozenset({Permission.READ_NUMBERS, Permission.READ_FLEET})
@@ -46,8 +48,12 @@ MAY: dict[Role, frozenset[Permission]] = {
         Permission.PROVISION,
         Permission.ADMIT,
         Permission.READ_AUDIT,
+        Permission.CONFIGURE_DEVICES,
+        Permission.COMMAND_DEVICES,
     },
-    Role.TECHNICIAN: frozenset({Permission.READ_FLEET, Permission.PROVISION}),
+    Role.TECHNICIAN: frozenset(
+        {Permission.READ_FLEET, Permission.PROVISION, Permission.COMMAND_DEVICES}
+    ),
     Role.ANALYST: frozenset(
         {
             Permission.READ_NUMBERS,

@@ -20,6 +20,7 @@ KINDS = (
     *("site", "region", "door", "spot", "user", "claim", "organisation", "voucher", "target"),
     *("questionnaire", "publication", "experiment", "survey", "round", "offer"),
     *("webhook", "segment", "recount", "alert", "touchpoint", "action"),
+    *("model", "command", "batch"),
     *("incident", "window", "contact"),
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
@@ -136,6 +137,8 @@ async def fuzz(people: People) -> Fuzz:
             "experiments:write",
             "sources:write",
             "accuracy:write",
+            "settings:write",
+            "commands:write",
             "health:write",
         ),
     )
@@ -256,7 +259,16 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
     device = await owner.fetchval(
         "insert into devices (organisation_id, device, kind, serial, model, state) "
         "values ($1, $2, 'counter', $3, $4, 'in service') returning id",
-        *(organisation, names["device"], f"DC-{words}", words),
+        *(organisation, names["device"], f"DC-{words}", names["model"]),
+    )
+    await owner.execute(
+        "with asked as (insert into command_batches (organisation_id, ref, kind, reason, "
+        "asked_by, asked_at, expires_at) values ($1, $2, 'log-tail', $3, $3, $4, "
+        "$4::timestamptz + interval '1 day') returning id), made as (insert into commands "
+        "(organisation_id, batch_id, ref, device_id, due_at) select $1, id, $5, $6, "
+        "$4::timestamptz + interval '1 day' from asked returning id) insert into command_files "
+        "select id, $1, convert_to($3, 'UTF8'), $4 from made",
+        *(organisation, names["batch"], words, NOW, names["command"], device),
     )
     await owner.execute(
         "insert into assignments (organisation_id, device_id, spot_id, valid) "

@@ -43,7 +43,7 @@ CHECKS = [
 
 def headers_of(contract: Contract, operation: str) -> dict[str, str]:
     headers = {"Authorization": f"Bearer {contract.key}"}
-    if operation.startswith("PATCH"):
+    if operation.startswith("PATCH") or operation.endswith("/settings"):
         headers["If-Match"] = "*"
     return headers
 

@@ -96,6 +96,7 @@ async def test_what_is_over_is_kept_for_thirty_days_and_then_deleted(
         gone = await purge(pool, now=NOW)
         once = dict.fromkeys(("phone_acts", "idempotency_keys", "survey_tokens"), 1)
         once |= {"survey_answers": 1, "changes": 0, "device_events": 1}
+        once |= dict.fromkeys(("command_files", "commands", "command_batches"), 0)
         assert gone == {"sessions": 2, "one_time_links": 2, **once}
         assert set((await purge(pool, now=NOW)).values()) == {0}
     kept = await people.owner.fetch("select browser from sessions order by id")

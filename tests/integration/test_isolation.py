@@ -17,7 +17,7 @@ from tests.integration.isolation_world import in_trouble
 pytestmark = pytest.mark.services
 
 RANGE = "from=2026-03-03&to=2026-03-05"
-NAMELESS = ("/definitions", "/experiments:learning", "/comparison", "/stability")
+NAMELESS = ("/settings:table", "/definitions", "/experiments:learning", "/comparison", "/stability")
 READS = [each for each in routes.READS if each.method == "GET" and each.path not in NAMELESS]
 """Definitions are everyone's, and a question that is a body is asked in test_metrics_form. Of what
 names nothing, or needs many sites, another's answer is looked at in test_experiments."""
@@ -146,6 +146,20 @@ async def two(world: World) -> tuple[int, int]:
         "insert into responses_day select '2026-03-03', 0, id, 1, 0, 0, 0, 0, 1, 0, 0 "
         "from spots where kind = 'kiosk'; "
         "insert into alarm_settings select id, 1 from organisations; "
+        "insert into settings_layers (organisation_id, scope, site_id, entries, changed_at) "
+        "select organisation_id, 'site', id, jsonb_build_object('health_s', jsonb_build_object("
+        "'value', 300, 'number', 1, 'at', 0, 'by', ref)), '2026-03-03' from sites; "
+        "insert into device_settings (device_id, organisation_id, told, told_at) "
+        "select id, organisation_id, '{}', '2026-03-03' from devices; "
+        "insert into command_batches (organisation_id, ref, kind, asked_by, asked_at, expires_at) "
+        "select id, ref || '-batch', 'log-tail', ref, '2026-03-03', '2026-03-04' "
+        "from organisations; "
+        "insert into commands (organisation_id, batch_id, ref, device_id, due_at) "
+        "select o.id, b.id, o.ref || '-command', d.id, '2026-03-04' from organisations o "
+        "join command_batches b on b.organisation_id = o.id "
+        "join devices d on d.organisation_id = o.id and d.device like '%-door'; "
+        "insert into command_files select id, organisation_id, ref::bytea, '2026-03-03' "
+        "from commands; "
         "insert into changes (organisation_id, kind, site_id, detail) "
         "select s.organisation_id, 'gap.opened', s.id, "
         "jsonb_build_object('gap', 0, 'reason', s.ref) from sites s; "
@@ -208,6 +222,8 @@ def named(path: str, organisation: str) -> str:
         "incidents": "incident",
         "surveys": "survey",
         "rounds": "round",
+        "commands": "command",
+        "batches": "batch",
     }
     if path.startswith("/devices/"):
         return path.replace("{ref}", f"device-{organisation}-door")

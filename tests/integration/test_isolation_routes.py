@@ -96,6 +96,17 @@ GET: dict[str, Asked] = {
     "/v1/segments": Asked(),
     "/v1/segments/{ref:segment}": Asked(),
     "/v1/changes": Asked(),
+    "/v1/settings": Asked(),
+    "/v1/settings:table": Asked(),
+    "/v1/settings:layers": Asked(),
+    "/v1/models/{ref:model}/settings": Asked(),
+    "/v1/sites/{ref:site}/settings": Asked(),
+    "/v1/devices/{ref:device}/settings": Asked(),
+    "/v1/devices/{ref:device}/configuration": Asked(),
+    "/v1/commands": Asked({}, {"device": "{device}", "batch": "{batch}"}),
+    "/v1/commands/{ref:command}": Asked(),
+    "/v1/commands/{ref:command}/file": Asked(),
+    "/v1/batches/{ref:batch}": Asked(),
     "/v1/incidents": Asked({}, {"site": "{site}"}),
     "/v1/incidents:ranked": Asked({}, {"site": "{site}"}),
     "/v1/incidents/{ref:incident}": Asked(),
@@ -245,6 +256,17 @@ JSON: dict[tuple[str, str], Asked] = {
     ("PUT", "/v1/actions/{ref:action}/done"): Asked({"done_on": "1999-01-01"}),
     ("PUT", "/v1/actions/{ref:action}/told"): Asked(),
     ("PUT", "/v1/actions/{ref:action}/closed"): Asked(),
+    **{
+        (method, f"/v1{path}/settings"): Asked({"values": "json:{}"})
+        for method in ("PUT", "PATCH")
+        for path in ("", "/models/{ref:model}", "/sites/{ref:site}", "/devices/{ref:device}")
+    },
+    ("POST", "/v1/settings:preview"): Asked(
+        {"scope": "site", "values": "json:{}"}, {"of": "{site}"}
+    ),
+    ("POST", "/v1/commands"): Asked({"kind": "identify"}, {"devices": 'json:["{device}"]'}),
+    ("POST", "/v1/commands:preview"): Asked({"kind": "identify"}, {"site": "{site}"}),
+    ("DELETE", "/v1/commands/{ref:command}"): Asked(),
     ("POST", "/v1/regions"): Asked({"name": ""}),
     ("PATCH", "/v1/regions/{ref:region}"): Asked(),
     ("POST", "/v1/sites"): Asked({"name": "A", "time_zone": "x"}, {"region": "{region}"}),

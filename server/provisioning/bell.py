@@ -1,11 +1,12 @@
-"""The bell: rings at a device's `down` topic when what it is to show has changed.
+"""The bell: rings at a device's `down` topic when there is something else for it.
 
-A ring says nothing but "come and see": the device asks for its plan over HTTPS. One that is lost
-(the broker away, nobody listening) costs only time, since each device asks at every connection and
-once a day. So nothing is kept and nothing repeated here.
+A ring says nothing but "come and see": what the device is to show, to be and to do it asks for over
+HTTPS. One that is lost (the broker away, nobody listening) costs only time, since each device asks
+at every connection and once a day. So nothing is kept and nothing repeated here.
 
-One bell at a time rings (an advisory lock): the broker knows one `svc-downlink`. At most `MOST`
-rings wait; beyond that all kiosks would, and find out by themselves.
+Whoever changes what a device is told notifies one of the channels with its id, in the transaction
+of the change. One bell at a time rings (an advisory lock): the broker knows one `svc-downlink`. At
+most `MOST` rings wait; beyond that all devices would, and find out by themselves.
 """
 
 import asyncio
@@ -18,13 +19,15 @@ import structlog
 from protocol.identity import device_id
 from protocol.topics import Leg, topic
 from server.db.engine import DATABASE_AWAY
-from server.feedback.questionnaires import CHANGED
+from server.desired.settings import CHANGED as DESIRED
+from server.feedback.questionnaires import CHANGED as PLANNED
 from server.fleet.register import CHANGED as MOVED
 from server.ingest.mqtt import BrokerSettings
 from server.tasks import heed_cancellation
 
 LOCK = 0x6265_6C6C  # "bell"
-RING = b"plan"
+RING = b"come"
+CHANNELS = (PLANNED, MOVED, DESIRED)
 MOST = 10_000
 STANDBY_S, TIMEOUT_S = 5.0, 10.0
 LOOK_S = 30.0
@@ -61,7 +64,7 @@ class Bell:
 
     async def _hold(self, connection: asyncpg.Connection) -> None:
         """Ring while this connection, and so the lock, is ours."""
-        for channel in (CHANGED, MOVED):
+        for channel in CHANNELS:
             await connection.add_listener(channel, self._heard)
         try:
             client = aiomqtt.Client(
@@ -82,7 +85,7 @@ class Bell:
                         return
         finally:
             if not connection.is_closed():
-                for channel in (CHANGED, MOVED):
+                for channel in CHANNELS:
                     await connection.remove_listener(channel, self._heard)
                 await connection.execute("select pg_advisory_unlock($1)", LOCK)
 

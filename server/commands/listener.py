@@ -1,0 +1,108 @@
+"""`POST /v1/state` at the devices' listener: a device says how it is, and hears what to be and do.
+
+The device shows its certificate, and is heard by the rules of `server.provisioning.renew` (1 to 6);
+`protocol.state` says what goes to and fro. One transaction takes what it says and makes the answer,
+which leaves after the commit: whatever is lost after that is asked for again.
+
+`POST /v1/commands/{command}/file` takes what a command of this device brings, compressed, as it is.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+import asyncpg
+import structlog
+from aiohttp import web
+
+from protocol.content import ContentError
+from protocol.state import MAX_FILE, MAX_REPORT, Answer, read_report, write_answer
+from server.clock import Clock, at
+from server.commands import orders
+from server.db.engine import DATABASE_AWAY, transaction
+from server.desired import settings
+from server.errors import NotFoundError, VestibuleError
+from server.provisioning.listener import peer_certificate
+from server.provisioning.refusals import TABLE
+from server.provisioning.renew import hear
+from server.provisioning.web import refusal
+
+SWEEP_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+_Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], datetime]) -> None:
+    """Add the routes to the devices' listener; `pool` is ingest's."""
+
+    async def state(request: web.Request) -> web.Response:
+        report = read_report(await _read(request, MAX_REPORT))
+        async with transaction(pool, "exchange state") as connection:
+            asking = await hear(connection, peer_certificate(request), now=now())
+            await settings.noted(connection, asking.row, report, now=now())
+            heard, withdrawn = await orders.heard(
+                connection, asking.row, report.commands, now=now()
+            )
+            version, wanted = await settings.told(connection, asking.row, now=now())
+            given = await orders.offer(connection, asking.row, now=now())
+        answer = Answer(version, wanted, settings.CONFIRM_S, given, heard, withdrawn)
+        log.info("state told", device=asking.device, version=version, commands=len(given))
+        return web.Response(text=write_answer(answer), content_type="application/json")
+
+    async def file(request: web.Request) -> web.Response:
+        content = await _read(request, MAX_FILE)
+        async with transaction(pool, "keep command's file") as connection:
+            asking = await hear(connection, peer_certificate(request), now=now())
+            ref = request.match_info["command"][:64].replace("\0", "")
+            await orders.keep_file(connection, asking.row, ref, content, now=now())
+        log.info("file kept", device=asking.device, command=ref, size=len(content))
+        return web.json_response({"stored": len(content)})
+
+    app.router.add_post("/v1/state", _answered(state))
+    app.router.add_post("/v1/commands/{command}/file", _answered(file))
+
+
+async def _read(request: web.Request, most: int) -> bytes:
+    """Read a body of at most `most` bytes; one byte more, if there are more."""
+    found = bytearray()
+    async for chunk in request.content.iter_chunked(65_536):
+        found += chunk
+        if len(found) > most:
+            return bytes(found[: most + 1])
+    return bytes(found)
+
+
+def _answered(act: _Handler) -> _Handler:
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            return await act(request)
+        except ContentError as error:
+            log.info("state malformed", error=str(error))
+            return refusal(request, "malformed")
+        except NotFoundError as error:
+            log.info("file refused", error=str(error))
+            return refusal(request, "malformed")
+        except VestibuleError as error:
+            log.warning("state refused", code=error.code, address=request.remote)
+            return refusal(request, error.code if error.code in TABLE else "unavailable")
+        except DATABASE_AWAY as error:
+            log.warning("state not exchanged", error=str(error) or type(error).__name__)
+            return refusal(request, "unavailable")
+
+    return handler
+
+
+async def sweeping(pool: asyncpg.Pool, clock: Clock) -> None:
+    """Expire commands and ring again, until cancelled. Role vestibule_maint."""
+    while True:
+        try:
+            async with transaction(pool, "sweep commands") as connection:
+                ended = await orders.sweep(connection, now=at(clock.now_ms()))
+        except DATABASE_AWAY as error:
+            log.warning("commands not swept", error=str(error) or type(error).__name__)
+        else:
+            if ended:
+                log.info("commands expired", count=ended)
+        await asyncio.sleep(SWEEP_S)
