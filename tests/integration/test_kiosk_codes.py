@@ -20,6 +20,7 @@ from server.feedback import codes as codes_of_server
 from server.feedback.battery import Population
 from server.feedback.offers import FEW, MOST_A_DAY, SHOWN_FOR, STOCK, Enough, Held
 from server.feedback.plans import ContentSigner
+from server.feedback.questionnaires import CHANGED
 from server.fleet.checks import FieldError
 from tests.integration.survey_world import battery
 from tests.integration.test_kiosk_plan import ADDRESS, BY, KEY, Shop, other_root, stranger
@@ -137,6 +138,14 @@ async def test_what_ends_is_shown_no_more_and_the_spots_own_comes_before_the_sit
     shop: Shop,
 ) -> None:
     first, second = await published(shop, name="A"), await published(shop, name="B")
+    rung: list[str] = []
+    async with shop.pool.acquire() as listening:
+        await listening.add_listener(CHANGED, lambda *said: rung.append(said[3]))
+        before = await offered(shop, first, SPOT)
+        await offers.end(shop.owner, shop.organisation, before, **BY)
+        await listening.fetchval("select 1")
+        assert rung == [shop.device] * 2  # the kiosk hears of both at once
+        await listening.reset()
     everywhere = await offered(shop, first)
     here = await offered(shop, second, SPOT)
     now = datetime.now(UTC)
