@@ -174,6 +174,8 @@ async def running(
             newcomer=newcomer,
             unplugged=[d for d, place in state.places().items() if place.device.unplugged],
         )
+        # before anybody presses; where no server answers it is tried again, and the last plan holds
+        await asyncio.gather(*(each.plans.step() for each in devices if each.plans is not None))
         watch = group.create_task(supervisor.watch(), name="supervisor")
         uploads = [
             group.create_task(upload(identities[device], folder.outbox(device)))

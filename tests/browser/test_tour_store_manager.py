@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect
 
+from ops.demo.world import PUBLISHED
 from tests.browser.axe import overflow, violations
 from tests.browser.conftest import Demo
 from tests.browser.test_tech import picture
@@ -49,6 +50,8 @@ def test_a_sad_face_arrives_and_one_pressed_again_is_left_out_with_the_reason(to
     expect(phone.locator("h1")).to_have_text(STATION)  # the one shop, straight away
     expect(phone.get_by_role("link", name="Experiments")).to_have_count(0)
     expect(phone.locator("#alerts")).to_contain_text("alert")
+    asked = phone.locator(f"[data-question='{PUBLISHED.hash.hex()}-0']")  # what its plan says
+    expect(asked.locator("h2")).to_contain_text(f"How was your visit to {STATION}?")
     before = pressed(phone)
     for _ in range(2):
         tour.locator("#press").click()
