@@ -57,6 +57,7 @@ from server.provisioning.web import build_enrolment
 from server.rollup.refresh import run as refresh_rollups
 from server.signin.account import add_account
 from server.signin.pages import add_signin
+from server.staff.pages import add_staff
 from server.survey.pages import add_survey
 from server.tasks import spare_the_collector
 from server.tech.pages import add_tech
@@ -198,6 +199,7 @@ def build_pages(
     add_portal(site, pool=pool, desk=desk, settings=settings, passes=passes, now=now)
     add_console(site, desk=desk, ingest=ingest, settings=settings, now=now)
     add_survey(site, desk=desk, seal=seal, now=now, clock=clock.monotonic)
+    add_staff(site, desk=desk, seal=seal, now=now, clock=clock.monotonic)
     if ingest is not None:
         add_tech(site, desk=desk, api=pool, ingest=ingest, settings=settings, now=now)
     api = build_api(

@@ -366,10 +366,11 @@ WHO_ONE_IS = (
     | {("POST", "/account/codes/end")}
     | {("GET", path) for path in ("/signin", "/link", "/invitation", "/password", "/language")}
     | {("GET", "/s"), ("GET", "/s/{token}"), ("POST", "/s/{token}")}
+    | {("GET", "/w/{token}")}
     | {("GET", "/unsubscribe/{token}"), ("POST", "/unsubscribe/{token}")}
 )
 """Here nothing is named but by a password or a secret: see test_people_signin, test_surveys,
-test_digests."""
+test_digests, test_staff."""
 ASSETS = {
     ("GET", path)
     for path in (
