@@ -123,6 +123,14 @@ EXAMPLES: dict[str, Example] = {
     "GET /regions": Example(),
     "GET /regions/{ref}": Example(_ref("region")),
     "GET /devices": Example(query={"format": "csv"}),
+    "GET /presence": Example(query={"site": _SITE, "state": "offline,healthy"}),
+    "GET /devices/{ref}": Example(_ref("device")),
+    "GET /devices/{ref}/events": Example(_ref("device")),
+    "GET /devices/{ref}/metrics": Example(_ref("device"), {**_MARCH, "name": "uptime.s"}),
+    "GET /stability": Example(query=_MARCH),
+    "PUT /devices/{ref}/silence": Example(
+        _ref("device"), body={"heartbeat_s": 2700, "data_s": 7200}
+    ),
     "GET /counts": Example(query={**_AT, "bucket": "hour", "scope": "open"}),
     "GET /feedback": Example(query={**_AT, "bucket": "day"}),
     "GET /response-rate": Example(query=_AT),

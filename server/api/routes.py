@@ -30,6 +30,7 @@ from server.api import (
     metrics,
     offers,
     opinions,
+    presence,
     questionnaires,
     reads,
     register,
@@ -252,7 +253,7 @@ _COUNTS = (
 _PARTS = (
     *(metrics, estimates, sources, opinions, questionnaires, surveys, offers, experiments),
     *(desired, commands),
-    *(accuracy, calendars, feeds),
+    *(accuracy, calendars, feeds, presence),
     *(fleet, incidents),
 )
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))

@@ -74,15 +74,6 @@ class Point:
     most: float
 
 
-class UnknownDeviceError(NotFoundError):
-    """No such device, or not one of the asker's."""
-
-    code = "unknown_device"
-
-    def __init__(self, device: str) -> None:
-        super().__init__(f"no device {device!r}")
-
-
 async def platform(connection: asyncpg.Connection) -> PlatformNow:
     """Return whether anybody can tell how devices are."""
     row = await connection.fetchrow(
@@ -117,10 +108,10 @@ async def states(
 
 
 async def find(connection: asyncpg.Connection, device: str, *, now: datetime) -> DeviceState:
-    """Return one device. Raises UnknownDeviceError."""
+    """Return one device. Raises NotFoundError."""
     row = await connection.fetchrow(f"{_STATES} and d.device = $2", now, device)
     if row is None:
-        raise UnknownDeviceError(device)
+        raise NotFoundError(f"no device {device!r}")
     return _state(row, await platform(connection), now)
 
 
@@ -140,7 +131,7 @@ async def timeline(
 ) -> list[Happening]:
     """Return what happened to a device, the latest first; `before`: the last number of a page.
 
-    Raises UnknownDeviceError.
+    Raises NotFoundError.
     """
     row = await _row_of(connection, device)
     rows = await connection.fetch(
@@ -156,7 +147,7 @@ async def timeline(
 
 
 async def metric_names(connection: asyncpg.Connection, device: str, since: datetime) -> list[str]:
-    """Return the metrics that a device has sent since. Raises UnknownDeviceError."""
+    """Return the metrics that a device has sent since. Raises NotFoundError."""
     row = await _row_of(connection, device)
     rows = await connection.fetch(
         "select distinct name from my_device_metrics where device = $1 and time >= $2 order by 1",
@@ -176,7 +167,7 @@ async def series(
 ) -> dict[str, list[Point]]:
     """Return a device's metrics in [since, until), each in at most `points` equal stretches.
 
-    Stretches without a value are left out. Raises UnknownDeviceError; ValueError if it ends before
+    Stretches without a value are left out. Raises NotFoundError; ValueError if it ends before
     it begins.
     """
     if until <= since or points < 1:
@@ -196,7 +187,7 @@ async def _row_of(connection: asyncpg.Connection, device: str) -> int:
         device,
     )
     if row is None:
-        raise UnknownDeviceError(device)
+        raise NotFoundError(f"no device {device!r}")
     return row
 
 
@@ -233,8 +224,9 @@ _STATES = f"""
     where d.organisation_id = current_organisation()
 """  # noqa: S608 - columns of ours
 _SERIES = """
-    select name, $3::timestamptz + floor(extract(epoch from time - $3) / extract(epoch from $5))
-               * $5::interval as at, avg(value), min(value), max(value)
+    select name, $3::timestamptz + $5::interval
+               * floor(extract(epoch from time - $3) / extract(epoch from $5::interval)) as at,
+           avg(value), min(value), max(value)
     from my_device_metrics
     where device = $1 and name = any($2::text[]) and time >= $3 and time < $4
     group by 1, 2 order by 1, 2

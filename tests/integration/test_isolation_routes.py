@@ -99,6 +99,11 @@ GET: dict[str, Asked] = {
     "/v1/settings": Asked(),
     "/v1/settings:table": Asked(),
     "/v1/settings:layers": Asked(),
+    "/v1/presence": Asked({}, {"site": "{site}"}),
+    "/v1/devices/{ref:device}": Asked(),
+    "/v1/devices/{ref:device}/events": Asked(),
+    "/v1/devices/{ref:device}/metrics": Asked(RANGE),
+    "/v1/stability": Asked(RANGE),
     "/v1/models/{ref:model}/settings": Asked(),
     "/v1/sites/{ref:site}/settings": Asked(),
     "/v1/devices/{ref:device}/settings": Asked(),
@@ -260,6 +265,9 @@ JSON: dict[tuple[str, str], Asked] = {
         (method, f"/v1{path}/settings"): Asked({"values": "json:{}"})
         for method in ("PUT", "PATCH")
         for path in ("", "/models/{ref:model}", "/sites/{ref:site}", "/devices/{ref:device}")
+    ("PUT", "/v1/devices/{ref:device}/silence"): Asked(
+        {"heartbeat_s": "json:600", "data_s": "json:600"}
+    ),
     },
     ("POST", "/v1/settings:preview"): Asked(
         {"scope": "site", "values": "json:{}"}, {"of": "{site}"}
