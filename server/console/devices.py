@@ -5,14 +5,15 @@ and a move, for `change register`. Where a device stands decides whose it is to 
 stands nowhere is the whole organisation's.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 import asyncpg
 from aiohttp import web
 
 from server.admission.orders import move
 from server.audit.log import record
-from server.console import reads
+from server.console import explain, health_reads, metrics, reads, timeline
 from server.console.office import (
     CONSOLE,
     Here,
@@ -22,17 +23,25 @@ from server.console.office import (
     form_of,
     here,
     moment_of,
-    paged,
     part,
     tried,
 )
+from server.console.operations import row_of
+from server.console.searching import wished, within
 from server.db.engine import overseeing, transaction
 from server.errors import RefusedError
+from server.fleet import checks, search, segments
 from server.fleet.checks import FieldError
+from server.fleet.filters import FIELDS, MOST_CHARACTERS, FilterError, every, parse, printed
 from server.fleet.lifecycle import ENDED, HELD, State, effects
+from server.fleet.search import Selection
+from server.fleet.segments import Follows
+from server.health import reads as health
 from server.people.roles import EVERYWHERE, Permission, Place
 from server.provisioning.placing import stand
 from server.web.sessions import demand
+
+_FOLLOWS = tuple(each.value for each in Follows)
 
 
 def add_devices(app: web.Application, office: Office, base: str) -> None:
@@ -40,6 +49,7 @@ def add_devices(app: web.Application, office: Office, base: str) -> None:
     pages = Pages(office)
     routes = app.router
     routes.add_get(f"{base}/devices", pages.listing)
+    routes.add_post(f"{base}/segments", pages.keep)
     routes.add_get(base + "/devices/{device}", pages.show)
     routes.add_post(base + "/devices/{device}/state", pages.step)
     routes.add_post(base + "/devices/{device}/spot", pages.stand)
@@ -77,28 +87,80 @@ class Pages:
     async def listing(self, request: web.Request) -> web.Response:
         """The organisation's devices; the filter asks for the table alone."""
         at = await here(self._office, request, Permission.READ_FLEET)
-        words, state, page = asked(request, "q"), asked(request, "state"), paged(request)
+        words, state = asked(request, "q", most=MOST_CHARACTERS), asked(request, "state")
+        after, now = asked(request, "after"), self._office.now()
+        problem, rows, many = None, [], 0
         async with at.acting("console devices") as connection:
-            rows = await reads.devices(
-                connection,
-                at.id,
-                at.reach(Permission.READ_FLEET),
-                words=words,
-                state=state,
-                page=page,
-                now=self._office.now(),
-            )
+            try:
+                selected = self._selected(at, words, state)
+            except FilterError as error:
+                problem = Problem("filter", "filter", str(error))
+            else:
+                found = await search.found(connection, selected, after=after, limit=reads.PAGE + 1)
+                rows = await reads.devices(connection, [row for row, _ in found], now=now)
+                many = await search.number(connection, selected)
+            kept = await segments.every(connection, at.id)
         return self._office.shell.page(
             request,
             "device_rows.html" if "HX-Request" in request.headers else "devices.html",
             at=at,
             rows=rows[: reads.PAGE],
             more=len(rows) > reads.PAGE,
+            many=many,
             wanted=words,
             state=state,
             states=list(State),
-            page=page,
+            after=after,
+            kept=kept,
+            fields=FIELDS,
+            done=asked(request, "done"),
+            may_act=at.may(Permission.ADMIT),
+            may_keep=at.may(Permission.CHANGE_REGISTER),
+            problem=problem,
         )
+
+    def _selected(self, at: Here, words: str, state: str) -> Selection:
+        """Return what the search box and the list of lives ask for. Raises FilterError."""
+        wanted = wished(words)
+        if state in list(State):
+            wanted = every([wanted, parse(f'lifecycle = "{state}"')])
+        return search.selection(
+            wanted,
+            organisation=at.id,
+            now=self._office.now(),
+            within=within(at.reach(Permission.READ_FLEET)),
+        )
+
+    async def keep(self, request: web.Request) -> web.Response:
+        """Keep a search under a name, or forget it."""
+        at = await here(self._office, request, Permission.CHANGE_REGISTER)
+        at.demand(Permission.CHANGE_REGISTER)
+        form, now = await form_of(request), self._office.now()
+
+        async def act() -> None:
+            async with at.acting("keep segment") as connection:
+                actor = at.visitor.actor
+                if form.get("do") == "forget":
+                    await segments.remove(
+                        connection, at.id, form.get("segment", ""), actor=actor, now=now
+                    )
+                    return
+                await segments.add(
+                    connection,
+                    at.id,
+                    name=form.get("name", ""),
+                    text=printed(wished(form.get("q", ""))),
+                    follows=Follows(checks.one_of(form.get("follows", ""), _FOLLOWS, "follows")),
+                    actor=actor,
+                    now=now,
+                )
+
+        done = await tried(act)
+        if isinstance(done, Problem):
+            return self._office.shell.page(
+                request, "kept.html", status=done.status, at=at, problem=done
+            )
+        raise web.HTTPSeeOther(f"{at.path}/devices?{urlencode({'q': form.get('q', '')})}")
 
     async def show(self, request: web.Request) -> web.Response:
         at = await here(self._office, request, Permission.READ_FLEET)
@@ -187,10 +249,25 @@ class Pages:
         self, request: web.Request, at: Here, *, problem: Problem | None = None
     ) -> web.Response:
         row = await self._device(request, at)
-        place, state = _place(at, row), State(row["state"])
+        place, state, now = _place(at, row), State(row["state"]), self._office.now()
+        only = asked(request, "kind")
+        before = moment_of(asked(request, "before")) or datetime(2100, 1, 1, tzinfo=UTC)
         returns_to = State(row["state_before"] or State.PROVISIONED) if state in HELD else None
         async with at.acting("console device's life") as connection:
             life = await reads.life(connection, row["id"])
+            state_now = await health.find(connection, row["device"], now=now)
+            unknown = (await health.platform(connection)).unknown
+            kinds = [kind for kind in timeline.KINDS if not only or kind == only]
+            line = await timeline.events(connection, row["id"], kinds=kinds, before=before)
+            open_now = await health_reads.incidents(
+                connection, at.id, at.reach(Permission.READ_FLEET), now=now,
+                device=row["id"], limit=20,
+            )  # fmt: skip
+            since = now - metrics.SPAN
+            names = await health.metric_names(connection, row["device"], since)
+            series = await health.series(
+                connection, row["device"], names, since=since, until=now, points=metrics.POINTS
+            )
             spots = await reads.free_spots(
                 connection, at.id, at.reach(Permission.CHANGE_REGISTER), kind=row["kind"]
             )
@@ -209,6 +286,16 @@ class Pages:
             held=HELD,
             ended=ENDED,
             life=life,
+            state_now=state_now,
+            unknown=unknown and {"since": unknown[1], "cause": unknown[0].value},
+            incidents=[row_of(each) for each in open_now],
+            why=explain.presence(state_now.presence, judged_at=None),
+            line=line[: timeline.MOST],
+            older=line[timeline.MOST - 1].at if len(line) > timeline.MOST else None,
+            only=only if only in timeline.KINDS else "",
+            kinds=timeline.KINDS,
+            charts=metrics.charts(series, since=since, until=now),
+            may_act=at.may(Permission.ADMIT, place),
             spots=spots if movable and at.may(Permission.CHANGE_REGISTER, place) else [],
             problem=problem,
         )

@@ -54,6 +54,21 @@ class Here:
     def path(self) -> str:
         return f"{CONSOLE}/o/{self.ref}"
 
+    @property
+    def menu(self) -> list[tuple[str, str]]:
+        """Return what there is to look at of the organisation: words and addresses."""
+        found = [
+            ("now_title", f"{self.path}/now"),
+            ("incidents", f"{self.path}/incidents"),
+            ("devices", f"{self.path}/devices"),
+            ("sites", self.path),
+        ]
+        if self.may(Permission.MANAGE_PEOPLE):
+            found.append(("people", f"{self.path}/people"))
+        if self.may(Permission.READ_AUDIT):
+            found.append(("audit", f"{self.path}/audit"))
+        return found
+
     def acting(self, what: str) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Return a transaction that sees and writes this organisation alone."""
         return acting(self.office.desk, what, organisation=self.id)
@@ -164,9 +179,9 @@ def moment_of(text: str) -> datetime | None:
         return None
 
 
-def asked(request: web.Request, name: str) -> str:
+def asked(request: web.Request, name: str, *, most: int = 100) -> str:
     """Return what a filter asks for."""
-    return request.query.get(name, "").replace("\0", "").strip()[:100]
+    return request.query.get(name, "").replace("\0", "").strip()[:most]
 
 
 def paged(request: web.Request) -> int:

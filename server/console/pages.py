@@ -8,8 +8,9 @@ import asyncpg
 from aiohttp import web
 
 from server.config import Settings
-from server.console import reads
+from server.console import health_reads, reads
 from server.console.audit import add_audit
+from server.console.bulk import add_bulk
 from server.console.devices import add_devices
 from server.console.files import add_files
 from server.console.office import (
@@ -24,25 +25,27 @@ from server.console.office import (
     part,
     tried,
 )
+from server.console.operations import TOP, add_operations
 from server.console.people import add_people
 from server.console.site import add_site_pages
 from server.db.engine import overseeing
 from server.fleet import organisations
 from server.fleet.checks import Known
 from server.fleet.organisations import CLONES, ENROLMENTS, Organisation, Region
-from server.people.roles import EVERYWHERE, Permission, scopes
+from server.people.roles import EVERYWHERE, Permission, Place, scopes
 from server.web.sessions import demand, signed_in
 from server.web.shell import Shell
 from server.web.site import Site
 
 HERE = Path(__file__).parent
+CATALOGUES = sorted(path.parent for path in HERE.glob("catalogues/**/en.json"))
 LANGUAGES = ("sv", "en")
 
 
 def console_shell(site: Site) -> Shell:
     return Shell(
         templates=HERE / "templates",
-        catalogues=[HERE / "catalogues"],
+        catalogues=CATALOGUES,
         static=site.static,
         languages=LANGUAGES,
     )
@@ -57,6 +60,7 @@ def add_console(
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
     """Add the console's pages; the pools are of the roles that they are named after."""
+    site.static.add(HERE / "static")
     office = Office(desk, ingest, console_shell(site), settings, now)
     pages = Pages(office)
     routes = site.app.router
@@ -67,8 +71,10 @@ def add_console(
     routes.add_post(base, pages.edit_organisation)
     routes.add_post(f"{base}/regions", pages.add_region)
     routes.add_post(base + "/regions/{region}", pages.edit_region)
+    add_operations(site.app, office, base, sessions=site.sessions)
     add_site_pages(site.app, office, base)
     add_devices(site.app, office, base)
+    add_bulk(site.app, office, base)
     add_files(site.app, office, base)
     add_people(site.app, office, base)
     add_audit(site.app, office, base)
@@ -116,15 +122,28 @@ class Pages:
                 "(select count(*) from sites s where s.organisation_id = o.id) as sites, "
                 "(select count(*) from devices d where d.organisation_id = o.id) as devices, "
                 "(select count(*) from devices d where d.organisation_id = o.id "
-                "and not d.admitted) as held "
+                "and not d.admitted) as held, "
+                "(select count(*) from presences p where p.organisation_id = o.id "
+                "and p.state in ('offline', 'no data', 'no heartbeat')) as unwell, "
+                "(select count(*) from incidents i where i.organisation_id = o.id "
+                "and i.state = 'open') as incidents "
                 "from organisations o where $1 or o.id = any($2::int[]) order by lower(o.name)",
                 *(None in reached, [row for row in reached if row is not None]),
             )
+            whole = await connection.fetch("select id from organisations order by id")
+            urgent = await health_reads.of_organisations(
+                connection,
+                [row["id"] for row in whole if found.may(Permission.READ_FLEET, Place(row["id"]))],
+                limit=TOP,
+            )
+            unknown = await health_reads.unknown_since(connection)
         return self._office.shell.page(
             request,
             "overview.html",
             status=problem.status if problem else 200,
             rows=rows,
+            urgent=urgent,
+            unknown=unknown,
             platform={
                 "register": found.may(Permission.CHANGE_REGISTER, EVERYWHERE),
                 "unknown": found.may(Permission.PROVISION, EVERYWHERE),

@@ -1,5 +1,6 @@
 """What the console's lists show. All within one organisation, on a connection of the desk."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import asyncpg
@@ -54,35 +55,33 @@ async def place_of_site(
 
 
 async def devices(
-    connection: asyncpg.Connection,
-    organisation: int,
-    reach: Reach,
-    *,
-    words: str,
-    state: str,
-    site: int | None = None,
-    page: int,
-    now: datetime,
+    connection: asyncpg.Connection, rows: Sequence[int], *, now: datetime
 ) -> list[asyncpg.Record]:
-    """Return a page of devices, and one more if there are more."""
-    rows: list[asyncpg.Record] = await connection.fetch(
-        f"""
+    """Return some devices (their rows), by name, with where they stand and how they are."""
+    found: list[asyncpg.Record] = await connection.fetch(
+        """
         select d.device, d.kind, d.serial, d.model, d.state, d.state_since, p.name as spot,
-               p.ref as spot_ref, s.name as site, s.ref as site_ref,
+               p.ref as spot_ref, s.name as site, s.ref as site_ref, pr.state as presence,
+               pr.agent,
                (select max(b.last_stored) from my_boots b where b.device_id = d.id) as last_stored
-        from devices d
-        left join assignments a on a.device_id = d.id and a.valid @> $5::timestamptz
+        from devices d join presences pr on pr.device_id = d.id
+        left join assignments a on a.device_id = d.id and a.valid @> $2::timestamptz
         left join spots p on p.id = a.spot_id left join sites s on s.id = p.site_id
-        where d.organisation_id = $1 and {_COVERED}
-          and ($6 = '' or position(lower($6) in
-               lower(concat_ws(' ', d.device, d.serial, d.model, s.name, p.name))) > 0)
-          and ($7 = '' or d.state = $7) and ($8::int is null or s.id = $8)
-        order by lower(s.name) nulls first, p.name, d.device offset $9 limit $10
-        """,  # noqa: S608
-        *(organisation, reach.all, reach.regions, reach.sites, now),
-        *(words, state, site, page * PAGE, PAGE + 1),
+        where d.id = any($1::int[]) order by d.device
+        """,
+        *(list(rows), now),
     )
-    return rows
+    return found
+
+
+async def standing_at(connection: asyncpg.Connection, site: int, *, now: datetime) -> list[int]:
+    """Return the rows of the devices that stand at a site."""
+    rows = await connection.fetch(
+        "select a.device_id from spots p join assignments a on a.spot_id = p.id "
+        "and a.valid @> $2::timestamptz where p.site_id = $1",
+        *(site, now),
+    )
+    return [row["device_id"] for row in rows]
 
 
 async def device(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import asyncpg
 from aiohttp import web
 
-from server.console import reads
+from server.console import health_reads, reads
 from server.console.office import (
     Here,
     Office,
@@ -20,6 +20,7 @@ from server.console.office import (
     shown,
     tried,
 )
+from server.console.operations import row_of
 from server.fleet import checks, doors, hours, organisations, sites, spots
 from server.fleet.checks import FieldError, Known
 from server.fleet.doors import Door
@@ -322,15 +323,11 @@ class Pages:
             told = await doors.of_site(connection, site.id)
             mounted = await spots.of_site(connection, site.id, now=now)
             regions = await organisations.regions(connection, at.here.id)
-            devices = await reads.devices(
-                connection,
-                at.here.id,
-                at.here.reach(Permission.READ_FLEET),
-                words="",
-                state="",
-                site=site.id,
-                page=0,
-                now=now,
+            there = await reads.standing_at(connection, site.id, now=now)
+            devices = await reads.devices(connection, there, now=now)
+            reach = at.here.reach(Permission.READ_FLEET)
+            open_now = await health_reads.incidents(
+                connection, at.here.id, reach, now=now, site=site.id, limit=20
             )
         words = self._office.shell.words(request)
         return self._office.shell.page(
@@ -348,6 +345,7 @@ class Pages:
             door_names={door.ref: door.facts.name for door in told},
             spots=mounted,
             standing={device["spot_ref"]: device for device in devices},
+            incidents=[row_of(row) for row in open_now],
             regions=regions,
             region_names={region.ref: region.facts.name for region in regions},
             kinds=KINDS,

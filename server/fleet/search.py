@@ -24,6 +24,7 @@ from server.fleet.filters import (
     Op,
     Sort,
     Typed,
+    Value,
     fields_of,
 )
 
@@ -73,10 +74,10 @@ _COLUMNS = {
     "site.region": _Column("r.name", (_PLACE,)),
     "spot": _Column("sp.ref", (_PLACE,)),
     "spot.name": _Column("sp.name", (_PLACE,)),
-    "certificate.days": _Column(
-        "(extract(epoch from c.not_after - {now}) / 86400)::float8", (_CERTIFICATE,)
-    ),
+    "certificate.days": _Column("c.not_after", (_CERTIFICATE,)),
 }
+_PLACES = {"certificate.days": "$2::timestamptz + make_interval(secs => 86400 * {})"}
+"""What a value becomes, so that a column may be compared as it is."""
 _TYPES = {
     Sort.TEXT: "text",
     Sort.CHOICE: "text",
@@ -90,6 +91,10 @@ _AGENTS = (
     "where organisation_id = $1 offset 0) agents where {test}))"
 )
 """A version is made of each name once, not of each device's; `offset 0` keeps it so."""
+_SITES = (
+    "sp.site_id = any(array(select si.id from sites si where si.organisation_id = $1 and {test}))"
+)
+"""A site's name is looked at once, not for each of its devices."""
 _KNOWN = {
     Sort.TEXT: "coalesce({}, '') <> ''",
     Sort.VERSION: _AGENTS.format(test="version_key(agent) is not null"),
@@ -156,8 +161,7 @@ def _condition(tree: Filter, arguments: list[object]) -> str:
         case Compare():
             return _comparison(tree, arguments)
         case Among():
-            typed = [value.typed for value in tree.values]
-            inside = _any(tree.field, typed, arguments)
+            inside = _any(tree.field, tree.values, arguments)
             return f"({inside}) is not true" if tree.negated else inside
         case Not():
             return f"({_condition(tree.inner, arguments)}) is not true"
@@ -193,24 +197,23 @@ def _positive(leaf: Compare, column: str, arguments: list[object]) -> str:
     arguments.append(_argument(leaf.value.typed))
     sort = FIELDS[leaf.field].sort
     place = f"${len(arguments)}::{_TYPES[sort]}"
+    place = _PLACES.get(leaf.field, "{}").format(place)
     if sort is Sort.VERSION:
         return _AGENTS.format(test=f"version_key(agent) {op} {place}")
     if op is Op.HAS:
-        return f"position({_FOLDED.format(place)} in {_FOLDED.format(column)}) > 0"
+        has = f"position({_FOLDED.format(place)} in {_FOLDED.format(column)}) > 0"
+        return _SITES.format(test=has) if leaf.field == "site.name" else has
     return f"{column} {op} {place}"
 
 
-def _any(field: str, values: Sequence[Typed], arguments: list[object]) -> str:
-    """Return that a field has one of some values; versions, arrays themselves, one by one."""
+def _any(field: str, values: Sequence[Value], arguments: list[object]) -> str:
+    """Return that a field has one of some values."""
     sort = FIELDS[field].sort
-    if sort is not Sort.VERSION:
-        arguments.append(list(values))
-        return f"({_column(field)} = any(${len(arguments)}::{_TYPES[sort]}[]))"
-    places: list[str] = []
-    for value in values:
-        arguments.append(_argument(value))
-        places.append(f"${len(arguments)}::int[]")
-    return _AGENTS.format(test=f"version_key(agent) in ({', '.join(places)})")
+    if sort in (Sort.TEXT, Sort.CHOICE):
+        arguments.append([value.typed for value in values])
+        return f"({_column(field)} = any(${len(arguments)}::text[]))"
+    each = [_positive(Compare(field, Op.IS, value), _column(field), arguments) for value in values]
+    return f"({' or '.join(each)})"
 
 
 def _argument(value: Typed) -> object:

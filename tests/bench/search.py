@@ -66,14 +66,11 @@ _SEED = """
     from generate_series(0, 99999) n order by n;
     insert into assignments (organisation_id, device_id, spot_id, valid)
     select 1, d.id, d.id, tstzrange('2024-12-01', null) from devices d;
-    insert into boots (device_id, boot_id, ordinal, last_stored, stored_to)
-    select id, 1, 1, '{now}'::timestamptz - interval '1 minute'
-        - case when (id - 1) % 50 = 7 or (id - 1) % 50 = 3 then interval '3 hours'
-          else interval '0' end, null
-    from devices where (id - 1) % 50 <> 7;
     update presences p set state = case (device_id - 1) % 50 when 7 then 'offline'
         when 3 then 'offline' else 'healthy' end,
         session = 'open', session_at = '{now}'::timestamptz - interval '3 hours',
+        heartbeat_at = '{now}'::timestamptz - case when (device_id - 1) % 50 in (3, 7)
+            then interval '150 minutes' else interval '9 minutes' end,
         agent = 'vestibule 2.' || (device_id - 1) / 10 % 5 + 1;
     insert into certificates (serial, organisation_id, device_id, spki_sha256, not_after, state)
     select 'C' || id, 1, id, sha256(id::text::bytea),

@@ -1,5 +1,6 @@
 """The console through the real pages and database."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, FormData
 
-from server.console.pages import HERE, LANGUAGES
+from server.console.pages import CATALOGUES, HERE, LANGUAGES
 from server.db.engine import acting, overseeing
 from server.fleet import doors, organisations, sites, spots
 from server.fleet.doors import Door
@@ -72,7 +73,7 @@ def version(html: str, action: str) -> str:
 
 
 def test_the_catalogues_are_complete() -> None:
-    loaded = catalogue.load([catalogue.SHARED, HERE / "catalogues"], LANGUAGES)
+    loaded = catalogue.load([catalogue.SHARED, *CATALOGUES], LANGUAGES)
     assert catalogue.problems(loaded) == []
     used = set()
     for template in (HERE / "templates").glob("*.html"):
@@ -377,6 +378,9 @@ PRIVILEGED = {
     f"{OWN}/sites/own-site/spots": "spot added",
     f"{OWN}/sites/own-site/spots/{{spot}}": "spot changed",
     f"{OWN}/sites/own-site/spots/{{spot}}/calibrate": "spot calibrated",
+    f"{OWN}/segments": "segment added",
+    f"{OWN}/bulk": "command asked",
+    f"{OWN}/incidents/{{incident}}": "incident acknowledged",
     f"{OWN}/devices/{{device}}/spot": "device assigned",
     f"{OWN}/devices/{{device}}/state": "device suspended",
     f"{OWN}/import": "site added",
@@ -421,12 +425,23 @@ async def test_every_form_of_the_console_leaves_its_row_in_the_audit(people: Peo
         "serial": "DC-9",
         "enrolment": "technician",
         "clones": "report",
+        "follows": "live",
+        "do": "identify",
+        "shown": hashlib.sha256(names["device"].encode()).hexdigest()[:16],
     }
+    await owner.execute(
+        "insert into incidents (organisation_id, ref, key, subject, subject_id, condition, "
+        "severity, since, opened_at, ready_at) values ($1, 'incident-a', 'a', 'device', 1, "
+        "'offline', 'critical', $2, $2, $2)",
+        *(own, NOW),
+    )
+    names["incident"] = "incident-a"
     for number, (path, act) in enumerate(PRIVILEGED.items()):
         address = path.format(**names)
         before = await owner.fetchval("select count(*) from audit")
         one = {**form, "name": f"Name {number}", "spot": names.get("spot", "")}
         one["version"] = await _version(people, address)
+        one["do"] = "acknowledge" if "incident" in path else "identify"
         response = await post(browser, address, one)
         assert response.status in (200, 303), (path, await response.text())
         rows = await owner.fetch("select act, actor from audit order by id offset $1", before)

@@ -64,6 +64,10 @@ GET: dict[str, Asked] = {
     SITE: Asked(),
     f"{CONSOLE}/devices": Asked({}, {"q": "{device}"}),
     CONSOLE + "/devices/{device}": Asked(),
+    f"{CONSOLE}/now": Asked(),
+    f"{CONSOLE}/incidents": Asked(),
+    CONSOLE + "/incidents/{incident}": Asked(),
+    f"{CONSOLE}/bulk": Asked({"do": "identify"}, {"q": 'device = "{device}"'}),
     f"{CONSOLE}/export": Asked(),
     f"{CONSOLE}/import": Asked(),
     f"{CONSOLE}/people": Asked(),
@@ -93,17 +97,17 @@ GET: dict[str, Asked] = {
         {}, {"filter:x": 'device = "{device}" or site = "{site}"', "segment:x": "{segment}"}
     ),
     "/v1/device-fields": Asked(),
+    "/v1/presence": Asked({}, {"site": "{site}"}),
+    "/v1/devices/{ref:device}": Asked(),
+    "/v1/devices/{ref:device}/events": Asked(),
+    "/v1/devices/{ref:device}/metrics": Asked(RANGE),
+    "/v1/stability": Asked(RANGE),
     "/v1/segments": Asked(),
     "/v1/segments/{ref:segment}": Asked(),
     "/v1/changes": Asked(),
     "/v1/settings": Asked(),
     "/v1/settings:table": Asked(),
     "/v1/settings:layers": Asked(),
-    "/v1/presence": Asked({}, {"site": "{site}"}),
-    "/v1/devices/{ref:device}": Asked(),
-    "/v1/devices/{ref:device}/events": Asked(),
-    "/v1/devices/{ref:device}/metrics": Asked(RANGE),
-    "/v1/stability": Asked(RANGE),
     "/v1/models/{ref:model}/settings": Asked(),
     "/v1/sites/{ref:site}/settings": Asked(),
     "/v1/devices/{ref:device}/settings": Asked(),
@@ -204,6 +208,9 @@ POST: dict[str, Asked] = {
     SITE + "/spots/{spot}/calibrate": Asked({"line": "9", "reason": "x"}),
     CONSOLE + "/devices/{device}/state": Asked({"to": "retired", "seen": "x", "reason": "x"}),
     CONSOLE + "/devices/{device}/spot": Asked({}, {"spot": "{spot}"}),
+    CONSOLE + "/incidents/{incident}": Asked({"do": "burn"}),
+    f"{CONSOLE}/bulk": Asked({"do": "identify", "shown": "x"}, {"q": 'device = "{device}"'}),
+    f"{CONSOLE}/segments": Asked({"name": "", "follows": "live"}, {"segment": "{segment}"}),
     f"{CONSOLE}/import": Asked(
         {"apply": "yes"},
         {
@@ -253,6 +260,9 @@ JSON: dict[tuple[str, str], Asked] = {
     ("PUT", "/v1/feedback-alerts/{ref:alert}/assignee"): Asked({"assignee": ""}),
     ("PUT", "/v1/feedback-alerts/{ref:alert}/outcome"): Asked({"outcome": ""}),
     ("PUT", "/v1/alarm-settings"): Asked(),
+    ("PUT", "/v1/devices/{ref:device}/silence"): Asked(
+        {"heartbeat_s": "json:600", "data_s": "json:600"}
+    ),
     ("POST", "/v1/touchpoints"): Asked({"name": ""}),
     ("POST", "/v1/actions"): Asked(
         PLAN,
@@ -265,9 +275,6 @@ JSON: dict[tuple[str, str], Asked] = {
         (method, f"/v1{path}/settings"): Asked({"values": "json:{}"})
         for method in ("PUT", "PATCH")
         for path in ("", "/models/{ref:model}", "/sites/{ref:site}", "/devices/{ref:device}")
-    ("PUT", "/v1/devices/{ref:device}/silence"): Asked(
-        {"heartbeat_s": "json:600", "data_s": "json:600"}
-    ),
     },
     ("POST", "/v1/settings:preview"): Asked(
         {"scope": "site", "values": "json:{}"}, {"of": "{site}"}
@@ -390,7 +397,11 @@ ASSETS = {
     )
 }
 """The same for everyone."""
-ELSEWHERE = {("GET", "/events"), ("POST", "/tech/acts")}
+ELSEWHERE = {
+    ("GET", "/events"),
+    ("GET", "/console/o/{organisation}/events"),
+    ("POST", "/tech/acts"),
+}
 """Tested below by themselves: a stream, and what a phone's acts name."""
 
 
