@@ -31,6 +31,10 @@ SUBCOMMANDS = {
     "ca": Subcommand("ops.ca", "roots, authorities and the fleet's trust in them"),
     "site": Subcommand("ops.register", "add or list sites and their spots"),
     "device": Subcommand("ops.register", "add and import devices, make their claims and labels"),
+    "config": Subcommand(
+        "ops.desired", "settings of devices: why they are so, what became of them"
+    ),
+    "command": Subcommand("ops.desired", "tell devices to restart, examine themselves, send logs"),
     "key": Subcommand("ops.keys", "make, rotate and end an organisation's API keys"),
     "bi": Subcommand("ops.bi", "logins for BI tools, one organisation each"),
     "user": Subcommand("ops.people", "invite people, give them roles, shut them out"),
@@ -75,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vestibule: no command {name!r}\n\n{usage()}", file=sys.stderr)
         return EXIT_USAGE
     module = importlib.import_module(SUBCOMMANDS[name].module)
-    takes_name = SUBCOMMANDS[name].module == "ops.register"
+    takes_name = SUBCOMMANDS[name].module in ("ops.register", "ops.desired")
     try:
         code: int = module.main(words if takes_name else words[1:])
     except (VestibuleError, ServicesError) as error:

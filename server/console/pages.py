@@ -11,6 +11,7 @@ from server.config import Settings
 from server.console import health_reads, reads
 from server.console.audit import add_audit
 from server.console.bulk import add_bulk
+from server.console.desired import add_desired
 from server.console.devices import add_devices
 from server.console.files import add_files
 from server.console.office import (
@@ -74,6 +75,7 @@ def add_console(
     add_operations(site.app, office, base, sessions=site.sessions)
     add_site_pages(site.app, office, base)
     add_devices(site.app, office, base)
+    add_desired(site.app, office, base)
     add_bulk(site.app, office, base)
     add_files(site.app, office, base)
     add_people(site.app, office, base)
