@@ -6,7 +6,8 @@ against what was to be expected of it, which is, the surest first:
 1. what the other doors of the site counted in the same quarters, times its usual share of them: a
    change-point of the door's share;
 2. of one direction, what it counted in the other: a lens that is half covered loses one;
-3. what is usual here in these hours.
+3. where there are no other doors, what is usual here in these hours. (Of a public holiday that is
+   not usual at all, the opening hours should say so: then nothing is expected of it.)
 
 It fires where less than `PART` of it was counted (of 3: `PART_ALONE`) and that lies `FIRES`
 standard deviations below (of 3: `FIRES_ALONE`), of a count that scatters as this counter's do
@@ -29,6 +30,9 @@ FIRES_ALONE = -5.5
 CLEARS = 0.75
 LEAST = 15.0
 WINDOWS = (8, 16, 32)
+QUIET = 0.2
+"""Quarters in which less than this share of the busiest is usual tell nothing: who comes at night,
+and by which door, has little to do with the day."""
 _SILENT = 4
 _BUSY = 8.0
 _TIED = 0.015
@@ -60,10 +64,11 @@ class _Found(NamedTuple):
 
 def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
     """Judge a counter by its last hours of opening time."""
+    least = QUIET * max((_usual(each) for each in door.quarters), default=0.0)
     numbers = [
         n
         for n, each in enumerate(door.quarters)
-        if each.is_open and each.observed_s and each.usual_in is not None and not _dead(each)
+        if each.is_open and each.observed_s and _usual(each) > least and not _dead(each)
     ]
     if len(numbers) < WINDOWS[0]:
         return unknown(case, CONDITION, "too little is known of these hours")
@@ -90,7 +95,12 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
 
 def _dead(quarter: Quarter) -> bool:
     """Return whether it counted nobody in a quarter in which that is no matter of a bad view."""
-    return not quarter.people and (quarter.usual_in or 0) + (quarter.usual_out or 0) >= _BUSY
+    return not quarter.people and _usual(quarter) >= _BUSY
+
+
+def _usual(quarter: Quarter) -> float:
+    """Return how many crossings are usual in a quarter; 0 where that is not known."""
+    return (quarter.usual_in or 0.0) + (quarter.usual_out or 0.0)
 
 
 def _since(case: Case, found: Sequence[_Found]) -> int:
@@ -117,7 +127,6 @@ def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) ->
     usual_out = sum((q.usual_out or 0.0) * q.share for q in own)
     n, start = len(numbers), own[0].start_s
     found: list[_Found] = []
-    hours = n / 4
 
     def add(
         by: str, way: str, counted: float, expected: float, *, factor: float, var: float
@@ -129,7 +138,7 @@ def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) ->
     beside = _beside(others, numbers)
     if beside is not None:
         rate, noise = beside
-        variance = max(0.002, door.share_variance / hours) + noise
+        variance = door.share_variance + noise
         for way, counted, usual in (("in", entered, usual_in), ("out", left, usual_out)):
             add("others", way, counted, rate * usual, factor=GROUP, var=variance)
     for way, counted, other, ratio in (
@@ -139,8 +148,9 @@ def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) ->
         if 0.25 <= ratio <= 4:
             add("other direction", way, counted, other * ratio,
                 factor=GROUP * (1 + ratio), var=_TIED)  # fmt: skip
-    add("usual", "both", entered + left, usual_in + usual_out,
-        factor=2 * GROUP, var=1 / door.spread)  # fmt: skip
+    if beside is None:
+        add("usual", "both", entered + left, usual_in + usual_out,
+            factor=2 * GROUP, var=1 / door.spread)  # fmt: skip
     return found
 
 
