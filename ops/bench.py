@@ -16,7 +16,7 @@ from rich.table import Table
 
 SUITES = (
     *("decode", "agent", "storage", "writer", "ingest", "api", "metrics", "pki", "enrol"),
-    *("hold", "survey", "search"),
+    *("hold", "survey", "search", "console"),
 )
 RESULTS = Path("tests/bench/results.json")
 

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import asyncpg
 from aiohttp import web
+from markupsafe import Markup
 
 from server.admission.orders import move
 from server.audit.log import record
@@ -30,6 +31,7 @@ from server.console.operations import row_of
 from server.console.searching import wished, within
 from server.db.engine import overseeing, transaction
 from server.errors import RefusedError
+from server.feedback.qr import svg
 from server.fleet import checks, search, segments
 from server.fleet.checks import FieldError
 from server.fleet.filters import FIELDS, MOST_CHARACTERS, FilterError, every, parse, printed
@@ -38,8 +40,10 @@ from server.fleet.search import Selection
 from server.fleet.segments import Follows
 from server.health import reads as health
 from server.people.roles import EVERYWHERE, Permission, Place
+from server.people.sealing import Seal
 from server.provisioning.placing import stand
 from server.web.sessions import demand
+from server.web.spot_codes import token
 
 _FOLLOWS = tuple(each.value for each in Follows)
 
@@ -296,9 +300,19 @@ class Pages:
             kinds=timeline.KINDS,
             charts=metrics.charts(series, since=since, until=now),
             may_act=at.may(Permission.ADMIT, place),
+            staff=self._staff_page(request, row["spot_ref"]),
             spots=spots if movable and at.may(Permission.CHANGE_REGISTER, place) else [],
             problem=problem,
         )
+
+    def _staff_page(self, request: web.Request, spot: str | None) -> tuple[str, str] | None:
+        """Return the address of the staff's page of a spot, and its code; None without a spot."""
+        if spot is None:
+            return None
+        settings = self._office.settings
+        base = settings.public_url or f"{request.scheme}://{request.host}"
+        address = f"{base}/w/{token(Seal(settings.session_secret), spot)}"
+        return address, Markup(svg(address))  # noqa: S704 - made here
 
     # -- devices that nobody announced -----------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The page at `/w/<token>`, for whoever stands before a device in a shop: no login, no script.
 
-The token names one spot (`passes`); of it a verdict and steps are shown (`advice`), no count, no
-number of the organisation, no other device. No cookie is set, the address goes to nobody else, and
-an address that asks too often, or guesses, waits.
+The token names one spot (`server.web.spot_codes`); of it a verdict and steps are shown (`advice`),
+no count, no number of the organisation, no other device. No cookie is set, the address goes to
+nobody else, and an address that asks too often, or guesses, waits.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ from server.health.presence import State
 from server.people.sealing import Seal
 from server.people.throttle import Throttle, TooManyTriesError, network
 from server.staff.advice import Advice, Verdict, advise
-from server.staff.passes import spot_of
 from server.web import catalogue
 from server.web.shell import Shell
 from server.web.site import Site
+from server.web.spot_codes import spot_of
 
 HERE = Path(__file__).parent
 HEADERS: Mapping[str, str] = {

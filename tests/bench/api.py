@@ -56,11 +56,12 @@ class Row(TypedDict):
 
 
 class Address(NamedTuple):
-    """Where the API is, and who asks; `dsn` is the database, as the API's role."""
+    """Where the API is, and who asks; the database, as the API's role and as the desk's."""
 
     port: int
     key: str
     dsn: str
+    desk: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,8 @@ async def served(seed: str = "") -> AsyncIterator[tuple[Address, asyncpg.Connect
         exits.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        yield Address(runner.addresses[0][1], key, endpoints.dsn("api")), owner
+        dsn = endpoints.dsn("api"), endpoints.dsn("desk")
+        yield Address(runner.addresses[0][1], key, *dsn), owner
 
 
 async def _seed(owner: asyncpg.Connection, seed: str) -> str:

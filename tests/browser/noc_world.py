@@ -81,8 +81,8 @@ class Noc:
                 await site.stop()
             assert self.runner.server is not None
             for connection in list(self.runner.server.connections):
-                assert connection.transport is not None
-                connection.transport.abort()
+                if connection.transport is not None:
+                    connection.transport.abort()
 
         asyncio.run_coroutine_threadsafe(cut(), self.loop).result(60)
 

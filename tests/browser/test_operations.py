@@ -119,8 +119,8 @@ def test_a_device_tells_its_life_in_one_line_with_its_gaps(world: Noc, new_page:
     named = "insert into metric_names (name) values ('cpu_temperature_c') returning id"
     metric = world.sql(named)[0][0]
     world.sql(
-        "insert into device_metrics (time, device, metric, value) "
-        "select t, $1, $6, 40 + 6 * sin(extract(epoch from t) / 9000) from generate_series("
+        "insert into device_metrics (time, device, boot, seq, digest, metric, value) "
+        "select t, $1, 1, 1, 1, $6, 40 + 6 * sin(extract(epoch from t) / 9000) from generate_series("
         "$2::timestamptz, $3, interval '15 minutes') t where t < $4 or t > $5",
         *(
             row,

@@ -7,7 +7,7 @@ import pytest
 
 from server.config import Secret
 from server.people.sealing import Seal
-from server.staff.passes import token
+from server.web.spot_codes import token
 from tests.integration.people_world import NOW, People
 
 pytestmark = pytest.mark.services

@@ -7,10 +7,10 @@ from server.config import Secret
 from server.health.judgement import Condition
 from server.health.presence import State
 from server.people.sealing import Seal
-from server.staff import passes
 from server.staff.advice import Verdict, advise
 from server.staff.pages import HERE
 from server.web import catalogue
+from server.web import spot_codes as passes
 
 SEAL = Seal(Secret("s" * 32))
 STATES = st.none() | st.sampled_from(State)

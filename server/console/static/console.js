@@ -3,14 +3,30 @@
 
 (() => {
   const live = document.querySelector("[data-live]");
-  const say = (text) => { if (live && live.textContent !== text) live.textContent = text; };
+  const part = document.querySelector("[data-events]");
+  const say = (state, text) => { live.dataset.state = state; if (live.textContent !== text) live.textContent = text; };
   const clock = () => new Date().toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit" });
-  document.addEventListener("htmx:sseOpen", () => { say(live.dataset.on); live.dataset.state = "on"; });
-  document.addEventListener("htmx:sseError", () => {
-    if (!live || live.dataset.state === "off") return;
-    live.dataset.state = "off";
-    say(live.dataset.off.replace("{at}", clock()));
-  });
+
+  // The stream says that there is something else to see. Whoever comes back says by `after` (and the
+  // browser by Last-Event-ID) what was seen last, and is told at once if that is not all there is.
+  const LEAST_MS = 1000, MOST_MS = 30000;
+  let after = part && part.dataset.after, wait = LEAST_MS, stream = null;
+  function listen() {
+    stream = new EventSource(`${part.dataset.events}?after=${encodeURIComponent(after)}`);
+    stream.addEventListener("open", () => { wait = LEAST_MS; say("on", live.dataset.on); });
+    stream.addEventListener("changed", (event) => { after = event.data; htmx.trigger(part, "console:changed"); });
+    stream.addEventListener("error", () => {
+      stream.close();
+      if (live.dataset.state !== "off") say("off", live.dataset.off.replace("{at}", clock()));
+      setTimeout(listen, wait * (0.5 + Math.random()));
+      wait = Math.min(wait * 2, MOST_MS);
+    });
+  }
+  if (part && live) {
+    listen();
+    addEventListener("pagehide", () => stream.close());
+    addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
+  }
 
   // What is being typed, or stands open, stays as it is while the rest is renewed.
   document.addEventListener("htmx:beforeSwap", (event) => {
