@@ -2,7 +2,8 @@
 
 What has ended, or was answered, is kept for `KEPT`: somebody may ask who was signed in, and a phone
 may come back late. Nothing that says what was done is ever deleted: audit, findings, claims. What
-happened to devices goes after 90 days, what visitors answered in surveys after two years.
+happened to devices, and why it was told, goes after 90 days; what was wrong with them, and what
+visitors answered in surveys, after two years.
 """
 
 import asyncio
@@ -25,6 +26,9 @@ OVER = {
     "phone_acts": "done_at < $1",
     "idempotency_keys": "created_at < $1",
     "notices": "coalesce(sent_at, dead_at) < $1",
+    "episodes": "resolved_at < $1::timestamptz - interval '730 days'",
+    "incidents": "ended_at < $1::timestamptz - interval '730 days' and not exists "
+    "(select from episodes e where e.incident_id = incidents.id)",
     "incident_decisions": "at < $1::timestamptz - interval '60 days'",
     "changes": "at < $1::timestamptz - interval '61 days'",  # changes.PURGED
     "device_events": "at < $1::timestamptz - interval '60 days'",

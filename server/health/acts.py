@@ -13,7 +13,7 @@ from server.audit.log import record
 from server.errors import ConflictError, NotFoundError
 from server.fleet import checks
 from server.fleet.checks import FieldError
-from server.health.decisions import note
+from server.health.decisions import hold, note
 
 MOST_WORDS = 2_000
 MOST_DUE = timedelta(days=90)
@@ -155,6 +155,7 @@ def _demand_ahead(instant: datetime, field: str, *, now: datetime) -> None:
 
 
 async def _locked(connection: asyncpg.Connection, organisation: int, ref: str) -> _Locked:
+    await hold(connection)
     row = await connection.fetchrow(
         "select id, state from incidents where organisation_id = $1 and ref = $2 for update",
         *(organisation, ref),

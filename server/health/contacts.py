@@ -48,6 +48,7 @@ class Known:
     ref: str
     organisation: int | None
     contact: Contact
+    created_at: datetime
 
 
 def hears_at(contact: Contact, *, now: datetime) -> datetime:
@@ -129,7 +130,7 @@ def _known(row: asyncpg.Record) -> Known:
         *(row["name"], row["email"], Severity(row["severity"]), row["time_zone"]),
         *(tuple(row["weekdays"]), *hours, row["digest"]),
     )
-    return Known(row["id"], row["ref"], row["organisation_id"], contact)
+    return Known(row["id"], row["ref"], row["organisation_id"], contact, row["created_at"])
 
 
 def _text(minute: int) -> str:
@@ -201,7 +202,7 @@ async def _record(
 
 _COLUMNS = """
     select id, ref, organisation_id, name, email, severity, time_zone, weekdays, from_min,
-        until_min, digest from health_contacts
+        until_min, digest, created_at from health_contacts
 """
 _LISTED = f"""
     {_COLUMNS} where organisation_id is not distinct from $1 and ($2::text is null or ref = $2)

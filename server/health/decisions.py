@@ -1,4 +1,8 @@
-"""The log of decisions: why somebody was told, and why nobody was. One row for each that is new."""
+"""The log of decisions: why somebody was told, and why nobody was. One row for each that is new.
+
+Who decides, or does anything about incidents, holds one lock first (`hold`): so nobody waits for
+another's rows in another order.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
+
+_LOCK = 0x6570_6973  # "epis"
+
+
+async def hold(connection: asyncpg.Connection) -> None:
+    """Wait until nobody else decides; held until the transaction ends."""
+    await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
 
 
 @dataclass(frozen=True, slots=True)

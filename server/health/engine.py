@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import asyncpg
 import structlog
@@ -22,6 +22,7 @@ import structlog
 from server.clock import Clock, at
 from server.db.engine import DATABASE_AWAY, transaction
 from server.health import deciding, grouping, tracks
+from server.health.decisions import hold
 from server.health.episodes import ALWAYS, NEW, Happened, Happening, Pace, Sight, due, over
 from server.health.episodes import judged as fold
 from server.health.episodes import ticked as tick
@@ -46,7 +47,6 @@ log = structlog.get_logger(__name__)
 
 EVERY_S = 1.0
 A_TURN = 500
-LOCK = 0x6570_6973  # "epis"
 _PLATFORM = PLATFORM, Condition.PLATFORM_UNKNOWN
 _OFFLINE = Condition.OFFLINE
 SEEN = ("suspended", "quarantined", "returned", "retired")
@@ -83,13 +83,8 @@ class Engine:
         """Decide once on all that has changed and all that is due."""
         now = at(self.clock.now_ms())
         async with transaction(self.pool, "decide episodes") as connection:
-            await _hold(connection)
+            await hold(connection)
             return await apply(connection, await gather(connection, now=now), now=now)
-
-
-async def _hold(connection: asyncpg.Connection) -> None:
-    """Wait until nobody else decides; held until the transaction ends."""
-    await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
 
 
 # -- what others have judged -----------------------------------------------------------------------
@@ -139,11 +134,12 @@ async def apply(
     connection: asyncpg.Connection, judgements: Sequence[Judgement], *, now: datetime
 ) -> Applied:
     """Take new judgements in, and let happen what is due, within the caller's transaction."""
-    await _hold(connection)
+    await hold(connection)
     turn = _Turn(connection, Rulebook(connection), now)
     platform = [each for each in judgements if each.subject == PLATFORM]
     await turn.platform(platform)
     await turn.others([each for each in judgements if each.subject != PLATFORM])
+    await turn.withdraw()
     await turn.write()
     scope = grouping.Scope(frozenset(turn.sites), frozenset(turn.devices), turn.platform_changed)
     await grouping.regroup(connection, turn.rulebook, scope, now=now)
@@ -214,6 +210,18 @@ class _Turn:
         if kept is None and judgement.standing is Standing.FIRING and place is not None:
             kept = self.kept[key] = Kept(*key, place)
         return kept
+
+    async def withdraw(self) -> None:
+        """End what is open of devices that nobody has to miss any more."""
+        for kept in await tracks.load_left(self.connection, SEEN):
+            if kept.episode is not None:
+                await tracks.resolve_episode(
+                    self.connection, kept.episode, at=self.now, how="withdrawn"
+                )
+                self.resolved += 1
+            self._changed(kept)
+            self._touched.discard(kept.key)
+            await tracks.forget(self.connection, [kept])
 
     async def _outages(self, sites: set[int]) -> None:
         """Judge of sites at which devices went or came back whether they are gone as a whole."""
@@ -326,9 +334,6 @@ class _Turn:
         )
 
 
-LATENESS = timedelta(seconds=2 * EVERY_S)
-"""By then what has happened stands in its row."""
-
 _STRETCH = """
     select u.since, u.until, u.cause, s.standing from platform_unknown u
     left join standings s on s.subject = 'platform' order by u.id desc limit 1
@@ -371,7 +376,9 @@ _JUDGED = """
         t.evidence::text as evidence, t.affected_from, t.affected_until
     from told t left join standings s on s.subject = t.subject
         and s.subject_id = t.subject_id and s.condition = t.condition
-    where t.subject = any($1::text[])
+    left join devices d on d.id = t.device_id
+    where (d.id is null or d.state not in ('suspended', 'quarantined', 'returned', 'retired'))
+      and t.subject = any($1::text[])
       and case when s.standing is null then t.firing and t.stands = 'firing'
           else s.standing <> t.stands end
     order by t.changed_at limit $2

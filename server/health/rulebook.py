@@ -8,6 +8,7 @@ import msgspec
 
 from server.audit.log import record
 from server.fleet.checks import ChangedError
+from server.health.decisions import hold
 from server.health.judgement import Condition
 from server.health.rules import Rule, Rules, checked, rule_of
 
@@ -68,6 +69,7 @@ async def change(
 ) -> Version:
     """Let other rules hold from now on. Raises RuleError; ChangedError if `seen` is of before."""
     wanted = checked(wanted)
+    await hold(connection)
     await connection.execute("select from organisations where id = $1 for update", organisation)
     before = await current(connection, organisation)
     if seen is not None and seen != before.number:

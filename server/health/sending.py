@@ -3,7 +3,7 @@
 What is claimed is leased, not taken out: should the process die between handing in and marking, it
 is sent again after `LEASE` under the same Message-ID. Of one incident a contact gets messages in
 their order; nobody waits for another's: `AT_ONCE` are handed in at a time, each within its time.
-What does not arrive within `TRIED_FOR` is dead: it is listed, and sent again when asked for.
+What does not arrive within `TRIED_FOR` is dead, and listed (`GET /v1/notices`).
 """
 
 import asyncio
@@ -136,7 +136,8 @@ def _due_day(known: Known, *, now: datetime) -> date | None:
     """Return the local day whose digest is due, None if none is."""
     here = now.astimezone(ZoneInfo(known.contact.time_zone))
     due = here.replace(hour=DIGEST_HOUR, minute=0, second=0, microsecond=0)
-    return here.date() if timedelta(0) <= here - due < _LATE else None
+    fresh = timedelta(0) <= here - due < _LATE and due > known.created_at
+    return here.date() if fresh else None
 
 
 async def _queue_digest(

@@ -70,6 +70,11 @@ async def load_due(connection: asyncpg.Connection, *, now: datetime, limit: int)
     return {kept.key: kept for kept in map(_kept, await connection.fetch(_DUE, now, limit))}
 
 
+async def load_left(connection: asyncpg.Connection, states: Sequence[str]) -> list[Kept]:
+    """Return what is kept of devices whose life has come to one of these states."""
+    return [_kept(row) for row in await connection.fetch(_LEFT, list(states))]
+
+
 def _kept(row: asyncpg.Record) -> Kept:
     acknowledged = None
     if row["acknowledged_at"] is not None:
@@ -179,6 +184,10 @@ _BY_KEY = f"""
         select * from unnest($1::text[], $2::int[], $3::text[]))
 """  # noqa: S608 - columns of ours
 _DUE = f"select {_COLUMNS} where s.due_at <= $1 order by s.due_at limit $2"
+_LEFT = f"""
+    select {_COLUMNS} join devices d on d.id = s.subject_id
+    where s.subject = 'device' and d.state = any($1::text[])
+"""
 _PLACES = {
     SubjectKind.SITE: """
         select id, organisation_id, id, null::int, null::int from sites
@@ -189,6 +198,7 @@ _PLACES = {
         left join assignments a on a.device_id = d.id and a.valid @> $2::timestamptz
         left join spots p on p.id = a.spot_id
         where d.id = any($1::int[])
+          and d.state not in ('suspended', 'quarantined', 'returned', 'retired')
     """,
     SubjectKind.SPOT: """
         select p.id, p.organisation_id, p.site_id, a.device_id, p.id from spots p

@@ -16,6 +16,7 @@ from server.errors import NotFoundError
 from server.fleet import checks
 from server.fleet.checks import FieldError
 from server.fleet.register import new_ref
+from server.health.decisions import hold
 from server.rollup.places import UnknownPlaceError
 
 MOST = timedelta(days=30)
@@ -165,6 +166,7 @@ async def add(
     """Begin a silence, now or later. Raises FieldError, UnknownPlaceError."""
     reason, starts_at = _checked(wanted, now=now)
     place = await _place(connection, organisation, wanted)
+    await hold(connection)
     ref = new_ref("window")
     await connection.execute(
         _ADDED,
@@ -198,6 +200,7 @@ async def end(
     connection: asyncpg.Connection, organisation: int, ref: str, *, actor: str, now: datetime
 ) -> Window:
     """End a silence now; one that is over stays as it is."""
+    await hold(connection)
     known = await find(connection, organisation, ref)
     if known.ended_at is not None or known.ends_at <= now:
         return known

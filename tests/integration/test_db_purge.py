@@ -88,15 +88,40 @@ async def fill(people: People) -> None:
         )
 
 
+async def fall_ill(people: People) -> None:
+    """Two incidents that ended long ago, of which one has an episode that did later."""
+    hour = timedelta(hours=1)
+    for number, at in enumerate((TWO_YEARS_AGO - 30 * hour, TWO_YEARS_AGO + hour)):
+        await people.owner.execute(
+            "with broken as (insert into incidents (ref, key, subject, subject_id, condition, "
+            "severity, state, since, opened_at, ended_at, ready_at) select $1, $1, 'platform', 0, "
+            "'platform_unknown', 'critical', 'resolved', $2, $2, $2, $2 returning id), "
+            "episode as (insert into episodes (incident_id, subject, subject_id, condition, since, "
+            "opened_at, resolved_at, resolved) select id, 'platform', 0, 'platform_unknown', $2, "
+            "$2, $2, 'clear' from broken), "
+            "decided as (insert into incident_decisions (incident_id, at, decision, why) "
+            "select id, $3, 'held', 'wait' from broken), "
+            "told as (insert into health_contacts (ref, name, email, severity, time_zone, "
+            "weekdays, from_min, until_min, created_at) values ($1, '', '', 'info', 'UTC', '{0}', "
+            "0, 0, $2) returning id) "
+            "insert into notices (contact_id, dedupe, subject, body, queued_at, sent_at) "
+            "select id, $1, '', '', $4, $4 from told",
+            *(f"old-{number}", at, QUARTER_AGO - hour if number else NOW),
+            LATELY if number else LONG_AGO,
+        )
+
+
 async def test_what_is_over_is_kept_for_thirty_days_and_then_deleted(
     people: People, stack: Stack, world_database: str
 ) -> None:
     await fill(people)
+    await fall_ill(people)
     async with open_pool(stack.endpoints.dsn("maint", world_database), size=1, name="m") as pool:
         gone = await purge(pool, now=NOW)
         once = dict.fromkeys(("phone_acts", "idempotency_keys", "survey_tokens"), 1)
         once |= {"survey_answers": 1, "changes": 0, "device_events": 1}
         once |= dict.fromkeys(("command_files", "commands", "command_batches"), 0)
+        once |= dict.fromkeys(("notices", "incident_decisions", "episodes", "incidents"), 1)
         assert gone == {"sessions": 2, "one_time_links": 2, **once}
         assert set((await purge(pool, now=NOW)).values()) == {0}
     kept = await people.owner.fetch("select browser from sessions order by id")
@@ -107,6 +132,9 @@ async def test_what_is_over_is_kept_for_thirty_days_and_then_deleted(
         ("survey_tokens", "expires_at", LATELY),
         ("device_events", "at", QUARTER_AGO + timedelta(hours=1)),
         ("survey_answers", "answered_at", TWO_YEARS_AGO + timedelta(hours=1)),
+        ("incidents", "ended_at", TWO_YEARS_AGO + timedelta(hours=1)),
+        ("episodes", "resolved_at", TWO_YEARS_AGO + timedelta(hours=1)),
+        ("notices", "sent_at", LATELY),
     ):
         assert await people.owner.fetchval(f"select {at} from {table}") == kept
 

@@ -223,6 +223,5 @@ grant update (acknowledged_by, acknowledged_at, acknowledged_until) on episodes 
 grant insert on incident_decisions, incident_comments, health_rules to vestibule_desk;
 grant insert, update (ended_at, ended_by) on health_windows to vestibule_desk;
 grant insert, update, delete on health_contacts to vestibule_desk;
-grant update (next_at, tries, dead_at) on notices to vestibule_desk;
 
 update schema_compatibility set version = 13, compatible_from = 13;
