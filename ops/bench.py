@@ -16,7 +16,7 @@ from rich.table import Table
 
 SUITES = (
     *("decode", "agent", "storage", "writer", "ingest", "api", "metrics", "pki", "enrol"),
-    *("hold", "survey", "search", "console"),
+    *("hold", "survey", "search", "console", "presence"),
 )
 RESULTS = Path("tests/bench/results.json")
 

@@ -52,13 +52,17 @@ _BROKER = """
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What was said of one of a device's connections; of a greeting, by whom and which boot."""
+    """What was said of one of a device's connections; of a greeting, by whom and which boot.
+
+    `kept`: whether it becomes an event; of a device that connects without end some are enough.
+    """
 
     device: int
     said: Said
     agent: str = ""
     boot_id: int = 0
     ordinal: int = 0
+    kept: bool = True
 
 
 async def note(connection: asyncpg.Connection, told: Sequence[Told]) -> None:
@@ -84,10 +88,12 @@ async def note(connection: asyncpg.Connection, told: Sequence[Told]) -> None:
             if after == before and not anew:
                 continue
             whose = (rows[each.device]["organisation_id"], each.device)
-            events += [(*whose, *event) for event in _events(before, after, each)]
+            happened = _events(before, after, each)
             if anew:
-                events += [(*whose, *event) for event in _started(each, *known[each.device])]
+                happened += _started(each, *known[each.device])
                 known[each.device] = (each.agent, each.boot_id)
+            if each.kept:
+                events += [(*whose, *event) for event in happened]
             kept[each.device] = after
             last[each.device] = each
         await connection.executemany(

@@ -31,7 +31,7 @@ from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
-EVERY_S = 1.0
+EVERY_S = 0.5
 A_TURN = 500
 COUNT_EVERY_S = 30.0
 HEARTBEAT = "uptime.s"

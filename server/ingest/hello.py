@@ -10,6 +10,7 @@ two last are answered to nobody.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import asyncpg
@@ -81,7 +82,8 @@ async def answer(
             _log.warning("hello refused", device=device.name, reason=error.reason.name)
             metrics.FRAMES_DROPPED.labels("hello").inc()
             continue
-        told.append(_told(device, frame, hello, clock))
+        kept = sampler.wants(f"presence {device.name}")
+        told.append(replace(_told(device, frame, hello, clock), kept=kept))
         if told[-1].said.kind is not Kind.HELLO:
             _log.info("device gone", device=device.name, said=hello.agent)
             continue

@@ -17,6 +17,7 @@ from server.health import sessions
 from server.health.presence import CLOSED, GRACE, Kind, Said
 from server.health.sessions import Told
 from server.ingest import canary
+from server.ingest.strays import SAMPLES_AN_HOUR
 from tests.ingest_world import NOON, Agent, Ingesting, register
 
 pytestmark = pytest.mark.services
@@ -199,6 +200,19 @@ async def test_who_writes_the_same_device_in_another_order_waits_for_nobody_in_a
                 write(fleet.rows, 100), write(fleet.rows[::-1], 200), write(fleet.rows, 300)
             )
     assert await owner.fetchval("select count(*) from presences where session = 'open'") == 20
+
+
+async def test_a_device_that_connects_without_end_fills_no_table(
+    owner: asyncpg.Connection, ingest: Ingesting
+) -> None:
+    agent = (await register(owner, 1, prefix="dc-flood")).agent()
+    last = 3 * SAMPLES_AN_HOUR
+    for first in range(1, last, 50):
+        hellos = [agent.hello(nonce=epoch * EPOCH + 1) for epoch in range(first, first + 50)]
+        await ingest.take(*((agent, hello) for hello in hellos))
+    assert (await row_of(owner, agent.device))["epoch"] == last
+    kinds = [kind for kind, _ in await events_of(owner, agent.device)]
+    assert kinds.count("connected") == SAMPLES_AN_HOUR
 
 
 async def test_an_agent_that_nobody_knows_leaves_no_trace(
