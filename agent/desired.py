@@ -33,6 +33,7 @@ from protocol.settings import address_of
 from protocol.state import MAX_REPORT, Answer, Order, Report, read_answer, write_report
 
 ROUNDS = 6  # of one turn; what is not settled by then waits for the next
+BACK_SPREAD = 30  # times the spread of a record: every device asks, not kiosks alone
 AGAIN_S = 5.0  # between attempts of a trial
 LOOK_S = 0.2  # while a trial waits for the server's answer
 
@@ -69,6 +70,10 @@ class Desired(Asking):
         self._act = act
         self._agent = agent
         self._boot = boot
+
+    def connected(self) -> None:
+        """The broker has taken us: ask in a while; of what waits longer the server rings."""
+        self._soon(self._spread_s * BACK_SPREAD)
 
     async def send_file(self, order: Order, content: bytes) -> None:
         """Send what a command brings. Raises EnrolError, OSError, HTTPException."""

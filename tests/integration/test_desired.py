@@ -80,30 +80,23 @@ async def test_two_who_edit_at_once_come_one_after_the_other(fleet: Fleet) -> No
     assert sum(isinstance(each, ChangedError) for each in done) == 3
 
 
-@pytest.mark.parametrize(
-    ("scope", "of", "given", "field"),
-    [
+async def test_what_no_device_could_take_is_refused_and_nothing_is_kept(fleet: Fleet) -> None:
+    wrong: list[tuple[str, str, dict[str, Any], str]] = [
         ("organisation", "", {"health_s": 5}, "values.health_s"),
         ("organisation", "", {"colour": "red"}, "values.colour"),
         ("device", ONE, {"broker": "no port"}, "values.broker"),
-    ],
-)
-async def test_what_no_device_could_take_is_refused_and_nothing_is_kept(
-    fleet: Fleet, scope: str, of: str, given: dict[str, Any], field: str
-) -> None:
-    with pytest.raises(FieldError) as error:
-        await fleet.write(scope, of, **given, spread_s=1)
-    assert error.value.parameter == field
+    ]
+    for scope, of, given, field in wrong:
+        with pytest.raises(FieldError) as error:
+            await fleet.write(scope, of, **given, spread_s=1)
+        assert error.value.parameter == field
+    for scope, of in (
+        *(("site", "east"), ("device", "dc-nobody"), ("model", "Beam 9"), ("model", "")),
+        ("row", "1"),
+    ):
+        with pytest.raises(NotFoundError):
+            await fleet.write(scope, of, health_s=300)
     assert await fleet.world.owner.fetchval("select count(*) from settings_layers") == 0
-
-
-@pytest.mark.parametrize(
-    ("scope", "of"),
-    [("site", "east"), ("device", "dc-nobody"), ("model", "Beam 9"), ("model", ""), ("row", "1")],
-)
-async def test_a_layer_of_nothing_is_not_found(fleet: Fleet, scope: str, of: str) -> None:
-    with pytest.raises(NotFoundError):
-        await fleet.write(scope, of, health_s=300)
 
 
 async def test_before_it_is_saved_an_edit_says_whom_it_reaches(fleet: Fleet) -> None:
