@@ -65,6 +65,13 @@ class Field:
 
 
 PRESENCES = ("healthy", "no data", "no heartbeat", "offline planned", "offline", "never seen")
+CONDITIONS = (
+    *("offline", "offline_planned", "no_data", "no_heartbeat", "flatline"),
+    *("stuck_counter", "stuck_button", "reversed", "imbalance", "closed_counting"),
+    *("level_shift", "blocked_view", "clock_drift", "reboot_loop", "flapping"),
+    *("duplicate_identity", "backlog", "certificate", "storage", "temperature"),
+)
+"""What can be wrong with a device or its spot, by its code."""
 
 FIELDS: Mapping[str, Field] = {
     "device": Field(Sort.TEXT, "its identity"),
@@ -83,6 +90,8 @@ FIELDS: Mapping[str, Field] = {
     "site.region": Field(Sort.TEXT, "the name of the site's region"),
     "spot": Field(Sort.TEXT, "the reference of the spot where it stands"),
     "spot.name": Field(Sort.TEXT, "the spot's name"),
+    "condition": Field(Sort.CHOICE, "what is wrong with it now; it may be several", CONDITIONS),
+    "incidents": Field(Sort.NUMBER, "how many open incidents it is part of"),
     "certificate.days": Field(Sort.NUMBER, "days until its certificate ends"),
 }
 """What there is to search by, in the order in which it is listed."""
@@ -380,10 +389,10 @@ def value_of(field: Field, text: str) -> Value:
                 raise ValueError("expected at least one character; what is not known is `none`")
             return Value(text, text)
         case Sort.CHOICE:
-            wanted = text.lower().replace("_", " ").replace("-", " ")
-            if wanted not in field.choices:
+            known = {_spoken(choice): choice for choice in field.choices}
+            if _spoken(text) not in known:
                 raise ValueError(f"expected one of {', '.join(field.choices)}; got `{text[:40]}`")
-            return Value(wanted, wanted)
+            return Value(known[_spoken(text)], known[_spoken(text)])
         case Sort.VERSION:
             key = versions.key(text)
             if key is None:
@@ -402,6 +411,10 @@ def value_of(field: Field, text: str) -> Value:
             return Value(text, _instant(text))
         case _ as never:
             assert_never(never)
+
+
+def _spoken(choice: str) -> str:
+    return choice.lower().replace("_", " ").replace("-", " ")
 
 
 def _instant(text: str) -> datetime:

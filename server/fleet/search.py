@@ -46,6 +46,11 @@ _PLACE = (
     "left join regions r on r.id = si.region_id"
 )
 _CERTIFICATE = "left join certificates c on c.device_id = d.id and c.state = 'active'"
+_INCIDENTS = (
+    "left join (select device_id, count(distinct incident_id) as many from episodes "
+    "where organisation_id = $1 and resolved_at is null group by device_id) o "
+    "on o.device_id = d.id"
+)
 _HEARD = "greatest(case when p.session <> 'lost' then p.session_at end, p.heartbeat_at, p.data_at)"
 
 
@@ -74,6 +79,8 @@ _COLUMNS = {
     "site.region": _Column("r.name", (_PLACE,)),
     "spot": _Column("sp.ref", (_PLACE,)),
     "spot.name": _Column("sp.name", (_PLACE,)),
+    "condition": _Column("d.id"),
+    "incidents": _Column("coalesce(o.many, 0)::float8", (_INCIDENTS,)),
     "certificate.days": _Column("c.not_after", (_CERTIFICATE,)),
 }
 _PLACES = {"certificate.days": "$2::timestamptz + make_interval(secs => 86400 * {})"}
@@ -87,10 +94,17 @@ _TYPES = {
     Sort.INSTANT: "timestamptz",
 }
 _AGENTS = (
-    "p.agent = any(array(select agent from (select distinct agent from presences "
-    "where organisation_id = $1 offset 0) agents where {test}))"
+    "p.agent = any(array(with recursive seen as (select min(agent) as agent from presences "
+    "where organisation_id = $1 union all select (select min(n.agent) from presences n where "
+    "n.organisation_id = $1 and n.agent > seen.agent) from seen where seen.agent is not null) "
+    "select agent from seen where {test}))"
 )
-"""A version is made of each name once, not of each device's; `offset 0` keeps it so."""
+"""A version is made of each name once, not of each device's; an index leads from name to name."""
+_FIRING = (
+    "d.id = any(array(select device_id from episodes where organisation_id = $1 "
+    "and resolved_at is null and device_id is not null and {test}))"
+)
+"""A device has any number of conditions: it is one of theirs, or none."""
 _SITES = (
     "sp.site_id = any(array(select si.id from sites si where si.organisation_id = $1 and {test}))"
 )
@@ -186,6 +200,9 @@ def _comparison(leaf: Compare, arguments: list[object]) -> str:
     column = _column(leaf.field)
     negated = leaf.op in (Op.IS_NOT, Op.HAS_NOT)
     if leaf.none:
+        if leaf.field == "condition":
+            known = _FIRING.format(test="true")
+            return known if negated else f"not ({known})"
         known = _KNOWN.get(FIELDS[leaf.field].sort, "{} is not null").format(column)
         return f"({known})" if negated else f"not ({known})"
     positive = _positive(leaf, column, arguments)
@@ -198,6 +215,8 @@ def _positive(leaf: Compare, column: str, arguments: list[object]) -> str:
     sort = FIELDS[leaf.field].sort
     place = f"${len(arguments)}::{_TYPES[sort]}"
     place = _PLACES.get(leaf.field, "{}").format(place)
+    if leaf.field == "condition":
+        return _FIRING.format(test=f"condition = {place}")
     if sort is Sort.VERSION:
         return _AGENTS.format(test=f"version_key(agent) {op} {place}")
     if op is Op.HAS:
@@ -209,7 +228,7 @@ def _positive(leaf: Compare, column: str, arguments: list[object]) -> str:
 def _any(field: str, values: Sequence[Value], arguments: list[object]) -> str:
     """Return that a field has one of some values."""
     sort = FIELDS[field].sort
-    if sort in (Sort.TEXT, Sort.CHOICE):
+    if sort in (Sort.TEXT, Sort.CHOICE) and field != "condition":
         arguments.append([value.typed for value in values])
         return f"({_column(field)} = any(${len(arguments)}::text[]))"
     each = [_positive(Compare(field, Op.IS, value), _column(field), arguments) for value in values]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from server.fleet import search, segments
 from server.fleet.filters import (
+    CONDITIONS,
     FIELDS,
     PRESENCES,
     Among,
@@ -31,6 +32,7 @@ from server.fleet.filters import (
 from server.fleet.search import EVERYWHERE, Within
 from server.fleet.segments import Follows
 from server.fleet.versions import key
+from server.health.judgement import Condition
 from server.health.presence import State as Presence
 from tests.filter_trees import leaves, trees
 from tests.integration.api_world import NOW, World
@@ -57,6 +59,7 @@ class Device:
     said: datetime | None = None
     stored: datetime | None = None
     serial: str | None = None
+    wrong: tuple[str, ...] = ()
 
     def value(self, field: str) -> Typed | None:
         """Return a field's value, as this file and not the product understands it."""
@@ -78,6 +81,7 @@ class Device:
             "site.region": self.region,
             "spot": self.site and f"spot-{self.device}",
             "spot.name": self.site and "Över dörren",
+            "incidents": float(len(self.wrong)),
             "certificate.days": self.days,
         }
         return found[field]
@@ -85,11 +89,11 @@ class Device:
 
 FLEET = (
     Device("dc-one1-x", "DC2", "counter", "offline", "vestibule 2.3.9", "lund", "Skåne", 12.5,
-           ago(hours=3), None, "A-1"),
+           ago(hours=3), None, "A-1", ("offline", "flapping")),
     Device("dc-two2-x", "DC2", "counter", "healthy", "vestibule 2.10", "lund", "Skåne", 200,
            ago(minutes=50), ago(minutes=3)),
     Device("dc-thr3-x", "dc2-Å", "counter", "no data", "agent/2.4rc1", "oslo", None, -1,
-           ago(days=3), ago(days=2), 'a"b\\c'),
+           ago(days=3), ago(days=2), 'a"b\\c', ("no_data",)),
     Device("fk-fou4-x", "FK1", "kiosk", "never seen"),
     Device("fk-fiv5-x", None, "kiosk", "healthy", "odd", "oslo", None, None, ago(minutes=1)),
     Device("fk-six6-x", "ΣΊΣΥΦΟΣ", "kiosk", "offline planned", "v2.4.0", None, None, 30.0,
@@ -148,6 +152,21 @@ async def _add(world: World, own: int, device: Device, sites: dict[str, int]) ->
                 "values ($1, $2, $3, tstzrange($4, $5))",
                 *(own, row, spot, *valid),
             )
+    for condition in device.wrong:
+        await world.owner.execute(
+            "with made as (insert into incidents (organisation_id, ref, key, subject, subject_id, "
+            "condition, severity, since, opened_at, ready_at) values ($1, $4, $4, 'device', $2, "
+            "$3, 'major', $5, $5, $5) returning *) insert into episodes (organisation_id, "
+            "incident_id, subject, subject_id, condition, device_id, since, opened_at) "
+            "select $1, id, subject, subject_id, condition, subject_id, $5, $5 from made",
+            *(own, row, condition, f"{condition}-{row}", NOW),
+        )
+        await world.owner.execute(
+            "insert into episodes (organisation_id, subject, subject_id, condition, device_id, "
+            "since, opened_at, resolved_at, resolved) "
+            "values ($1, 'device', $2, 'storage', $2, $3, $3, $3, 'clear')",
+            *(own, row, NOW),
+        )
     if device.days is not None:
         await world.owner.execute(
             "insert into certificates (serial, organisation_id, device_id, spki_sha256, not_after, "
@@ -162,12 +181,18 @@ async def _add(world: World, own: int, device: Device, sites: dict[str, int]) ->
 def fits(tree: Filter, device: Device) -> bool:
     match tree:
         case Compare():
+            if tree.field == "condition":
+                has = bool(device.wrong) if tree.none else tree.value.typed in device.wrong
+                return has != ((tree.op is Op.IS_NOT) != tree.none)
             found = device.value(tree.field)
             if tree.none:
                 return (found is None) == (tree.op is Op.IS)
             return compares(tree, found)
         case Among():
-            has = device.value(tree.field) in [value.typed for value in tree.values]
+            wanted = [value.typed for value in tree.values]
+            has = device.value(tree.field) in wanted if tree.field != "condition" else any(
+                each in wanted for each in device.wrong
+            )  # fmt: skip
             return has != tree.negated
         case Not():
             return not fits(tree.inner, device)
@@ -274,6 +299,10 @@ async def test_the_database_finds_what_fits_row_by_row(world: World, fleet: int)
         ("silent > 2h and certificate.days < 14", ["dc-one1-x", "dc-thr3-x"]),
         ("model ~ å or model ~ σίσυ", ["dc-thr3-x", "fk-six6-x"]),
         ("model ~ \"' or true --\"", []),
+        ("condition = no_data or condition in (flapping, storage)", ["dc-one1-x", "dc-thr3-x"]),
+        ("condition != offline and incidents > 0", ["dc-thr3-x"]),
+        ("condition = none and kind = counter", ["dc-two2-x"]),
+        ("incidents = 2", ["dc-one1-x"]),
         ("kind = kiosk and state not in (healthy, never_seen)", ["fk-six6-x"]),
     ],
 )  # fmt: skip
@@ -305,8 +334,10 @@ async def test_versions_are_in_the_database_what_they_are_in_python(world: World
             assert (None if made is None else tuple(made)) == key(text), agent
 
 
-def test_the_presences_of_filters_are_those_that_are_judged() -> None:
+def test_the_presences_and_conditions_of_filters_are_those_that_are_judged() -> None:
     assert sorted(PRESENCES) == sorted(Presence)
+    others = {Condition.PLATFORM_UNKNOWN, Condition.SITE_OFFLINE}  # of no device
+    assert set(CONDITIONS) == set(Condition) - others
 
 
 async def test_the_api_finds_by_filter_page_by_page(world: World, fleet: int) -> None:

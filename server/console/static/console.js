@@ -80,9 +80,9 @@
     if (old) old.destroy();
     const ink = colour("--muted"), grid = { stroke: colour("--line"), width: 1 };
     const plot = new uPlot({
-      width: Math.floor(place.getBoundingClientRect().width), height: 150, legend: { live: true },
+      width: Math.floor(place.getBoundingClientRect().width), height: 180, legend: { live: true },
       scales: { x: { time: true, range: () => [chart.from, chart.until] } },
-      axes: [{ stroke: ink, grid, ticks: grid, font: "12px system-ui, sans-serif" }, { stroke: ink, grid, ticks: grid, size: 52, font: "12px system-ui, sans-serif" }],
+      axes: [{ stroke: ink, grid, ticks: grid, space: 90, font: "12px system-ui, sans-serif", values: (u, splits) => splits.map((at) => new Date(at * 1000).toISOString().slice(5, 16).replace("T", " ")) }, { stroke: ink, grid, ticks: grid, size: 52, font: "12px system-ui, sans-serif" }],
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
       series: [
         { label: "UTC", value: (u, v) => v == null ? "–" : new Date(v * 1000).toISOString().slice(0, 16).replace("T", " ") },

@@ -60,6 +60,7 @@ grant select (device_id, organisation_id, state, not_after) on certificates to v
 
 -- An organisation's devices in the order of pages, and from places to what stands there and back.
 create index on devices (organisation_id, device);
+create index on presences (organisation_id, agent);
 create index on assignments (spot_id);
 create index on assignments (device_id);
 grant select on my_device_metrics to vestibule_desk;
