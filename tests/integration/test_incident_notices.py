@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from ops import contacts as contacts_command
 from ops.services.stack import Stack
 from server.clock import at
 from server.config import Secret
@@ -354,3 +355,22 @@ async def test_a_receiver_that_fails_and_hangs_gets_all_in_order_and_delays_nobo
     assert poor.tries > len(once)
     for ref in {incident for incident, _ in once}:
         assert [step for incident, step in once if incident == ref] == [1, 2]
+
+
+async def test_who_runs_the_platform_is_added_listed_and_removed_by_a_command(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run(*words: str) -> str:
+        options = contacts_command._parser().parse_args(list(words))
+        await options.action(fleet.owner, options)
+        return capsys.readouterr().out.strip()
+
+    made = await run("add", "--platform", "ops@example.com", "--hours", "08:00-17:00", "--digest")
+    await run("add", "--organisation", "own", "noc@example.com", "--severity", "minor")
+    assert (await run("list", "--platform")).split("\t")[1:4] == [
+        *("ops@example.com", "major", "08:00-17:00 UTC")
+    ]
+    assert "minor\talways" in await run("list", "--organisation", "own")
+    await run("remove", "--platform", made)
+    assert await run("list", "--platform") == ""
+    assert len(await contacts.listed(fleet.owner, fleet.organisation)) == 1
