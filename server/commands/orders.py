@@ -3,6 +3,7 @@
 Invariants:
 - A command is a row before anything is sent, and its device is offered it at each asking until it
   says that it runs: neither a broker that forgets nor a server that dies loses one.
+- A device does what its organisation of now has asked for, and answers to nobody else.
 - Each change of a command's state locks its row, and is an edge of `server.commands.life`.
 - Who counts what is under way at a site holds the organisation's lock of commands meanwhile, so no
   two devices are let through the same gate at once.
@@ -318,9 +319,10 @@ async def offer(connection: asyncpg.Connection, device: int, *, now: datetime) -
     """Return what a device (its row, locked) is to do now; it counts as sent."""
     rows = await connection.fetch(
         "select c.id, c.ref, c.state, c.organisation_id, b.kind, b.lines, b.reason, b.expires_at "
-        "from commands c join command_batches b on b.id = c.batch_id where c.device_id = $1 "
-        "and c.state in ('queued', 'sent') and c.due_at > $2 order by c.id limit $3 "
-        "for no key update of c",
+        "from commands c join command_batches b on b.id = c.batch_id "
+        "join devices d on d.id = c.device_id and d.organisation_id = c.organisation_id "
+        "where c.device_id = $1 and c.state in ('queued', 'sent') and c.due_at > $2 "
+        "order by c.id limit $3 for no key update of c",
         *(device, now, MAX_COMMANDS),
     )
     given = []
@@ -378,7 +380,8 @@ async def heard(
     for said in outcomes:
         row = await connection.fetchrow(
             "select c.id, c.state, c.organisation_id, c.site_id from commands c "
-            "where c.ref = $1 and c.device_id = $2 for no key update",
+            "join devices d on d.id = c.device_id and d.organisation_id = c.organisation_id "
+            "where c.ref = $1 and c.device_id = $2 for no key update of c",
             *(said.command, device),
         )
         event = Event(said.state)
@@ -413,8 +416,10 @@ async def keep_file(
         raise RefusedError("too_large", f"a file has 1 to {MAX_FILE} bytes")
     row = await connection.fetchrow(
         "select c.id, c.organisation_id, b.kind from commands c "
-        "join command_batches b on b.id = c.batch_id where c.ref = $1 and c.device_id = $2 "
-        "and c.state in ('sent', 'running') for no key update of c",
+        "join command_batches b on b.id = c.batch_id "
+        "join devices d on d.id = c.device_id and d.organisation_id = c.organisation_id "
+        "where c.ref = $1 and c.device_id = $2 and c.state in ('sent', 'running') "
+        "for no key update of c",
         *(ref, device),
     )
     if row is None or not KINDS[row["kind"]].brings:

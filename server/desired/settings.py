@@ -332,7 +332,8 @@ async def noted(
         "insert into device_settings (device_id, organisation_id, told, told_at, report, "
         "reported_version, reported_at) select id, organisation_id, '{}', $4, $2, $3, $4 "
         "from devices where id = $1 on conflict (device_id) do update "
-        "set report = $2, reported_version = $3, reported_at = $4",
+        "set report = $2, reported_version = $3, reported_at = $4, "
+        "organisation_id = excluded.organisation_id",
         *(device, json.dumps(said), report.version, now),
     )
 

@@ -16,7 +16,7 @@ from server.db.purge import KEPT, purge
 from server.desired.settings import CHANGED
 from server.errors import ConflictError, NotFoundError, RefusedError
 from server.fleet.checks import FieldError
-from tests.integration.desired_world import OPEN, Fleet, standing
+from tests.integration.desired_world import OPEN, Fleet, report, standing
 from tests.integration.desired_world import fleet as fleet
 
 pytestmark = pytest.mark.services
@@ -257,6 +257,23 @@ async def test_a_device_that_is_thrown_out_is_told_nothing(fleet: Fleet) -> None
     with pytest.raises(RefusedError) as error:
         await fleet.ask("identify", ONE)
     assert error.value.code == "no_devices"
+
+
+async def test_a_device_that_has_changed_hands_does_nothing_for_its_last_owner(
+    fleet: Fleet,
+) -> None:
+    await fleet.write("device", FIVE, health_s=60)
+    await fleet.ask("log-tail", FIVE)
+    await fleet.ask("identify", FIVE)
+    await fleet.exchange(FIVE, report())
+    ref = (await fleet.commands(device=FIVE))[0].ref
+    other = await fleet.world.organisation("other")
+    await fleet.world.owner.execute(
+        "update devices set organisation_id = $2 where device = $1", FIVE, other
+    )
+    _, told, given, heard = await fleet.exchange(FIVE, report(), Outcome(ref, "running"))
+    assert (told, given, heard) == ({}, (), ((), (ref,)))
+    assert await fleet.world.owner.fetchval("select organisation_id from device_settings") == other
 
 
 async def test_all_of_an_organisation_can_be_asked_and_each_act_is_in_the_audit(
