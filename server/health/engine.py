@@ -364,14 +364,26 @@ _PRESENCES = f"""
     select p.device_id, f.watermark, {COLUMNS} from other join presences p using (device_id)
     left join platform f on true order by p.device_id limit $1
 """  # noqa: S608 - columns of ours
+# What fires, and what is remembered here, by their indexes; the many that are well are not read.
 # A judgement that somebody has declared false is clear: by a person's word.
 _JUDGED = """
-    with told as (
+    with about as (
+        select id from judgements where firing
+        union select j.id from standings s join judgements j on j.condition = s.condition
+            and j.site_id = s.subject_id and j.device_id is null and j.spot_id is null
+        where s.subject = 'site'
+        union select j.id from standings s join judgements j on j.condition = s.condition
+            and j.site_id is null and j.device_id = s.subject_id and j.spot_id is null
+        where s.subject = 'device'
+        union select j.id from standings s join judgements j on j.condition = s.condition
+            and j.site_id is null and j.device_id is null and j.spot_id = s.subject_id
+        where s.subject = 'spot'),
+    told as (
         select j.*, case when j.site_id is not null then 'site'
                 when j.device_id is not null then 'device' else 'spot' end as subject,
             coalesce(j.site_id, j.device_id, j.spot_id) as subject_id,
             case when j.withdrawn_at is not null then 'clear' else j.standing end as stands
-        from judgements j)
+        from about join judgements j using (id))
     select t.subject, t.subject_id, t.condition, t.stands as standing, t.since,
         t.evidence::text as evidence, t.affected_from, t.affected_until
     from told t left join standings s on s.subject = t.subject

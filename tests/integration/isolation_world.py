@@ -290,7 +290,7 @@ async def in_trouble(
     await owner.execute(
         "with broken as (insert into incidents (organisation_id, ref, key, subject, subject_id, "
         "condition, severity, site_id, device_id, since, opened_at, ready_at, owner) "
-        "select $1, $2, $2, 'device', d.id, 'offline', 'critical', s.id, d.id, $4, $4, $4, $3 "
+        "select $1, $2, $2, 'device', d.id, 'flapping', 'minor', s.id, d.id, $4, $4, $4, $3 "
         "from devices d, sites s where d.organisation_id = $1 and s.organisation_id = $1 limit 1 "
         "returning *), episode as (insert into episodes (organisation_id, incident_id, subject, "
         "subject_id, condition, site_id, device_id, since, opened_at) select organisation_id, id, "

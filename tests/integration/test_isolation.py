@@ -21,6 +21,8 @@ NAMELESS = ("/settings:table", "/definitions", "/experiments:learning", "/compar
 READS = [each for each in routes.READS if each.method == "GET" and each.path not in NAMELESS]
 """Definitions are everyone's, and a question that is a body is asked in test_metrics_form. Of what
 names nothing, or needs many sites, another's answer is looked at in test_experiments."""
+NAMES_NOTHING = ("/alarm-settings", "/calendar", "/periods")
+"""What these answer has no name of anything in it, whoever asks."""
 HYPERTABLES = (
     "readings",
     "presses",
@@ -259,7 +261,7 @@ async def test_no_route_shows_another_organisation(world: World) -> None:
     for path in paths():
         text = json.dumps(await world.get(path))
         assert "other" not in text, path
-        assert re.search(r"\bown\b", text) or path in ("/alarm-settings", "/calendar"), path
+        assert re.search(r"\bown\b", text) or path in NAMES_NOTHING, path
         numbers = re.sub(r"T\d\d:\d\d:\d\d\.\d+Z|100\.0", "", text)  # neither instants nor shares
         assert "100" not in numbers, path
         theirs = await world.get(path.replace("own-", "other-"), organisation="other")
