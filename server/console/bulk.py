@@ -18,17 +18,16 @@ from server.console.office import (
     Here,
     Office,
     Problem,
-    Reach,
     asked,
     form_of,
     here,
     number_of,
     tried,
 )
-from server.console.searching import wished, within
-from server.errors import RefusedError
+from server.console.searching import selected, wished
+from server.errors import NotFoundError, RefusedError
 from server.fleet import search
-from server.fleet.filters import FilterError
+from server.fleet.filters import MOST_CHARACTERS, FilterError
 from server.health import windows
 from server.people.roles import Permission
 
@@ -68,19 +67,20 @@ class Pages:
     async def show(self, request: web.Request) -> web.Response:
         """Show whom it would reach."""
         at = await here(self._office, request, Permission.ADMIT)
-        return await self._page(request, at, asked(request, "q"), asked(request, "do"))
+        words = asked(request, "q", most=MOST_CHARACTERS)
+        return await self._page(request, at, words, asked(request, "segment"), asked(request, "do"))
 
     async def act(self, request: web.Request) -> web.Response:
         """Do it, if the search still finds what was shown."""
         at = await here(self._office, request, Permission.ADMIT)
         form = await form_of(request)
-        words, do = form.get("q", ""), form.get("do", "")
+        words, segment, do = form.get("q", ""), form.get("segment", ""), form.get("do", "")
         if do not in KINDS:
             raise web.HTTPNotFound
 
         async def act() -> str:
             async with at.acting(f"console bulk {do}") as connection:
-                look = await self._look(connection, at, words)
+                look = await self._look(connection, at, words, segment)
                 if look.digest != form.get("shown", ""):
                     raise RefusedError("changed", "the search finds other devices by now")
                 if do == "silence":
@@ -96,7 +96,7 @@ class Pages:
 
         done = await tried(act)
         if isinstance(done, Problem):
-            return await self._page(request, at, words, do, problem=done, form=form)
+            return await self._page(request, at, words, segment, do, problem=done, form=form)
         raise web.HTTPSeeOther(f"{at.path}/devices?done={done}")
 
     async def _silence(
@@ -116,12 +116,14 @@ class Pages:
             await windows.add(connection, at.id, wanted, actor=at.visitor.actor, now=now)
         return f"silence-{len(look.names)}"
 
-    async def _look(self, connection: asyncpg.Connection, at: Here, words: str) -> Look:
+    async def _look(
+        self, connection: asyncpg.Connection, at: Here, words: str, segment: str
+    ) -> Look:
         now = self._office.now()
-        selected = search.selection(
-            wished(words), organisation=at.id, now=now, within=within(_reach(at))
+        chosen = await selected(
+            connection, at, Permission.ADMIT, wished(words), segment=segment, now=now
         )
-        names = tuple(name for _, name in await search.found(connection, selected))
+        names = tuple(name for _, name in await search.found(connection, chosen))
         if not names:
             raise RefusedError("no_devices", "the search finds no device")
         reached = await orders.reached(connection, at.id, Asked("identify", names), now=now)
@@ -136,6 +138,7 @@ class Pages:
         request: web.Request,
         at: Here,
         words: str,
+        segment: str,
         do: str,
         *,
         problem: Problem | None = None,
@@ -144,7 +147,9 @@ class Pages:
         look: Look | None = None
         try:
             async with at.acting("console bulk look") as connection:
-                look = await self._look(connection, at, words)
+                look = await self._look(connection, at, words, segment)
+        except NotFoundError as error:
+            raise web.HTTPNotFound from error
         except FilterError as error:
             problem = Problem("filter", "filter", str(error))
         except RefusedError:
@@ -155,6 +160,7 @@ class Pages:
             status=problem.status if problem else 200,
             at=at,
             wanted=words,
+            segment=segment,
             do=do if do in KINDS else KINDS[0],
             kinds=KINDS,
             hours=HOURS,
@@ -162,7 +168,3 @@ class Pages:
             form=form or {},
             problem=problem,
         )
-
-
-def _reach(at: Here) -> Reach:
-    return at.reach(Permission.ADMIT)

@@ -28,15 +28,14 @@ from server.console.office import (
     tried,
 )
 from server.console.operations import row_of
-from server.console.searching import wished, within
+from server.console.searching import selected, wished
 from server.db.engine import overseeing, transaction
-from server.errors import RefusedError
+from server.errors import NotFoundError, RefusedError
 from server.feedback.qr import svg
 from server.fleet import checks, search, segments
 from server.fleet.checks import FieldError
 from server.fleet.filters import FIELDS, MOST_CHARACTERS, FilterError, every, parse, printed
 from server.fleet.lifecycle import ENDED, HELD, State, effects
-from server.fleet.search import Selection
 from server.fleet.segments import Follows
 from server.health import reads as health
 from server.people.roles import EVERYWHERE, Permission, Place
@@ -93,16 +92,24 @@ class Pages:
         at = await here(self._office, request, Permission.READ_FLEET)
         words, state = asked(request, "q", most=MOST_CHARACTERS), asked(request, "state")
         after, now = asked(request, "after"), self._office.now()
+        segment = asked(request, "segment")
         problem, rows, many = None, [], 0
         async with at.acting("console devices") as connection:
             try:
-                selected = self._selected(at, words, state)
+                wanted = wished(words)
+                if state in list(State):
+                    wanted = every([wanted, parse(f'lifecycle = "{state}"')])
+                chosen = await selected(
+                    connection, at, Permission.READ_FLEET, wanted, segment=segment, now=now
+                )
             except FilterError as error:
                 problem = Problem("filter", "filter", str(error))
+            except NotFoundError as error:
+                raise web.HTTPNotFound from error
             else:
-                found = await search.found(connection, selected, after=after, limit=reads.PAGE + 1)
+                found = await search.found(connection, chosen, after=after, limit=reads.PAGE + 1)
                 rows = await reads.devices(connection, [row for row, _ in found], now=now)
-                many = await search.number(connection, selected)
+                many = await search.number(connection, chosen)
             kept = await segments.every(connection, at.id)
         return self._office.shell.page(
             request,
@@ -116,23 +123,12 @@ class Pages:
             states=list(State),
             after=after,
             kept=kept,
+            segment=segment,
             fields=FIELDS,
             done=asked(request, "done"),
             may_act=at.may(Permission.ADMIT),
             may_keep=at.may(Permission.CHANGE_REGISTER),
             problem=problem,
-        )
-
-    def _selected(self, at: Here, words: str, state: str) -> Selection:
-        """Return what the search box and the list of lives ask for. Raises FilterError."""
-        wanted = wished(words)
-        if state in list(State):
-            wanted = every([wanted, parse(f'lifecycle = "{state}"')])
-        return search.selection(
-            wanted,
-            organisation=at.id,
-            now=self._office.now(),
-            within=within(at.reach(Permission.READ_FLEET)),
         )
 
     async def keep(self, request: web.Request) -> web.Response:

@@ -30,7 +30,13 @@ async def sites(
                 and a.valid @> $9::timestamptz where p.site_id = s.id) as devices,
                (select count(*) from spots p join assignments a on a.spot_id = p.id
                 and a.valid @> $9::timestamptz join devices d on d.id = a.device_id
-                where p.site_id = s.id and not d.admitted) as held
+                where p.site_id = s.id and not d.admitted) as held,
+               (select count(*) from spots p join assignments a on a.spot_id = p.id
+                and a.valid @> $9::timestamptz join presences pr on pr.device_id = a.device_id
+                where p.site_id = s.id and pr.state in ('offline', 'no data', 'no heartbeat')
+               ) as unwell,
+               (select count(*) from incidents i where i.site_id = s.id and i.state = 'open'
+               ) as incidents
         from sites s left join regions r on r.id = s.region_id
         where s.organisation_id = $1 and {_COVERED}
           and ($5 = '' or position(lower($5) in lower(s.name || ' ' || s.address || ' ' || s.ref))

@@ -163,6 +163,8 @@ class Either:
 
 
 Filter = Compare | Among | Not | Every | Either
+ALL: Filter = Every()
+"""What every device fits."""
 
 
 class FilterError(RefusedError):

@@ -130,12 +130,22 @@ async def remove(
     )  # fmt: skip
 
 
-def members(segment: Segment, *, organisation: int, now: datetime) -> search.Selection:
-    """Return what selects the devices that a segment is now."""
+def members(
+    segment: Segment,
+    *,
+    organisation: int,
+    now: datetime,
+    besides: filters.Filter = filters.ALL,
+    within: search.Within = search.EVERYWHERE,
+) -> search.Selection:
+    """Return what selects the devices that a segment is now, that a filter finds `besides`."""
     if segment.follows is Follows.LIVE:
-        return search.selection(filters.parse(segment.filter), organisation=organisation, now=now)
+        both = filters.every([filters.parse(segment.filter), besides])
+        return search.selection(both, organisation=organisation, now=now, within=within)
+    found = search.selection(besides, organisation=organisation, now=now, within=within)
+    place = len(found.arguments) + 1
+    sql = "d.id in (select device_id from segment_devices where segment_id = $"
     return search.Selection(
-        "from devices d join segment_devices m on m.device_id = d.id and m.segment_id = $2 "
-        "where d.organisation_id = $1",
-        (organisation, segment.id),
+        f"{found.sql} and {sql}{place})",
+        (*found.arguments, segment.id),
     )

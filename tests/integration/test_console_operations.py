@@ -231,6 +231,12 @@ async def test_a_search_is_kept_as_what_it_is_said_to_be(fleet: Fleet) -> None:
     status, html = await fleet.post("/segments", **kept)
     assert (status, "already" in html) == (422, True)
     ref = await fleet.people.owner.fetchval("select ref from segments")
+    await fleet.people.owner.execute("update devices set serial = 'x' where device = 'dc-one1-x'")
+    await fleet.people.owner.execute("update devices set model = 'ONE1' where device = 'dc-two2-x'")
+    assert "/devices/dc-one1-x" in await fleet.get(f"/devices?segment={ref}")  # as it was
+    assert "Devices: 1" in await fleet.get(f"/bulk?segment={ref}&do=identify")
+    assert "Devices: 2" in await fleet.get("/devices?q=ONE1")
+    assert (await load(fleet.browser, f"{OWN}/devices?segment=segment-none2345"))[0] == 404
     assert (await fleet.post("/segments", do="forget", segment=ref))[0] == 303
 
 

@@ -28,6 +28,13 @@
     addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
   }
 
+  // What could not be fetched is said, and what is there stays.
+  const failed = document.querySelector("[data-failed]");
+  for (const what of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
+    document.addEventListener(what, () => { if (failed) failed.hidden = false; });
+  }
+  document.addEventListener("htmx:afterSwap", () => { if (failed) failed.hidden = true; });
+
   // What is being typed, or stands open, stays as it is while the rest is renewed.
   document.addEventListener("htmx:beforeSwap", (event) => {
     if (event.target.id !== "live") return;
