@@ -252,7 +252,7 @@ def paths() -> list[str]:
                 for scope in ("all", "open")
             ]
         else:
-            found.append(f"{route.path}?{RANGE}")
+            found.append(f"{named(route.path, 'own')}?{RANGE}")
     return found
 
 
