@@ -56,6 +56,13 @@ PLATFORM_UNKNOWN = Gauge(
     ["cause"],
 )
 CANARIES = Counter("vestibule_health_canaries", "Canaries that the broker took")
+INCIDENTS = Gauge("vestibule_health_incidents", "Open incidents by severity", ["severity"])
+NOTICES_LATE = Gauge(
+    "vestibule_health_notices_late_seconds", "For how long the oldest mail that is due has waited"
+)
+NOTICES = Counter(
+    "vestibule_health_notices", "Tries to hand mail in: sent, put_off, dead", ["outcome"]
+)
 
 # admission: who is thrown out of the broker and let in again
 ADMISSION_SECONDS = Histogram(

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import asyncpg
 import structlog
 
+from server import metrics
 from server.clock import Clock, at
 from server.db.engine import DATABASE_AWAY, transaction
 from server.health.judgement import Condition, Severity
@@ -93,6 +94,9 @@ async def refresh(pool: asyncpg.Pool, clock: Clock) -> int:
             )
             await _learn(connection, site, now=now)
     async with transaction(pool, "weigh incidents") as connection:
+        open_ = dict(await connection.fetch(_OPEN))
+        for severity in Severity:
+            metrics.INCIDENTS.labels(severity.value).set(open_.get(severity.value, 0))
         return await _weigh(connection, now=now)
 
 
@@ -317,6 +321,7 @@ _UNKNOWN = """
     left join usual_visits u on u.spot_id = p.id
     where i.state = 'open'
 """
+_OPEN = "select severity, count(*) from incidents where state = 'open' group by severity"
 _COUNTERS = "select id, ref from spots where site_id = $1 and kind = 'counter' order by ref"
 _LEARNT = """
     insert into usual_visits (spot_id, organisation_id, day, starts_s, visits)

@@ -17,6 +17,7 @@ import aiosmtplib
 import asyncpg
 import structlog
 
+from server import metrics
 from server.clock import Clock, at
 from server.db.engine import DATABASE_AWAY, transaction
 from server.feeds.mail import TIMEOUT_S, Smtp, hand_in, is_permanent, words_of
@@ -96,7 +97,10 @@ class Notices:
     async def _claim(self) -> list[_Claimed]:
         now = at(self._clock.now_ms())
         async with transaction(self._pool, "claim notices") as connection:
+            oldest = await connection.fetchval("select min(next_at) from notices")
             rows = await connection.fetch(_CLAIM, now, now + LEASE, AT_ONCE)
+        late = 0.0 if oldest is None else (now - oldest).total_seconds()
+        metrics.NOTICES_LATE.set(max(0.0, late))
         return [_Claimed(*row) for row in rows]
 
     async def _send(self, claimed: _Claimed) -> None:
@@ -117,6 +121,7 @@ class Notices:
             return
         async with transaction(self._pool, "mark a notice") as connection:
             await connection.execute(_SENT, claimed.id, at(self._clock.now_ms()))
+        metrics.NOTICES.labels("sent").inc()
         log.info("notice sent", notice=claimed.dedupe)
 
     async def _failed(self, claimed: _Claimed, error: Exception) -> None:
@@ -125,6 +130,7 @@ class Notices:
         after = now + timedelta(seconds=wait_s * (0.5 + self._chance()))
         dead = is_permanent(error) or after - claimed.queued_at >= TRIED_FOR
         trouble = words_of(error)
+        metrics.NOTICES.labels("dead" if dead else "put_off").inc()
         log.warning("notice not sent", notice=claimed.dedupe, error=trouble, dead=dead)
         async with transaction(self._pool, "put a notice off") as connection:
             await connection.execute(
