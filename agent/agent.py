@@ -330,7 +330,7 @@ class Agent:
             config,
             status=self.status,
             metrics=self.metrics,
-            identify=self.sensor.identify,
+            identify=self._identify,
             restart=self.restart,
             send=lambda order, content: desired.send_file(order, content),
         )
@@ -349,6 +349,11 @@ class Agent:
             spread_s=self.link.options.spread_s,
         )
         return desired
+
+    def _identify(self) -> str:
+        """Make this device known by what it has; say how, empty if by its log alone."""
+        shown = ["screen"] if self.screen is not None and self.screen.identify() else []
+        return " ".join([*shown, *filter(None, [self.sensor.identify()])])
 
     def _fits(self, values: Mapping[str, Value]) -> bool:
         """Return True if frames of these lengths go with the readings that are taken here."""

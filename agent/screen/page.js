@@ -486,12 +486,22 @@ async function listen() {
       number = said.number;
       if (!first && !restarted) for (const position of said.pressed) pressPosition(position, "button");
       button = said.button;
+      if (said.identify > 0) identify(said.identify);
       if (phase === "wait" || phase === "away" || (phase === "attract" && !locked && changed())) restart();
     } catch {
       if (state !== null && phase === "attract" && Date.now() - heardAt > AWAY_MS) showAway();
       await pause(RETRY_MS);
     }
   }
+}
+
+let framed = 0;
+
+/** Frame the page for whoever looks for this device; it goes on as it is. */
+function identify(ms) {
+  document.body.dataset.identify = "yes";
+  clearTimeout(framed);
+  framed = setTimeout(() => delete document.body.dataset.identify, ms);
 }
 
 const changed = () => shown.hash !== state.hash || shown.site !== state.site;

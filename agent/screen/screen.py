@@ -38,6 +38,7 @@ from agent.sensor import Take, Touch
 from agent.starts import version
 
 HOLD_S = 20.0  # how long `/state` waits for something new
+IDENTIFY_MS = 30_000  # for how long the page is framed
 LOOK_S = 1.0  # for a questionnaire whose hours begin or end
 OPEN_MS = 30_000  # a page that has not asked for so long is gone
 BUTTON_MS = 2_000  # what a page has not heard by then, nobody means any more
@@ -94,6 +95,7 @@ class Screen:
         self._pressed = 0
         self._changed = asyncio.Event()
         self._asked_ms: int | None = None
+        self._framed_ms = 0
         self._seen: dict[str, int] = {}
         self._tries = 0
         self._locked_ms = 0
@@ -150,6 +152,15 @@ class Screen:
         self._buttons.append((self._pressed, position, self._clock.monotonic_ms()))
         del self._buttons[:-MOST_BUTTONS]
         self._tell()
+
+    def identify(self) -> bool:
+        """Frame the page for a while, for who looks for this device; False if none is open."""
+        if not self.open:
+            return False
+        self._framed_ms = self._clock.monotonic_ms() + IDENTIFY_MS
+        self._number += 1
+        self._tell()
+        return True
 
     def status(self) -> dict[str, object]:
         """Return what `vestibule-agent status` shows of it."""
@@ -213,6 +224,7 @@ class Screen:
                 "more": self._codes is not None and self._codes.ready,
                 "button": self._pressed,
                 "pressed": [p for n, p, at in self._buttons if n > heard and at >= fresh_ms],
+                "identify": max(0, self._framed_ms - self._clock.monotonic_ms()),
             }
         )
 

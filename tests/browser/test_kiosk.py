@@ -15,6 +15,7 @@ from playwright.sync_api import (
     ConsoleMessage,
     Locator,
     Page,
+    Route,
     ViewportSize,
     expect,
 )
@@ -342,6 +343,29 @@ def test_the_staff_see_how_it_is_by_a_pin_and_try_the_screen_without_being_count
     assert tries == [403] * 5 + [429]
     page.close()
     assert kiosk.pressed() == []
+
+
+def test_a_page_that_is_looked_for_is_framed_for_a_while_and_takes_answers_all_the_same(
+    kiosk: Kiosk, screen: Open
+) -> None:
+    page = screen()
+    framed = page.locator("body[data-identify]")
+    expect(framed).to_have_count(0)
+    told: list[str] = []
+
+    def look_for(route: Route) -> None:
+        said = {**route.fetch().json(), "identify": 0 if told else 1_500}
+        told.append(route.request.url)
+        route.fulfill(json=said)
+
+    page.route("**/state?*", look_for)
+    page.reload()
+    framed.wait_for()
+    page.unroute_all(behavior="ignoreErrors")
+    ready(page)
+    answer(page, 1).click()
+    delivered(page)
+    expect(framed).to_have_count(0)
 
 
 def test_messages_are_shown_as_the_examples_say(kiosk: Kiosk, screen: Open) -> None:

@@ -193,6 +193,17 @@ async def test_a_button_on_the_case_means_an_answer_of_an_open_page_or_nothing(
         device.screen.button(1)
 
 
+async def test_a_page_is_framed_for_a_while_for_who_looks_for_the_device(device: Device) -> None:
+    assert not device.screen.identify()  # nobody would see it
+    _, state = await device.ask("GET", "/state?number=0")
+    assert state["identify"] == 0
+    assert device.screen.identify()
+    _, state = await device.ask("GET", f"/state?number={state['number']}")  # at once: it is news
+    assert state["identify"] == 30_000
+    device.clock.advance(30_000)
+    assert (await device.ask("GET", "/state?number=0"))[1]["identify"] == 0
+
+
 async def test_a_pin_that_was_wrong_too_often_waits(device: Device) -> None:
     for _ in range(5):
         assert (await device.ask("POST", "/staff", {"pin": "1111"}))[0] == 403
