@@ -21,7 +21,7 @@ NAMELESS = ("/settings:table", "/definitions", "/experiments:learning", "/compar
 READS = [each for each in routes.READS if each.method == "GET" and each.path not in NAMELESS]
 """Definitions are everyone's, and a question that is a body is asked in test_metrics_form. Of what
 names nothing, or needs many sites, another's answer is looked at in test_experiments."""
-NAMES_NOTHING = ("/alarm-settings", "/calendar", "/periods")
+NAMES_NOTHING = ("/alarm-settings", "/calendar", "/periods", "/device-fields")
 """What these answer has no name of anything in it, whoever asks."""
 HYPERTABLES = (
     "readings",
@@ -148,6 +148,11 @@ async def two(world: World) -> tuple[int, int]:
         "insert into responses_day select '2026-03-03', 0, id, 1, 0, 0, 0, 0, 1, 0, 0 "
         "from spots where kind = 'kiosk'; "
         "insert into alarm_settings select id, 1 from organisations; "
+        "insert into segments (organisation_id, ref, name, filter, follows, created_at, "
+        "created_by, taken_at) select id, ref || '-segment', ref, 'state = \"' || ref || '\"', "
+        "'snapshot', now(), ref, now() from organisations; "
+        "insert into segment_devices select s.id, d.id, s.organisation_id from segments s "
+        "join devices d on d.organisation_id = s.organisation_id; "
         "insert into settings_layers (organisation_id, scope, site_id, entries, changed_at) "
         "select organisation_id, 'site', id, jsonb_build_object('health_s', jsonb_build_object("
         "'value', 300, 'number', 1, 'at', 0, 'by', ref)), '2026-03-03' from sites; "
@@ -222,6 +227,7 @@ def named(path: str, organisation: str) -> str:
         "experiments": "experiment",
         "webhooks": "webhook",
         "incidents": "incident",
+        "segments": "segment",
         "surveys": "survey",
         "rounds": "round",
         "commands": "command",
