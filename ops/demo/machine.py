@@ -22,6 +22,7 @@ from ops.demo.newcomer import Newcomer
 from ops.demo.recovery import recover
 from ops.demo.state import Folder, State
 from ops.demo.supervisor import Supervisor
+from ops.demo.world import MALL
 from ops.proof import Proof, Sources, Spot, verify
 from ops.services.stack import Endpoints
 from protocol.identity import DeviceId
@@ -52,6 +53,7 @@ class Machine:
     endpoints: Endpoints
     identities: dict[DeviceId, Identity]
     cable: FaultProxy
+    mall: FaultProxy
     devices: list[SimDevice]
     inspected: InspectedDevice
     kiosk: OpenKiosk
@@ -70,6 +72,16 @@ class Machine:
         self.cable.refusing = not plugged
         if not plugged:
             self.cable.reset_all()
+
+    @property
+    def mall_linked(self) -> bool:
+        return not self.mall.refusing
+
+    def link_mall(self, linked: bool) -> None:
+        """Cut the line that all devices of the mall share, or mend it."""
+        self.mall.refusing = not linked
+        if not linked:
+            self.mall.reset_all()
 
     def welcome(self, device: SimDevice) -> None:
         """Let the newcomer be one of the devices."""
@@ -144,9 +156,11 @@ async def running(
     shown, place = next((d, p) for d, p in state.places().items() if p.device.blind)
     book, marker = folder.root / "truth-live", folder.root / "running"
     truth = TruthFile(book)
-    cable = FaultProxy(endpoints.broker_host, endpoints.broker_device_port)
-    async with cable.serving(), asyncio.TaskGroup() as group:
-        devices, inspected, kiosk = _devices(folder, state, identities, truth, cable)
+    cable, mall = (
+        FaultProxy(endpoints.broker_host, endpoints.broker_device_port) for _ in range(2)
+    )
+    async with cable.serving(), mall.serving(), asyncio.TaskGroup() as group:
+        devices, inspected, kiosk = _devices(folder, state, identities, truth, cable, mall)
         newcomer = _newcomer(folder, state, supervisor, truth)
         if newcomer is not None and newcomer.device is not None:
             devices.append(newcomer.device)
@@ -165,6 +179,7 @@ async def running(
             endpoints=endpoints,
             identities=identities,
             cable=cable,
+            mall=mall,
             devices=devices,
             inspected=inspected,
             kiosk=kiosk,
@@ -230,18 +245,25 @@ def _newcomer(
 
 
 async def upload(identity: Identity, outbox_path: Path) -> None:
-    """Send what an unplugged device had sent before: until all is receipted, then never again."""
-    outbox = Outbox(outbox_path)
-    link = Link(identity, outbox, clock=SystemClock(), rng=random.Random(1), options=LINK)  # noqa: S311
-    task = asyncio.create_task(link.run())
-    try:
-        # an outbox tells nobody of its receipts
-        while any(boot.acked < boot.next_seq for boot in outbox.boots):  # noqa: ASYNC110
-            await asyncio.sleep(_UPLOAD_POLL_S)
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-        outbox.close()
+    """Send what an unplugged device had sent before: until all is receipted, then never again.
+
+    It ends as if somebody pulled the plug: without a goodbye.
+    """
+    plug = FaultProxy(identity.broker_host, identity.broker_port)
+    async with plug.serving():
+        outbox, through = Outbox(outbox_path), _through(plug, identity)
+        link = Link(through, outbox, clock=SystemClock(), rng=random.Random(1), options=LINK)  # noqa: S311
+        task = asyncio.create_task(link.run())
+        try:
+            # an outbox tells nobody of its receipts
+            while any(boot.acked < boot.next_seq for boot in outbox.boots):  # noqa: ASYNC110
+                await asyncio.sleep(_UPLOAD_POLL_S)
+            plug.refusing = True
+            plug.reset_all()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            outbox.close()
 
 
 def _devices(
@@ -250,6 +272,7 @@ def _devices(
     identities: dict[DeviceId, Identity],
     truth: TruthFile,
     cable: FaultProxy,
+    mall: FaultProxy,
 ) -> tuple[list[SimDevice], InspectedDevice, OpenKiosk]:
     offset = true_offset_ms()
     devices: list[SimDevice] = []
@@ -260,17 +283,9 @@ def _devices(
             continue
         identity, spec = identities[device], place.device.spec(device)
         if place.device.blind:
-            through_cable = Identity(
-                identity.device,
-                "127.0.0.1",
-                cable.port,
-                identity.chain,
-                identity.key,
-                identity.bundle,
-            )
             inspected = InspectedDevice(
                 spec,
-                through_cable,
+                _through(cable, identity),
                 outbox_path=folder.outbox(device),
                 true_offset_ms=offset,
                 truth=truth,
@@ -278,6 +293,8 @@ def _devices(
             )
             devices.append(inspected)
             continue
+        if place.site.name == MALL:
+            identity = _through(mall, identity)
         pressed = place.device.tour
         made = (OpenKiosk if pressed else SimDevice)(
             replace(spec, questionnaire=BUILT_IN),  # what else it asks, it fetches
@@ -294,6 +311,11 @@ def _devices(
     assert inspected is not None, "the world has one device to look at"
     assert kiosk is not None, "and one to press"
     return devices, inspected, kiosk
+
+
+def _through(proxy: FaultProxy, identity: Identity) -> Identity:
+    """Return the identity of a device whose way to the broker leads through a proxy."""
+    return replace(identity, broker_host="127.0.0.1", broker_port=proxy.port)
 
 
 def _conditions(frame_s: int) -> Conditions:

@@ -28,7 +28,7 @@ from ops.demo.machine import Machine
 from ops.demo.state import DAY_MS
 from ops.demo.supervisor import PARTS
 from ops.demo.survey import TOUCHPOINTS, survey_link
-from ops.demo.world import blind_stretch, moment
+from ops.demo.world import MALL, UNPLUGGED, blind_stretch, moment
 from protocol.identity import DeviceId, device_id
 from server.api import parquet
 from server.db.engine import acting
@@ -87,8 +87,10 @@ class Tour:
         app.router.add_get("/go/technician", self._go_technician)
         app.router.add_get("/go/manager", self._go_manager)
         app.router.add_get("/go/survey", self._go_survey)
+        app.router.add_get("/go/operator", self._go_operator)
         app.router.add_get("/go/{number}", self._go)
         app.router.add_post("/cable", self._cable)
+        app.router.add_post("/mall", self._mall)
         app.router.add_post("/kill/{part}", self._kill)
         app.router.add_post("/impostor", self._impostor)
         app.router.add_post("/pass/{way}", self._pass)
@@ -178,6 +180,17 @@ class Tour:
         grant = Grant(Role.STORE_MANAGER, self._first, site=site)
         await self._lead("Manager", grant, to=request.query.get("to", "/feedback"))
 
+    async def _go_operator(self, request: web.Request) -> NoReturn:
+        """Lead to what needs a human, of all organisations, or of the mall's or the first one."""
+        owners = {"mall": list(self._machine.state.organisations.values())[-1],
+                  "first": self._first}  # fmt: skip
+        owner, to = owners.get(request.query.get("of", "")), "/console"
+        if owner is not None:
+            find = "select ref from organisations where id = $1"
+            ref = await self._as_desk("demo operator", owner, lambda db: db.fetchval(find, owner))
+            to = f"/console/o/{ref}/now"
+        await self._lead("Operator", Grant(Role.NOC), to=to)
+
     async def _go_survey(self, _: web.Request) -> NoReturn:
         """Lead to the survey by a link of one visitor's own, made for this."""
         machine = self._machine
@@ -223,6 +236,11 @@ class Tour:
         """Pull the inspected device's cable, or plug it back."""
         self._machine.plug_cable(not self._machine.cable_in)
         return _html(self._fragment("cable"))
+
+    async def _mall(self, _: web.Request) -> web.Response:
+        """Cut the line of all the mall's devices, or mend it."""
+        self._machine.link_mall(not self._machine.mall_linked)
+        return _html(self._fragment("mall"))
 
     async def _kill(self, request: web.Request) -> web.Response:
         """SIGKILL a part."""
@@ -290,6 +308,9 @@ class Tour:
             "outages": list(reversed(supervisor.outages))[:5],
             "clock": lambda at: datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC"),
             "cable_in": machine.cable_in,
+            "mall_linked": machine.mall_linked,
+            "mall": MALL,
+            "unplugged": UNPLUGGED,
             "door": machine.spots[machine.inspected.spec.device],
             "device": machine.inspected.spec.device,
             "connected": machine.inspected.connected,

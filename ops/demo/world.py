@@ -18,6 +18,10 @@ from simulators.shapes import ALWAYS, STREET, Hours, Shape
 from simulators.traffic import PERFECT, Door, Kiosk, Sensor
 
 SEED = 20_261
+MALL = "Kvarnporten"
+"""The site whose link may be cut: nine devices on one line."""
+UNPLUGGED = "Uppsala"
+"""Where the kiosk is that has been unplugged since yesterday."""
 PUBLISHED: Questionnaire = make(
     {
         "format": 1,
@@ -208,7 +212,7 @@ def _shop(name: str, people: int) -> Iterator[PlannedDevice]:
     yield PlannedDevice("Main entrance", main, Sensor(0.02, 0.02, 0.03, backwards=backwards))
     yield PlannedDevice("Side entrance", side, Sensor(0.03, 0.01, 0.03))
     kiosk = Kiosk(rate=0.08, salt=people)
-    yield PlannedDevice("Feedback by the exit", main, kiosk=kiosk, unplugged=name == "Uppsala")
+    yield PlannedDevice("Feedback by the exit", main, kiosk=kiosk, unplugged=name == UNPLUGGED)
 
 
 def _home() -> PlannedOrganisation:
@@ -233,7 +237,7 @@ def _mall() -> PlannedOrganisation:
         if share > 0.1:
             kiosk = Kiosk(rate=0.02, salt=round(share * 100))
             devices.append(PlannedDevice(f"{name} feedback", door, kiosk=kiosk))
-    site = PlannedSite("Kvarnporten", "Europe/Stockholm", "SEK", MALL_HOURS, tuple(devices))
+    site = PlannedSite(MALL, "Europe/Stockholm", "SEK", MALL_HOURS, tuple(devices))
     return PlannedOrganisation("Kvarnporten Galleria", (site,))
 
 
