@@ -120,8 +120,8 @@ def test_a_device_tells_its_life_in_one_line_with_its_gaps(world: Noc, new_page:
     metric = world.sql(named)[0][0]
     world.sql(
         "insert into device_metrics (time, device, boot, seq, digest, metric, value) "
-        "select t, $1, 1, 1, 1, $6, 40 + 6 * sin(extract(epoch from t) / 9000) from generate_series("
-        "$2::timestamptz, $3, interval '15 minutes') t where t < $4 or t > $5",
+        "select t, $1, 1, 1, 1, $6, 40 + 6 * sin(extract(epoch from t) / 9000) "
+        "from generate_series($2::timestamptz, $3, interval '15 minutes') t where t < $4 or t > $5",
         *(
             row,
             now - timedelta(days=2),
@@ -159,8 +159,13 @@ def test_a_device_tells_its_life_in_one_line_with_its_gaps(world: Noc, new_page:
     assert "null" in (drawn.get_attribute("data-metric") or "")  # the gap is one
     fine(page)
     shot(page, "device-360")
-    page.set_viewport_size({"width": 1280, "height": 900})
-    shot(page, "device")
+    staff = page.locator("#staff-title").locator("..").get_by_role("link")
+    page.goto(staff.get_attribute("href") or "")
+    expect(page.locator("h1")).to_have_text("It needs a hand.")
+    fine(page)
+    shot(page, "staff")
+    page.get_by_role("link", name="sv Svenska").click()
+    expect(page.locator("h1")).to_have_text("Den behöver en hand.")
 
 
 def test_no_page_of_the_console_is_heavy(world: Noc, new_page: NewPage) -> None:
