@@ -134,9 +134,9 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
                 workers.append(group.create_task(notices.run(), name="notices"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
-            refreshing = refresh_rollups(maint_pool, clock)
+            refreshing = refresh_rollups(maint_pool)
             workers.append(group.create_task(refreshing, name="rollup"))
-            filtering = filter_presses(maint_pool, clock)
+            filtering = filter_presses(maint_pool)
             workers.append(group.create_task(filtering, name="misuse filter"))
             watch = Watch(maint_pool, clock)
             workers.append(group.create_task(watch.run(), name="alerts"))

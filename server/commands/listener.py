@@ -7,7 +7,6 @@ which leaves after the commit: whatever is lost after that is asked for again.
 `POST /v1/commands/{command}/file` takes what a command of this device brings, compressed, as it is.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
@@ -20,6 +19,7 @@ from protocol.state import MAX_FILE, MAX_REPORT, Answer, read_report, write_answ
 from server.clock import Clock, at
 from server.commands import orders
 from server.db.engine import DATABASE_AWAY, transaction
+from server.db.turns import repeat
 from server.desired import settings
 from server.errors import NotFoundError, VestibuleError
 from server.provisioning.listener import peer_certificate
@@ -96,13 +96,11 @@ def _answered(act: _Handler) -> _Handler:
 
 async def sweeping(pool: asyncpg.Pool, clock: Clock) -> None:
     """Expire commands and ring again, until cancelled. Role vestibule_maint."""
-    while True:
-        try:
-            async with transaction(pool, "sweep commands") as connection:
-                ended = await orders.sweep(connection, now=at(clock.now_ms()))
-        except DATABASE_AWAY as error:
-            log.warning("commands not swept", error=str(error) or type(error).__name__)
-        else:
-            if ended:
-                log.info("commands expired", count=ended)
-        await asyncio.sleep(SWEEP_S)
+
+    async def sweep() -> None:
+        async with transaction(pool, "sweep commands") as connection:
+            ended = await orders.sweep(connection, now=at(clock.now_ms()))
+        if ended:
+            log.info("commands expired", count=ended)
+
+    await repeat(sweep, rest_s=SWEEP_S, away="commands not swept")

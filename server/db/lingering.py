@@ -6,13 +6,13 @@ from being forgotten. So the role that derives is a member of each login's role,
 since when a login's transactions are open, and end its connections, and nothing else of it.
 """
 
-import asyncio
 from datetime import timedelta
 
 import asyncpg
 import structlog
 
-from server.db.engine import ACQUIRE_TIMEOUT_S, DATABASE_AWAY
+from server.db.engine import ACQUIRE_TIMEOUT_S
+from server.db.turns import repeat
 
 log = structlog.get_logger(__name__)
 
@@ -22,13 +22,12 @@ MOST = timedelta(minutes=15)
 
 async def run(pool: asyncpg.Pool) -> None:
     """End what lingers until cancelled; a database that is away is passed over."""
-    while True:
-        try:
-            for login in await end(pool):
-                log.warning("a BI login's transaction was ended", login=login)
-        except DATABASE_AWAY as error:
-            log.warning("nothing that lingers was ended", error=str(error) or type(error).__name__)
-        await asyncio.sleep(EVERY_S)
+
+    async def turn() -> None:
+        for login in await end(pool):
+            log.warning("a BI login's transaction was ended", login=login)
+
+    await repeat(turn, rest_s=EVERY_S, away="nothing that lingers was ended")
 
 
 async def end(pool: asyncpg.Pool, *, most: timedelta = MOST) -> list[str]:

@@ -6,14 +6,14 @@ happened to devices, and why it was told, goes after 90 days; what was wrong wit
 visitors answered in surveys, after two years.
 """
 
-import asyncio
 from datetime import datetime, timedelta
 
 import asyncpg
 import structlog
 
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 
 log = structlog.get_logger(__name__)
 
@@ -43,14 +43,11 @@ OVER = {
 
 async def run(pool: asyncpg.Pool, clock: Clock) -> None:
     """Purge until cancelled; a database that is away is passed over. Role vestibule_maint."""
-    while True:
-        try:
-            gone = await purge(pool, now=at(clock.now_ms()))
-        except DATABASE_AWAY as error:
-            log.warning("nothing purged", error=str(error) or type(error).__name__)
-        else:
-            log.info("purged", **gone)
-        await asyncio.sleep(EVERY_S)
+
+    async def turn() -> None:
+        log.info("purged", **await purge(pool, now=at(clock.now_ms())))
+
+    await repeat(turn, rest_s=EVERY_S, away="nothing purged")
 
 
 async def purge(pool: asyncpg.Pool, *, now: datetime) -> dict[str, int]:

@@ -21,7 +21,8 @@ import structlog
 
 from server.audit.log import record
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 from server.errors import ConflictError, NotFoundError
 from server.feedback.alarm import (
     FALSE_ALARMS_PER_WEEK,
@@ -44,7 +45,6 @@ from server.fleet.checks import FieldError
 from server.fleet.register import new_ref
 from server.rollup.buckets import day_start, local
 from server.rollup.places import Spot, load_spots
-from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -265,13 +265,7 @@ class Watch:
 
     async def run(self) -> None:
         """Look for ever; a database that is away is tried again."""
-        while True:
-            heed_cancellation()
-            try:
-                await self.look()
-            except DATABASE_AWAY as error:
-                log.warning("not looking for alerts", error=str(error) or type(error).__name__)
-            await asyncio.sleep(EVERY_S)
+        await repeat(self.look, rest_s=EVERY_S, away="not looking for alerts")
 
     async def look(self) -> list[str]:
         """Look at every kiosk once; return the alerts raised."""

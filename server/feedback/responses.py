@@ -15,12 +15,11 @@ from datetime import UTC, date, datetime, timedelta
 import asyncpg
 import structlog
 
-from server.clock import Clock
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 from server.feedback.misuse import CONTEXT_MS, VERSION, Press, Reason, closed_outside, verdicts
 from server.rollup.buckets import QUARTER_S, local
 from server.rollup.places import Spot, load_spots
-from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -43,22 +42,22 @@ class Judged:
     reason: Reason | None
 
 
-async def run(pool: asyncpg.Pool, clock: Clock) -> None:
+async def run(pool: asyncpg.Pool) -> None:
     """Filter for ever; a database that is away is tried again. `pool`: role vestibule_maint."""
     renewed = False
-    while True:
-        heed_cancellation()
-        started = clock.monotonic()
-        try:
-            if not renewed:
-                await renew(pool)
-                renewed = True
-            while await refresh(pool):
-                pass
-        except DATABASE_AWAY as error:
-            log.warning("filtering failed; trying again", error=str(error) or type(error).__name__)
-        taken_s = clock.monotonic() - started
-        await asyncio.sleep(min(max(POLL_S, 2 * taken_s), _REST_MOST_S))
+
+    async def turn() -> None:
+        nonlocal renewed
+        if not renewed:
+            await renew(pool)
+            renewed = True
+        while await refresh(pool):
+            pass
+
+    def rest_s(taken_s: float) -> float:
+        return min(max(POLL_S, 2 * taken_s), _REST_MOST_S)
+
+    await repeat(turn, rest_s=rest_s, away="filtering failed; trying again")
 
 
 async def renew(pool: asyncpg.Pool) -> int:

@@ -24,7 +24,8 @@ import structlog
 
 from server import metrics
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 from server.health import loading, memory
 from server.health.conditions import (
     backlog,
@@ -46,7 +47,6 @@ from server.health.verdict import Case
 from server.rollup.buckets import local
 from server.rollup.perimeter import load_perimeters
 from server.rollup.places import Site, Spot, load_sites, load_spots
-from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -78,15 +78,17 @@ class Checks:
 
     async def run(self) -> None:
         """Judge for ever; a database that is away is tried again."""
-        while True:
-            heed_cancellation()
-            started, looked = self.clock.monotonic(), 0
-            try:
-                looked = await self.turn()
-            except DATABASE_AWAY as error:
-                log.warning("counts not judged", error=str(error) or type(error).__name__)
-            rest_s = _REST * (self.clock.monotonic() - started)
-            await asyncio.sleep(min(_REST_MOST_S, max(rest_s, 0 if looked >= A_TURN else EVERY_S)))
+        looked = 0
+
+        async def turn() -> None:
+            nonlocal looked
+            looked = 0
+            looked = await self.turn()
+
+        def rest_s(taken_s: float) -> float:
+            return min(_REST_MOST_S, max(_REST * taken_s, 0 if looked >= A_TURN else EVERY_S))
+
+        await repeat(turn, rest_s=rest_s, away="counts not judged")
 
     async def turn(self) -> int:
         """Look at what is due; return how many checks that were."""

@@ -10,7 +10,6 @@ stands here, so nothing is missed, told twice or depends on an order of commits.
 tell how devices are, nothing of theirs opens or resolves, and what begins anew has its full time.
 """
 
-import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ import asyncpg
 import structlog
 
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 from server.health import deciding, grouping, tracks
 from server.health.decisions import hold
 from server.health.episodes import ALWAYS, NEW, Happened, Happening, Pace, Sight, due, over
@@ -41,7 +41,6 @@ from server.health.presence import judgements as presence_judgements
 from server.health.rows import COLUMNS, presence_of
 from server.health.rulebook import Rulebook
 from server.health.tracks import Kept, Key
-from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -71,13 +70,7 @@ class Engine:
 
     async def run(self) -> None:
         """Decide for ever; a database that is away is tried again."""
-        while True:
-            heed_cancellation()
-            try:
-                await self.turn()
-            except DATABASE_AWAY as error:
-                log.warning("nothing decided", error=str(error) or type(error).__name__)
-            await asyncio.sleep(EVERY_S)
+        await repeat(self.turn, rest_s=EVERY_S, away="nothing decided")
 
     async def turn(self) -> Applied:
         """Decide once on all that has changed and all that is due."""

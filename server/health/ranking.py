@@ -6,7 +6,6 @@ of their hour, over every counter it concerns. What is usual is the expectation 
 is kept with what it is made of, and ranks; of equal stakes the worse comes first, then the older.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import structlog
 
 from server import metrics
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 from server.health.judgement import Condition, Severity
 from server.insight.estimate import cells_of
 from server.insight.profile import NO_LEVEL, Counter, expectations, levels
@@ -102,12 +102,7 @@ async def refresh(pool: asyncpg.Pool, clock: Clock) -> int:
 
 async def run(pool: asyncpg.Pool, clock: Clock) -> None:
     """Weigh until cancelled; a database that is away is passed over."""
-    while True:
-        try:
-            await refresh(pool, clock)
-        except DATABASE_AWAY as error:
-            log.warning("nothing weighed", error=str(error) or type(error).__name__)
-        await asyncio.sleep(EVERY_S)
+    await repeat(lambda: refresh(pool, clock), rest_s=EVERY_S, away="nothing weighed")
 
 
 async def _learn(connection: asyncpg.Connection, site: Site, *, now: datetime) -> None:

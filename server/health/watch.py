@@ -9,7 +9,6 @@ Lateness is measured on every row: from when the watermark had reached its deadl
 noted what was said, to when the state stands in its row.
 """
 
-import asyncio
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,13 @@ import structlog
 
 from server import metrics
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 from server.health.platform import LOSS_WINDOW, Cause, Platform, Signs, turned
 from server.health.presence import Facts, Presence, State, evidence, judged
 from server.health.rows import COLUMNS, presence_of
 from server.rollup.opening import Calendar
 from server.rollup.places import load_sites
-from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -53,17 +52,15 @@ class Watch:
 
     async def run(self) -> None:
         """Judge for ever; a database that is away is tried again."""
-        while True:
-            heed_cancellation()
-            try:
-                while await self.turn() >= A_TURN:
-                    pass
-                if self.clock.monotonic() - self._counted_s >= COUNT_EVERY_S:
-                    self._counted_s = self.clock.monotonic()
-                    await self._count()
-            except DATABASE_AWAY as error:
-                log.warning("presence not judged", error=str(error) or type(error).__name__)
-            await asyncio.sleep(EVERY_S)
+        await repeat(self._turns, rest_s=EVERY_S, away="presence not judged")
+
+    async def _turns(self) -> None:
+        """Judge all that is due, and count the states now and then."""
+        while await self.turn() >= A_TURN:
+            pass
+        if self.clock.monotonic() - self._counted_s >= COUNT_EVERY_S:
+            self._counted_s = self.clock.monotonic()
+            await self._count()
 
     async def turn(self) -> int:
         """Look at the platform, then at devices that are due; return how many were."""

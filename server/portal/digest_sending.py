@@ -21,6 +21,7 @@ import structlog
 
 from server.clock import Clock, at
 from server.db.engine import DATABASE_AWAY, overseeing, reading
+from server.db.turns import repeat
 from server.errors import VestibuleError
 from server.feeds.mail import TIMEOUT_S, Smtp, hand_in, is_permanent, words_of
 from server.people import users
@@ -28,7 +29,6 @@ from server.people.roles import Grant, Permission, Place, may
 from server.people.sealing import Seal
 from server.portal.digest_mail import message_of, token_for
 from server.portal.digest_numbers import digest_of, last_due, week_of, zone_of
-from server.tasks import heed_cancellation
 from server.web.catalogue import Catalogue
 
 log = structlog.get_logger(__name__)
@@ -86,14 +86,7 @@ class Digests:
 
     async def run(self) -> None:
         """Send until cancelled; a database that is away is passed over."""
-        while True:
-            heed_cancellation()
-            try:
-                await self.once()
-            except DATABASE_AWAY as error:
-                log.warning("digests wait", error=str(error) or type(error).__name__)
-            heed_cancellation()  # a farewell to a mail server may have swallowed it
-            await asyncio.sleep(POLL_S)
+        await repeat(self.once, rest_s=POLL_S, away="digests wait")
 
     async def once(self) -> None:
         """Plan what is due, and send it, one after the other."""

@@ -11,7 +11,6 @@ what is dirty themselves. It therefore rests after each pass for as long as keep
 fifth of the time, which under load lets many changes of one spot's day become one pass.
 """
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -20,14 +19,13 @@ from itertools import pairwise
 import asyncpg
 import structlog
 
-from server.clock import Clock
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
+from server.db.turns import repeat
 from server.metrics import DERIVE_SECONDS, DIRTY_ROWS
 from server.rollup import masks
 from server.rollup.buckets import hour_edges, local
 from server.rollup.derive import derive_days, derive_hours, derive_press_days
 from server.rollup.places import Spot, load_sites, load_spots
-from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -78,19 +76,18 @@ class Targets:
             self.hours[spot.id, start_s] = end_s
 
 
-async def run(pool: asyncpg.Pool, clock: Clock) -> None:
+async def run(pool: asyncpg.Pool) -> None:
     """Derive for ever; a database that is away is tried again. `pool`: role vestibule_maint."""
-    while True:
-        heed_cancellation()
-        started = clock.monotonic()
-        try:
-            while await refresh(pool):
-                pass
-        except DATABASE_AWAY as error:
-            log.warning("deriving failed; trying again", error=str(error) or type(error).__name__)
-        taken_s = clock.monotonic() - started
+
+    async def turn() -> None:
+        while await refresh(pool):
+            pass
+
+    def rest_s(taken_s: float) -> float:
         DERIVE_SECONDS.observe(taken_s)
-        await asyncio.sleep(min(max(POLL_S, _REST_FACTOR * taken_s), _REST_MOST_S))
+        return min(max(POLL_S, _REST_FACTOR * taken_s), _REST_MOST_S)
+
+    await repeat(turn, rest_s=rest_s, away="deriving failed; trying again")
 
 
 async def refresh(pool: asyncpg.Pool) -> bool:
