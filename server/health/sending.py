@@ -20,11 +20,11 @@ import structlog
 from server import metrics
 from server.clock import Clock, at
 from server.db.engine import DATABASE_AWAY, transaction
+from server.db.turns import repeat
 from server.feeds.mail import TIMEOUT_S, Smtp, hand_in, is_permanent, words_of
 from server.health import contacts, ranking
 from server.health.contacts import Known
 from server.health.notices import message_of
-from server.tasks import heed_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -69,13 +69,7 @@ class Notices:
 
     async def run(self) -> None:
         """Send until cancelled; a database that is away is passed over."""
-        while True:
-            heed_cancellation()
-            try:
-                await self.once()
-            except DATABASE_AWAY as error:
-                log.warning("notices wait", error=str(error) or type(error).__name__)
-            await asyncio.sleep(POLL_S)
+        await repeat(self.once, rest_s=POLL_S, away="notices wait")
 
     async def once(self) -> None:
         """Queue the digests that are due, and send all that is due."""
@@ -83,7 +77,7 @@ class Notices:
         while claimed := await self._claim():
             async with asyncio.TaskGroup() as group:
                 for each in claimed:
-                    group.create_task(self._send(each), name="notice")
+                    group.create_task(self._guarded(each), name="notice")
 
     async def plan(self) -> None:
         """Queue what is open for everybody who wants it once a day, once."""
@@ -102,6 +96,12 @@ class Notices:
         late = 0.0 if oldest is None else (now - oldest).total_seconds()
         metrics.NOTICES_LATE.set(max(0.0, late))
         return [_Claimed(*row) for row in rows]
+
+    async def _guarded(self, claimed: _Claimed) -> None:
+        try:
+            await self._send(claimed)
+        except DATABASE_AWAY as error:  # a group that fails would end the loop; the lease holds
+            log.warning("notice left", notice=claimed.dedupe, error=str(error))
 
     async def _send(self, claimed: _Claimed) -> None:
         now = at(self._clock.now_ms())

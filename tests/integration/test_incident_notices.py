@@ -240,6 +240,27 @@ async def test_a_crash_between_handing_in_and_marking_costs_a_double_of_the_same
     assert names[0] == names[1]
 
 
+async def test_a_database_that_goes_away_before_marking_costs_a_double_and_ends_nothing(
+    fleet: Fleet,
+) -> None:
+    await fleet.contact()
+    await broken(fleet)
+    await fleet.go(300)
+    await fleet.owner.execute(
+        "create function away() returns trigger language plpgsql as "
+        "$$ begin raise exception using errcode = '57P01'; end $$; "
+        "create trigger away before update on notices for each row "
+        "when (new.sent_at is not null) execute function away()"
+    )
+    assert len(await fleet.mails()) == 1
+    await fleet.owner.execute("drop trigger away on notices; drop function away()")
+    fleet.world.clock.advance(LEASE.total_seconds())
+    assert len(await fleet.mails()) == 2
+    first, second = (each["Message-ID"] for each in fleet.office.taken)
+    assert first == second
+    assert await fleet.owner.fetchval("select sent_at is not null from notices")
+
+
 async def test_what_never_arrives_is_dead_and_listed_and_delays_no_other(fleet: Fleet) -> None:
     await fleet.contact("gone@example.com")
     await fleet.contact("there@example.com")
