@@ -1,5 +1,6 @@
 """The pool, and named transactions: a transaction's name is its metric and its log field."""
 
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from time import perf_counter
@@ -24,6 +25,18 @@ DATABASE_SILENT = (
 
 DATABASE_AWAY = (*DATABASE_SILENT, asyncpg.PostgresError)
 """What a database that is away, or goes away, raises in whoever uses it, and tries again."""
+
+_DATA_CLASSES = frozenset({"22", "23", "P0"})
+
+
+def data_at_fault(error: BaseException) -> bool:
+    """True if what was said is to blame: refused by the database, or breaking our own code.
+
+    To try again would change nothing; who works off many sets the one aside.
+    """
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in _DATA_CLASSES
+    return isinstance(error, ValueError | LookupError | ArithmeticError | TypeError | struct.error)
 
 
 @asynccontextmanager

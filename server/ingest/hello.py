@@ -30,6 +30,7 @@ from protocol.session import (
 from protocol.topics import Leg, topic
 from server import log, metrics
 from server.clock import Clock, at
+from server.db.engine import data_at_fault
 from server.health import sessions
 from server.health.presence import Kind, Said
 from server.health.sessions import Told
@@ -82,6 +83,10 @@ async def answer(
             _log.warning("hello refused", device=device.name, reason=error.reason.name)
             metrics.FRAMES_DROPPED.labels("hello").inc()
             continue
+        if not hello.agent.isprintable():  # it is stored and shown, and no text holds a zero byte
+            _log.warning("hello refused", device=device.name, reason="unprintable name")
+            metrics.FRAMES_DROPPED.labels("hello").inc()
+            continue
         kept = sampler.wants(f"presence {device.name}")
         told.append(replace(_told(device, frame, hello, clock), kept=kept))
         if told[-1].said.kind is not Kind.HELLO:
@@ -93,7 +98,7 @@ async def answer(
             epochs = (f"{hello.nonce >> 32:08x}", *(f"{b:016x}" for b in device.running))
             detail = {"connection": epochs[0], "boots": " ".join(epochs[1:])}
             await suspect_clone(connection, device.row, detail, at(clock.now_ms()))
-    await sessions.note(connection, told)
+    await _note(connection, told)
     if not greetings:
         return [], []
     await connection.execute(_GREETED, [device.row for device, _ in greetings], at(clock.now_ms()))
@@ -124,6 +129,17 @@ async def answer(
     by_row = {device.row: device for device, _ in greetings}
     placeable = [(by_row[row], boot) for (row, boot), stand in stands.items() if stand[2]]
     return packets, placeable
+
+
+async def _note(connection: asyncpg.Connection, told: Sequence[Told]) -> None:
+    """Note what was said for presence. If that breaks, everybody is answered all the same."""
+    try:
+        await sessions.note(connection, told)
+    except Exception as error:
+        if not data_at_fault(error):
+            raise
+        metrics.FRAMES_DROPPED.labels("presence").inc(len(told))
+        _log.exception("presence not noted", devices=len(told))
 
 
 def _told(device: Device, frame: bytes, hello: Hello, clock: Clock) -> Told:

@@ -11,7 +11,6 @@ What may go wrong, and what is done:
 
 import asyncio
 import random
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from protocol.frame import Section, decode_time, need, read_body, read_header, s
 from server import log, metrics
 from server.clock import Clock
 from server.clock import at as at_time
-from server.db.engine import DATABASE_AWAY, transaction_on
+from server.db.engine import DATABASE_AWAY, data_at_fault, transaction_on
 from server.health import sessions
 from server.ingest import closing, cursors, hello, refusals, strays, undated
 from server.ingest.batch import (
@@ -52,7 +51,6 @@ _log = log.get("ingest")
 _Result = TypeVar("_Result")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 ACQUIRE_S = 10.0
-DATA_CLASSES = frozenset({"22", "23", "P0"})
 DATASET_S = 30.0  # a restored database shows itself by another number, at the latest by then
 
 
@@ -136,7 +134,7 @@ class Pipeline:
         try:
             yield connection
         except BaseException as error:
-            if not _at_fault(error) and not isinstance(error, CursorMovedError):
+            if not data_at_fault(error) and not isinstance(error, CursorMovedError):
                 with suppress(asyncpg.InterfaceError):  # it may be gone from the pool already
                     connection.terminate()
             raise
@@ -192,11 +190,12 @@ class Pipeline:
         try:
             return await self._write(batch, only=None, locked=locked)
         except Exception as error:
-            if not _at_fault(error):
+            if not data_at_fault(error):
                 raise
             metrics.BATCH_RETRIES.labels("data").inc()
             _log.warning("batch refused for its data", error=str(error), frames=len(batch.frames))
             await self._halve(batch, list(range(len(batch.frames))), error)
+            await self._look_again(batch)
             return await self._write(batch, only=set(), locked=False)
 
     async def _write(self, batch: Batch, *, only: set[int] | None, locked: bool) -> Plan:
@@ -212,7 +211,7 @@ class Pipeline:
                         raise CursorMovedError("a boot is gone")
                     result = plan(batch, only=only)
                 await write(connection, result)
-                if result.moves:
+                if result.moves and only is None:
                     devices = list({move.boot.device.row for move in result.moves})
                     await sessions.frames(connection, devices, at=at_time(batch.now_ms))
                 if refused := [move for move in result.moves if move.boot.refused_to >= 0]:
@@ -233,16 +232,27 @@ class Pipeline:
             try:
                 await self._write(batch, only=set(half), locked=False)
             except Exception as refused:
-                if not _at_fault(refused):
+                if not data_at_fault(refused):
                     raise
                 await self._halve(batch, half, refused)
+
+    async def _look_again(self, batch: Batch) -> None:
+        """Have presence look at a batch that was halved; no count is refused for what breaks."""
+        devices = sorted({boot.device.row for boot, _, _ in batch.runs if boot.row})
+        try:
+            async with self._connection() as connection:
+                await sessions.frames(connection, devices, at=at_time(batch.now_ms))
+        except Exception as error:
+            if not data_at_fault(error):
+                raise
+            _log.exception("presence not noted", devices=len(devices))
 
     async def _answer(self, batch: Batch, result: Plan) -> Done:
         """Do what follows the commit. If that breaks, nothing is said, and devices ask again."""
         try:
             return await self._after(batch, result)
         except Exception as error:
-            if not _at_fault(error):
+            if not data_at_fault(error):
                 raise
             metrics.BATCH_RETRIES.labels("answer").inc()
             _log.exception("stored, but not answered", frames=len(batch.frames))
@@ -317,7 +327,7 @@ class Pipeline:
         try:
             await undated.place_boot(connection, device, boot_id, now_ms=self._clock.now_ms())
         except Exception as error:
-            if not _at_fault(error):
+            if not data_at_fault(error):
                 raise
             _log.exception("held frames refused", device=device.name)
             if self._sampler.wants(f"held {device.name}"):
@@ -326,13 +336,6 @@ class Pipeline:
     def _dataset_u64(self) -> int:
         assert self._dataset is not None
         return self._dataset % (1 << 64)
-
-
-def _at_fault(error: BaseException) -> bool:
-    """True if what a frame says is to blame: refused by the database, or breaking our code."""
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "")[:2] in DATA_CLASSES
-    return isinstance(error, ValueError | LookupError | ArithmeticError | TypeError | struct.error)
 
 
 def _take_over(batch: Batch, again: Batch) -> None:

@@ -221,3 +221,39 @@ async def test_an_agent_that_nobody_knows_leaves_no_trace(
     agent = Agent(DeviceId("dc-nobody-knows"), 1)
     await ingest.take((agent, agent.hello(nonce=EPOCH + 1)))
     assert await owner.fetchval("select count(*) from device_events") == 0
+
+
+@pytest.mark.parametrize("name", ["evil\0agent", "evil\nagent", "\x7f"])
+async def test_a_name_that_no_text_holds_silences_nobody_else_in_its_batch(
+    owner: asyncpg.Connection, ingest: Ingesting, name: str
+) -> None:
+    fleet = await register(owner, 2, prefix="dc-name")
+    honest, hostile = fleet.agent(0), fleet.agent(1)
+    done = await ingest.take(
+        (honest, honest.hello(nonce=EPOCH + 1)),
+        (hostile, hostile.hello(nonce=EPOCH + 1, name=name)),
+        (honest, honest.counter()),
+    )
+    assert len(done.packets) == 2  # an answer and a receipt
+    assert (await row_of(owner, honest.device))["session"] == "open"
+    assert (await row_of(owner, hostile.device))["session"] == "none"
+
+
+async def test_no_count_and_no_answer_is_refused_for_what_presence_cannot_note(
+    owner: asyncpg.Connection, ingest: Ingesting
+) -> None:
+    agent = (await register(owner, 1, prefix="dc-faulty")).agent()
+    await ingest.take((agent, agent.hello(nonce=EPOCH + 1)))  # unwell: not judged yet
+    await owner.execute(
+        "create function broken() returns trigger language plpgsql as "
+        "$$ begin raise exception 'broken'; end $$; "
+        "create trigger broken before update on presences for each row execute function broken()"
+    )
+    done = await ingest.take(
+        (agent, agent.hello(nonce=2 * EPOCH + 1)),
+        (agent, agent.counter()),
+        (agent, agent.counter()),
+    )
+    assert len(done.packets) == 2
+    assert await owner.fetchval("select count(*) from quarantine") == 0
+    assert await owner.fetchval("select next_seq from boots") == 2
