@@ -195,7 +195,7 @@ async def _noted(
     await record(
         connection,
         actor=actor,
-        act=f"incident {what}",
+        act=_AUDITED[what],
         subject=ref,
         detail=detail,
         organisation=organisation,
@@ -203,6 +203,12 @@ async def _noted(
     )
 
 
+_AUDITED = {
+    "acknowledged": "incident acknowledged",
+    "withdrawn": "acknowledgement withdrawn",
+    "assigned": "incident assigned",
+    "due": "incident's due time set",
+}
 _ACKNOWLEDGED = """
     update episodes set acknowledged_by = $2, acknowledged_at = $3, acknowledged_until = $4
     where incident_id = $1 and resolved_at is null

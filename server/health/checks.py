@@ -393,8 +393,7 @@ _PEERS = """
 """
 # Who was never heard, or is thrown out or gone, has nothing to be judged by.
 _WORKS = """
-    select exists (select from boots b where b.device_id = d.id) and d.state not in
-        ('suspended', 'quarantined', 'returned', 'retired')
+    select exists (select from boots b where b.device_id = d.id) and d.admitted
     from devices d where d.id = $1
 """
 _STANDS = """

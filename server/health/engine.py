@@ -48,8 +48,6 @@ EVERY_S = 1.0
 A_TURN = 500
 _PLATFORM = PLATFORM, Condition.PLATFORM_UNKNOWN
 _OFFLINE = Condition.OFFLINE
-SEEN = ("suspended", "quarantined", "returned", "retired")
-"""Devices in these states are nobody's to miss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ async def apply(
     platform = [each for each in judgements if each.subject == PLATFORM]
     await turn.platform(platform)
     await turn.others([each for each in judgements if each.subject != PLATFORM])
-    await turn.withdraw()
+    await turn.end_left()
     await turn.write()
     scope = grouping.Scope(frozenset(turn.sites), frozenset(turn.devices), turn.platform_changed)
     await grouping.regroup(connection, turn.rulebook, scope, now=now)
@@ -204,13 +202,11 @@ class _Turn:
             kept = self.kept[key] = Kept(*key, place)
         return kept
 
-    async def withdraw(self) -> None:
-        """End what is open of devices that nobody has to miss any more."""
-        for kept in await tracks.load_left(self.connection, SEEN):
+    async def end_left(self) -> None:
+        """End what is open of devices that are admitted no longer."""
+        for kept in await tracks.load_left(self.connection):
             if kept.episode is not None:
-                await tracks.resolve_episode(
-                    self.connection, kept.episode, at=self.now, how="withdrawn"
-                )
+                await tracks.resolve_episode(self.connection, kept.episode, at=self.now, how="left")
                 self.resolved += 1
             self._changed(kept)
             self._touched.discard(kept.key)
@@ -227,9 +223,7 @@ class _Turn:
             self.connection, [subject for subject, _ in keys], now=self.now
         )
         gone = await self._gone(sites)
-        for site, devices in await self.connection.fetch(
-            _DEVICES_AT, sorted(sites), self.now, list(SEEN)
-        ):
+        for site, devices in await self.connection.fetch(_DEVICES_AT, sorted(sites), self.now):
             key = Subject(SubjectKind.SITE, site), Condition.SITE_OFFLINE
             kept = self.kept.get(key)
             stands = kept is not None and kept.track.standing is Standing.FIRING
@@ -338,8 +332,7 @@ _PRESENCES = f"""
             ('no heartbeat', 'no_heartbeat')),
     other as (
         select p.device_id from presences p join wanted w on w.state = p.state
-        join devices d on d.id = p.device_id and d.state not in ('suspended', 'quarantined',
-            'returned', 'retired')
+        join devices d on d.id = p.device_id and d.admitted
         left join standings s on s.subject = 'device' and s.subject_id = p.device_id
             and s.condition = w.condition
         where p.state <> 'healthy' and s.standing is distinct from 'firing'
@@ -382,7 +375,7 @@ _JUDGED = """
     from told t left join standings s on s.subject = t.subject
         and s.subject_id = t.subject_id and s.condition = t.condition
     left join devices d on d.id = t.device_id
-    where (d.id is null or d.state not in ('suspended', 'quarantined', 'returned', 'retired'))
+    where (d.id is null or d.admitted)
       and t.subject = any($1::text[])
       and case when s.standing is null then t.firing and t.stands = 'firing'
           else s.standing <> t.stands end
@@ -391,7 +384,7 @@ _JUDGED = """
 _DEVICES_AT = """
     select p.site_id, count(*)::int from assignments a
     join spots p on p.id = a.spot_id join devices d on d.id = a.device_id
-    where p.site_id = any($1::int[]) and a.valid @> $2::timestamptz and d.state <> all($3::text[])
+    where p.site_id = any($1::int[]) and a.valid @> $2::timestamptz and d.admitted
     group by p.site_id
 """
 _GONE = """

@@ -70,9 +70,9 @@ async def load_due(connection: asyncpg.Connection, *, now: datetime, limit: int)
     return {kept.key: kept for kept in map(_kept, await connection.fetch(_DUE, now, limit))}
 
 
-async def load_left(connection: asyncpg.Connection, states: Sequence[str]) -> list[Kept]:
-    """Return what is kept of devices whose life has come to one of these states."""
-    return [_kept(row) for row in await connection.fetch(_LEFT, list(states))]
+async def load_left(connection: asyncpg.Connection) -> list[Kept]:
+    """Return what is kept of devices that are admitted no longer."""
+    return [_kept(row) for row in await connection.fetch(_LEFT)]
 
 
 def _kept(row: asyncpg.Record) -> Kept:
@@ -186,7 +186,7 @@ _BY_KEY = f"""
 _DUE = f"select {_COLUMNS} where s.due_at <= $1 order by s.due_at limit $2"
 _LEFT = f"""
     select {_COLUMNS} join devices d on d.id = s.subject_id
-    where s.subject = 'device' and d.state = any($1::text[])
+    where s.subject = 'device' and not d.admitted
 """
 _PLACES = {
     SubjectKind.SITE: """
@@ -197,8 +197,7 @@ _PLACES = {
         select d.id, d.organisation_id, p.site_id, d.id, p.id from devices d
         left join assignments a on a.device_id = d.id and a.valid @> $2::timestamptz
         left join spots p on p.id = a.spot_id
-        where d.id = any($1::int[])
-          and d.state not in ('suspended', 'quarantined', 'returned', 'retired')
+        where d.id = any($1::int[]) and d.admitted
     """,
     SubjectKind.SPOT: """
         select p.id, p.organisation_id, p.site_id, a.device_id, p.id from spots p

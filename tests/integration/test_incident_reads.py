@@ -86,7 +86,7 @@ async def test_what_is_open_of_a_device_ends_with_its_life(fleet: Fleet) -> None
     await fleet.owner.execute("update devices set state = 'retired' where id = $1", device)
     await turns(fleet, 120)
     (episode,) = await fleet.episodes()
-    assert episode["resolved"] == "withdrawn"
+    assert episode["resolved"] == "left"
     assert await fleet.owner.fetchval("select count(*) from standings") == 0
     assert len(await fleet.mails()) == 2
 

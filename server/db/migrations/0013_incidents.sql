@@ -75,7 +75,7 @@ create table episodes (
     since timestamptz not null,
     opened_at timestamptz not null,
     resolved_at timestamptz,
-    resolved text not null default '' check (resolved in ('', 'clear', 'withdrawn')),
+    resolved text not null default '' check (resolved in ('', 'clear', 'left')),
     times int not null default 1,
     held boolean not null default false,
     suppressed text not null default ''
