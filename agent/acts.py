@@ -17,10 +17,10 @@ import structlog
 from agent import logs
 from agent.config import AgentConfig
 from agent.doctor import State, examine
-from agent.orders import FailedError
+from agent.orders import FailedError, short
 from protocol import state as protocol
 from protocol.settings import Value
-from protocol.state import MAX_FILE, MAX_TEXT, Order
+from protocol.state import MAX_FILE, Order
 
 REBOOT_S = 120.0
 """How long a machine may take to stop us after it was told to start anew."""
@@ -87,10 +87,10 @@ class Acts:
             )
             _, said = await asyncio.wait_for(process.communicate(), REBOOT_S)
         except (OSError, ValueError, TimeoutError) as error:
-            raise FailedError("reboot_failed", {"error": _short(str(error))}) from error
+            raise FailedError("reboot_failed", {"error": short(str(error))}) from error
         if process.returncode:
             error_text = said.decode(errors="replace")
-            raise FailedError("reboot_failed", {"error": _short(error_text)})
+            raise FailedError("reboot_failed", {"error": short(error_text)})
         await asyncio.sleep(REBOOT_S)
         raise FailedError("not_restarted")
 
@@ -98,7 +98,7 @@ class Acts:
         found = await asyncio.to_thread(self._examined)
         trouble = str(self._status().get("trouble") or "")
         outbox = f"{State.FAIL.value}: {trouble}" if trouble else State.OK.value
-        return {name: _short(text) for name, text in {**found, "outbox": outbox}.items()}
+        return {name: short(text) for name, text in {**found, "outbox": outbox}.items()}
 
     def _examined(self) -> dict[str, str]:
         return {
@@ -148,7 +148,3 @@ def _files(state: Path) -> dict[str, int]:
 
 def _packed(text: str) -> bytes:
     return gzip.compress(text.encode(), mtime=0)
-
-
-def _short(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)[:MAX_TEXT]

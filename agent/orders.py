@@ -23,6 +23,7 @@ from protocol.state import (
     FAILED,
     INTERRUPTED,
     MAX_HEARD,
+    MAX_TEXT,
     REBOOT,
     RUNNING,
     Order,
@@ -130,7 +131,7 @@ class Orders:
             outcome = replace(outcome, state=FAILED, code=error.code, result=error.result)
         except Exception as error:  # whatever it was, the server is to hear of it
             log.exception("a command failed", command=order.command, kind=order.kind)
-            said = {"error": _line(str(error) or type(error).__name__)}
+            said = {"error": short(str(error) or type(error).__name__)}
             outcome = replace(outcome, state=FAILED, code="error", result=said)
         entry = self._entries[order.command]
         self._entries[order.command] = replace(entry, outcome=outcome)
@@ -165,5 +166,6 @@ def read(path: Path) -> list[Entry]:
         return []
 
 
-def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)[:300]
+def short(text: str) -> str:
+    """Return a text as a result may hold it: printable, and cut at the wire's longest."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_TEXT]
