@@ -141,12 +141,6 @@ def periods(calendar: RetailCalendar, year: int) -> Sequence[Period]:
     return tuple(found)
 
 
-def period_of(calendar: RetailCalendar, day: date) -> Period | None:
-    """Return the period that holds a day, None where there are none."""
-    week = week_of(calendar, day)
-    return periods(calendar, week.year)[week.period - 1] if week.period else None
-
-
 def of_iso_week(calendar: RetailCalendar, monday: date) -> str:
     """Return the label and period of the retail week that an ISO week is; empty if it is none."""
     week = week_of(calendar, monday)
