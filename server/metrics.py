@@ -47,6 +47,9 @@ PRESENCE_CHANGES = Counter(
 WATERMARK_LAG = Gauge(
     "vestibule_health_watermark_lag_seconds", "How long ago all that was said had been stored"
 )
+CHECKS_BROKEN = Counter(
+    "vestibule_health_checks_broken", "Checks of a site or device that were put off as they broke"
+)
 CONDITIONS_FIRED = Counter(
     "vestibule_health_conditions_fired", "Truth conditions that began to fire", ["condition"]
 )

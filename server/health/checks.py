@@ -24,7 +24,7 @@ import structlog
 
 from server import metrics
 from server.clock import Clock, at
-from server.db.engine import transaction
+from server.db.engine import DATABASE_AWAY, data_at_fault, transaction
 from server.db.turns import repeat
 from server.health import loading, memory
 from server.health.conditions import (
@@ -98,11 +98,25 @@ class Checks:
                 return 0
             rows = await connection.fetch(_DUE, now, A_TURN)
             for row in rows:
+                await self._look(connection, row, now)
+        return len(rows)
+
+    async def _look(
+        self, connection: asyncpg.Connection, row: asyncpg.Record, now: datetime
+    ) -> None:
+        """Judge one check. One that breaks is put off, so that it holds up none but itself."""
+        try:
+            async with connection.transaction():
                 if row["site_id"] is not None:
                     await self._site(connection, row, now)
                 else:
                     await self._device(connection, row, now)
-        return len(rows)
+        except Exception as error:
+            if isinstance(error, DATABASE_AWAY) and not data_at_fault(error):
+                raise
+            metrics.CHECKS_BROKEN.inc()
+            log.exception("check broken", site=row["site_id"], device=row["device_id"])
+            await connection.execute(_LOOKED, row["id"], now, now + CLOSED, None, None)
 
     async def _now(self, connection: asyncpg.Connection) -> datetime | None:
         """Return up to when everything is known to have arrived; None while nobody can tell."""

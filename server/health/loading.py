@@ -29,6 +29,8 @@ from server.rollup.sums import UNIT, Segment, segments, weigh
 READINGS = timedelta(hours=3)
 GAUGES = timedelta(hours=4)
 PRESSES = timedelta(hours=1)
+MOST_PRESSES = 3_600
+"""One a second for the whole hour: no hand does that, and a stuck button shows in the last."""
 _FULL = (1 << 60) - 1
 
 
@@ -224,7 +226,7 @@ async def device(
     found = await connection.fetch(_FINDINGS, row, now - timedelta(days=3))
     pressed = []
     if kiosk_spot is not None:
-        rows = await connection.fetch(_PRESSES, kiosk_spot, now - PRESSES, now)
+        rows = await connection.fetch(_PRESSES, kiosk_spot, now - PRESSES, now, MOST_PRESSES)
         pressed = [Press(*each) for each in rows]
     begins, ends = told["begins"], told["ends"]
     return Device(
@@ -286,11 +288,16 @@ _DEVICE = """
         select recorded_at, not_after from certificates
         where device_id = $1 and state = 'active') c on true
 """
+# Of each minute the last value: however often a device says so, it takes no more time to judge.
 _GAUGES = """
-    select n.name, extract(epoch from m.time)::float8, m.value
-    from device_metrics m join metric_names n on n.id = m.metric
-    where m.device = $1 and m.time > $2 and n.name = any($3::text[])
-    order by m.time
+    select name, at_s, value from (
+        select distinct on (n.name, date_trunc('minute', m.time))
+            n.name, extract(epoch from m.time)::float8 as at_s, m.value
+        from device_metrics m join metric_names n on n.id = m.metric
+        where m.device = $1 and m.time > $2 and n.name = any($3::text[])
+          and m.value between -1e15 and 1e15
+        order by n.name, date_trunc('minute', m.time), m.time desc) last
+    order by at_s
 """
 _FINDINGS = """
     select extract(epoch from at)::float8, finding from findings
@@ -298,7 +305,9 @@ _FINDINGS = """
     order by at
 """
 _PRESSES = """
-    select (extract(epoch from time) * 1000)::bigint, boot, visit, questionnaire, question::int,
-           answer::int
-    from presses where spot = $1 and time >= $2 and time < $3 order by time
+    select at_ms, boot, visit, questionnaire, question, answer from (
+        select (extract(epoch from time) * 1000)::bigint as at_ms, boot, visit, questionnaire,
+               question::int, answer::int
+        from presses where spot = $1 and time >= $2 and time < $3 order by time desc limit $4) last
+    order by at_ms
 """

@@ -9,7 +9,7 @@ import pytest
 
 from ops.services.stack import Stack
 from server.errors import ConflictError
-from server.health import memory
+from server.health import loading, memory
 from server.health.checks import Checks
 from server.health.judgement import Condition, Subject, SubjectKind
 from server.rollup.masks import masks_of
@@ -340,3 +340,65 @@ async def test_a_check_that_another_holds_is_left_and_deadlines_are_kept(world: 
     assert await checks.turn() == 1
     row = await world.owner.fetchrow("select due_at from health_checks where site_id = $1", site)
     assert row["due_at"] == NOW + timedelta(minutes=5, seconds=1)
+
+
+async def say(world: World, device: int, values: list[tuple[datetime, str, float]]) -> None:
+    """Let a device have said so of itself."""
+    await world.owner.executemany(
+        "with name as (insert into metric_names (name) values ($2) on conflict (name) do update "
+        "set name = excluded.name returning id) insert into device_metrics (time, device, boot, "
+        "seq, digest, metric, value) select $1, $3, 1, 1, 1, id, $4 from name",
+        [(at, name, device, value) for at, name, value in values],
+    )
+
+
+async def a_device(world: World, spot: int) -> int:
+    found: int = await world.owner.fetchval("select device_id from boots where id = $1", spot)
+    return found
+
+
+async def test_absurd_values_of_one_device_hold_up_no_other(world: World) -> None:
+    _, (spot, other) = await a_shop(world)
+    hostile, hot = await a_device(world, spot), await a_device(world, other)
+    ago = [NOW - timedelta(minutes=minutes) for minutes in (100, 70, 40, 20, 5)]
+    wild = [-1.7e308, -1.7e308, 1.7e308, 1.7e308, 1.7e308]
+    for name in ("outbox.frames", "cpu.celsius", "disk.free", "outbox.trouble"):
+        await say(world, hostile, [(at, name, each) for at, each in zip(ago, wild, strict=True)])
+    await say(world, hot, [(at, "cpu.celsius", 95.0) for at in ago])
+    await look(world)
+    sql = "select firing from judgements where device_id = $1 and condition = $2"
+    assert await world.owner.fetchval(sql, hot, "temperature") is True
+    row = await world.owner.fetchrow("select * from health_checks where device_id = $1", hostile)
+    assert row["due_at"] == NOW + timedelta(minutes=10)  # judged, too, and by what can be
+
+
+async def test_a_check_that_breaks_is_put_off_and_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spots = await a_shop(world)
+    bad, good = [await a_device(world, spot) for spot in spots]
+    real = loading.device
+
+    async def broken(connection: asyncpg.Connection, row: int, *rest: Any, **more: Any) -> Any:
+        if row == bad:
+            await connection.fetchval("select 'nan'::jsonb")
+        return await real(connection, row, *rest, **more)
+
+    monkeypatch.setattr(loading, "device", broken)
+    await look(world)
+    judged = await world.owner.fetch("select distinct device_id from judgements order by 1")
+    assert [row[0] for row in judged if row[0] is not None] == [good]
+    row = await world.owner.fetchrow("select * from health_checks where device_id = $1", bad)
+    assert row["due_at"] == NOW + timedelta(hours=1)
+
+
+async def test_a_device_that_says_so_a_thousand_times_a_minute_is_judged_by_its_minutes(
+    world: World,
+) -> None:
+    _, (spot, _) = await a_shop(world)
+    device = await a_device(world, spot)
+    often = [NOW - timedelta(milliseconds=60 * n) for n in range(1, 2_001)]
+    await say(world, device, [(at, "outbox.frames", 1.0) for at in often])
+    async with world.maint.acquire() as connection:
+        told = await loading.device(connection, device, None, now=NOW)
+    assert len(told.gauges["outbox.frames"]) <= 3
