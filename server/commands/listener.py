@@ -7,31 +7,27 @@ which leaves after the commit: whatever is lost after that is asked for again.
 `POST /v1/commands/{command}/file` takes what a command of this device brings, compressed, as it is.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 
 import asyncpg
 import structlog
 from aiohttp import web
 
-from protocol.content import ContentError
 from protocol.state import MAX_FILE, MAX_REPORT, Answer, read_report, write_answer
 from server.clock import Clock, at
 from server.commands import orders
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import transaction
 from server.db.turns import repeat
 from server.desired import settings
-from server.errors import NotFoundError, VestibuleError
+from server.errors import NotFoundError
 from server.provisioning.listener import peer_certificate
-from server.provisioning.refusals import TABLE
 from server.provisioning.renew import hear
-from server.provisioning.web import refusal
+from server.provisioning.web import answered, refusal
 
 SWEEP_S = 10.0
 
 log = structlog.get_logger(__name__)
-
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], datetime]) -> None:
@@ -53,15 +49,19 @@ def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], dat
 
     async def file(request: web.Request) -> web.Response:
         content = await _read(request, MAX_FILE)
-        async with transaction(pool, "keep command's file") as connection:
-            asking = await hear(connection, peer_certificate(request), now=now())
-            ref = request.match_info["command"][:64].replace("\0", "")
-            await orders.keep_file(connection, asking.row, ref, content, now=now())
+        ref = request.match_info["command"][:64].replace("\0", "")
+        try:
+            async with transaction(pool, "keep command's file") as connection:
+                asking = await hear(connection, peer_certificate(request), now=now())
+                await orders.keep_file(connection, asking.row, ref, content, now=now())
+        except NotFoundError as error:
+            log.info("file refused", error=str(error))
+            return refusal(request, "malformed")
         log.info("file kept", device=asking.device, command=ref, size=len(content))
         return web.json_response({"stored": len(content)})
 
-    app.router.add_post("/v1/state", _answered(state))
-    app.router.add_post("/v1/commands/{command}/file", _answered(file))
+    app.router.add_post("/v1/state", answered(state))
+    app.router.add_post("/v1/commands/{command}/file", answered(file))
 
 
 async def _read(request: web.Request, most: int) -> bytes:
@@ -72,26 +72,6 @@ async def _read(request: web.Request, most: int) -> bytes:
         if len(found) > most:
             return bytes(found[: most + 1])
     return bytes(found)
-
-
-def _answered(act: _Handler) -> _Handler:
-    async def handler(request: web.Request) -> web.Response:
-        try:
-            return await act(request)
-        except ContentError as error:
-            log.info("state malformed", error=str(error))
-            return refusal(request, "malformed")
-        except NotFoundError as error:
-            log.info("file refused", error=str(error))
-            return refusal(request, "malformed")
-        except VestibuleError as error:
-            log.warning("state refused", code=error.code, address=request.remote)
-            return refusal(request, error.code if error.code in TABLE else "unavailable")
-        except DATABASE_AWAY as error:
-            log.warning("state not exchanged", error=str(error) or type(error).__name__)
-            return refusal(request, "unavailable")
-
-    return handler
 
 
 async def sweeping(pool: asyncpg.Pool, clock: Clock) -> None:

@@ -23,16 +23,13 @@ import structlog
 from aiohttp import web
 
 from protocol.codes import MAX_CODES, SIGNED, Envelope
-from server.db.engine import DATABASE_AWAY, transaction
-from server.errors import VestibuleError
+from server.db.engine import transaction
 from server.feedback.offers import Enough, Held, stock_of
 from server.feedback.plans import ContentSigner
-from server.pki.files import AuthorityError
 from server.pki.signer import sign_with
 from server.provisioning.listener import peer_certificate
-from server.provisioning.refusals import TABLE
 from server.provisioning.renew import hear
-from server.provisioning.web import refusal
+from server.provisioning.web import answered
 
 log = structlog.get_logger(__name__)
 
@@ -101,17 +98,7 @@ def add_codes(
         return CodesAnswer("new", Envelope(content, signature, signer.chain).content().decode())
 
     async def serve(request: web.Request) -> web.Response:
-        try:
-            said = await answer(request)
-        except msgspec.DecodeError as error:
-            log.info("codes malformed", error=str(error))
-            return refusal(request, "malformed")
-        except VestibuleError as error:
-            log.warning("codes refused", code=error.code, address=request.remote)
-            return refusal(request, error.code if error.code in TABLE else "unavailable")
-        except (*DATABASE_AWAY, AuthorityError) as error:
-            log.warning("codes not given", error=str(error) or type(error).__name__)
-            return refusal(request, "unavailable")
-        return web.Response(body=msgspec.json.encode(said), content_type="application/json")
+        said = msgspec.json.encode(await answer(request))
+        return web.Response(body=said, content_type="application/json")
 
-    app.router.add_post("/v1/codes", serve)
+    app.router.add_post("/v1/codes", answered(serve))

@@ -23,15 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from protocol.plan import SIGNED, Envelope
-from server.db.engine import DATABASE_AWAY, transaction
-from server.errors import VestibuleError
+from server.db.engine import transaction
 from server.feedback.questionnaires import plan_of
 from server.pki.files import AuthorityError
 from server.pki.signer import sign_with
 from server.provisioning.listener import peer_certificate
-from server.provisioning.refusals import TABLE
 from server.provisioning.renew import hear
-from server.provisioning.web import refusal
+from server.provisioning.web import answered
 
 SIGNER_FILES = "svc-content"
 
@@ -70,18 +68,11 @@ def add_plans(
     """Add the route to the devices' listener; `pool` is ingest's."""
 
     async def serve(request: web.Request) -> web.Response:
-        try:
-            async with transaction(pool, "read plan") as connection:
-                asking = await hear(connection, peer_certificate(request), now=now())
-                plan, contents = await plan_of(connection, asking.row, now=now())
-            # read at each answer: a certificate that was replaced needs no restart
-            signer = await asyncio.to_thread(ContentSigner.load, pki)
-        except VestibuleError as error:
-            log.warning("plan refused", code=error.code, address=request.remote)
-            return refusal(request, error.code if error.code in TABLE else "unavailable")
-        except (*DATABASE_AWAY, AuthorityError) as error:
-            log.warning("plan not given", error=str(error) or type(error).__name__)
-            return refusal(request, "unavailable")
+        async with transaction(pool, "read plan") as connection:
+            asking = await hear(connection, peer_certificate(request), now=now())
+            plan, contents = await plan_of(connection, asking.row, now=now())
+        # read at each answer: a certificate that was replaced needs no restart
+        signer = await asyncio.to_thread(ContentSigner.load, pki)
         sealed = signer.sealed(plan.content(), sorted(contents)).content()
         tag = f'"{hashlib.sha256(sealed).hexdigest()[:32]}"'
         if request.headers.get("If-None-Match") == tag:
@@ -89,4 +80,4 @@ def add_plans(
         log.info("plan given", device=asking.device, shown=len(plan.show))
         return web.Response(body=sealed, content_type="application/json", headers={"ETag": tag})
 
-    app.router.add_get("/v1/plan", serve)
+    app.router.add_get("/v1/plan", answered(serve))

@@ -25,11 +25,13 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from protocol.content import ContentError
 from protocol.label import LabelError, serial_number
 from server.db.engine import DATABASE_AWAY
 from server.errors import VestibuleError
 from server.people.throttle import TooManyTriesError
 from server.pki.authority import Authority
+from server.pki.files import AuthorityError
 from server.provisioning.enrol import Enrolment, Guesses, Pending, Shown, enrol, enrol_by_label
 from server.provisioning.listener import peer_certificate
 from server.provisioning.refusals import TABLE, Then, language
@@ -39,7 +41,7 @@ from server.provisioning.vouchers import VoucherSigner
 
 log = structlog.get_logger(__name__)
 
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
+Act = Callable[[web.Request], Awaitable[web.Response]]
 
 MAX_REQUEST = 16 * 1024  # a claim and a P-256 request have 1 kB
 WAIT_S = 10  # after what is to be tried again, if nothing else is known
@@ -219,28 +221,40 @@ def _add_renewal(
             }
         )
 
-    def answered(act: _Handler) -> _Handler:
-        async def handler(request: web.Request) -> web.Response:
-            try:
-                return await act(request)
-            except msgspec.DecodeError as error:
-                log.info("renewal malformed", error=str(error))
-                return refusal(request, "malformed")
-            except TooEarlyError as error:
-                wait_s = math.ceil((error.renew_after - now()).total_seconds())
-                return refusal(request, error.code, retry_after_s=max(1, wait_s))
-            except VestibuleError as error:
-                code = error.code if error.code in TABLE else "unavailable"
-                log.warning("renewal refused", code=error.code, address=request.remote)
-                return refusal(request, code)
-            except DATABASE_AWAY as error:
-                log.warning("renewal failed", error=str(error) or type(error).__name__)
-                return refusal(request, "unavailable")
+    async def in_time(request: web.Request) -> web.Response:
+        try:
+            return await renewal(request)
+        except TooEarlyError as error:
+            wait_s = math.ceil((error.renew_after - now()).total_seconds())
+            return refusal(request, error.code, retry_after_s=max(1, wait_s))
 
-        return handler
-
-    app.router.add_post("/v1/renew", answered(renewal))
+    app.router.add_post("/v1/renew", answered(in_time))
     app.router.add_post("/v1/renew/confirm", answered(confirmation))
+
+
+def answered(act: Act) -> Act:
+    """Let what a device asked with its certificate end in an answer or a row of `TABLE`.
+
+    For every route that knows the asker by `renew.hear`: what is malformed, refused, or not to be
+    had while database or authority are away.
+    """
+
+    async def handler(request: web.Request) -> web.Response:
+        path = request.path
+        try:
+            return await act(request)
+        except (msgspec.DecodeError, ContentError) as error:
+            log.info("device asked malformed", path=path, error=str(error))
+            return refusal(request, "malformed")
+        except VestibuleError as error:
+            log.warning("device refused", path=path, code=error.code, address=request.remote)
+            return refusal(request, error.code if error.code in TABLE else "unavailable")
+        except (*DATABASE_AWAY, AuthorityError) as error:
+            said = str(error) or type(error).__name__
+            log.warning("device not answered", path=path, error=said)
+            return refusal(request, "unavailable")
+
+    return handler
 
 
 @web.middleware
