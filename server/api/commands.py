@@ -11,7 +11,7 @@ from server.api.parameters import Listing, Nothing, read_cursor, write_cursor
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.commands import orders
-from server.commands.life import KINDS
+from server.commands.life import KINDS, State
 from server.commands.orders import Asked, Batch, Command
 
 WRITE = "commands:write"
@@ -90,7 +90,7 @@ class CommandListing(Listing, frozen=True, forbid_unknown_fields=True):
 
     device: Annotated[str | None, msgspec.Meta(description="Of this device alone.")] = None
     batch: Annotated[str | None, msgspec.Meta(description="Of this batch alone.")] = None
-    state: Annotated[str | None, msgspec.Meta(description="In this state alone.")] = None
+    state: Annotated[State | None, msgspec.Meta(description="In this state alone.")] = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
 
 
@@ -137,9 +137,9 @@ async def _list(call: Call, asked: CommandListing) -> Page[CommandRow]:
     found = await orders.listed(
         call.connection,
         await call.organisation(),
-        device=_text(asked.device),
-        batch=_text(asked.batch),
-        state=_text(asked.state),
+        device=asked.device,
+        batch=asked.batch,
+        state=asked.state,
         before=_LAST if asked.cursor is None else int(read_cursor(asked)[1]),
         limit=asked.limit + 1,
     )
@@ -149,10 +149,6 @@ async def _list(call: Call, asked: CommandListing) -> Page[CommandRow]:
         [row_of(each) for each in shown],
         write_cursor(asked, ("", shown[-1].id)) if more else None,
     )
-
-
-def _text(given: str | None) -> str | None:
-    return None if given is None else given.replace("\0", "")
 
 
 async def _one(call: Call, asked: Nothing) -> CommandRow:

@@ -180,7 +180,7 @@ async def _presences(call: Call, asked: PresenceListing) -> Page[PresenceRow]:
 
 
 async def _device(call: Call, asked: Nothing) -> DeviceDetail:
-    found = await reads.find(call.connection, _named(call), now=call.now)
+    found = await reads.find(call.connection, call.path["ref"], now=call.now)
     kept = found.presence.limits
     return DeviceDetail(
         found.device,
@@ -193,7 +193,7 @@ async def _device(call: Call, asked: Nothing) -> DeviceDetail:
 
 
 async def _events(call: Call, asked: DeviceEventListing) -> Page[DeviceEventRow]:
-    device = _named(call)
+    device = call.path["ref"]
     before = None if asked.cursor is None else int(read_cursor(asked)[1])
     found = await reads.timeline(call.connection, device, before=before, limit=asked.limit + 1)
     rows = [
@@ -209,7 +209,7 @@ async def _events(call: Call, asked: DeviceEventListing) -> Page[DeviceEventRow]
 
 
 async def _metrics(call: Call, asked: SeriesParameters) -> Page[DeviceMetricRow]:
-    device = _named(call)
+    device = call.path["ref"]
     since, until = _span(asked.since, asked.until)
     names = asked.name or await reads.metric_names(call.connection, device, since)
     found = await reads.series(
@@ -249,11 +249,6 @@ async def _edit_silence(act: Act, body: SilenceBody) -> SilenceRecord:
     wanted = Silence(body.heartbeat_s, body.data_s)
     made = await limits.edit(act.connection, act.organisation, act.ref, wanted, **act.by)
     return SilenceRecord(act.ref, made.heartbeat_s, made.data_s)
-
-
-def _named(call: Call) -> str:
-    """Return the device that the address names; one that no device has, if it cannot be one."""
-    return call.path["ref"].replace("\0", "?")
 
 
 def _row(found: DeviceState) -> PresenceRow:

@@ -107,6 +107,8 @@ class Command:
     has_file: bool
 
 
+_DEVICE = "select exists (select from devices where organisation_id = $1 and device = $2)"
+_BATCH = "select exists (select from command_batches where organisation_id = $1 and ref = $2)"
 _COMMAND = """
 select c.id, c.ref, b.ref as batch, d.device, b.kind, b.reason, b.asked_by, b.asked_at,
        b.expires_at, c.state, c.sent_at, c.started_at, c.ended_at, c.code, c.result, c.ended_by,
@@ -124,7 +126,7 @@ async def reached(
     """Return whom a command would reach. Raises FieldError."""
     if asked.devices and asked.site is not None:
         raise FieldError("site", "name either devices or a site")
-    names = {name.replace("\0", "") for name in asked.devices}
+    names = set(asked.devices)
     rows = await connection.fetch(
         "select d.id, d.device, d.admitted, s.id as site, s.ref, s.name from devices d "
         "left join assignments a on a.device_id = d.id and a.valid @> $2::timestamptz "
@@ -132,13 +134,13 @@ async def reached(
         "where d.organisation_id = $1 and ($3::text[] is null or d.device = any($3)) "
         "and ($4::text is null or s.ref = $4) order by d.device",
         *(organisation, now, sorted(names) or None),
-        None if asked.site is None else asked.site.replace("\0", ""),
+        asked.site,
     )
     if missing := names - {row["device"] for row in rows}:
         raise FieldError("devices", f"no device {min(missing)[:40]!r}")
     if asked.site is not None and not rows and not await connection.fetchval(
         "select exists (select from sites where organisation_id = $1 and ref = $2)",
-        *(organisation, asked.site.replace("\0", "")),
+        *(organisation, asked.site),
     ):  # fmt: skip
         raise FieldError("site", f"no site {asked.site[:40]!r}")
     admitted = [row for row in rows if row["admitted"]]
@@ -217,7 +219,7 @@ async def cancel(
     row = await connection.fetchrow(
         "select id, state, device_id from commands where organisation_id = $1 and ref = $2 "
         "for no key update",
-        *(organisation, ref.replace("\0", "")),
+        *(organisation, ref),
     )
     if row is None:
         raise NotFoundError(f"no command {ref[:40]!r}")
@@ -250,7 +252,7 @@ async def find(connection: asyncpg.Connection, organisation: int, ref: str) -> C
     """Return a command. Raises NotFoundError."""
     row = await connection.fetchrow(
         f"{_COMMAND} where c.organisation_id = $1 and c.ref = $2",
-        *(organisation, ref.replace("\0", "")),
+        *(organisation, ref),
     )
     if row is None:
         raise NotFoundError(f"no command {ref[:40]!r}")
@@ -263,11 +265,14 @@ async def listed(
     *,
     device: str | None = None,
     batch: str | None = None,
-    state: str | None = None,
+    state: State | None = None,
     before: int = (1 << 63) - 1,
     limit: int = 100,
 ) -> list[Command]:
-    """Return commands whose row is before `before`, the latest first."""
+    """Return commands whose row is before `before`, the latest first. Raises NotFoundError."""
+    for name, asked, known in (("device", device, _DEVICE), ("batch", batch, _BATCH)):
+        if asked is not None and not await connection.fetchval(known, organisation, asked):
+            raise NotFoundError(f"no {name} {asked[:40]!r}")
     rows = await connection.fetch(
         f"{_COMMAND} where c.organisation_id = $1 and c.id < $2 "
         "and ($3::text is null or d.device = $3) and ($4::text is null or b.ref = $4) "
@@ -282,7 +287,7 @@ async def batch(connection: asyncpg.Connection, organisation: int, ref: str) -> 
     row = await connection.fetchrow(
         "select id, ref, kind, reason, asked_by, asked_at, expires_at from command_batches "
         "where organisation_id = $1 and ref = $2",
-        *(organisation, ref.replace("\0", "")),
+        *(organisation, ref),
     )
     if row is None:
         raise NotFoundError(f"no batch {ref[:40]!r}")
@@ -300,7 +305,7 @@ async def file_of(connection: asyncpg.Connection, organisation: int, ref: str) -
         "select d.device, b.kind, f.content from command_files f "
         "join commands c on c.id = f.command_id join command_batches b on b.id = c.batch_id "
         "join devices d on d.id = c.device_id where c.organisation_id = $1 and c.ref = $2",
-        *(organisation, ref.replace("\0", "")),
+        *(organisation, ref),
     )
     if row is None:
         raise NotFoundError(f"no file of {ref[:40]!r}")

@@ -128,7 +128,6 @@ _LAYER_LOCKED = f"{_LAYER} for update"
 
 async def place(connection: asyncpg.Connection, organisation: int, scope: str, of: str) -> Place:
     """Return whose layer an address names. Raises NotFoundError."""
-    of = of.replace("\0", "")
     if scope == Scope.ORGANISATION:
         return Place(Scope.ORGANISATION, "")
     if scope == Scope.MODEL:
@@ -342,9 +341,7 @@ async def configuration(
     connection: asyncpg.Connection, organisation: int, device: str, *, now: datetime
 ) -> Configuration:
     """Return a device's settings with where they come from. Raises NotFoundError."""
-    row = await connection.fetchrow(
-        f"{_DEVICES} and d.device = $3", organisation, now, device.replace("\0", "")
-    )
+    row = await connection.fetchrow(f"{_DEVICES} and d.device = $3", organisation, now, device)
     if row is None:
         raise NotFoundError(f"no device {device[:40]!r}")
     found = Device(*row)

@@ -252,7 +252,7 @@ async def _place(
         if ref is not None:
             row = None if "\0" in ref else await connection.fetchval(sql, organisation, ref)
             if row is None:
-                raise UnknownPlaceError(kind, ref.replace("\0", ""))
+                raise UnknownPlaceError(kind, ref)
         found.append(row)
     region, site, device = found
     return region, site, device
