@@ -18,20 +18,18 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import asyncpg
 
-from ops.deployment import acting, deployment, home
+from ops.deployment import carry_out, deployment, home
 from ops.people import organisation_of
 from ops.services.stack import Stack
 from server.audit.log import record
 from server.config import SettingsError
 from server.errors import NotFoundError
 
-Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
 CONNECTIONS = 3
 STATEMENT_TIMEOUT = "120s"
 _KEEPER = "vestibule_maint"
@@ -58,10 +56,7 @@ def main(argv: list[str]) -> int:
 
 async def run(argv: list[str]) -> None:
     """Run the subcommand in one transaction."""
-    options = _parser().parse_args(argv)
-    action: Action = options.action
-    async with acting(_admin_dsn()) as connection:
-        await action(connection, options)
+    await carry_out(_parser().parse_args(argv), dsn=_admin_dsn())
 
 
 def _admin_dsn() -> str:

@@ -6,31 +6,23 @@ contacts that are added with --platform, and to nobody else. Mail needs VESTIBUL
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import asyncpg
 
-from ops.deployment import acting, deployment
+from ops.deployment import carry_out
 from ops.people import organisation_of
 from server.health import contacts
 from server.health.contacts import Contact
 from server.health.judgement import Severity
 
-Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def main(argv: list[str]) -> int:
     """Run the subcommand in one transaction."""
-    asyncio.run(_run(_parser().parse_args(argv)))
+    asyncio.run(carry_out(_parser().parse_args(argv)))
     return 0
-
-
-async def _run(options: argparse.Namespace) -> None:
-    action: Action = options.action
-    async with acting(deployment().owner_dsn.reveal()) as connection:
-        await action(connection, options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,10 +4,11 @@ Configured: VESTIBULE_DSN_OWNER, VESTIBULE_DSN_INGEST, ... and VESTIBULE_PKI in 
 Embedded: the services below `.vestibule` (or VESTIBULE_HOME), brought up when needed.
 """
 
+import argparse
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from ops.services.stack import Stack, free_ports
 from server.config import Secret, Settings
 from server.db.migrate import check_schema
 
+Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
+"""What a subcommand does, as its parser has set it: `set_defaults(action=...)`."""
 HOME = "VESTIBULE_HOME"
 
 
@@ -97,6 +100,13 @@ async def acting(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """Do what a command does in one transaction: all of it, or nothing. Raises SchemaMismatch."""
     async with database(dsn) as connection, connection.transaction():
         yield connection
+
+
+async def carry_out(options: argparse.Namespace, *, dsn: str | None = None) -> None:
+    """Do a subcommand's `action` in one transaction; the owner's, or by another `dsn`."""
+    action: Action = options.action
+    async with acting(dsn or deployment().owner_dsn.reveal()) as connection:
+        await action(connection, options)
 
 
 def environment(settings: Settings) -> dict[str, str]:

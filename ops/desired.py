@@ -9,12 +9,11 @@ import argparse
 import asyncio
 import getpass
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import asyncpg
 
-from ops.deployment import acting, deployment
+from ops.deployment import carry_out
 from ops.keys import span
 from ops.people import organisation_of
 from protocol.settings import TABLE
@@ -25,7 +24,6 @@ from server.desired import settings
 from server.desired.layers import Scope, Source
 from server.errors import NotFoundError, RefusedError
 
-Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
 _SCOPES = [scope.value for scope in Scope if scope is not Scope.DEFAULT]
 
 
@@ -33,14 +31,8 @@ def main(argv: list[str]) -> int:
     """Run the subcommand in one transaction; `argv` begins with `config` or `command`."""
     name, *rest = argv
     parser = _config() if name == "config" else _command()
-    asyncio.run(_run(parser.parse_args(rest)))
+    asyncio.run(carry_out(parser.parse_args(rest)))
     return 0
-
-
-async def _run(options: argparse.Namespace) -> None:
-    action: Action = options.action
-    async with acting(deployment().owner_dsn.reveal()) as connection:
-        await action(connection, options)
 
 
 def _config() -> argparse.ArgumentParser:

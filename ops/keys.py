@@ -8,30 +8,22 @@ import argparse
 import asyncio
 import re
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from ops.deployment import acting, deployment
+from ops.deployment import carry_out
 from ops.people import organisation_of
 from server.api.keys import SCOPES, create_api_key, revoke_api_key, rotate_api_key
 from server.errors import NotFoundError
 
-Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def main(argv: list[str]) -> int:
     """Run the subcommand in one transaction."""
-    asyncio.run(_run(_parser().parse_args(argv)))
+    asyncio.run(carry_out(_parser().parse_args(argv)))
     return 0
-
-
-async def _run(options: argparse.Namespace) -> None:
-    action: Action = options.action
-    async with acting(deployment().owner_dsn.reveal()) as connection:
-        await action(connection, options)
 
 
 def _parser() -> argparse.ArgumentParser:

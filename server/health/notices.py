@@ -18,6 +18,7 @@ from server.health import contacts
 from server.health.contacts import Known, hears_at
 from server.health.incidents import Tell
 from server.health.judgement import Condition, Severity
+from server.health.rows import ROOT
 
 _MOST_LISTED = 10
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
@@ -138,15 +139,13 @@ _OPENING = {
 def subject_of(told: Told, facts: Facts) -> str:
     """Return a message's subject: what is wrong comes first."""
     what = facts.condition.value.replace("_", " ")
-    where = f" at {facts.site}" if facts.site and facts.site != facts.root else ""
-    return f"{_OPENING[told.tell]}[{told.severity}] {what}: {facts.root}{where}"
+    return f"{_OPENING[told.tell]}[{told.severity}] {what}: {_where(facts)}"
 
 
 def body_of(told: Told, facts: Facts) -> str:
     """Return a message's text."""
     meaning = facts.condition.meaning
-    where = f" at {facts.site}" if facts.site and facts.site != facts.root else ""
-    lines = [meaning.title, "", f"What: {facts.root}{where}"]
+    lines = [meaning.title, "", f"What: {_where(facts)}"]
     lines.append(f"Since: {_instant(facts.since)}")
     if facts.ended_at is not None:
         lines.append(f"Over: {_instant(facts.ended_at)}")
@@ -165,6 +164,11 @@ def body_of(told: Told, facts: Facts) -> str:
         if facts.devices > len(facts.names):
             lines.append(f"- and {facts.devices - len(facts.names)} more")
     return "\n".join([*lines, "", f"{told.ref}, message {told.step}", ""])
+
+
+def _where(facts: Facts) -> str:
+    """Return what is wrong, with its site where that is something else."""
+    return f"{facts.root} at {facts.site}" if facts.site not in ("", facts.root) else facts.root
 
 
 def _instant(at: datetime) -> str:
@@ -187,12 +191,9 @@ def message_of(
     return found
 
 
-_FACTS = """
+_FACTS = f"""
     select i.condition, s.name as site, i.since, i.stake, i.owner,
-        case i.subject when 'platform' then 'the platform'
-            when 'site' then s.name
-            when 'device' then coalesce(nullif(p.name, ''), d.device)
-            else coalesce(p.name, '') end as root,
+        {ROOT} as root,
         not exists (select from episodes e where e.incident_id = i.id and e.resolved_at is null)
             as over,
         (select greatest(count(distinct (e.device_id, e.spot_id))
@@ -203,7 +204,7 @@ _FACTS = """
     from incidents i left join sites s on s.id = i.site_id
     left join devices d on d.id = i.device_id left join spots p on p.id = i.spot_id
     where i.id = $1
-"""
+"""  # noqa: S608 - a text of ours
 _NAMES = """
     select distinct coalesce(d.device, '') || coalesce(' (' || p.name || ')', '') as name
     from episodes e left join devices d on d.id = e.device_id

@@ -19,6 +19,7 @@ from server.clock import Clock, at
 from server.db.engine import transaction
 from server.db.turns import repeat
 from server.health.judgement import Condition, Severity
+from server.health.rows import ROOT
 from server.insight.estimate import cells_of
 from server.insight.profile import NO_LEVEL, Counter, expectations, levels
 from server.rollup.answer import ALL_ROWS, By, CountQuery
@@ -289,11 +290,9 @@ def line_of(incident: Incident, *, now: datetime) -> str:
     return f"- {', '.join(parts)}. {incident.remedy}"
 
 
-_INCIDENTS = """
+_INCIDENTS = f"""
     select i.id, i.ref, i.state, i.subject, i.condition, i.severity,
-        case i.subject when 'platform' then 'the platform' when 'site' then s.name
-            when 'device' then coalesce(nullif(p.name, ''), d.device)
-            else coalesce(p.name, '') end as root,
+        {ROOT} as root,
         s.ref as site, s.name as site_name, s.region_id, i.site_id, d.device, p.ref as spot,
         i.since, i.opened_at, i.ended_at, m.ref as merged_into, i.told_at, i.steps, i.decided,
         i.owner, i.due_at,
@@ -309,7 +308,7 @@ _INCIDENTS = """
             count(distinct device_id) as devices, bool_or(held) as held
         from episodes where incident_id = i.id and resolved_at is null) e on true
     where i.organisation_id is not distinct from $1 and ($2::text is null or i.ref = $2)
-"""
+"""  # noqa: S608 - a text of ours
 _UNKNOWN = """
     select distinct p.site_id, p.organisation_id, s.time_zone, u.day from incidents i
     join sites s on s.id = i.site_id join spots p on p.site_id = s.id and p.kind = 'counter'

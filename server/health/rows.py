@@ -1,4 +1,4 @@
-"""A row of `presences` as the value that the rules know."""
+"""What several modules read of rows alike: presence as a value, and what an incident is called."""
 
 from datetime import timedelta
 
@@ -11,6 +11,10 @@ COLUMNS = """
     p.heartbeat_at, p.data_at, p.due_at, p.noted_at, p.heartbeat_s, p.data_s
 """
 """Of `presences p`: what `presence_of` reads."""
+
+ROOT = """case i.subject when 'platform' then 'the platform' when 'site' then s.name
+    when 'device' then coalesce(nullif(p.name, ''), d.device) else coalesce(p.name, '') end"""
+"""Of `incidents i`, its `sites s`, `devices d` and `spots p`: what is wrong, by its name."""
 
 
 def presence_of(row: asyncpg.Record) -> Presence:
