@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Page, expect
 
+from server.portal.trends import DRAWN
 from tests.browser.axe import violations
 from tests.browser.conftest import Demo
 from tests.browser.test_tech import picture
@@ -73,7 +74,11 @@ def weeks(tour: Page) -> None:
     page.get_by_text("The numbers").click()
     rows = page.locator("#weeks-table tbody tr")
     expect(rows).to_have_count(26)
-    assert int(re.sub(r"\D", "", rows.first.locator("td").first.inner_text())) > 0
+    visits, covered = rows.first.locator("td").first, rows.first.locator("td").last
+    share = re.search(r"\d+", covered.inner_text())  # by the weekday, of three days' history
+    assert share is not None, covered.inner_text()
+    drawn = int(share[0]) >= 100 * DRAWN
+    assert bool(re.search(r"\d", visits.inner_text())) == drawn, covered.inner_text()
     expect(rows.last).to_have_attribute("data-cell", "gap")
     assert not re.search(r"\d", rows.last.locator("td").first.inner_text())
     expect(page.locator("#chain")).to_contain_text("Sites are compared once five of them have")
