@@ -36,6 +36,7 @@ from server.api import (
     register,
     sources,
     surveys,
+    telling,
 )
 from server.api.keys import ALLOWANCE, Identify, RateLimit, SignIn, nobody
 from server.api.openapi import Described, describe, page
@@ -254,7 +255,7 @@ _PARTS = (
     *(metrics, estimates, sources, opinions, questionnaires, surveys, offers, experiments),
     *(desired, commands),
     *(accuracy, calendars, feeds, presence),
-    *(fleet, incidents),
+    *(fleet, incidents, telling),
 )
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (
