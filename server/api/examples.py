@@ -128,7 +128,7 @@ EXAMPLES: dict[str, Example] = {
     "GET /devices/{ref}/events": Example(_ref("device")),
     "GET /devices/{ref}/metrics": Example(_ref("device"), {**_MARCH, "name": "uptime.s"}),
     "GET /stability": Example(query=_MARCH),
-    "PUT /devices/{ref}/silence": Example(
+    "PUT /devices/{ref}/limits": Example(
         _ref("device"), body={"heartbeat_s": 2700, "data_s": 7200}
     ),
     "GET /counts": Example(query={**_AT, "bucket": "hour", "scope": "open"}),

@@ -20,8 +20,8 @@ from server.api.problems import ParameterError
 from server.api.reads import Call, Route
 from server.api.types import Page
 from server.health import limits, reads
-from server.health.limits import LEAST_S, MOST_S, Silence
-from server.health.presence import State
+from server.health.limits import LEAST_S, MOST_S, SECOND
+from server.health.presence import Limits, State
 from server.health.reads import DeviceState
 from server.health.stability import Stability, measured
 from server.rollup.buckets import instant
@@ -151,14 +151,14 @@ class StabilityRow(msgspec.Struct, frozen=True):
     crash_free: float | None
 
 
-class SilenceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LimitsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For how long a device's signals may be missing."""
 
     heartbeat_s: Annotated[int, msgspec.Meta(ge=LEAST_S, le=MOST_S)]
     data_s: Annotated[int, msgspec.Meta(ge=LEAST_S, le=MOST_S)]
 
 
-class SilenceRecord(msgspec.Struct, frozen=True):
+class LimitsRecord(msgspec.Struct, frozen=True):
     """A device's limits."""
 
     device: str
@@ -245,10 +245,10 @@ def _stable(found: Stability) -> StabilityRow:
     )
 
 
-async def _edit_silence(act: Act, body: SilenceBody) -> SilenceRecord:
-    wanted = Silence(body.heartbeat_s, body.data_s)
+async def _edit_limits(act: Act, body: LimitsBody) -> LimitsRecord:
+    wanted = Limits(body.heartbeat_s * SECOND, body.data_s * SECOND)
     made = await limits.edit(act.connection, act.organisation, act.ref, wanted, **act.by)
-    return SilenceRecord(act.ref, made.heartbeat_s, made.data_s)
+    return LimitsRecord(act.ref, made.heartbeat // SECOND, made.data // SECOND)
 
 
 def _row(found: DeviceState) -> PresenceRow:
@@ -325,10 +325,10 @@ ROUTES = (
 ACTS = (
     ActRoute(
         "PUT",
-        "/devices/{ref}/silence",
+        "/devices/{ref}/limits",
         "How long a device's signals may be missing",
-        SilenceRecord,
-        _edit_silence,
-        SilenceBody,
+        LimitsRecord,
+        _edit_limits,
+        LimitsBody,
     ),
 )

@@ -1,36 +1,30 @@
 """How long a device's heartbeats and data may be missing: set by people, audited."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import asyncpg
 
 from server.audit.log import record
 from server.errors import NotFoundError
 from server.fleet.checks import FieldError
+from server.health.presence import Limits
 
 LEAST_S, MOST_S = 60, 604_800
-
-
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """For how many seconds a signal may be missing; data's are of opening time."""
-
-    heartbeat_s: int
-    data_s: int
+SECOND = timedelta(seconds=1)
 
 
 async def edit(
     connection: asyncpg.Connection,
     organisation: int,
     device: str,
-    wanted: Silence,
+    wanted: Limits,
     *,
     actor: str,
     now: datetime,
-) -> Silence:
-    """Set a device's limits; it is looked at anew. Raises FieldError, NotFoundError."""
-    for name, value in (("heartbeat_s", wanted.heartbeat_s), ("data_s", wanted.data_s)):
+) -> Limits:
+    """Set a device's limits, whole seconds; it is looked at anew. FieldError, NotFoundError."""
+    heartbeat_s, data_s = (span // SECOND for span in (wanted.heartbeat, wanted.data))
+    for name, value in (("heartbeat_s", heartbeat_s), ("data_s", data_s)):
         if not LEAST_S <= value <= MOST_S:
             raise FieldError(name, f"expected {LEAST_S} to {MOST_S} seconds, got {value}")
     row = await connection.fetchrow(
@@ -41,22 +35,21 @@ async def edit(
     )
     if row is None:
         raise NotFoundError(f"no device {device!r}")
-    before = Silence(row["heartbeat_s"], row["data_s"])
-    if before == wanted:
-        return before
+    if (row["heartbeat_s"], row["data_s"]) == (heartbeat_s, data_s):
+        return wanted
     await connection.execute(
         "update presences set heartbeat_s = $2, data_s = $3, noted_at = $4, "
         "due_at = least(coalesce(due_at, $4), $4) where device_id = $1",
-        *(row["device_id"], wanted.heartbeat_s, wanted.data_s, now),
+        *(row["device_id"], heartbeat_s, data_s, now),
     )
     await record(
         connection,
         actor=actor,
-        act="silence changed",
+        act="limits changed",
         subject=device,
         detail={
-            "heartbeat_s": [before.heartbeat_s, wanted.heartbeat_s],
-            "data_s": [before.data_s, wanted.data_s],
+            "heartbeat_s": [row["heartbeat_s"], heartbeat_s],
+            "data_s": [row["data_s"], data_s],
         },
         organisation=organisation,
         now=now,

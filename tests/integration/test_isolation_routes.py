@@ -265,7 +265,7 @@ JSON: dict[tuple[str, str], Asked] = {
     ("PUT", "/v1/feedback-alerts/{ref:alert}/assignee"): Asked({"assignee": ""}),
     ("PUT", "/v1/feedback-alerts/{ref:alert}/outcome"): Asked({"outcome": ""}),
     ("PUT", "/v1/alarm-settings"): Asked(),
-    ("PUT", "/v1/devices/{ref:device}/silence"): Asked(
+    ("PUT", "/v1/devices/{ref:device}/limits"): Asked(
         {"heartbeat_s": "json:600", "data_s": "json:600"}
     ),
     ("POST", "/v1/touchpoints"): Asked({"name": ""}),
