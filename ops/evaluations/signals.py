@@ -186,7 +186,7 @@ def device(rng: random.Random, *, days: int) -> Device:
         free.append(Value(now, 4e9 + rng.gauss(0, 2e8)))
         warm = 52 + 9 * sin(2 * pi * (now % DAY_S) / DAY_S) + rng.gauss(0, 3)
         celsius.append(Value(now, warm))
-        arrivals.append(Arrival(now + rng.gauss(0, 4), now + rng.uniform(0, 6), int(waiting)))
+        arrivals.append(Arrival(now + rng.gauss(0, 4), now + rng.uniform(0, 6)))
     year = 365 * DAY_S
     certificates = [
         Certificate(START_S - 100 * DAY_S + n * year * 0.6, START_S - 100 * DAY_S + n * year * 0.6
@@ -225,7 +225,9 @@ def conditions_of(known: Device) -> dict[Condition, Judge]:
             [each for each in known.findings if each.at_s <= case.now_s],
             heard_s=known.heard_s(case.now_s),
         ),
-        Condition.CLOCK_DRIFT: lambda case: clock_drift.judge(case, frame(case), wild=0, undated=0),
+        Condition.CLOCK_DRIFT: lambda case: clock_drift.judge(
+            case, frame(case), (), wild=0, undated=0
+        ),
         Condition.BACKLOG: lambda case: backlog.judge(case, values(known.outbox, case)),
         Condition.STORAGE: lambda case: storage.judge(case, values(known.free, case)),
         Condition.TEMPERATURE: lambda case: temperature.judge(case, values(known.celsius, case)),

@@ -329,9 +329,13 @@ def _judged(
         flapping.judge(case(flapping.CONDITION), told.losses_s, heard_s=heard),
         duplicate_identity.judge(case(duplicate_identity.CONDITION), told.findings, heard_s=heard),
         clock_drift.judge(
-            case(clock_drift.CONDITION), told.arrivals, wild=told.wild, undated=told.undated
+            case(clock_drift.CONDITION),
+            told.arrivals,
+            told.skews_ms,
+            wild=told.wild,
+            undated=told.undated,
         ),
-        backlog.judge(case(backlog.CONDITION), gauges.get("outbox.frames", ())),
+        backlog.judge(case(backlog.CONDITION), told.waiting),
         storage.judge(
             case(storage.CONDITION),
             gauges.get("disk.free", ()),

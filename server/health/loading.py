@@ -199,19 +199,30 @@ class Device:
     undated: int
     certificate: Certificate | None
     presses: Sequence[Press] = ()
+    connected_s: float | None = None
+    skews_ms: Sequence[float] = ()
 
     @property
     def arrivals(self) -> list[Arrival]:
         """The last frame of its running boot."""
         if self.heard_s is None or self.stored_s is None:
             return []
-        waiting = self.gauges.get("outbox.frames", ())
-        held = int(waiting[-1].value) - USUALLY_HELD if waiting else 0
-        return [Arrival(self.stored_s, self.heard_s, max(0, held))]
+        return [Arrival(self.stored_s, self.heard_s)]
+
+    @property
+    def waiting(self) -> list[Value]:
+        """How many frames its outbox held while it was connected, as it is now.
+
+        What it held before may be history, or an outage, and says nothing of how fast it sends.
+        """
+        if self.connected_s is None:
+            return []
+        values = self.gauges.get("outbox.frames", ())
+        return [each for each in values if each.at_s >= self.connected_s]
 
 
-USUALLY_HELD = 2
-"""Frames that a device which is heard at once still holds when it says how many."""
+SKEWS = 3
+"""The last measurements of its clock that a device is judged by."""
 GAUGE_NAMES = ("outbox.frames", "outbox.trouble", "disk.free", "cpu.celsius")
 
 
@@ -223,6 +234,10 @@ async def device(
     gauges: dict[str, list[Value]] = {}
     for name, at_s, value in await connection.fetch(_GAUGES, row, now - GAUGES, list(GAUGE_NAMES)):
         gauges.setdefault(name, []).append(Value(at_s, value))
+    skews = []
+    if told["stored"] is not None:
+        said = _at(told["stored"])  # in its own time, as its gauges are
+        skews = await connection.fetch(_SKEWS, row, said - GAUGES, said + GAUGES, SKEWS)
     found = await connection.fetch(_FINDINGS, row, now - timedelta(days=3))
     pressed = []
     if kiosk_spot is not None:
@@ -240,6 +255,8 @@ async def device(
         told["undated"],
         Certificate(begins, ends) if begins is not None and ends is not None else None,
         pressed,
+        told["connected"],
+        [each for (each,) in skews],
     )
 
 
@@ -271,7 +288,9 @@ _DEVICE = """
          where device_id = $1 and kind = 'lost' and at > $3) as losses,
         coalesce(u.wild, 0)::int as wild, coalesce(u.undated, 0)::int as undated,
         extract(epoch from c.recorded_at)::float8 as begins,
-        extract(epoch from c.not_after)::float8 as ends
+        extract(epoch from c.not_after)::float8 as ends,
+        (select extract(epoch from session_at)::float8 from presences
+         where device_id = $1 and session = 'open') as connected
     from (select 1) one
     left join lateral (
         select extract(epoch from last_stored)::float8 as heard,
@@ -298,6 +317,13 @@ _GAUGES = """
           and m.value between -1e15 and 1e15
         order by n.name, date_trunc('minute', m.time), m.time desc) last
     order by at_s
+"""
+_SKEWS = """
+    select m.value
+    from device_metrics m join metric_names n on n.id = m.metric
+    where m.device = $1 and m.time > $2 and m.time < $3 and n.name = 'clock.skew_ms'
+      and m.value between -1e15 and 1e15
+    order by m.time desc limit $4
 """
 _FINDINGS = """
     select extract(epoch from at)::float8, finding from findings

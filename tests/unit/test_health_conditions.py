@@ -36,7 +36,7 @@ from server.health.conditions.stuck_counter import Reading, kolmogorov
 from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
 from server.health.memory import MASKING
 from server.health.series import QUARTER_S, Quarter, Series, deviation, turns
-from server.health.verdict import Before, Case
+from server.health.verdict import NEVER, Before, Case
 
 SPOT = Subject(SubjectKind.SPOT, 7)
 NOW = 1_780_000_000 // QUARTER_S * QUARTER_S
@@ -295,16 +295,38 @@ def test_deviations_have_unit_variance_under_the_stated_scatter() -> None:
     assert 0.85 < variance < 1.15
 
 
-def test_a_clock_ahead_shows_in_one_frame_and_one_behind_only_without_delay() -> None:
-    arrival = clock_drift.Arrival
-    ahead = clock_drift.judge(case(), [arrival(NOW + 300, NOW)], wild=0, undated=0)
-    assert ahead.standing is Standing.FIRING
-    late = [arrival(NOW - 5000, NOW, waiting=12)]
-    assert clock_drift.judge(case(), late, wild=0, undated=0).standing is Standing.UNKNOWN
-    behind = [*late, arrival(NOW - 400, NOW)]
-    assert clock_drift.judge(case(), behind, wild=0, undated=0).standing is Standing.FIRING
-    assert clock_drift.judge(case(), [], wild=1, undated=0).standing is Standing.FIRING
-    assert clock_drift.judge(case(FIRED), [], wild=0, undated=0).standing is Standing.UNKNOWN
+def clock(sent_s: float, *measured_s: float, before: Before = NEVER) -> Judgement:
+    """Judge a clock by a frame that was sent at a time and came now, and by what it measured."""
+    frames = [clock_drift.Arrival(sent_s, NOW)]
+    measured = [each * 1000 for each in measured_s]
+    return clock_drift.judge(case(before), frames, measured, wild=0, undated=0)
+
+
+def test_a_clock_ahead_shows_in_one_frame_and_one_behind_only_in_what_it_measured() -> None:
+    assert clock(NOW + 300).standing is Standing.FIRING
+    assert clock(NOW - 400).standing is Standing.UNKNOWN
+    behind = clock(NOW - 400, -395, -396, -397)
+    assert behind.standing is Standing.FIRING
+    assert behind.evidence["skew_s"] == -395
+    assert clock(NOW - 3, -395, before=FIRED).standing is Standing.CLEAR
+    assert clock(NOW - 3).standing is Standing.CLEAR
+    held = clock_drift.judge(case(), [], [], wild=1, undated=0)
+    assert held.standing is Standing.FIRING
+
+
+@given(delay_s=st.floats(0, 1e7), skew_s=st.floats(-50, 50))
+def test_no_delay_however_long_makes_a_right_clock_wrong(delay_s: float, skew_s: float) -> None:
+    sent = NOW + skew_s - delay_s
+    assert clock(sent).standing is not Standing.FIRING
+    assert clock(sent, skew_s, skew_s).standing is Standing.CLEAR
+    assert clock(sent, skew_s + 600, skew_s).standing is Standing.CLEAR  # a receipt came late
+
+
+@given(delay_s=st.floats(0, 1e7), skew_s=st.floats(-1e7, 1e7).filter(lambda s: abs(s) > 121))
+def test_a_wrong_clock_is_found_whatever_the_delay(delay_s: float, skew_s: float) -> None:
+    found = clock(NOW + skew_s - delay_s, skew_s)
+    assert found.standing is Standing.FIRING
+    assert found.evidence["skew_s"] == pytest.approx(skew_s, abs=0.1)
 
 
 def test_four_boots_in_an_hour_are_a_loop_and_three_are_not() -> None:
@@ -382,7 +404,7 @@ SILENT: list[Judgement] = [
     closed_counting.judge(case(FIRED), NOTHING),
     level_shift.judge(case(FIRED), [], {}),
     blocked_view.judge(case(FIRED), NOTHING, []),
-    clock_drift.judge(case(FIRED), [], wild=0, undated=0),
+    clock_drift.judge(case(FIRED), [], [], wild=0, undated=0),
     reboot_loop.judge(case(FIRED), [], heard_s=None),
     flapping.judge(case(FIRED), [], heard_s=None),
     duplicate_identity.judge(case(FIRED), [], heard_s=None),

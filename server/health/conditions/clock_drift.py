@@ -1,9 +1,11 @@
 """A device whose clock is wrong. Pure.
 
-What a device sends cannot have happened after it arrived: of the differences between its time and
-the server's at arrival, the one with the least delay bounds its skew (the lower envelope: M. Allman
-et al., V. Paxson, SIGCOMM 1998). A clock ahead shows in one frame, since no delay explains it. A
-clock that is behind looks like delay: it shows only in frames of a device that holds nothing back.
+What a device sends cannot have happened after it arrived: its skew is at least its time less the
+server's at arrival (the lower envelope: V. Paxson, SIGCOMM 1998). So a clock ahead shows in one
+frame, since no delay explains it. A clock that is behind looks like delay, and a frame that is late
+says nothing of it: history from an outbox, an outage, what is sent again. It shows only in what the
+device itself measured against the server's receipts (`clock.skew_ms`), of whose last values the one
+nearest to right counts: a receipt may be late, too.
 
 It fires beyond `FIRES_S`, and at once where frames came from a time that cannot be (a clock reset
 to 1970 or 2000) or from no known time. It clears below `CLEARS_S`. The device's own word that its
@@ -22,29 +24,41 @@ CONDITION = Condition.CLOCK_DRIFT
 
 
 class Arrival(NamedTuple):
-    """A frame's end by the device's clock, and when it came; `waiting`: how many came after it."""
+    """A frame's end by the device's clock, and when it came."""
 
     device_s: float
     arrived_s: float
-    waiting: int = 0
 
 
-def judge(case: Case, arrivals: Sequence[Arrival], *, wild: int, undated: int) -> Judgement:
-    """Judge a device by its last frames; `wild`, `undated`: frames held for their time."""
+def judge(
+    case: Case,
+    arrivals: Sequence[Arrival],
+    measured_ms: Sequence[float],
+    *,
+    wild: int,
+    undated: int,
+) -> Judgement:
+    """Judge a device by its last frames.
+
+    `measured_ms`: how far ahead of the server it found itself, lately; `wild`, `undated`: frames
+    held for their time.
+    """
     if wild or undated:
         evidence: dict[str, float | str] = {"wild_frames": wild, "undated_frames": undated}
         since = min((each.arrived_s for each in arrivals), default=case.now_s)
         return firing(case, CONDITION, evidence, since_s=min(since, case.now_s))
     if not arrivals:
         return unknown(case, CONDITION, "no frames have come lately")
-    ahead = max(each.device_s - each.arrived_s for each in arrivals)
-    at_once = [each.arrived_s - each.device_s for each in arrivals if not each.waiting]
-    behind = min(at_once, default=0.0)
-    skew = ahead if ahead > 0 else -max(behind, 0.0)
+    skew = max(each.device_s - each.arrived_s for each in arrivals)
+    if measured_ms:
+        skew = max(skew, min(measured_ms, key=abs) / 1000)
+    elif skew <= -CLEARS_S:
+        why = "frames that come late say nothing of a clock"
+        return unknown(case, CONDITION, why, {"late_s": round(-skew, 1)})
     evidence = {"skew_s": round(skew, 1), "limit_s": FIRES_S, "frames": len(arrivals)}
     if abs(skew) > FIRES_S:
         since = min(each.arrived_s for each in arrivals)
         return firing(case, CONDITION, evidence, since_s=since)
-    if abs(skew) < CLEARS_S and (at_once or ahead > 0):
+    if abs(skew) < CLEARS_S:
         return clear(case, CONDITION, evidence, since_s=arrivals[0].arrived_s)
     return held(case, CONDITION, evidence)
