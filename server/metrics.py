@@ -47,6 +47,9 @@ PRESENCE_CHANGES = Counter(
 WATERMARK_LAG = Gauge(
     "vestibule_health_watermark_lag_seconds", "How long ago all that was said had been stored"
 )
+TURNS_BROKEN = Counter(
+    "vestibule_turns_broken", "Turns of workers that a fault of our own ended; they are tried again"
+)
 CHECKS_BROKEN = Counter(
     "vestibule_health_checks_broken", "Checks of a site or device that were put off as they broke"
 )

@@ -10,6 +10,7 @@ from typing import Never
 
 import structlog
 
+from server import metrics
 from server.db.engine import DATABASE_AWAY
 from server.tasks import heed_cancellation
 
@@ -25,7 +26,8 @@ async def repeat(
     """Take turns until cancelled; a database that is away is tried again after the rest.
 
     `rest_s`: how long a rest is, or how long after a turn that took so many seconds. `away`: what
-    the log says was not done. Whatever else a turn raises ends the loop.
+    the log says was not done. Whatever else a turn raises is a fault of ours: it is counted, logged
+    whole and tried again, too. Raised, it would end the server, and ingest with it.
     """
     now_s = asyncio.get_running_loop().time
     while True:
@@ -34,5 +36,8 @@ async def repeat(
             await turn()
         except DATABASE_AWAY as error:
             log.warning(away, error=str(error) or type(error).__name__)
+        except Exception:
+            metrics.TURNS_BROKEN.inc()
+            log.exception(away)
         heed_cancellation()  # before the rest, which may be an hour
         await asyncio.sleep(rest_s(now_s() - started_s) if callable(rest_s) else rest_s)

@@ -6,7 +6,6 @@ from datetime import date, timedelta
 
 import pytest
 
-from server.clock import ManualClock
 from server.rollup.refresh import rebuild, refresh, run
 from tests.integration.api_world import World, utc
 
@@ -111,8 +110,7 @@ async def test_a_writer_that_commits_while_a_pass_runs_is_worked_in_by_the_next(
 
 async def test_two_derivers_and_a_writer_end_in_the_truth(world: World) -> None:
     spot = await spot_with_history(world)
-    clock = ManualClock(0)
-    tasks = [asyncio.create_task(run(world.maint, clock)) for _ in range(2)]
+    tasks = [asyncio.create_task(run(world.maint)) for _ in range(2)]
     for number in range(40):
         await world.quarter(spot, utc("2026-03-26T09:00") + timedelta(minutes=15 * number), number)
         await refresh(world.maint)

@@ -6,10 +6,11 @@ import contextlib
 import pytest
 from structlog.testing import capture_logs
 
+from server import metrics
 from server.db.turns import repeat
 
 
-class Over(Exception):
+class Over(BaseException):
     """What ends a test's loop."""
 
 
@@ -28,6 +29,22 @@ async def test_a_database_that_is_away_is_tried_again_and_said_so() -> None:
     assert [(each["event"], each["error"]) for each in said] == [
         ("nothing done", "TimeoutError")
     ] * 2
+
+
+async def test_a_fault_of_our_own_is_counted_logged_whole_and_ends_no_other_worker() -> None:
+    turns: list[None] = []
+    before = metrics.TURNS_BROKEN._value.get()
+
+    async def turn() -> None:
+        turns.append(None)
+        if len(turns) < 3:
+            raise KeyError("of a row that nobody thought of")
+        raise Over
+
+    with capture_logs() as said, pytest.raises(Over):
+        await repeat(turn, rest_s=0, away="nothing done")
+    assert [(each["log_level"], each["exc_info"]) for each in said] == [("error", True)] * 2
+    assert metrics.TURNS_BROKEN._value.get() == before + 2
 
 
 async def test_the_rest_is_asked_for_after_each_turn_even_one_that_failed() -> None:
