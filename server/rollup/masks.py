@@ -7,7 +7,8 @@ is masked does not count as observed, in coverage and in all that learns from co
 they were counted. Whatever changes `masked` raises the quarter's revision and notes it as dirty.
 
 Quarters that come, or change, under a mask are masked by the deriver as it works them in: ingest
-knows nothing of masks.
+knows nothing of masks. The deriver sees no mask before its commit; so whoever changes one holds the
+deriver up from before the quarters are read until then, and none slips through between the two.
 """
 
 from collections.abc import Collection
@@ -18,6 +19,9 @@ import asyncpg
 
 UNMASKED_S = "15 * bit_count((r.observed & ~coalesce(r.masked, 0))::bit(64))"
 """The seconds of a quarter `r` that were observed and are not masked."""
+
+LOCK = 7_120_015
+"""The advisory lock of whoever derives, or changes what is masked."""
 
 _QUARTER = timedelta(minutes=15)
 _EVER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -75,10 +79,16 @@ async def masks_of(
     return [Mask(*row) for row in rows]
 
 
+async def hold(connection: asyncpg.Connection) -> None:
+    """Wait until nobody else derives or masks; held until the transaction ends."""
+    await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
+
+
 async def renew(
     connection: asyncpg.Connection, spot: int, from_at: datetime, until_at: datetime | None
 ) -> None:
     """Mask or unmask the quarters of a stretch as the masks say, and note what changed."""
+    await hold(connection)
     rows = await connection.fetch(_BUCKETS, spot, from_at - _QUARTER, until_at or _EVER)
     changed = await apply(connection, {(spot, row["bucket"]) for row in rows})
     if changed:

@@ -29,8 +29,7 @@ from server.rollup.places import Spot, load_sites, load_spots
 
 log = structlog.get_logger(__name__)
 
-LOCK = 7_120_015
-"""The advisory lock of whoever derives."""
+LOCK = masks.LOCK
 
 POLL_S = 1.0
 _REST_FACTOR = 4
@@ -93,7 +92,7 @@ async def run(pool: asyncpg.Pool) -> None:
 async def refresh(pool: asyncpg.Pool) -> bool:
     """Work in the oldest dirty rows, and one stale site; return whether more are waiting."""
     async with transaction(pool, "derive stale site") as connection:
-        await _lock(connection)
+        await masks.hold(connection)
         # Deleting first waits for a change of the hours under way, and lets the next one in after.
         site = await connection.fetchval(
             "delete from rollup_stale where site_id = "
@@ -102,7 +101,7 @@ async def refresh(pool: asyncpg.Pool) -> bool:
         if site is not None:
             await _rebuild_site(connection, site)
     async with transaction(pool, "derive rollups") as connection:
-        await _lock(connection)
+        await masks.hold(connection)
         rows = await connection.fetch(
             "select id, spots, buckets from rollup_dirty order by id limit $1", _ROWS_A_PASS
         )
@@ -122,17 +121,13 @@ async def rebuild(pool: asyncpg.Pool, spot: int, since: date, until: date) -> No
     while at < until:
         stop = min(until, at + timedelta(days=31))
         async with transaction(pool, "rebuild rollups") as connection:
-            await _lock(connection)
+            await masks.hold(connection)
             (found,) = await load_spots(connection, ids=[spot])
             targets = Targets()
             for offset in range((stop - at).days):
                 targets.add_day(found, at + timedelta(days=offset))
             await _derive(connection, targets)
         at = stop
-
-
-async def _lock(connection: asyncpg.Connection) -> None:
-    await connection.execute("select pg_advisory_xact_lock($1)", LOCK)
 
 
 async def _named(connection: asyncpg.Connection, rows: Sequence[asyncpg.Record]) -> Targets:

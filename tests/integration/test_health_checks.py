@@ -1,5 +1,6 @@
 """Faults put into a real database: found, explained, masked to the quarter, and undone again."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from server.errors import ConflictError
 from server.health import loading, memory
 from server.health.checks import Checks
 from server.health.judgement import Condition, Subject, SubjectKind
+from server.rollup import masks
 from server.rollup.masks import masks_of
 from tests.integration.api_world import NOW, World, utc
 
@@ -402,3 +404,20 @@ async def test_a_device_that_says_so_a_thousand_times_a_minute_is_judged_by_its_
     async with world.maint.acquire() as connection:
         told = await loading.device(connection, device, None, now=NOW)
     assert len(told.gauges["outbox.frames"]) <= 3
+
+
+async def test_no_quarter_that_arrives_while_a_mask_is_made_slips_through(world: World) -> None:
+    _, (spot, _) = await a_shop(world)
+    bucket = utc("2026-04-02T11:00")
+    await world.owner.execute("delete from rollup_15m where bucket >= $1", bucket)
+    async with world.maint.acquire() as connection, connection.transaction():
+        since = bucket - timedelta(hours=1)
+        await masks.begin(connection, spot, "flatline", from_at=since, now=NOW)
+        await world.quarter(spot, bucket, 20)
+        deriving = asyncio.create_task(world.derive())
+        waits = "select exists (select from pg_locks where objid = $1 and not granted)"
+        while not (deriving.done() or await world.owner.fetchval(waits, masks.LOCK)):
+            pass  # it asks again
+    await deriving
+    (row,) = await quarters(world, spot, bucket)
+    assert row["masked"] == SLOTS
