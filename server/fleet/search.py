@@ -83,7 +83,10 @@ _COLUMNS = {
     "incidents": _Column("coalesce(o.many, 0)::float8", (_INCIDENTS,)),
     "certificate.days": _Column("c.not_after", (_CERTIFICATE,)),
 }
-_PLACES = {"certificate.days": "$2::timestamptz + make_interval(secs => 86400 * {})"}
+_PLACES = {
+    "certificate.days": "$2::timestamptz + make_interval(secs => 86400 * "
+    "greatest(-1e6, least(1e6, {})))"
+}  # beyond it no instant can be written
 """What a value becomes, so that a column may be compared as it is."""
 _TYPES = {
     Sort.TEXT: "text",

@@ -303,6 +303,7 @@ async def test_the_database_finds_what_fits_row_by_row(world: World, fleet: int)
         ("condition != offline and incidents > 0", ["dc-thr3-x"]),
         ("condition = none and kind = counter", ["dc-two2-x"]),
         ("incidents = 2", ["dc-one1-x"]),
+        ("certificate.days > 999999999 or certificate.days < -999999999", []),
         ("kind = kiosk and state not in (healthy, never_seen)", ["fk-six6-x"]),
     ],
 )  # fmt: skip
