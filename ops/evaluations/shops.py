@@ -46,6 +46,8 @@ class Shop:
     start_s: int
     doors: list[Seen]
     is_open: list[bool]
+    every: int = 1
+    """Quarters that a reading holds: nobody can look at a part of one."""
 
     @property
     def quarters(self) -> int:
@@ -129,7 +131,8 @@ def always_open(
                 own.observed_s.append(0 if count is None else QUARTER_S)
         doors.append(own)
     calendar = Calendar(zone, Opening(weekly))
-    return Shop(name, calendar, start_s, doors, [True] * len(doors[0].entered))
+    is_open = [True] * len(doors[0].entered)
+    return Shop(name, calendar, start_s, doors, is_open, every=_HOUR_QUARTERS)
 
 
 def learnt(place: Shop, doors: Sequence[Seen], day: date, *, back_days: int) -> list[Usual]:
@@ -195,7 +198,7 @@ def series(
                     usual_out,
                 )
             )
-        found.append(Series(quarters, used.spread, used.share_variance))
+        found.append(Series(quarters, used.spread, used.share_variance, used.tails, used.silence))
     return found
 
 

@@ -9,15 +9,17 @@ come on top (some minutes). A false alarm is an episode that begins where no fau
 import math
 import random
 from collections import Counter as Tally
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import NamedTuple
 
 from ops.evaluations import shops
 from ops.evaluations.shops import Fault, Seen, Shop
+from server.health.conditions import blocked_view
 from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
 from server.health.rounds import DAILY_DAYS, QUICK_DAYS, Counter, daily, quick
-from server.health.series import QUARTER_S, Series
+from server.health.series import GROUP, QUARTER_S, Series, deviation
 from server.health.usual import Usual
 from server.health.verdict import NEVER, Before
 
@@ -31,11 +33,13 @@ class Memory:
 
     known: dict[tuple[Subject, Condition], Before] = field(default_factory=dict)
     begun: list[Judgement] = field(default_factory=list)
+    fired_s: list[int] = field(default_factory=list)
+    """When each of `begun` fired."""
 
     def __call__(self, subject: Subject, condition: Condition) -> Before:
         return self.known.get((subject, condition), NEVER)
 
-    def take(self, judgements: Sequence[Judgement]) -> None:
+    def take(self, judgements: Sequence[Judgement], *, now_s: int) -> None:
         """Remember what is known; unknown changes nothing."""
         for each in judgements:
             if each.standing is Standing.UNKNOWN:
@@ -44,6 +48,7 @@ class Memory:
             firing = each.standing is Standing.FIRING
             if firing and not self(*key).firing:
                 self.begun.append(each)
+                self.fired_s.append(now_s)
             from_s = None if each.affected_from is None else int(each.affected_from.timestamp())
             self.known[key] = Before(firing, int(each.since.timestamp()), from_s)
 
@@ -66,26 +71,23 @@ class Watched:
         self._learn(number)
         now_s = self.place.start_s + (number + 1) * QUARTER_S
         counters = self._counters(number, QUICK_DAYS * _DAY)
-        self.memory.take(quick(counters, self.memory, now_s=now_s))
+        self.memory.take(quick(counters, self.memory, now_s=now_s), now_s=now_s)
 
     def close(self, number: int) -> None:
-        """Look at the days, once the shop has been closed for more than an hour."""
+        """Look at the days, once the shop has been closed for more than an hour, or at midnight."""
         self._learn(number)
         now_s = self.place.start_s + (number + 1) * QUARTER_S
         site = Subject(SubjectKind.SITE, 1)
         counters = self._counters(number, DAILY_DAYS * _DAY)
-        self.memory.take(daily(site, counters, self.peers, self.memory, now_s=now_s))
+        found = daily(site, counters, self.peers, self.memory, now_s=now_s)
+        self.memory.take(found, now_s=now_s)
 
     def _counters(self, number: int, length: int) -> list[Counter]:
         high = number + 1 - self._low
         return [
             Counter(
                 Subject(SubjectKind.SPOT, at + 1),
-                Series(
-                    whole.quarters[max(0, high - length) : high],
-                    whole.spread,
-                    whole.share_variance,
-                ),
+                replace(whole, quarters=whole.quarters[max(0, high - length) : high]),
                 days=usual.days,
             )
             for at, (whole, usual) in enumerate(zip(self._whole, self._usual, strict=True))
@@ -106,11 +108,16 @@ class Watched:
 def looks(place: Shop, low: int, high: int) -> list[tuple[int, bool]]:
     """Return after which quarters to look, and whether it is the look at the days."""
     found = []
+    never_closes = all(place.is_open)
     for number in range(low, high):
+        if number % place.every != place.every - 1:
+            continue
         if place.is_open[number] or number % 4 == 3:
             found.append((number, False))
         before = place.is_open[max(0, number - 6) : number + 1]
-        if before == [True, *[False] * 6]:
+        if before == [True, *[False] * 6] or (
+            never_closes and place.day(number + 1) != place.day(number + 1 - place.every)
+        ):
             found.append((number, True))
     return found
 
@@ -136,20 +143,38 @@ def run(
     return None
 
 
+class Alarms(NamedTuple):
+    """What fired where no fault was put in: what is `false`, what is `proven` in real data."""
+
+    false: Tally[Condition]
+    proven: Tally[Condition]
+    years: float
+    """Device years that were observed."""
+
+
+def _none(judgement: Judgement, fired_s: int) -> bool:
+    return False
+
+
 def false_alarms(
-    places: Sequence[Shop], *, warm_days: int = WARM_DAYS
-) -> tuple[Tally[Condition], float]:
-    """Look at shops in which nothing is wrong; return the alarms, and the device years."""
-    found: Tally[Condition] = Tally()
-    years = 0.0
+    places: Sequence[Shop],
+    *,
+    warm_days: int = WARM_DAYS,
+    proven: Callable[[Judgement, int], bool] = _none,
+) -> Alarms:
+    """Look at shops in which nothing is wrong, but for what is `proven` of real ones."""
+    found = Alarms(Tally(), Tally(), 0.0)
     watched = [Watched(place, place.doors) for place in places]
     for each in watched:
         place = each.place
         low = place.number(place.day(0) + timedelta(days=warm_days))
         run(each, low, place.quarters)
-        found.update(judgement.condition for judgement in each.memory.begun)
-        years += len(place.doors) * (place.quarters - low) / _DAY / 365
-    return found, years
+        for judgement, fired_s in zip(each.memory.begun, each.memory.fired_s, strict=True):
+            kind = found.proven if proven(judgement, fired_s) else found.false
+            kind[judgement.condition] += 1
+        observed_s = sum(sum(door.observed_s[low:]) for door in place.doors)
+        found = found._replace(years=found.years + observed_s / 86_400 / 365)
+    return found
 
 
 @dataclass(slots=True)
@@ -179,12 +204,13 @@ def put_in(
     *,
     within: timedelta,
     busy: float = 0.0,
+    busy_h: int = 1,
     warm_days: int = WARM_DAYS,
 ) -> float | None:
     """Put a fault into one counter of a shop while it is open; return how long it went unfound.
 
-    `busy`: only where so many people an hour come in and out, now and in the hour to come. Of what
-    shows only while people come, it is the time in which the shop was open.
+    `busy`: only where so many people an hour come in and out, now and in `busy_h` hours to come. Of
+    what shows only while people come, it is the time in which the shop was open.
     """
     doors = list(place.doors)
     ill = rng.randrange(len(doors))
@@ -197,7 +223,7 @@ def put_in(
         )
         if place.is_open[n]
         and all(door.observed_s[n] for door in place.doors)
-        and _an_hour(chosen, n) >= busy
+        and _an_hour(chosen, n, hours=busy_h) >= busy
     ]
     at = rng.choice(numbers)
     fault(doors[ill], at, rng)
@@ -211,13 +237,31 @@ def put_in(
     return opened * QUARTER_S if condition in _OPEN_TIME else (number + 1 - at) * QUARTER_S
 
 
-def _an_hour(seen: Seen, number: int) -> float:
-    """Return how many come in or go out in an hour from here on, the fewer of both halves twice."""
+def _an_hour(seen: Seen, number: int, *, hours: int) -> float:
+    """Return how many come in or go out in an hour, for hours from here on: the least half hour."""
     halves = [
         sum(seen.entered[n] + seen.left[n] for n in range(low, low + 2)) / 2
-        for low in (number, number + 2)
+        for low in range(number, number + 4 * hours, 2)
     ]
     return 2 * min(halves)
+
+
+def crossings_needed(part: float, *, share_variance: float, hours: float, sure: float) -> float:
+    """Return how many crossings an hour let a door that sees `part` be found in its first `hours`.
+
+    Derived, of one of two doors alike: the mean of the stabilised count under the fault must lie
+    `sure` standard deviations (1.645: in 95 %) beyond `blocked_view.FIRES`. Half of the crossings
+    are of one direction, which is what is judged. Infinite where no number is enough.
+    """
+    crossings = 1.0
+    while crossings < 1e6:
+        expected = hours * crossings / 2
+        variance = share_variance + 2 * GROUP / (2 * expected)
+        off = deviation(part * expected, expected, factor=GROUP, variance=variance)
+        if off <= blocked_view.FIRES - sure:
+            return crossings
+        crossings *= 1.01
+    return math.inf
 
 
 _OPEN_TIME = {Condition.FLATLINE, Condition.BLOCKED_VIEW}

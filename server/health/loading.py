@@ -78,7 +78,7 @@ def series(counters: Counters, spot: Spot, usual: Usual) -> Series:
         quarters.append(
             Quarter(start_s, came, went, observed_s, is_open, usual_in, usual_out, masked)
         )
-    return Series(quarters, usual.spread, usual.share_variance)
+    return Series(quarters, usual.spread, usual.share_variance, usual.tails, usual.silence)
 
 
 async def _weights(

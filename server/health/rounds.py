@@ -74,13 +74,15 @@ def daily(
 ) -> list[Judgement]:
     """Judge what shows within days; `peers`: log ratios of the organisation's other sites."""
     found: list[Judgement] = []
+    beside = [level_shift.ratios(counter.days) for counter in counters]
     for number, counter in enumerate(counters):
         others = [each.series for n, each in enumerate(counters) if n != number]
         subject = counter.subject
         case = Case(subject, now_s, memory(subject, flatline.CONDITION))
         found.append(flatline.judge(case, counter.series, others))
         case = Case(subject, now_s, memory(subject, level_shift.CONDITION))
-        found.append(level_shift.judge(case, counter.days, peers))
+        compared = level_shift.together([*beside[:number], *beside[number + 1 :]], peers)
+        found.append(level_shift.judge(case, counter.days, compared))
     edge = [counter.series for counter in counters if counter.perimeter]
     case = Case(site, now_s, memory(site, imbalance.CONDITION))
     found.append(imbalance.judge(case, edge))

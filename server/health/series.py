@@ -18,6 +18,16 @@ GROUP = 1.52
 and the variance of a count is at least so many times its mean."""
 
 
+QUIET = 0.2
+"""Hours in which less than this share of the busiest is usual tell nothing of a door's share: who
+comes at night, and by which door, has little to do with the day."""
+
+
+ALIVE = 0.5
+"""The other doors of a site must hold this share of their usual: on a day that is less, or at
+Christmas, how people share the doors is not known either."""
+
+
 class Quarter(NamedTuple):
     """One quarter of an hour. `usual_*`: people expected of all of it, None if nothing is known."""
 
@@ -39,6 +49,11 @@ class Quarter(NamedTuple):
         return self.entered + self.left
 
     @property
+    def usual(self) -> float:
+        """How many crossings are usual in all of it; 0 where that is not known."""
+        return (self.usual_in or 0.0) + (self.usual_out or 0.0)
+
+    @property
     def share(self) -> float:
         """The share of the quarter that was observed."""
         return self.observed_s / QUARTER_S
@@ -49,12 +64,16 @@ class Series:
     """A counter's quarters, and how its counts scatter around what is usual.
 
     `spread` is k of a negative binomial count (variance m + m^2 / k); `share_variance` is that of
-    its share of its site's people, from hour to hour, beyond chance.
+    its share of its site's people, from hour to hour, beyond chance. `tails` are variances of that
+    share by the worst that its last weeks held, and `silence` is the longest; see
+    `server.health.tails`.
     """
 
     quarters: Sequence[Quarter]
     spread: float = 20.0
     share_variance: float = 0.03
+    tails: Sequence[float] = ()
+    silence: float = 0.0
 
 
 class Sums(NamedTuple):

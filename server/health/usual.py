@@ -6,7 +6,8 @@ second pass of a repeated hour have none. What was masked or not observed is not
 
 Beside it, how counts scatter around that: `spread`, k of a negative binomial count, and the
 variance of each door's share of its site's people from hour to hour, both by the method of moments,
-within bounds that keep a few odd weeks from making a counter seem certain, or hopeless.
+within bounds that keep a few odd weeks from making a counter seem certain, or hopeless. What a
+counter that was well did at worst is `server.health.tails`'.
 """
 
 from array import array
@@ -16,6 +17,7 @@ from math import isnan, nan
 
 from server.health.conditions.level_shift import Day
 from server.health.series import GROUP, QUARTER_S
+from server.health.tails import Hour, longest_silence, tails
 from server.insight.profile import NO_LEVEL, Cell, Counter, Level, expectations, levels
 
 HISTORY_DAYS = 84
@@ -41,6 +43,8 @@ class Usual:
     spread: float = 10.0
     share_variance: float = 0.1
     days: Sequence[Day] = ()
+    tails: Sequence[float] = ()
+    silence: float = 0.0
 
     def at(self, start_s: int) -> tuple[float | None, float | None]:
         """Return how many come in and go out in an open quarter; None: too little is known."""
@@ -71,15 +75,23 @@ def learn(
     `cells` go on for `AHEAD_DAYS`, today the first, of which the counters must hold nothing.
     """
     since = today - back_days
-    expected_in = [expectations(cells, door.entered) for door in doors]
-    expected_out = [expectations(cells, door.left) for door in doors]
+    ways_in, ways_out = [door.entered for door in doors], [door.left for door in doors]
+    expected_in = [expectations(cells, way) for way in ways_in]
+    expected_out = [expectations(cells, way) for way in ways_out]
     variances = _share_variances(cells, doors, expected_in)
+    levels_in = [levels(cells, *each) for each in zip(ways_in, expected_in, strict=True)]
+    levels_out = [levels(cells, *each) for each in zip(ways_out, expected_out, strict=True)]
+    hours = [
+        _hours(cells, door, way_in, days_in, way_out, days_out, since=today - HISTORY_DAYS)
+        for door, way_in, days_in, way_out, days_out in zip(
+            doors, expected_in, levels_in, expected_out, levels_out, strict=True
+        )
+    ]
     found: list[Usual] = []
-    for door, way_in, way_out, variance in zip(
-        doors, expected_in, expected_out, variances, strict=True
+    for number, (door, way_in, days_in, way_out, days_out, variance) in enumerate(
+        zip(doors, expected_in, levels_in, expected_out, levels_out, variances, strict=True)
     ):
-        days_in = levels(cells, door.entered, way_in)
-        days_out = levels(cells, door.left, way_out)
+        others = hours[:number] + hours[number + 1 :]
         found.append(
             Usual(
                 next((cell.start_s for cell in cells if cell.day >= since), 0),
@@ -88,9 +100,41 @@ def learn(
                 _spread(cells, door.entered, way_in, days_in),
                 variance,
                 _days(cells, door.entered, way_in, today),
+                tails(hours[number], others, variance=variance) if others else (),
+                longest_silence(hours[number]),
             )
         )
     return found
+
+
+def _hours(
+    cells: Sequence[Cell],
+    door: Door,
+    way_in: Sequence[float | None],
+    days_in: Mapping[int, Level],
+    way_out: Sequence[float | None],
+    days_out: Mapping[int, Level],
+    *,
+    since: int,
+) -> list[Hour | None]:
+    """Return the hours since a day: what was counted both ways, and what was to be expected."""
+    found: list[Hour | None] = []
+    for at, cell in enumerate(cells):
+        if cell.day < since or not cell.open_s:
+            continue
+        came, went = door.entered.measured(at), door.left.measured(at)
+        came_usual, went_usual = way_in[at], way_out[at]
+        if came is None or went is None or came_usual is None or went_usual is None:
+            found.append(None)
+            continue
+        usual = came_usual * _factor(days_in, cell.day) + went_usual * _factor(days_out, cell.day)
+        found.append(Hour(came + went, usual))
+    return found
+
+
+def _factor(days: Mapping[int, Level], day: int) -> float:
+    """Return the level of a day within its bounds."""
+    return min(LEVELS[1], max(LEVELS[0], days.get(day, NO_LEVEL).factor))
 
 
 def _rates(
@@ -108,8 +152,7 @@ def _rates(
             continue
         rate = nan
         if people is not None:
-            level = days.get(min(cell.day, today), NO_LEVEL).factor
-            level = min(LEVELS[1], max(LEVELS[0], level))
+            level = _factor(days, min(cell.day, today))
             rate = people * level * QUARTER_S / cell.open_s if cell.open_s else 0.0
         found.extend([rate] * ((cell.end_s - cell.start_s) // QUARTER_S))
     return found

@@ -1,24 +1,31 @@
 """`make eval-health` in short: the promises are kept, and a bad detector is found out."""
 
+import math
+import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ops import eval_health
-from ops.evaluations import health
+from ops.evaluations import health, streets
 from ops.evaluations.health import Line, Quiet
 from ops.evaluations.promise import Size
-from ops.evaluations.truth_conditions import Found
+from ops.evaluations.truth_conditions import Found, crossings_needed, looks
 from server.feedback.misuse import Press
-from server.health.conditions import stuck_button, temperature
+from server.health.conditions import blocked_view, stuck_button, temperature
 from server.health.conditions.gauge import Value
-from server.health.judgement import Condition, Judgement
+from server.health.judgement import Condition, Judgement, Subject, SubjectKind
+from server.health.series import GROUP, deviation
 from server.health.verdict import Case, clear, firing
 from tests.leeds import stand_in
 
 SHORT = Size(full=False)
+START = 1_294_012_800  # Monday, 3 January 2011
 
 
 def test_every_promise_is_kept(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -52,14 +59,95 @@ def test_a_detector_that_always_fires_is_found_out(monkeypatch: pytest.MonkeyPat
 def test_published_counts_are_looked_at_as_the_doors_of_a_place_that_never_closes(
     tmp_path: Path,
 ) -> None:
-    counts = stand_in(tmp_path / "counts.csv")
-    place = health.of_streets(counts.path, days=1, warm_days=28)
+    known = streets.read(stand_in(tmp_path / "counts.csv").path)
+    first = streets.first_day(known)
+    place = streets.place(known, first=first, until=first + timedelta(days=29))
     assert len(place.doors) == 3
     assert all(place.is_open)
     assert place.quarters == 29 * 96 + 4  # the clock goes back within
-    first = place.doors[0]
-    assert sum(first.entered) + sum(first.left) > 0
-    assert set(first.observed_s) <= {0, 900}
+    door = place.doors[0]
+    assert sum(door.entered) + sum(door.left) > 0
+    assert set(door.observed_s) <= {0, 900}
+    seen = looks(place, place.quarters - 96, place.quarters)
+    assert [number % 4 for number, _ in seen] == [3] * 25  # by the hour, as they were read
+    assert [number for number, whole in seen if whole] == [place.quarters - 1]  # at midnight
+
+
+def test_real_streets_are_held_to_the_same_promise_as_simulated_shops(tmp_path: Path) -> None:
+    path = stand_in(tmp_path / "counts.csv").path
+    quiet = health.of_streets(path, days=1, warm_days=28, short=False)
+    assert 2.9 / 365 < quiet.years < 3.1 / 365
+    assert quiet.allowed == pytest.approx(0.5 * quiet.years)
+    loud = replace(quiet, alarms=Counter({Condition.BLOCKED_VIEW: 3}), years=5.9)
+    assert not loud.kept
+    assert replace(loud, years=6.1).kept
+
+
+def test_days_that_were_invented_at_the_source_are_told_from_counted_ones() -> None:
+    rng = random.Random(1)
+    shape = [40 + 100 * min(hour, 23 - hour) for hour in range(24)]
+    counted = {day: [round(n * rng.gauss(1, 0.05)) for n in shape] for day in range(60)}
+    for day in (30, 33, 37, 44):  # one model's shape, times what was to be made up
+        counted[day] = [round((0.8 + day / 100) * n) for n in shape]
+    hours = {
+        START + (24 * day + hour) * 3600: n
+        for day, people in counted.items()
+        for hour, n in enumerate(people)
+    }
+    first = date(2011, 1, 3)
+    assert streets.invented(hours) == {first + timedelta(days=n) for n in range(30, 45)}
+
+
+def test_dead_hours_are_proven_only_where_the_other_streets_went_on() -> None:
+    rng = random.Random(1)
+    found = {
+        name: {START + n * 3600: rng.randint(90, 110) for n in range(24 * 60)} for name in "abcd"
+    }
+    dead, shut = START + 50 * 86_400 + 36_000, START + 55 * 86_400
+    for hour in range(3):
+        found["b"][dead + 3600 * hour] = 0
+        for name in "abcd":
+            found[name][shut + 3600 * hour] = 0
+    found["c"][dead + 86_400] = 0  # 100 people are too few to prove a thing
+    stretch = dead, dead + 3 * 3600
+    assert streets.dead(found) == {"a": [], "b": [stretch], "c": [], "d": []}
+    proven = streets.proof(found)
+
+    def alarm(row: int, since_s: int) -> Judgement:
+        case = Case(Subject(SubjectKind.SPOT, row), since_s + 3600)
+        return firing(case, Condition.FLATLINE, {}, since_s=since_s)
+
+    assert proven(alarm(2, dead), dead + 3600)
+    assert not proven(alarm(1, dead), dead + 3600)
+    assert not proven(alarm(2, dead - 7200), dead)
+    assert not proven(alarm(2, shut), shut + 3600)
+
+
+def test_how_many_people_tell_a_blocked_view_in_two_hours_is_derived() -> None:
+    """Against people who are drawn: nine in ten or more are found at that number, few below."""
+    assert round(health.BUSY_VIEW) == 122
+    rng = np.random.default_rng(1)
+    shares = {}
+    for crossings in (health.BUSY_VIEW, health.BUSY_VIEW / 3):
+        groups = crossings / GROUP  # of two hours, one direction
+        own, other = (GROUP * rng.poisson(0.3 * groups, 4000), GROUP * rng.poisson(groups, 4000))
+        other_way = GROUP * rng.poisson(groups, 4000)
+        rate = (other + other_way) / (2 * crossings)
+        shares[crossings] = np.mean(
+            [
+                deviation(
+                    counted,
+                    crossings * part,
+                    factor=GROUP,
+                    variance=0.003 + 2 * GROUP / (2 * crossings * part),
+                )
+                < blocked_view.FIRES
+                for counted, part in zip(own, rate, strict=True)
+            ]
+        )
+    assert shares[health.BUSY_VIEW] > 0.93
+    assert shares[health.BUSY_VIEW / 3] < 0.6
+    assert math.isinf(crossings_needed(0.3, share_variance=0.1, hours=2, sure=1.645))
 
 
 def test_nothing_measured_keeps_no_promise() -> None:

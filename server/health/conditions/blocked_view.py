@@ -4,23 +4,27 @@ In the last two hours of opening time (four or eight, where few come) what it co
 against what was to be expected of it, which is, the surest first:
 
 1. what the other doors of the site counted in the same quarters, times its usual share of them: a
-   change-point of the door's share;
+   change-point of the door's share. It tells nothing while these hold less than `ALIVE` of their
+   usual, nor where another of them fell below `PART` as well: that is a street fair, no poster;
 2. of one direction, what it counted in the other: a lens that is half covered loses one;
 3. where there are no other doors, what is usual here in these hours. (Of a public holiday that is
    not usual at all, the opening hours should say so: then nothing is expected of it.)
 
 It fires where less than `PART` of it was counted (of 3: `PART_ALONE`) and that lies `FIRES`
 standard deviations below (of 3: `FIRES_ALONE`), of a count that scatters as this counter's do
-(`server.health.series.deviation`). It clears when `CLEARS` was counted again in two hours that held
-`LEAST` people. A door that counted nobody for the last hour is the flat line's to judge, and
-so is each quarter in which nobody was counted where `_BUSY` people are usual.
+(`server.health.series.deviation`), its worst windows of the last weeks with them
+(`server.health.tails`): what it did by itself is no news. Both halves of those hours must lie below
+`PART`: an hour that was lost is over by itself. It clears when `CLEARS` was counted again
+in two hours that held `LEAST` people. A door that counted nobody for the last hour is the flat
+line's to judge, and so is each quarter in which nobody was counted where `_BUSY` people are usual.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from server.health.judgement import Condition, Judgement
-from server.health.series import GROUP, Quarter, Series, backwards, deviation
+from server.health.series import ALIVE, GROUP, QUIET, Quarter, Series, backwards, deviation
 from server.health.verdict import Case, clear, firing, held, unknown
 
 PART = 0.65
@@ -30,9 +34,6 @@ FIRES_ALONE = -5.5
 CLEARS = 0.75
 LEAST = 15.0
 WINDOWS = (8, 16, 32)
-QUIET = 0.2
-"""Quarters in which less than this share of the busiest is usual tell nothing: who comes at night,
-and by which door, has little to do with the day."""
 _SILENT = 4
 _BUSY = 8.0
 _TIED = 0.015
@@ -64,12 +65,15 @@ class _Found(NamedTuple):
 
 def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
     """Judge a counter by its last hours of opening time."""
-    least = QUIET * max((_usual(each) for each in door.quarters), default=0.0)
-    numbers = [
-        n
-        for n, each in enumerate(door.quarters)
-        if each.is_open and each.observed_s and _usual(each) > least and not _dead(each)
-    ]
+    least = QUIET * max((each.usual for each in door.quarters), default=0.0)
+    numbers: list[int] = []
+    for n in range(len(door.quarters) - 1, -1, -1):
+        each = door.quarters[n]
+        if each.is_open and each.observed_s and each.usual > least and not _dead(each):
+            numbers.append(n)
+            if len(numbers) == WINDOWS[-1]:
+                break
+    numbers.reverse()
     if len(numbers) < WINDOWS[0]:
         return unknown(case, CONDITION, "too little is known of these hours")
     if not any(q.people for q, _ in zip(backwards(door.quarters), range(_SILENT), strict=False)):
@@ -80,10 +84,15 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
             found += _compared(door, others, numbers[-size:])
     if not found:
         return unknown(case, CONDITION, "too few people come by here")
-    worst = min(found, key=lambda each: (not each.fires, each.deviation))
+
+    @cache
+    def lasts(each: _Found) -> bool:
+        return each.fires and _lasts(each, door, others, numbers)
+
+    worst = min(found, key=lambda each: (not lasts(each), each.deviation))
     shortest = [each for each in found if each.quarters == WINDOWS[0]] or found
     evidence = _evidence(worst)
-    if worst.fires:
+    if lasts(worst):
         return firing(case, CONDITION, evidence, since_s=worst.start_s, from_s=worst.start_s)
     if not case.before.firing or all(each.part >= CLEARS for each in shortest):
         enough = any(each.expected >= LEAST for each in found)
@@ -95,12 +104,7 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
 
 def _dead(quarter: Quarter) -> bool:
     """Return whether it counted nobody in a quarter in which that is no matter of a bad view."""
-    return not quarter.people and _usual(quarter) >= _BUSY
-
-
-def _usual(quarter: Quarter) -> float:
-    """Return how many crossings are usual in a quarter; 0 where that is not known."""
-    return (quarter.usual_in or 0.0) + (quarter.usual_out or 0.0)
+    return not quarter.people and quarter.usual >= _BUSY
 
 
 def _since(case: Case, found: Sequence[_Found]) -> int:
@@ -136,9 +140,11 @@ def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) ->
             found.append(_Found(by, way, counted, expected, off, n, start))
 
     beside = _beside(others, numbers)
-    if beside is not None:
-        rate, noise = beside
-        variance = door.share_variance + noise
+    if beside is not None and beside.rate >= ALIVE and not beside.falls:
+        rate, noise = beside.rate, beside.noise
+        size = WINDOWS.index(n) if n in WINDOWS else 0
+        worst = door.tails[size] if size < len(door.tails) else 0.0
+        variance = max(door.share_variance, worst) + noise
         for way, counted, usual in (("in", entered, usual_in), ("out", left, usual_out)):
             add("others", way, counted, rate * usual, factor=GROUP, var=variance)
     for way, counted, other, ratio in (
@@ -154,14 +160,40 @@ def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) ->
     return found
 
 
-def _beside(others: Sequence[Series], numbers: Sequence[int]) -> tuple[float, float] | None:
-    """Return how busy the other doors are, over the usual, and the variance of that by chance."""
-    people = usual = 0.0
+def _lasts(found: _Found, door: Series, others: Sequence[Series], numbers: Sequence[int]) -> bool:
+    """Return whether both halves of a window are as low: one hour that is lost is no bad view."""
+    window = numbers[-found.quarters :]
+    half = found.quarters // 2
+    return all(
+        each.part < PART
+        for part in (window[:half], window[half:])
+        for each in _compared(door, others, part)
+        if (each.by, each.way) == (found.by, found.way)
+    )
+
+
+class _Beside(NamedTuple):
+    """How busy the other doors are over the usual, the variance of that by chance, and whether one
+    of several holds as small a part of its usual, as the others go, as a blocked one would."""
+
+    rate: float
+    noise: float
+    falls: bool
+
+
+def _beside(others: Sequence[Series], numbers: Sequence[int]) -> _Beside | None:
+    """Return how the other doors do in these quarters, as far as they can be relied upon."""
+    doors: list[tuple[float, float]] = []
     for other in others:
         part: list[Quarter] = [other.quarters[n] for n in numbers]
         if all(q.observed_s and not q.masked and q.usual_in is not None for q in part):
-            people += sum(q.people for q in part)
-            usual += sum(((q.usual_in or 0.0) + (q.usual_out or 0.0)) * q.share for q in part)
+            usual = sum(((q.usual_in or 0.0) + (q.usual_out or 0.0)) * q.share for q in part)
+            doors.append((sum(q.people for q in part), usual))
+    people, usual = sum(each for each, _ in doors), sum(each for _, each in doors)
     if usual < LEAST or people < LEAST:
         return None
-    return people / usual, 2 * GROUP / people
+    rate = people / usual
+    falls = len(doors) > 1 and any(
+        expected >= LEAST and counted < PART * rate * expected for counted, expected in doors
+    )
+    return _Beside(rate, 2 * GROUP / people, falls)

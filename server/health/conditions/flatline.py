@@ -10,6 +10,10 @@ its people is unsure, and less silence tells. It fires below `FIRES` if those co
 - A door without others to compare fires below `ALONE`, and only if it counted earlier in the same
   opening, or has been silent for `ALONE_S` of opening time: who forgot to enter a holiday is not
   told of a dead sensor first thing in the morning, and may be at noon.
+- Hours in which less than `QUIET` of the busiest is usual add nothing to what was to be expected:
+  who passes a street at night, and where, has little to do with the day.
+- A door that was silent before, where many were usual, and came back by itself (hours of the night
+  in a street) must be silent for `LONGER` times as many.
 - It clears once `BACK` of what was usual was counted again in an hour, and `LEAST` people.
 
 Evidence `known_after_h` is after how many hours of opening such a silence can be told from chance.
@@ -20,16 +24,25 @@ from dataclasses import dataclass
 from math import exp, log, log1p
 
 from server.health.judgement import Condition, Evidence, Judgement
-from server.health.series import GROUP, HOUR_S, QUARTER_S, Quarter, Series, backwards, summed
+from server.health.series import (
+    ALIVE,
+    GROUP,
+    HOUR_S,
+    QUARTER_S,
+    QUIET,
+    Quarter,
+    Series,
+    backwards,
+    summed,
+)
 from server.health.verdict import Case, clear, firing, held, unknown
 
 FIRES = 1e-6
 ALONE = 1e-9
 CLEARS = 1e-3
 ALONE_S = 4 * HOUR_S
-ALIVE = 0.2
-"""The others count if they count this share of what is usual."""
 _ALIVE_LEAST = 5.0
+LONGER = 2.0
 BUSIER = 1.5
 """How much busier than usual a door is taken to be at most, since its site is."""
 BACK = 0.1
@@ -69,6 +82,10 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
         return clear(case, CONDITION, evidence, since_s=_back_s(case, door))
     if chance >= CLEARS and not case.before.firing:
         return clear(case, CONDITION, evidence, since_s=run.start_s)
+    if door.silence:
+        evidence["silence_before_people"] = round(door.silence, 1)
+        if run.usual_in + run.usual_out < LONGER * door.silence:
+            return held(case, CONDITION, evidence)
     low = max(0, (run.start_s - door.quarters[0].start_s) // QUARTER_S)
     beside = [summed([q for q in other.quarters[low:] if not q.masked]) for other in others]
     usual, counted = sum(s.usual for s in beside), sum(s.people for s in beside)
@@ -99,6 +116,7 @@ def people_until(chance: float, spread: float) -> float:
 
 def _run(quarters: Sequence[Quarter]) -> _Run:
     run = _Run()
+    least = QUIET * max((each.usual for each in quarters), default=0.0)
     for each in reversed(quarters):
         if each.people:
             break
@@ -109,6 +127,7 @@ def _run(quarters: Sequence[Quarter]) -> _Run:
             run.observed_s += each.observed_s
             if each.usual_in is not None:
                 run.known = True
+            if each.usual_in is not None and each.usual > least:
                 run.usual_in += each.usual_in * each.share
                 run.usual_out += (each.usual_out or 0.0) * each.share
     return run
