@@ -1,7 +1,8 @@
 """The loop of a worker: a turn, a rest, and again. One pattern for all who work off rows.
 
 Who holds a lock for as long as it works (`admission`, the bell), or has tasks of its own beside
-its turns (`feeds`), has a loop of its own, and says why.
+its turns (`feeds`), has a loop of its own. A turn lets no task of a group fail: that would leave
+its own task counted as cancelled (`heed_cancellation`), and end the loop.
 """
 
 import asyncio

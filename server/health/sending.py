@@ -105,18 +105,22 @@ class Notices:
 
     async def _send(self, claimed: _Claimed) -> None:
         now = at(self._clock.now_ms())
-        message = message_of(
-            dedupe=claimed.dedupe,
-            subject=claimed.subject,
-            body=claimed.body,
-            sender=self._sender,
-            to=claimed.email,
-            pages=self._pages,
-            now=now,
-        )
         try:
+            message = message_of(
+                dedupe=claimed.dedupe,
+                subject=claimed.subject,
+                body=claimed.body,
+                sender=self._sender,
+                to=claimed.email,
+                pages=self._pages,
+                now=now,
+            )
             await hand_in(self._smtp, message, timeout_s=self._timeout_s)
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
+            await self._failed(claimed, error)
+            return
+        except Exception as error:  # a fault of ours: nobody else's mail waits for its mending
+            log.exception("notice not made", notice=claimed.dedupe)
             await self._failed(claimed, error)
             return
         async with transaction(self._pool, "mark a notice") as connection:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from email.message import EmailMessage
 from random import Random
 from typing import Any
 
@@ -22,9 +23,10 @@ from server.errors import ConflictError
 from server.feeds import webhooks
 from server.feeds.worker import Webhooks
 from server.fleet.checks import FieldError
-from server.health import acts, contacts, rulebook, windows
+from server.health import acts, contacts, rulebook, sending, windows
 from server.health.contacts import Contact, hears_at
 from server.health.judgement import Condition, Severity, Standing
+from server.health.notices import message_of
 from server.health.rules import RuleChange, Rules
 from server.health.sending import LEASE, TRIED_FOR
 from server.health.windows import Kind, Wanted
@@ -259,6 +261,28 @@ async def test_a_database_that_goes_away_before_marking_costs_a_double_and_ends_
     first, second = (each["Message-ID"] for each in fleet.office.taken)
     assert first == second
     assert await fleet.owner.fetchval("select sent_at is not null from notices")
+
+
+async def test_a_mail_that_cannot_be_made_is_put_off_and_keeps_back_no_other(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fleet.contact("odd@example.com")
+    await fleet.contact("there@example.com")
+    await broken(fleet)
+    await fleet.go(300)
+
+    def made(**facts: Any) -> EmailMessage:
+        if facts["to"] == "odd@example.com":
+            raise ValueError("a fault of ours")
+        return message_of(**facts)
+
+    monkeypatch.setattr(sending, "message_of", made)
+    assert len(await fleet.mails()) == 1
+    trouble = await fleet.owner.fetchval("select trouble from notices where sent_at is null")
+    assert "a fault of ours" in trouble
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()  # as a group that fails would leave its owner, and end the loop
 
 
 async def test_what_never_arrives_is_dead_and_listed_and_delays_no_other(fleet: Fleet) -> None:
