@@ -1,9 +1,9 @@
 """The routes of /v1 about incidents: what is wrong, why nobody was told, what people do."""
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
+import asyncpg
 import msgspec
 
 from server.api.acts import Act, ActRoute, written
@@ -225,12 +225,12 @@ async def _incident(call: Call, asked: Nothing) -> IncidentDetail:
         _row(known),
         known.merged_into,
         msgspec.convert(known.stake_of, StakeOf),
-        [_episode(dict(row)) for row in rows],
+        [_episode(row) for row in rows],
         [CommentRow(each.id, each.at, each.author, each.words) for each in said],
     )
 
 
-def _episode(row: Mapping[str, Any]) -> EpisodeRow:
+def _episode(row: asyncpg.Record) -> EpisodeRow:
     return EpisodeRow(**{**row, "evidence": msgspec.json.decode(row["evidence"])})
 
 

@@ -16,6 +16,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from server.config import Secret, Settings
 from server.feedback import tokens
+from server.feedback.answering import Open
 from server.feedback.battery import (
     BUDGET_S,
     Battery,
@@ -28,7 +29,6 @@ from server.feedback.battery import (
     content_of,
     digest,
 )
-from server.feedback.answering import Open
 from server.feedback.surveys import Survey
 from server.feedback.tokens import Binding, Channel, Delay
 from server.survey.pages import HERE, Pages
