@@ -203,7 +203,7 @@ class _Turn:
         return kept
 
     async def end_left(self) -> None:
-        """End what is open of devices that are admitted no longer."""
+        """End what is open of devices that are admitted no longer, or are another's by now."""
         for kept in await tracks.load_left(self.connection):
             if kept.episode is not None:
                 await tracks.resolve_episode(self.connection, kept.episode, at=self.now, how="left")

@@ -228,6 +228,7 @@ _WRITE = """
     values ($1, $2, $3, $4, case $4 when 'firing' then true when 'clear' then false end,
         $5, $6, $7, $8, $9, $9)
     on conflict (site_id, device_id, spot_id, condition) do update set
+        organisation_id = excluded.organisation_id,
         standing = excluded.standing, evidence = excluded.evidence,
         judged_at = excluded.judged_at,
         firing = coalesce(excluded.firing, j.firing),

@@ -71,7 +71,7 @@ async def load_due(connection: asyncpg.Connection, *, now: datetime, limit: int)
 
 
 async def load_left(connection: asyncpg.Connection) -> list[Kept]:
-    """Return what is kept of devices that are admitted no longer."""
+    """Return what is kept of devices that are admitted no longer, or have changed hands."""
     return [_kept(row) for row in await connection.fetch(_LEFT)]
 
 
@@ -186,7 +186,8 @@ _BY_KEY = f"""
 _DUE = f"select {_COLUMNS} where s.due_at <= $1 order by s.due_at limit $2"
 _LEFT = f"""
     select {_COLUMNS} join devices d on d.id = s.subject_id
-    where s.subject = 'device' and not d.admitted
+    where s.subject = 'device'
+      and (not d.admitted or s.organisation_id is distinct from d.organisation_id)
 """
 _PLACES = {
     SubjectKind.SITE: """

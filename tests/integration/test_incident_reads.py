@@ -91,6 +91,27 @@ async def test_what_is_open_of_a_device_ends_with_its_life(fleet: Fleet) -> None
     assert len(await fleet.mails()) == 2
 
 
+async def test_what_is_open_of_a_device_that_changed_hands_is_its_last_owners_no_more(
+    fleet: Fleet,
+) -> None:
+    await fleet.contact()
+    await fleet.grow(sites=1, each=4)
+    device = fleet.devices[fleet.sites[0]][0]
+    await states(fleet, fleet.devices[fleet.sites[0]], "healthy")
+    await states(fleet, [device], "offline")
+    await turns(fleet, 400)
+    other = await fleet.world.organisation("other")
+    await fleet.owner.execute("delete from assignments where device_id = $1", device)
+    await fleet.owner.execute(
+        "update devices set organisation_id = $2 where id = $1", device, other
+    )
+    await turns(fleet, 400)
+    last, now = await fleet.episodes()
+    assert (last["organisation_id"], last["resolved"]) == (fleet.organisation, "left")
+    assert (now["organisation_id"], now["site_id"], now["resolved_at"]) == (other, None, None)
+    assert len(await fleet.mails()) == 2  # that it is there, and that it is over
+
+
 async def test_what_costs_most_visits_today_comes_first_with_what_that_is_made_of(
     fleet: Fleet,
 ) -> None:
