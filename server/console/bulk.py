@@ -80,7 +80,7 @@ class Pages:
 
         async def act() -> str:
             async with at.acting(f"console bulk {do}") as connection:
-                look = await self._look(connection, at, words, segment)
+                look = await self._look(connection, at, words, segment, do)
                 if look.digest != form.get("shown", ""):
                     raise RefusedError("changed", "the search finds other devices by now")
                 if do == "silence":
@@ -117,12 +117,11 @@ class Pages:
         return f"silence-{len(look.names)}"
 
     async def _look(
-        self, connection: asyncpg.Connection, at: Here, words: str, segment: str
+        self, connection: asyncpg.Connection, at: Here, words: str, segment: str, do: str
     ) -> Look:
         now = self._office.now()
-        chosen = await selected(
-            connection, at, Permission.ADMIT, wished(words), segment=segment, now=now
-        )
+        needed = Permission.ADMIT if do == "silence" else Permission.COMMAND_DEVICES
+        chosen = await selected(connection, at, needed, wished(words), segment=segment, now=now)
         names = tuple(name for _, name in await search.found(connection, chosen))
         if not names:
             raise RefusedError("no_devices", "the search finds no device")
@@ -147,7 +146,7 @@ class Pages:
         look: Look | None = None
         try:
             async with at.acting("console bulk look") as connection:
-                look = await self._look(connection, at, words, segment)
+                look = await self._look(connection, at, words, segment, do)
         except NotFoundError as error:
             raise web.HTTPNotFound from error
         except FilterError as error:

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from aiohttp import ClientResponse, ClientSession
 
-from server.people.roles import Grant, Role
+from server.people.roles import MAY, Grant, Permission, Role
 from tests.integration.people_world import HTML, NOW, People, form_of, load, post
 
 pytestmark = pytest.mark.services
@@ -220,6 +220,18 @@ async def test_a_bulk_action_is_looked_at_and_done_to_what_was_shown(fleet: Flee
     windows = await fleet.people.owner.fetch("select reason, ends_at from health_windows")
     assert [tuple(row) for row in windows] == [("stocktaking", NOW + timedelta(hours=4))] * 2
     assert "Devices: 2" in await fleet.get("/devices?q=kind%20%3D%20counter")
+
+
+async def test_who_may_not_command_a_device_may_not_command_many(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MAY, Role.NOC, MAY[Role.NOC] - {Permission.COMMAND_DEVICES})
+    silence = await fleet.get("/bulk?q=kind%20%3D%20counter&do=silence")
+    seen = re.findall(r'name="shown" value="(\w+)"', silence)[0]
+    for do in ("identify", "reboot", "self-test"):
+        status, _ = await fleet.post("/bulk", q="kind = counter", do=do, shown=seen)
+        assert status == 422
+    assert await fleet.people.owner.fetchval("select count(*) from commands") == 0
 
 
 async def test_a_search_is_kept_as_what_it_is_said_to_be(fleet: Fleet) -> None:
