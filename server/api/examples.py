@@ -136,6 +136,7 @@ EXAMPLES: dict[str, Example] = {
     "GET /response-rate": Example(query=_AT),
     "GET /conversion": Example(query=_AT),
     "GET /gaps": Example(query={**_MARCH, "spot": _SPOT}),
+    "GET /masks": Example(query={**_MARCH, "spot": _SPOT}),
     "GET /estimates": Example(query={**_AT, "bucket": "hour"}),
     "GET /occupancy": Example(query=_AT),
     "GET /changes": Example(query={"kind": "bucket.revised", "limit": "100"}),

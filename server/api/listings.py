@@ -10,6 +10,7 @@ from server.api.types import (
     DeviceRow,
     ExceptionRow,
     GapRow,
+    MaskRow,
     OpeningRow,
     SiteDetail,
     SiteRow,
@@ -17,7 +18,8 @@ from server.api.types import (
 )
 from server.fleet import search
 from server.fleet.search import Selection
-from server.rollup.places import UnknownPlaceError, load_histories, load_sites, load_spots
+from server.health.judgement import Condition
+from server.rollup.places import Spot, UnknownPlaceError, load_histories, load_sites, load_spots
 from server.rollup.rows import people
 from server.rollup.sums import segments, weigh
 
@@ -117,13 +119,10 @@ async def gaps(
     limit: int,
 ) -> list[GapRow]:
     """Return up to `limit` gaps that touch `span`; those without a time come with every span."""
-    named = await load_sites(connection, sites) if sites else []
-    if spots:
-        places = await load_spots(connection, refs=spots)
-    else:
-        places = await load_spots(connection, sites=named or await load_sites(connection))
-    by_id = {spot.id: spot for spot in places}
-    histories = await load_histories(connection, places, start_s=span[0], end_s=span[1])
+    by_id = {spot.id: spot for spot in await _named(connection, sites, spots)}
+    histories = await load_histories(
+        connection, list(by_id.values()), start_s=span[0], end_s=span[1]
+    )
     cut = {spot: segments(history.calibrations) for spot, history in histories.items()}
     found: list[GapRow] = []
     for row in await connection.fetch(_GAPS, list(by_id), *map(_at, span), after, limit):
@@ -149,6 +148,43 @@ async def gaps(
             )
         )
     return found
+
+
+async def masks(
+    connection: asyncpg.Connection,
+    *,
+    sites: Sequence[str],
+    spots: Sequence[str],
+    span: tuple[int, int],
+    after: int,
+    limit: int,
+) -> list[MaskRow]:
+    """Return up to `limit` masks that touch `span`; those that were declared false are none."""
+    by_id = {spot.id: spot for spot in await _named(connection, sites, spots)}
+    rows = await connection.fetch(_MASKS, list(by_id), *map(_at, span), after, limit)
+    return [
+        MaskRow(
+            row["id"],
+            by_id[row["spot_id"]].site.ref,
+            by_id[row["spot_id"]].ref,
+            _text(row["from_at"]) or "",
+            _text(row["until_at"]),
+            row["condition"],
+            Condition(row["condition"]).meaning.title,
+            _text(row["set_at"]) or "",
+        )
+        for row in rows
+    ]
+
+
+async def _named(
+    connection: asyncpg.Connection, sites: Sequence[str], spots: Sequence[str]
+) -> list[Spot]:
+    """Return the spots that are named, or those of the sites, or all. Raises UnknownPlaceError."""
+    named = await load_sites(connection, sites) if sites else []
+    if spots:
+        return await load_spots(connection, refs=spots)
+    return await load_spots(connection, sites=named or await load_sites(connection))
 
 
 def _at(instant_s: int) -> datetime:
@@ -188,4 +224,10 @@ _GAPS = """
     where g.spot_id = any($1::int[]) and g.id > $4
       and (g.from_at is null or (g.from_at < $3 and coalesce(g.until_at, g.from_at) >= $2))
     order by g.id limit $5
+"""
+_MASKS = """
+    select id, spot_id, condition, from_at, until_at, set_at from masks
+    where spot_id = any($1::int[]) and id > $4 and withdrawn_at is null
+      and from_at < $3 and (until_at is null or until_at > $2)
+    order by id limit $5
 """

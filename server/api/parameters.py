@@ -143,6 +143,10 @@ class GapParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What is known to be missing."""
 
 
+class MaskParameters(Ranged, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was counted and is not true."""
+
+
 P = TypeVar("P", bound=msgspec.Struct)
 
 

@@ -7,6 +7,7 @@ Errors of all of these become problem+json in one place.
 
 import re
 import uuid
+from datetime import date
 from weakref import WeakValueDictionary
 
 import asyncpg
@@ -47,6 +48,7 @@ from server.api.parameters import (
     FeedbackParameters,
     GapParameters,
     Listing,
+    MaskParameters,
     Nothing,
     SpotListing,
     read_cursor,
@@ -57,6 +59,7 @@ from server.api.reads import AT_ONCE, Call, Route, Turns
 from server.api.types import (
     CountAnswer,
     GapRow,
+    MaskRow,
     Page,
     SiteDetail,
     SiteRow,
@@ -216,14 +219,32 @@ async def _gaps(call: Call, asked: GapParameters) -> Page[GapRow]:
         call.connection,
         sites=asked.site,
         spots=asked.spot,
-        # Local times differ by up to 14 h between zones; a gap too many explains itself.
-        span=(instant("UTC", since) - 14 * 3600, instant("UTC", until) + 14 * 3600),
+        span=_around(since, until),
         after=0 if asked.cursor is None else int(read_cursor(asked)[1]),
         limit=asked.limit + 1,
     )
     more = len(rows) > asked.limit
     rows = rows[: asked.limit]
     return Page(rows, write_cursor(asked, ("", rows[-1].id)) if more else None)
+
+
+async def _masks(call: Call, asked: MaskParameters) -> Page[MaskRow]:
+    rows = await listings.masks(
+        call.connection,
+        sites=asked.site,
+        spots=asked.spot,
+        span=_around(*asked.span),
+        after=0 if asked.cursor is None else int(read_cursor(asked)[1]),
+        limit=asked.limit + 1,
+    )
+    more = len(rows) > asked.limit
+    rows = rows[: asked.limit]
+    return Page(rows, write_cursor(asked, ("", rows[-1].id)) if more else None)
+
+
+def _around(since: date, until: date) -> tuple[int, int]:
+    """Return a range of local times in any zone: a gap too many explains itself."""
+    return instant("UTC", since) - 14 * 3600, instant("UTC", until) + 14 * 3600
 
 
 _COUNTS = (
@@ -250,6 +271,14 @@ _COUNTS = (
         _conversion,
     ),
     Route("/gaps", "What is known to be missing", GapParameters, Page[GapRow], GapRow, _gaps),
+    Route(
+        "/masks",
+        "What was counted and is not true, and why",
+        MaskParameters,
+        Page[MaskRow],
+        MaskRow,
+        _masks,
+    ),
 )
 _PARTS = (
     *(metrics, estimates, sources, opinions, questionnaires, surveys, offers, experiments),

@@ -101,6 +101,22 @@ class GapRow(msgspec.Struct, frozen=True):
     filled_at: str | None
 
 
+class MaskRow(msgspec.Struct, frozen=True):
+    """A stretch in which a spot's counts are not true. `until` is null while it goes on.
+
+    It lowers coverage; no count is removed. `cause` is the condition that was found.
+    """
+
+    id: int
+    site: str
+    spot: str
+    start: str = msgspec.field(name="from")
+    until: str | None
+    cause: str
+    explanation: str
+    recorded_at: str
+
+
 T = TypeVar("T")
 
 

@@ -58,14 +58,19 @@ class QualityDay:
 
 @dataclass(frozen=True, slots=True)
 class GapNote:
-    """A stretch that is missing, in local time; `filled`: it came after all."""
+    """A stretch that is missing, in local time; `filled`: it came after all.
+
+    Of one that is masked, `reason` is the condition by which its counts are not true: they stand
+    where they were counted. `goes_on`: it has no end yet.
+    """
 
     spot: str
     since: datetime | None
     until: datetime | None
     reason: str
-    visits: int
-    filled: bool
+    visits: int | None = None
+    filled: bool = False
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +252,7 @@ async def _silent(
 async def _gaps(
     connection: asyncpg.Connection, sites: Sequence[Site], *, month: date, until: date
 ) -> dict[str, list[GapNote]]:
-    """Return by site what is known to be missing of a month, the latest first."""
+    """Return by site what is missing of a month, or not true, the latest first."""
     by_id = {spot.id: spot for spot in await load_spots(connection, sites=sites)}
     starts = [day_start(site.time_zone, month) for site in sites]
     ends = [day_start(site.time_zone, until) for site in sites]
@@ -270,6 +275,20 @@ async def _gaps(
         since, to = (None if at is None else at.astimezone(local) for at in (low, high))
         people = round(entered / UNIT)
         found[spot.site.ref].append(GapNote(spot.name, since, to, reason, people, filled))
+    for spot_id, low, high, condition in await connection.fetch(
+        _MASKS,
+        [site.id for site in sites],
+        *([datetime.fromtimestamp(at, UTC) for at in edge] for edge in (starts, ends)),
+        MOST_GAPS,
+    ):
+        spot = by_id[spot_id]
+        local = zone(spot.site.time_zone)
+        until_at = None if high is None else high.astimezone(local)
+        since = low.astimezone(local)
+        note = GapNote(spot.name, since, until_at, condition, goes_on=high is None)
+        found[spot.site.ref].append(note)
+    for notes in found.values():
+        notes.sort(key=lambda note: note.since.timestamp() if note.since else 0.0, reverse=True)
     return found
 
 
@@ -294,5 +313,16 @@ _GAPS = """
         where p.site_id = asked.site and coalesce(g.until_at, g.from_at) >= asked.low
           and g.from_at < asked.high and g.reason <> 'totals'
         order by g.from_at desc limit $4) late
+    order by asked.number, late.from_at desc
+"""
+_MASKS = """
+    select late.* from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
+        with ordinality as asked(site, low, high, number)
+    cross join lateral (
+        select m.spot_id, m.from_at, m.until_at, m.condition
+        from spots p join masks m on m.spot_id = p.id
+        where p.site_id = asked.site and m.withdrawn_at is null
+          and m.from_at < asked.high and (m.until_at is null or m.until_at > asked.low)
+        order by m.from_at desc limit $4) late
     order by asked.number, late.from_at desc
 """

@@ -140,6 +140,7 @@ GET: dict[str, Asked] = {
     "/v1/estimates": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/occupancy": Asked(RANGE, {"site": "{site}"}),
     "/v1/gaps": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
+    "/v1/masks": Asked(RANGE, {"site": "{site}", "spot": "{spot}"}),
     "/v1/campaigns": Asked(),
     "/v1/rates": Asked(),
     "/v1/accuracy": Asked({}, {"site": "{site}"}),

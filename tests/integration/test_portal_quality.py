@@ -99,6 +99,36 @@ async def test_a_month_tells_what_was_missing_and_what_is_estimated(people: Peop
     )
 
 
+async def test_what_was_counted_and_is_not_true_stands_beside_the_gaps(people: People) -> None:
+    await shop(people)
+    low = datetime(2026, 3, 30, 10, tzinfo=ZONE)
+    masks = [
+        ("reversed", low, low + timedelta(hours=1), None),
+        ("blocked_view", low + timedelta(days=2), None, None),
+        ("flatline", low, None, NOW),  # declared false
+        ("stuck_counter", low - timedelta(days=60), low - timedelta(days=59), None),
+    ]
+    await people.owner.executemany(
+        "insert into masks (organisation_id, spot_id, condition, from_at, until_at, set_at, "
+        "withdrawn_at) select organisation_id, id, $1, $2, $3, $2, $4 from spots "
+        "where ref = 'door'",
+        masks,
+    )
+    await people.analyst()
+    browser = await people.signed_in()
+    _, html = await load(browser, "/quality?site=own-site&month=2026-03")
+    found = cells(html, "gaps")
+    assert [row[:2] for row in found] == [
+        ["Main door", "31 Mar 10:00"],
+        ["Main door", "30 Mar 10:00"],
+    ]
+    assert found[1][2:] == ["30 Mar 11:00", "The counter took in for out.", ""]
+    _, html = await load(browser, "/quality?site=own-site&month=2026-04")
+    [row] = cells(html, "gaps")
+    assert row[1:3] == ["1 Apr 10:00", "still going on"]
+    assert row[3] == "The counter saw only a part of those who passed."
+
+
 async def test_all_sites_are_strips_with_what_is_known_of_each(people: People) -> None:
     await shop(people)
     await people.analyst()
