@@ -7,6 +7,7 @@ which leaves after the commit: whatever is lost after that is asked for again.
 `POST /v1/commands/{command}/file` takes what a command of this device brings, compressed, as it is.
 """
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -26,6 +27,7 @@ from server.provisioning.renew import hear
 from server.provisioning.web import answered, refusal
 
 SWEEP_S = 10.0
+READ_S = 120.0  # a bundle of 256 kB over the slowest line that a shop has
 
 log = structlog.get_logger(__name__)
 
@@ -65,12 +67,16 @@ def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], dat
 
 
 async def _read(request: web.Request, most: int) -> bytes:
-    """Read a body of at most `most` bytes; one byte more, if there are more."""
+    """Read a body of at most `most` bytes; one byte more, if there are more.
+
+    Raises TimeoutError: nobody holds a connection by sending on and on.
+    """
     found = bytearray()
-    async for chunk in request.content.iter_chunked(65_536):
-        found += chunk
-        if len(found) > most:
-            return bytes(found[: most + 1])
+    async with asyncio.timeout(READ_S):
+        async for chunk in request.content.iter_chunked(65_536):
+            found += chunk
+            if len(found) > most:
+                return bytes(found[: most + 1])
     return bytes(found)
 
 
