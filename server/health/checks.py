@@ -7,8 +7,10 @@ nobody can tell how devices are (`platform_unknown`) nothing is judged. What cou
 computed in threads.
 
 An open site is looked at every `OPEN`, a closed one every `CLOSED`, its days once a local day, an
-hour after it closed. A device is looked at every `DEVICE`; a kiosk that was just pressed every
-`PRESSED`, since a stuck button ruins a result in minutes.
+hour after it closed. What is usual is learnt once a local day; of a site of which too little is
+known, and whose history arrives, again as it does, and it is looked at every `OPEN` meanwhile. A
+device is looked at every `DEVICE`; a kiosk that was just pressed every `PRESSED`, since a stuck
+button ruins a result in minutes.
 """
 
 import asyncio
@@ -63,6 +65,7 @@ _REST = 2.0
 _REST_MOST_S = 30.0
 _AFTER_CLOSING = timedelta(minutes=75)
 _RECENTLY = timedelta(minutes=10)
+_A_DAY = 24
 _KEPT = 5_000
 _AHEAD = timedelta(days=120)
 _SOON = timedelta(days=60)
@@ -74,7 +77,7 @@ class Checks:
 
     pool: asyncpg.Pool
     clock: Clock
-    _usual: OrderedDict[int, tuple[date, Mapping[int, Usual]]] = field(default_factory=OrderedDict)
+    _usual: OrderedDict[int, "_Learnt"] = field(default_factory=OrderedDict)
 
     async def run(self) -> None:
         """Judge for ever; a database that is away is tried again."""
@@ -156,9 +159,10 @@ class Checks:
                 j for j in more if j.condition is not Condition.FLATLINE or j.subject in silent
             ]
         await self._take(connection, found, known, row, now=now)
+        soon = self._usual[site.id].arriving or _is_awake(site, now_s)
         await connection.execute(
             _LOOKED,
-            *(row["id"], now, now + (OPEN if _is_awake(site, now_s) else CLOSED)),
+            *(row["id"], now, now + (OPEN if soon else CLOSED)),
             *(today if whole else None, None if days is None else json.dumps(days)),
         )
 
@@ -218,12 +222,19 @@ class Checks:
         """Return what the site's counters are used to, learnt once a local day."""
         today = local(site.time_zone, now_s).date()
         kept = self._usual.get(site.id)
-        if kept is not None and kept[0] == today and set(kept[1]) == {spot.id for spot in spots}:
+        if kept is not None and kept.day == today and set(kept.usual) == {s.id for s in spots}:
             self._usual.move_to_end(site.id)
-            return kept[1]
+            if kept.known:
+                return kept.usual
+            hours = await loading.hours_known(connection, spots)
+            if hours <= kept.hours + _A_DAY * len(spots):
+                kept.arriving = False
+                return kept.usual
+        hours = await loading.hours_known(connection, spots)
         past = await loading.weeks(connection, site, spots, today)
         usual = await asyncio.to_thread(_learn, past, spots, QUICK_DAYS)
-        self._usual[site.id] = today, usual
+        known = all(any(rate > 0 for rate in each.entered) for each in usual.values())
+        self._usual[site.id] = _Learnt(today, usual, hours, known, arriving=not known)
         if len(self._usual) > _KEPT:
             self._usual.popitem(last=False)
         return usual
@@ -278,6 +289,20 @@ class Checks:
                     condition=each.condition.value,
                     subject=f"{each.subject.kind.value} {each.subject.row}",
                 )
+
+
+@dataclass(slots=True)
+class _Learnt:
+    """What a site's counters are used to, as of a local day, of so many hours that were known.
+
+    `known`: that was enough for each of them; `arriving`: it was not, and more came of late.
+    """
+
+    day: date
+    usual: Mapping[int, Usual]
+    hours: int
+    known: bool
+    arriving: bool
 
 
 def _counters(

@@ -144,6 +144,13 @@ async def weeks(
     return Weeks(cells, [_door(cells, hours[spot], end_s) for spot in ids], today.toordinal())
 
 
+async def hours_known(connection: asyncpg.Connection, spots: Sequence[Spot]) -> int:
+    """Return how many hours of these counters anything is known of."""
+    sql = "select count(*) from rollup_hour where spot = any($1::int[])"
+    found: int = await connection.fetchval(sql, [spot.id for spot in spots])
+    return found
+
+
 def _cells(site: Site, today: date) -> tuple[list[Cell], int]:
     """Return the hours to learn from and to expect, and the first instant of them."""
     cells: list[Cell] = []

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from ops.services.stack import Stack
+from server.clock import at
 from server.errors import ConflictError
 from server.health import loading, memory
 from server.health.checks import Checks
@@ -32,6 +33,12 @@ async def a_shop(
     organisation = await world.organisation("own")
     site = await world.site(organisation, "shop", hours=(OPENS, CLOSES))
     spots = [await world.spot(organisation, site, f"door-{n}") for n in range(doors)]
+    await weeks(world, spots, until=until, people=people)
+    return site, spots
+
+
+async def weeks(world: World, spots: list[int], *, until: datetime = NOW, people: int = 20) -> None:
+    """Let doors have counted for weeks."""
     start = (until - timedelta(weeks=WEEKS)).replace(hour=0)
     rows = []
     for number in range((until - start) // QUARTER):
@@ -47,7 +54,6 @@ async def a_shop(
     await world.owner.copy_records_to_table("rollup_15m", records=rows, columns=columns)
     await everything_dirty(world)
     await world.derive()
-    return site, spots
 
 
 def people_of(minute: int, people: int, *, jitter: int) -> tuple[int, int]:
@@ -421,3 +427,38 @@ async def test_no_quarter_that_arrives_while_a_mask_is_made_slips_through(world:
     await deriving
     (row,) = await quarters(world, spot, bucket)
     assert row["masked"] == SLOTS
+
+
+async def test_history_that_arrives_after_the_first_look_is_learnt_from_as_it_does(
+    world: World,
+) -> None:
+    organisation = await world.organisation("own")
+    site = await world.site(organisation, "shop", hours=(OPENS, CLOSES))
+    dead, alive = [await world.spot(organisation, site, f"door-{n}") for n in (0, 1)]
+    await world.owner.execute("update health_checks set due_at = $1", NOW)
+    checks = Checks(world.maint, world.clock)
+    while await checks.turn():
+        pass
+    assert (await judgement(world, dead, Condition.FLATLINE))["standing"] == "unknown"
+    await weeks(world, [dead, alive])
+    await silence(world, dead, NOW - timedelta(hours=2))
+    world.clock.advance(300)
+    while await checks.turn():
+        pass
+    assert (await judgement(world, dead, Condition.FLATLINE))["firing"] is True
+
+
+async def test_a_closed_site_of_which_nothing_arrives_is_left_alone(world: World) -> None:
+    organisation = await world.organisation("own")
+    site = await world.site(organisation, "shop", hours=(1260, 1320))
+    await world.spot(organisation, site, "door")
+    await world.owner.execute("update health_checks set due_at = $1", NOW)
+    checks = Checks(world.maint, world.clock)
+    for minutes in (5, 60, 60):
+        before = at(world.clock.now_ms())
+        while await checks.turn():
+            pass
+        sql = "select due_at from health_checks where site_id = $1"
+        due = await world.owner.fetchval(sql, site)
+        assert due - before == timedelta(minutes=minutes)
+        world.clock.advance(60 * minutes)
