@@ -81,7 +81,7 @@ TABLE = {
             choices=(900, 1_800, 3_600),
         ),
         Setting("spread_s", "how far a fleet's messages are spread", 10, "s", 0, 60),
-        Setting("retry_max_s", "longest wait between attempts to connect", 60, "s", 5, 600),
+        Setting("retry_max_s", "longest wait between attempts to connect", 60, "s", 5, 120),
         Setting("keepalive_s", "how often a quiet connection is proved", 45, "s", 15, 120),
         Setting(
             *("log_level", "what the device's log says", "info"),

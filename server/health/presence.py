@@ -24,7 +24,7 @@ from server.health.judgement import Condition, Evidence, Judgement, Standing, Su
 GRACE = timedelta(seconds=10)
 """After a will: who is back by then was never gone, and a broker that dies sends wills at times."""
 DRAIN = timedelta(seconds=150)
-"""After a broker's start: an agent's longest pause is 60 s, an attempt may take 20."""
+"""After a broker's start: an agent's longest pause may be set to 120 s, an attempt may take 20."""
 PLANNED_MOST = timedelta(days=1)
 """How long a goodbye without an end is believed."""
 LATE_BACK = timedelta(minutes=2)
