@@ -141,7 +141,7 @@ async def _device(
     if planned.kind == "kiosk" and site.ref not in made.asking:
         made.asking.add(site.ref)
         await _publish(connection, owner, site.ref)
-    if planned.sensor.backwards:
+    if planned.corrected:
         quarter = since.replace(minute=since.minute // 15 * 15)  # a quarter is read one way
         wanted = Calibration(0, True, 1.0, "mounted backwards", quarter)
         await spots.calibrate(connection, owner, spot.ref, wanted, **by_name.by)

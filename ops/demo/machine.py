@@ -137,7 +137,7 @@ def spots_of(state: State) -> dict[str, Spot]:
             kind=place.device.kind,
             zone=place.site.zone,
             key=state.keys[place.organisation.name],
-            reversed=place.device.sensor.backwards,
+            reversed=place.device.corrected,
         )
         for device, place in state.places().items()
     }
@@ -281,7 +281,7 @@ def _devices(
     for device, place in state.places().items():
         if place.device.unplugged:
             continue
-        identity, spec = identities[device], place.device.spec(device)
+        identity, spec = identities[device], place.device.spec(device, end_ms=state.until_ms)
         if place.device.blind:
             inspected = InspectedDevice(
                 spec,

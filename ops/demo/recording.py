@@ -36,7 +36,7 @@ class Recording:
         groups: list[list[Task]] = [[] for _ in range(self.workers)]
         ranked = sorted(state.places().items(), key=lambda item: -item[1].device.door.median_day)
         for number, (device, place) in enumerate(ranked):
-            spec = place.device.spec(device)
+            spec = place.device.spec(device, end_ms=state.until_ms)
             for start_ms, end_ms in stretches(
                 place.device, start_ms=state.since_ms, end_ms=state.until_ms
             ):
@@ -81,7 +81,7 @@ def catch_up(folder: Folder, state: State, truth: TruthFile, *, end_ms: int) -> 
     for device, place in state.places().items():
         if not place.device.unplugged:
             total += record_history(
-                place.device.spec(device),
+                place.device.spec(device, end_ms=state.until_ms),
                 folder.outbox(device),
                 truth=truth,
                 start_ms=state.until_ms,

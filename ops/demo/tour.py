@@ -28,7 +28,7 @@ from ops.demo.machine import Machine
 from ops.demo.state import DAY_MS
 from ops.demo.supervisor import PARTS
 from ops.demo.survey import TOUCHPOINTS, survey_link
-from ops.demo.world import MALL, UNPLUGGED, blind_stretch, moment
+from ops.demo.world import DEAD, MALL, UNNOTICED, UNPLUGGED, blind_stretch, moment
 from protocol.identity import DeviceId, device_id
 from server.api import parquet
 from server.db.engine import acting
@@ -311,6 +311,8 @@ class Tour:
             "mall_linked": machine.mall_linked,
             "mall": MALL,
             "unplugged": UNPLUGGED,
+            "unnoticed": UNNOTICED,
+            "dead": DEAD,
             "door": machine.spots[machine.inspected.spec.device],
             "device": machine.inspected.spec.device,
             "connected": machine.inspected.connected,
@@ -338,7 +340,7 @@ class Tour:
         return next(
             device
             for device, place in self._machine.state.places().items()
-            if place.device.sensor.backwards
+            if place.device.corrected
         )
 
     def _label_image(self) -> str:

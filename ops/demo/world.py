@@ -3,12 +3,13 @@
 Live, the same people come as in the history, at the hour that it is: so a day under way can be
 compared with one before. Shops that are closed count nobody, the station shop never closes.
 
-What is wrong in it, on purpose: one counter is mounted backwards, one kiosk has been unplugged
-since yesterday, and the station shop's sensor saw nothing for two hours.
+What is wrong in it, on purpose: one counter is mounted backwards, as the register knows, and one
+that it does not know of; one kiosk has been unplugged since yesterday; one door's sensor has been
+dead since then, beside one that counts; and the station shop's sensor saw nothing for two hours.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -22,6 +23,12 @@ MALL = "Kvarnporten"
 """The site whose link may be cut: nine devices on one line."""
 UNPLUGGED = "Uppsala"
 """Where the kiosk is that has been unplugged since yesterday."""
+BACKWARDS = "Malmö Stortorget"
+"""Where the main entrance's counter is mounted backwards, which a calibration corrects."""
+UNNOTICED = "Helsingborg"
+"""Where it is mounted backwards, and nobody has noticed."""
+DEAD = "Linköping"
+"""Where the side entrance's sensor has been dead for a day and some hours."""
 PUBLISHED: Questionnaire = make(
     {
         "format": 1,
@@ -47,6 +54,8 @@ PUBLISHED: Questionnaire = make(
 )
 """What all kiosks ask: published at each site, and fetched by each kiosk in its plan."""
 HOUR_MS = 3_600_000
+DEAD_MS = 30 * HOUR_MS  # whenever the demo begins, a whole day's opening is among them
+EVER_MS = 1 << 52
 EVEN_MONTHS = (1.0,) * 12  # a week and the one before may lie in two months, of one busyness
 _ALL_DAY = (
     31, 30, 30, 30, 31, 34, 40, 50, 52, 44, 42, 44, 48, 48, 45, 45, 52, 56, 54, 46, 42, 38, 35, 33,
@@ -60,9 +69,10 @@ MALL_HOURS: Hours = ((600, 1260),) * 5 + ((600, 1200), (600, 1200))
 
 @dataclass(frozen=True, slots=True)
 class PlannedDevice:
-    """A device and the spot it stands at. `blind` and `unplugged`: see the module.
+    """A device and the spot it stands at. `blind`, `unplugged` and `dead`: see the module.
 
-    `tour`: the kiosk that may be pressed by who follows the tour.
+    `corrected`: mounted backwards, and the register knows; `tour`: the kiosk that may be pressed by
+    who follows the tour.
     """
 
     spot: str
@@ -71,15 +81,20 @@ class PlannedDevice:
     kiosk: Kiosk | None = None
     blind: bool = False
     unplugged: bool = False
+    dead: bool = False
+    corrected: bool = False
     tour: bool = False
 
     @property
     def kind(self) -> str:
         return "counter" if self.kiosk is None else "kiosk"
 
-    def spec(self, device: str) -> DeviceSpec:
-        """Return the simulated hardware, as it was in the history: asking what is published."""
-        return DeviceSpec(device, self.door, SEED, self.sensor, self.kiosk, PUBLISHED.hash)
+    def spec(self, device: str, *, end_ms: int) -> DeviceSpec:
+        """Return the simulated hardware, as it was in the history that ended then."""
+        sensor = self.sensor
+        if self.dead:
+            sensor = replace(sensor, blind=((end_ms - DEAD_MS, EVER_MS),))
+        return DeviceSpec(device, self.door, SEED, sensor, self.kiosk, PUBLISHED.hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +223,9 @@ def _fashion() -> PlannedOrganisation:
 def _shop(name: str, people: int) -> Iterator[PlannedDevice]:
     main = _door(f"{name} main", people=people * 0.75)
     side = _door(f"{name} side", people=people * 0.25)
-    backwards = name.startswith("Malmö")
-    yield PlannedDevice("Main entrance", main, Sensor(0.02, 0.02, 0.03, backwards=backwards))
-    yield PlannedDevice("Side entrance", side, Sensor(0.03, 0.01, 0.03))
+    sensor = Sensor(0.02, 0.02, 0.03, backwards=name in (BACKWARDS, UNNOTICED))
+    yield PlannedDevice("Main entrance", main, sensor, corrected=name == BACKWARDS)
+    yield PlannedDevice("Side entrance", side, Sensor(0.03, 0.01, 0.03), dead=name == DEAD)
     kiosk = Kiosk(rate=0.08, salt=people)
     yield PlannedDevice("Feedback by the exit", main, kiosk=kiosk, unplugged=name == UNPLUGGED)
 

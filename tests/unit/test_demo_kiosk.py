@@ -38,7 +38,7 @@ def test_what_is_asked_is_pressed_once_by_a_visitor_each_and_stands_in_the_book(
     ]
     with TruthFile(tmp_path / "truth-live") as truth:
         kiosk = OpenKiosk(
-            planned.spec(DEVICE),
+            planned.spec(DEVICE, end_ms=0),
             None,
             outbox_path=tmp_path / "outbox.db",
             true_offset_ms=true_offset_ms(),
