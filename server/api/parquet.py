@@ -94,6 +94,8 @@ def _column(kind: Any, *, name: str = "") -> "pa.DataType":
     if origin in (typing.Union, types.UnionType):
         if set(options) == {int, float}:
             return pa.float64()
+        if set(options) == {int, str}:
+            return pa.string()
         if len(options) != 1:
             raise TypeError(f"no column for {kind}")
         return _column(options[0], name=name)
@@ -129,10 +131,12 @@ def _plain(value: Any, column: "pa.DataType") -> Any:
         return value.value
     if isinstance(value, str) and pa.types.is_timestamp(column):
         return datetime.fromisoformat(value)
+    if isinstance(value, int) and pa.types.is_string(column):
+        return str(value)
     if isinstance(value, (list, tuple)):
         return [_plain(each, column.value_type) for each in value]
     if isinstance(value, dict):
-        return list(value.items())
+        return [(name, _plain(each, column.item_type)) for name, each in value.items()]
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.fields(value)
         return {

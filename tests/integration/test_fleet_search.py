@@ -270,7 +270,12 @@ async def found_by(world: World, own: int, tree: Filter, within: Within = EVERYW
 async def test_the_database_finds_what_fits_row_by_row(world: World, fleet: int) -> None:
     drawn: list[Filter] = []
 
-    @settings(max_examples=250, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=250,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(FILTERS)
     def draw(tree: Filter) -> None:
         drawn.append(tree)

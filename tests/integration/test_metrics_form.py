@@ -146,7 +146,7 @@ async def test_every_definition_is_published(world: World) -> None:
 async def test_the_readmes_question_is_one_that_is_answered(world: World) -> None:
     await chain(world)
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    body = re.search(r"metrics:query.*?-d '(\{.*?\})'\n", text, re.S)
+    body = re.search(r"metrics:query.*?-d '(\{.*?\})' \\\n", text, re.S)
     assert body is not None
     days = iter(("2026-03-02", "2026-03-09"))
     asked = json.loads(re.sub(r"'\$\(date[^)]*\)'", lambda _: next(days), body[1]))

@@ -14,6 +14,8 @@ from tests.integration.people_world import GOOD, People, form_of, load, post, si
 pytestmark = pytest.mark.services
 PAGE = "/console/o/own/people"
 KINDS = ("nobody", "member", "waiting", "shut-out")
+DRIVERS = ("typeinfo_tree", "'jit'")
+"""What the driver asks of its own accord, when a connection first meets a type."""
 
 
 async def strangers(people: People) -> None:
@@ -109,7 +111,7 @@ async def test_an_invitation_is_the_same_work_whoever_is_invited(people: People)
                     actor="user x",
                     now=people.now,
                 )
-        work[kind] = len(asked)
+        work[kind] = sum(not any(own in query for own in DRIVERS) for query in asked)
     assert len(set(work.values())) == 1, work
 
 
