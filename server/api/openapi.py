@@ -184,6 +184,8 @@ def _statuses(route: Described) -> list[int]:
         found.add(410)
     if route.body is not None:
         found |= {413, 415}
+        if any(each.name == "seen" for each in msgspec.structs.fields(route.body)):
+            found.add(412)
     if route.method == "PATCH" or getattr(route, "compares", False):
         found |= {412, 428}
     return sorted(found)
