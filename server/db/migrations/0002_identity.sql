@@ -316,6 +316,26 @@ begin
     end loop;
 end $$;
 
+-- Fences further tables by their organisation, as those above: the API sees its own, the desk its
+-- own or all, and who is named in `serving` everything.
+create procedure fence(tables text[], serving text default '') language plpgsql as $$
+declare t text;
+begin
+    foreach t in array tables
+    loop
+        execute format('alter table %I enable row level security', t);
+        execute format('create policy own on %I to vestibule_api '
+            'using (organisation_id = current_organisation())', t);
+        execute format('create policy desk on %I to vestibule_desk using '
+            '(organisation_id = current_organisation() or oversees_all()) with check '
+            '(organisation_id = current_organisation() or oversees_all())', t);
+        if serving <> '' then
+            execute format('create policy every on %I to %s using (true)', t, serving);
+        end if;
+    end loop;
+end $$;
+revoke all on procedure fence from public;
+
 -- What of one organisation a page shows beside the register.
 create view my_findings with (security_barrier) as
     select f.id, f.at, f.device_id, f.seq, f.finding, f.detail

@@ -49,19 +49,7 @@ create table exchange_rates (
     primary key (organisation_id, day, base, quote)
 );
 
-do $$
-declare t text;
-begin
-    foreach t in array array['staff_shifts', 'campaigns', 'campaign_sites', 'exchange_rates']
-    loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy desk on %I to vestibule_desk using '
-            '(organisation_id = current_organisation() or oversees_all()) with check '
-            '(organisation_id = current_organisation() or oversees_all())', t);
-    end loop;
-end $$;
+call fence(array['staff_shifts', 'campaigns', 'campaign_sites', 'exchange_rates']);
 grant select on staff_shifts, campaigns, campaign_sites, exchange_rates
     to vestibule_api, vestibule_desk;
 grant insert, update on staff_shifts, campaigns, exchange_rates to vestibule_desk;

@@ -119,17 +119,13 @@ create table actions (
 );
 create index on actions (organisation_id, site_id);
 
+call fence(
+    array['alarm_settings', 'opinion_alerts', 'touchpoints', 'actions'], 'vestibule_maint'
+);
 do $$
 declare t text;
 begin
     foreach t in array array['alarm_settings', 'opinion_alerts', 'touchpoints', 'actions'] loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy every on %I to vestibule_maint using (true)', t);
-        execute format('create policy desk on %I to vestibule_desk '
-            'using (organisation_id = current_organisation() or oversees_all()) '
-            'with check (organisation_id = current_organisation() or oversees_all())', t);
         execute format('grant select on %I to vestibule_api, vestibule_desk, vestibule_maint', t);
         execute format('grant insert, update on %I to vestibule_desk', t);
     end loop;

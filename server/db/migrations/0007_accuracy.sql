@@ -29,19 +29,7 @@ create table recount_blocks (
     primary key (recount_id, from_at)
 );
 
-do $$
-declare t text;
-begin
-    foreach t in array array['recounts', 'recount_blocks']
-    loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy desk on %I to vestibule_desk using '
-            '(organisation_id = current_organisation() or oversees_all()) with check '
-            '(organisation_id = current_organisation() or oversees_all())', t);
-    end loop;
-end $$;
+call fence(array['recounts', 'recount_blocks']);
 grant select on recounts, recount_blocks to vestibule_api, vestibule_desk;
 grant insert on recounts, recount_blocks to vestibule_desk;
 grant update (withdrawn_at) on recounts to vestibule_desk;

@@ -96,20 +96,7 @@ end $$;
 create trigger devices_thrown_out after update of state on devices
     for each row when (old.admitted and not new.admitted) execute function end_presence();
 
-do $$
-declare t text;
-begin
-    foreach t in array array['presences', 'device_events']
-    loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy desk on %I to vestibule_desk using '
-            '(organisation_id = current_organisation() or oversees_all()) with check '
-            '(organisation_id = current_organisation() or oversees_all())', t);
-        execute format('create policy every on %I to vestibule_ingest, vestibule_maint using (true)', t);
-    end loop;
-end $$;
+call fence(array['presences', 'device_events'], 'vestibule_ingest, vestibule_maint');
 grant select on presences, device_events, platform, platform_unknown
     to vestibule_api, vestibule_desk, vestibule_ingest, vestibule_maint;
 grant update on presences to vestibule_ingest, vestibule_maint;

@@ -93,20 +93,7 @@ returns bigint language sql immutable parallel safe as $$
             - bucket) / 15))::int as high) slots
 $$;
 
-do $$
-declare t text;
-begin
-    foreach t in array array['health_checks', 'judgements', 'masks']
-    loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy desk on %I to vestibule_desk using '
-            '(organisation_id = current_organisation() or oversees_all()) with check '
-            '(organisation_id = current_organisation() or oversees_all())', t);
-        execute format('create policy every on %I to vestibule_ingest, vestibule_maint using (true)', t);
-    end loop;
-end $$;
+call fence(array['health_checks', 'judgements', 'masks'], 'vestibule_ingest, vestibule_maint');
 grant select on health_checks, judgements, masks
     to vestibule_api, vestibule_desk, vestibule_ingest, vestibule_maint;
 grant update (due_at) on health_checks to vestibule_desk;

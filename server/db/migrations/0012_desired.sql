@@ -86,21 +86,10 @@ create table command_files (
 );
 create index on command_files (stored_at);
 
-do $$
-declare t text;
-begin
-    foreach t in array array['settings_layers', 'device_settings', 'command_batches', 'commands',
-        'command_files']
-    loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy desk on %I to vestibule_desk using '
-            '(organisation_id = current_organisation() or oversees_all()) with check '
-            '(organisation_id = current_organisation() or oversees_all())', t);
-        execute format('create policy every on %I to vestibule_ingest, vestibule_maint using (true)', t);
-    end loop;
-end $$;
+call fence(
+    array['settings_layers', 'device_settings', 'command_batches', 'commands', 'command_files'],
+    'vestibule_ingest, vestibule_maint'
+);
 grant select on settings_layers, device_settings, command_batches, commands, command_files
     to vestibule_api, vestibule_desk, vestibule_ingest, vestibule_maint;
 grant insert, update on settings_layers to vestibule_desk;

@@ -198,6 +198,11 @@ create table usual_visits (
     visits real[] not null
 );
 
+call fence(
+    array['standings', 'incidents', 'episodes', 'incident_decisions', 'incident_comments',
+        'health_rules', 'health_windows', 'health_contacts', 'notices', 'usual_visits'],
+    'vestibule_maint'
+);
 do $$
 declare t text;
 begin
@@ -205,13 +210,6 @@ begin
         'incident_comments', 'health_rules', 'health_windows', 'health_contacts', 'notices',
         'usual_visits']
     loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy desk on %I to vestibule_desk using '
-            '(organisation_id = current_organisation() or oversees_all()) with check '
-            '(organisation_id = current_organisation() or oversees_all())', t);
-        execute format('create policy every on %I to vestibule_maint using (true)', t);
         execute format('grant select on %I to vestibule_desk', t);
         execute format('grant select, insert, update, delete on %I to vestibule_maint', t);
     end loop;

@@ -37,20 +37,7 @@ create table segment_devices (
 );
 create index on segment_devices (device_id);
 
-do $$
-declare t text;
-begin
-    foreach t in array array['segments', 'segment_devices']
-    loop
-        execute format('alter table %I enable row level security', t);
-        execute format('create policy own on %I to vestibule_api '
-            'using (organisation_id = current_organisation())', t);
-        execute format('create policy desk on %I to vestibule_desk using '
-            '(organisation_id = current_organisation() or oversees_all()) with check '
-            '(organisation_id = current_organisation() or oversees_all())', t);
-        execute format('create policy every on %I to vestibule_ingest, vestibule_maint using (true)', t);
-    end loop;
-end $$;
+call fence(array['segments', 'segment_devices'], 'vestibule_ingest, vestibule_maint');
 grant select on segments, segment_devices
     to vestibule_api, vestibule_desk, vestibule_ingest, vestibule_maint;
 grant insert, delete on segments, segment_devices to vestibule_desk;
