@@ -26,7 +26,6 @@ from protocol.codes import MAX_CODES, SIGNED, Envelope
 from server.db.engine import transaction
 from server.feedback.offers import Enough, Held, stock_of
 from server.feedback.plans import ContentSigner
-from server.pki.signer import sign_with
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
 from server.provisioning.web import answered
@@ -93,7 +92,7 @@ def add_codes(
         if stock is None:
             return CodesAnswer("none")
         content = stock.content()
-        signature = sign_with(signer.key, SIGNED + content)
+        signature = signer.signed(SIGNED + content)
         log.info("codes handed out", device=asking.device, offer=stock.offer, n=len(stock.codes))
         return CodesAnswer("new", Envelope(content, signature, signer.chain).content().decode())
 

@@ -11,55 +11,33 @@ service of ours, can make a plan that a device takes. See `ops/decisions/0009-qu
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import asyncpg
 import structlog
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from protocol.plan import SIGNED, Envelope
 from server.db.engine import transaction
 from server.feedback.questionnaires import plan_of
-from server.pki.files import AuthorityError
-from server.pki.signer import sign_with
+from server.pki.service import ServiceSigner
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
 from server.provisioning.web import answered
 
-SIGNER_FILES = "svc-content"
-
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ContentSigner:
-    """Signs plans; its chain hangs from a root that devices trust."""
+class ContentSigner(ServiceSigner):
+    """Signs plans, and what else devices show."""
 
-    chain: str
-    key: ec.EllipticCurvePrivateKey = field(repr=False)
-
-    @classmethod
-    def load(cls, pki: Path) -> "ContentSigner":
-        """Open the service's key beside the authority. Raises AuthorityError."""
-        path = pki / f"{SIGNER_FILES}.key"
-        try:
-            key = load_pem_private_key(path.read_bytes(), None)
-            chain = path.with_suffix(".pem").read_text()
-            leaf = x509.load_pem_x509_certificates(chain.encode())[0]
-        except (OSError, ValueError, TypeError) as error:
-            raise AuthorityError(f"{path} cannot be opened: {error}") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != leaf.public_key():
-            raise AuthorityError(f"{path} does not belong to its certificate")
-        return cls(chain, key)
+    __slots__ = ()
+    SERVICE = "svc-content"
 
     def sealed(self, plan: bytes, questionnaires: list[bytes]) -> Envelope:
         """Return a signed envelope; the same plan gets the same signature."""
-        return Envelope(plan, tuple(questionnaires), sign_with(self.key, SIGNED + plan), self.chain)
+        return Envelope(plan, tuple(questionnaires), self.signed(SIGNED + plan), self.chain)
 
 
 def add_plans(

@@ -48,7 +48,10 @@ __all__ = [
 
 SERVICE_PREFIX = "svc-"
 SERVERS = ("broker", "https")
-CLIENTS = ("svc-ingest", "svc-downlink", "svc-control", "svc-content", "svc-canary")
+CLIENTS = (
+    *("svc-ingest", "svc-downlink", "svc-control", "svc-canary"),
+    *("svc-content", "svc-firmware"),  # these sign what devices take, and connect nowhere
+)
 _LOCAL_DNS = ("localhost",)
 _LOCAL_IPS = ("127.0.0.1", "::1")
 

@@ -114,7 +114,7 @@ def test_keys_are_closed_and_an_authority_is_made_once(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "pki", now=NOW)
     authority.ensure_services(now=NOW)
     keys = sorted((tmp_path / "pki").rglob("*.key"))
-    assert len(keys) == 9
+    assert len(keys) == 10
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     with pytest.raises(AuthorityError, match="already"):
         Authority.create(tmp_path / "pki", now=NOW)

@@ -8,7 +8,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.content import ContentError, Fault, canonical
@@ -129,6 +129,7 @@ def test_an_answer_comes_back_as_it_was(answer: Answer) -> None:
     assert read_answer(write_answer(answer)) == answer
 
 
+@settings(max_examples=30)
 @given(REPORTS, REPORTS)
 def test_two_reports_are_signed_over_the_same_bytes_only_if_they_are_equal(
     one: Report, other: Report
