@@ -107,6 +107,14 @@ KINDS = (
             *("health_rules", "health_windows", "health_contacts", "notices", "usual_visits"),
         ),
     ),
+    Kind(
+        "rollouts",
+        About.STAFF,
+        (
+            *("releases", "bundles", "rollouts", "rollout_events", "waves", "executions"),
+            *("execution_reports", "device_firmware", "freezes"),
+        ),
+    ),
     Kind("audit", About.STAFF, ("audit", "api_keys", "bi_logins")),
     Kind(
         "technical",

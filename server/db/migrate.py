@@ -19,7 +19,7 @@ from server.errors import VestibuleError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-SCHEMA_VERSION = 14
+SCHEMA_VERSION = 15
 _HERE = Path(__file__).parent / "migrations"
 
 

@@ -22,6 +22,7 @@ KINDS = (
     *("webhook", "segment", "recount", "alert", "touchpoint", "action"),
     *("model", "command", "batch"),
     *("incident", "window", "contact"),
+    *("rollout", "execution", "freeze"),
 )
 OWN = {kind: f"{kind}-mine2345" for kind in KINDS} | {"device": "dc-mine23456789"}
 THEIRS = {kind: f"{kind}-thrs2345" for kind in KINDS} | {"device": "dc-thrs23456789"}
@@ -276,6 +277,7 @@ async def fill(people: People, names: dict[str, str], organisation: int, words: 
         *(organisation, device, spot),
     )
     await in_trouble(owner, names, organisation, words)
+    await on_its_way(owner, names, organisation, words)
     await owner.execute(
         "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, since, "
         "expires_at) select $1, $2, id, $3, $4, $5, $5 from users where ref = $6",
@@ -309,6 +311,40 @@ async def in_trouble(
         "insert into notices (organisation_id, incident_id, contact_id, dedupe, subject, body, "
         "queued_at, dead_at) select $1, broken.id, told.id, $2, $3, $3, $4, $4 from broken, told",
         *(organisation, names["incident"], words, NOW, names["window"], names["contact"]),
+    )
+
+
+async def on_its_way(
+    owner: asyncpg.Connection, names: dict[str, str], organisation: int, words: str
+) -> None:
+    """Give an organisation a rollout, a device in it, and all that belongs to it."""
+    await owner.execute(
+        "insert into releases (ref, component, version, floor, target, length, sha256, hardware, "
+        "published_at) values ('release-common', 'agent', '2.5.0', '2.0.0', 'agent/2.5.0.tar', 9, "
+        "repeat('0', 64), '{DC2}', $1) on conflict do nothing",
+        NOW,
+    )
+    await owner.execute(
+        "insert into bundles (ref, name, releases, created_at) select 'bundle-common', 'common', "
+        "array[id], $1 from releases on conflict do nothing",
+        NOW,
+    )
+    await owner.execute(
+        "with moved as (insert into rollouts (organisation_id, ref, name, payload, bundle_id, "
+        "policy, state, since, author) select $1, $2, $3, 'bundle', id, '{}', 'running', $4, $3 "
+        "from bundles returning *), told as (insert into rollout_events (organisation_id, "
+        "rollout_id, at, event, actor, reason, counters) select organisation_id, id, $4, "
+        "'started', $3, $3, '{}' from moved), wave as (insert into waves (rollout_id, number, "
+        "organisation_id, size) select id, 1, organisation_id, 1 from moved), done as (insert "
+        "into executions (organisation_id, ref, rollout_id, wave, pool, device_id, code) select "
+        "$1, $5, moved.id, 1, 1, d.id, $3 from moved, devices d where d.organisation_id = $1 "
+        "order by d.id limit 1 returning *), said as (insert into execution_reports "
+        "(execution_id, attempt, seq, organisation_id, phase, heard_at, code) select id, 1, 1, "
+        "organisation_id, 'accepted', $4, $3 from done), runs as (insert into device_firmware "
+        "(device_id, organisation_id, hardware) select device_id, $1, $3 from done) "
+        "insert into freezes (organisation_id, ref, name, starts_at, ends_at, reason, author, "
+        "created_at) values ($1, $6, $3, $4, $4::timestamptz + interval '1 day', $3, $3, $4)",
+        *(organisation, names["rollout"], words, NOW, names["execution"], names["freeze"]),
     )
 
 

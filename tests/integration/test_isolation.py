@@ -12,7 +12,7 @@ from server.api import routes
 from server.db.engine import reading
 from server.rollup.refresh import LOCK
 from tests.integration.api_world import World, utc
-from tests.integration.isolation_world import in_trouble
+from tests.integration.isolation_world import in_trouble, on_its_way
 
 pytestmark = pytest.mark.services
 
@@ -128,8 +128,10 @@ async def populate(world: World, name: str, *, visits: int) -> int:
         b'[{"key":"all","kind":"overall","text":{"en":"A"}}]}',
         utc("2026-03-03T11:00"),
     )
-    names = {kind: f"{name}-{kind}" for kind in ("incident", "window", "contact")}
+    kinds = ("incident", "window", "contact", "rollout", "execution", "freeze")
+    names = {kind: f"{name}-{kind}" for kind in kinds}
     await in_trouble(owner, names, organisation, name)
+    await on_its_way(owner, names, organisation, name)
     return organisation
 
 
@@ -350,6 +352,7 @@ async def test_every_view_and_table_shows_one_organisation_and_without_one_nothi
         )
     ]
     common = {"dataset", "schema_compatibility", "metric_names", "platform", "platform_unknown"}
+    common |= {"releases", "bundles"}  # the operator's
     empty = {"opening_exceptions", "doors", "backfill_grants", "my_rollup_stale"}
     assert {"my_readings", "my_rollup_dirty", "sites", "gaps"} <= set(readable)
     for name in set(readable) - common:

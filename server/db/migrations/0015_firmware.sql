@@ -1,0 +1,232 @@
+-- New versions and how they reach devices: releases, rollouts with their waves, each device's
+-- execution, what devices say that they run, and when nothing may change.
+
+-- One approved version of one component, as its offline signed TUF target says. The operator's.
+create table releases (
+    id int generated always as identity primary key,
+    ref text not null unique,
+    component text not null check (component in ('agent', 'kiosk')),
+    version text not null,
+    floor text not null,
+    requires text,
+    target text not null unique,
+    length bigint not null check (length > 0),
+    sha256 text not null check (sha256 ~ '^[0-9a-f]{64}$'),
+    hardware text[] not null check (cardinality(hardware) > 0),
+    notes text not null default '',
+    published_at timestamptz not null,
+    withdrawn_at timestamptz,
+    unique (component, version)
+);
+comment on column releases.floor is 'no version below it follows this one; at most its own';
+comment on column releases.requires is 'the least version from which it may be installed';
+
+-- Releases that are installed together, in this order.
+create table bundles (
+    id int generated always as identity primary key,
+    ref text not null unique,
+    name text not null unique,
+    releases int[] not null check (cardinality(releases) between 1 and 8),
+    created_at timestamptz not null
+);
+
+-- One change on its way to devices of one organisation (server.firmware.rollout). Its state is the
+-- fold of rollout_events. fence: counts the leases; who holds an older number writes nothing.
+-- tokens: offers that may be made at once, as of tokens_at. bytes: what one device fetches.
+create table rollouts (
+    id int generated always as identity primary key,
+    organisation_id int not null references organisations,
+    ref text not null unique,
+    name text not null,
+    payload text not null check (payload in ('bundle', 'settings', 'questionnaire')),
+    bundle_id int references bundles,
+    content jsonb not null default '{}',
+    bytes bigint not null default 0 check (bytes >= 0),
+    policy jsonb not null,
+    plan jsonb not null default '{}',
+    state text not null default 'draft' check (state in ('draft', 'planned', 'awaiting approval',
+        'scheduled', 'running', 'paused', 'halted', 'reverting', 'reverted', 'cancelling',
+        'cancelled', 'completed', 'completed with stragglers')),
+    since timestamptz not null,
+    reason text not null default '',
+    epoch int not null default 0 check (epoch >= 0),
+    devices int not null default 0,
+    author text not null,
+    approver text not null default '',
+    approved_at timestamptz,
+    starts_at timestamptz,
+    due_at timestamptz,
+    lease_until timestamptz,
+    fence bigint not null default 0,
+    tokens double precision not null default 0,
+    tokens_at timestamptz,
+    reverses int references rollouts,
+    check (payload <> 'bundle' or bundle_id is not null or reverses is not null)
+) with (fillfactor = 70);
+comment on column rollouts.epoch is 'how often somebody acknowledged what had failed, by resuming';
+create index rollouts_due on rollouts (due_at) where due_at is not null;
+create index on rollouts (organisation_id, id);
+create unique index rollouts_reverse on rollouts (reverses) where state not in ('cancelled');
+
+-- Each transition of a rollout or of one of its waves, with the counters at that moment. Only ever
+-- added to.
+create table rollout_events (
+    id bigint generated always as identity primary key,
+    organisation_id int not null references organisations,
+    rollout_id int not null references rollouts,
+    at timestamptz not null,
+    event text not null,
+    actor text not null,
+    reason text not null default '',
+    counters jsonb not null,
+    detail jsonb not null default '{}'
+);
+create index on rollout_events (rollout_id, id);
+create index on rollout_events (organisation_id);
+
+-- Number 0 is where stragglers are counted: devices whose wave had passed when they appeared. The
+-- tail is who joined later. total: counters since the start; baseline: of them, acknowledged.
+create table waves (
+    rollout_id int not null references rollouts,
+    number smallint not null check (number >= 0),
+    organisation_id int not null references organisations,
+    kind text not null default 'wave' check (kind in ('wave', 'stragglers', 'tail')),
+    state text not null default 'pending'
+        check (state in ('pending', 'open', 'soaking', 'passed', 'failed', 'skipped')),
+    opened_at timestamptz,
+    met_at timestamptz,
+    size int not null default 0 check (size >= 0),
+    total jsonb not null default '{}',
+    baseline jsonb not null default '{}',
+    primary key (rollout_id, number)
+) with (fillfactor = 70);
+create index on waves (organisation_id);
+
+-- One device in one rollout (server.firmware.life). pool: the wave that it is counted in. due_at:
+-- when to look at it again. releases: what it is to install in order, where that isn't the
+-- rollout's bundle. epoch: the rollout's when it ended. tries: class of failure to how often.
+create table executions (
+    id bigint generated always as identity primary key,
+    organisation_id int not null references organisations,
+    ref text not null unique,
+    rollout_id int not null references rollouts,
+    wave smallint not null,
+    pool smallint not null,
+    device_id int not null references devices,
+    site_id int references sites,
+    spot_id int references spots,
+    door_id int references doors,
+    region_id int references regions,
+    state text not null default 'planned' check (state in ('planned', 'excluded', 'offered',
+        'accepted', 'downloading', 'ready', 'waiting window', 'waiting idle', 'installing',
+        'rebooting', 'trial', 'confirmed', 'failed', 'reverted by device', 'timed out', 'lost',
+        'rejected', 'superseded', 'cancelled', 'unreachable')),
+    attempt int not null default 1 check (attempt > 0),
+    seq int not null default 0,
+    attempted boolean not null default false,
+    epoch int not null default 0,
+    due_at timestamptz,
+    offered_at timestamptz,
+    accepted_at timestamptz,
+    phase_at timestamptz,
+    deferred_at timestamptz,
+    ended_at timestamptz,
+    code text not null default '',
+    class text not null default '',
+    bytes bigint not null default 0,
+    tries jsonb not null default '{}',
+    releases int[],
+    from_versions jsonb not null default '{}',
+    excluded text not null default '',
+    unique (rollout_id, device_id),
+    check ((ended_at is null) = (state in ('planned', 'offered', 'accepted', 'downloading', 'ready',
+        'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial')))
+) with (fillfactor = 70);
+comment on column executions.site_id is 'where the device stood when it was planned';
+comment on column executions.attempted is 'it was accepted once';
+comment on column executions.excluded is 'why it is not offered at all';
+create unique index executions_open on executions (device_id) where ended_at is null;
+create index executions_waiting on executions (rollout_id, wave, due_at) where state = 'planned';
+create index executions_due on executions (due_at) where state in ('offered', 'accepted',
+    'downloading', 'ready', 'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial');
+create index executions_flying on executions (site_id) where state in ('offered', 'accepted',
+    'downloading', 'ready', 'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial');
+create index on executions (rollout_id, state);
+create index on executions (device_id, id);
+create index on executions (organisation_id);
+
+-- What devices said of executions, once each; at is the device's own time.
+create table execution_reports (
+    execution_id bigint not null references executions,
+    attempt int not null check (attempt > 0),
+    seq int not null check (seq > 0),
+    organisation_id int not null references organisations,
+    phase text not null,
+    code text not null default '',
+    class text not null default '',
+    bytes bigint not null default 0,
+    at timestamptz,
+    heard_at timestamptz not null,
+    detail jsonb not null default '{}',
+    primary key (execution_id, attempt, seq)
+);
+create index on execution_reports (organisation_id);
+
+-- What each device runs, as it last signed. components: name to {version, sha256, floor}; floors:
+-- the highest floor of each component that was ever reported. nonce_given: ours, which its next
+-- report answers; nonce_asked: its own, which our assignment bears.
+create table device_firmware (
+    device_id int primary key references devices,
+    organisation_id int not null references organisations,
+    hardware text not null default '',
+    components jsonb not null default '{}',
+    floors jsonb not null default '{}',
+    slot text not null default '',
+    nonce_given text not null default '',
+    nonce_asked text not null default '',
+    report bytea,
+    reported_at timestamptz
+) with (fillfactor = 70);
+create index on device_firmware (organisation_id);
+
+-- When nothing may change: in all of an organisation, or at the sites that a filter finds.
+create table freezes (
+    id int generated always as identity primary key,
+    organisation_id int not null references organisations,
+    ref text not null unique,
+    name text not null,
+    starts_at timestamptz not null,
+    ends_at timestamptz not null check (ends_at > starts_at),
+    sites text not null default '',
+    reason text not null,
+    author text not null,
+    created_at timestamptz not null,
+    ended_at timestamptz,
+    ended_by text not null default '',
+    check ((ended_at is null) = (ended_by = ''))
+);
+comment on column freezes.sites is 'a filter of devices; empty: all';
+create index on freezes (organisation_id, ends_at);
+
+call fence(
+    array['rollouts', 'rollout_events', 'waves', 'executions', 'execution_reports',
+        'device_firmware', 'freezes'],
+    'vestibule_ingest, vestibule_maint'
+);
+grant select on releases, bundles, rollouts, rollout_events, waves, executions, execution_reports,
+    device_firmware, freezes to vestibule_api, vestibule_desk, vestibule_ingest, vestibule_maint;
+grant insert, update (withdrawn_at) on releases to vestibule_desk, vestibule_maint;
+grant insert on bundles to vestibule_desk, vestibule_maint;
+grant insert, update on rollouts to vestibule_desk, vestibule_maint;
+grant update on rollouts to vestibule_ingest;
+grant insert on rollout_events to vestibule_desk, vestibule_ingest, vestibule_maint;
+grant insert, update on waves to vestibule_desk, vestibule_maint;
+grant update on waves to vestibule_ingest;
+grant insert on executions to vestibule_desk, vestibule_maint;
+grant update on executions to vestibule_desk, vestibule_ingest, vestibule_maint;
+grant insert on execution_reports to vestibule_ingest;
+grant insert, update on device_firmware to vestibule_ingest;
+grant insert, update (name, starts_at, ends_at, sites, reason, ended_at, ended_by) on freezes
+    to vestibule_desk;
+
+update schema_compatibility set version = 15, compatible_from = 15;
