@@ -183,9 +183,9 @@ def hour_edges(name: str, day: date) -> tuple[int, ...]:
 
 
 def has_transition(name: str, day: date) -> bool:
-    """Whether the clock moves in a local day."""
+    """Whether the clock moves in a local day, or at its start: a midnight that is skipped."""
     start_s, end_s = day_start(name, day), day_start(name, day + timedelta(days=1))
-    return local(name, start_s).utcoffset() != local(name, end_s - 1).utcoffset()
+    return local(name, start_s - 1).utcoffset() != local(name, end_s - 1).utcoffset()
 
 
 def _bucket(start_s: int, end_s: int, *, start_day: date, label: str, fold: int = 0) -> Bucket:

@@ -99,6 +99,12 @@ def test_a_spring_gap_shortens_and_an_autumn_fold_lengthens_the_hours() -> None:
     assert calendar.day(date(2026, 10, 25)).open_s == 5 * 3600
 
 
+def test_hours_are_those_of_the_clock_on_a_day_whose_midnight_is_skipped() -> None:
+    for zone, day in (("Africa/Cairo", date(2026, 4, 24)), ("America/Havana", date(2026, 3, 8))):
+        ((low, high),) = Calendar(zone, every_day(600, 1080)).day(day).open
+        assert (local(zone, low).hour, local(zone, high).hour) == (10, 18)
+
+
 def test_opening_within_the_repeated_hour_counts_in_both_passes() -> None:
     calendar = Calendar("Europe/Stockholm", every_day(135, 165))  # 02:15-02:45
     opened = calendar.day(date(2026, 10, 25)).open
