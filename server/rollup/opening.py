@@ -156,6 +156,22 @@ def joined(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
     return tuple(found)
 
 
+def without(intervals: Iterable[Interval], holes: Iterable[Interval]) -> list[Interval]:
+    """Return what is left of intervals outside the holes: in order, apart from each other."""
+    found: list[Interval] = []
+    cut = joined(holes)
+    for low, high in joined(intervals):
+        for start, end in cut:
+            if end <= low or start >= high:
+                continue
+            if start > low:
+                found.append((low, start))
+            low = max(low, end)
+        if low < high:
+            found.append((low, high))
+    return found
+
+
 def overlap(intervals: Iterable[Interval], start_s: int, end_s: int) -> int:
     """Return how much of [start_s, end_s) the (disjoint) intervals cover."""
     return sum(max(0, min(high, end_s) - max(low, start_s)) for low, high in intervals)
