@@ -24,7 +24,7 @@ from agent.acts import Acts
 from agent.clock import Clock, SystemClock
 from agent.codes import Codes
 from agent.config import AgentConfig
-from agent.content import Asking
+from agent.content import Asking, Terms
 from agent.desired import Desired
 from agent.feed import SocketSensor, StdinSensor
 from agent.gpio import GpioSensor
@@ -289,26 +289,24 @@ class Agent:
         if self.enrolled.kind != "kiosk":
             return None
         return Plans(
-            self.config.state,
-            server=identity.server(self.enrolled, self.config.server),
-            clock=self.clock,
-            rng=rng,
+            self._terms(rng, self.config.spread_s),
             built_in=self.recorder.profile.questionnaire,
-            last_utc_ms=lambda: self.outbox.last_utc_ms,
-            spread_s=self.config.spread_s,
         )
 
     def _codes(self, rng: random.Random) -> Codes | None:
         """Return what keeps codes to show, where there is a page to show them on."""
         if self.plans is None or not self.config.screen_port:
             return None
-        return Codes(
+        return Codes(self._terms(rng, self.config.spread_s))
+
+    def _terms(self, rng: random.Random, spread_s: float) -> Terms:
+        return Terms(
             self.config.state,
             server=identity.server(self.enrolled, self.config.server),
             clock=self.clock,
             rng=rng,
             last_utc_ms=lambda: self.outbox.last_utc_ms,
-            spread_s=self.config.spread_s,
+            spread_s=spread_s,
         )
 
     def _desired(self, rng: random.Random) -> Desired:
@@ -335,18 +333,13 @@ class Agent:
             send=lambda order, content: desired.send_file(order, content),
         )
         desired = Desired(
-            config.state,
-            server=identity.server(self.enrolled, config.server),
+            self._terms(rng, self.link.options.spread_s),
             link=self.link,
             settings=Settings(config.state, own=own, fits=self._fits, apply=self._apply),
             orders=Orders(config.state, kernel=self.clock.epoch),
             act=acts,
             agent=version(),
             boot=lambda: f"{self.recorder.boot_id:016x}",
-            clock=self.clock,
-            rng=rng,
-            last_utc_ms=lambda: self.outbox.last_utc_ms,
-            spread_s=self.link.options.spread_s,
         )
         return desired
 

@@ -14,18 +14,14 @@ Decided here:
 
 import hashlib
 import json
-import random
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 import structlog
 
 from agent import identity
-from agent.clock import Clock
-from agent.content import Asking, vouched
+from agent.content import Asking, Terms, vouched
 from protocol.codes import MAX_ENVELOPE, SIGNED, Stock, read_envelope, read_stock
 from protocol.content import fields_of, parsed
 from protocol.frame import Quality
@@ -59,19 +55,8 @@ class Codes(Asking):
 
     what = "codes"
 
-    def __init__(
-        self,
-        state: Path,
-        *,
-        server: tuple[str, int] | None,
-        clock: Clock,
-        rng: random.Random,
-        last_utc_ms: Callable[[], int],
-        spread_s: float = 10.0,
-    ) -> None:
-        super().__init__(
-            state, server=server, clock=clock, rng=rng, last_utc_ms=last_utc_ms, spread_s=spread_s
-        )
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms)
         self._held = self._read()
         self._shown = self._read_mark()
         self.given = 0

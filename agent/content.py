@@ -20,6 +20,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -86,29 +87,32 @@ def _names(certificate: x509.Certificate) -> list[str]:
     return [str(name.value) for name in names]
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Whom a device asks, where it keeps what it hears, and by which clock and dice."""
+
+    state: Path
+    server: tuple[str, int] | None
+    clock: Clock
+    rng: random.Random
+    last_utc_ms: Callable[[], int]
+    spread_s: float = 10.0
+
+
 class Asking(ABC):
-    """Asks for one kind of content, and keeps it in `state`: `await run()` until cancelled."""
+    """Asks for one kind of content, and keeps it in its state: `await run()` until cancelled."""
 
     what = "content"
 
-    def __init__(
-        self,
-        state: Path,
-        *,
-        server: tuple[str, int] | None,
-        clock: Clock,
-        rng: random.Random,
-        last_utc_ms: Callable[[], int],
-        spread_s: float = 10.0,
-    ) -> None:
-        self._state = state
-        self._server = server
-        self._clock = clock
-        self._rng = rng
-        self._last_utc_ms = last_utc_ms
-        self._spread_s = spread_s
+    def __init__(self, terms: Terms) -> None:
+        self._state = terms.state
+        self._server = terms.server
+        self._clock = terms.clock
+        self._rng = terms.rng
+        self._last_utc_ms = terms.last_utc_ms
+        self._spread_s = terms.spread_s
         self._wake = asyncio.Event()
-        self._due_ms = clock.monotonic_ms()
+        self._due_ms = terms.clock.monotonic_ms()
         self._failures = 0
         self.trouble = ""
         self.refused = 0

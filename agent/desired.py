@@ -14,16 +14,13 @@ Decided here:
 
 import asyncio
 import http.client
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import structlog
 
-from agent.clock import Clock
-from agent.content import Asking
+from agent.content import Asking, Terms
 from agent.enrol import EnrolError
 from agent.link import Link, LinkError
 from agent.orders import Act, Orders
@@ -47,23 +44,16 @@ class Desired(Asking):
 
     def __init__(
         self,
-        state: Path,
+        terms: Terms,
         *,
-        server: tuple[str, int] | None,
         link: Link,
         settings: Settings,
         orders: Orders,
         act: Act,
         agent: str,
         boot: Callable[[], str],
-        clock: Clock,
-        rng: random.Random,
-        last_utc_ms: Callable[[], int],
-        spread_s: float = 10.0,
     ) -> None:
-        super().__init__(
-            state, server=server, clock=clock, rng=rng, last_utc_ms=last_utc_ms, spread_s=spread_s
-        )
+        super().__init__(terms)
         self._link = link
         self.settings = settings
         self.orders = orders

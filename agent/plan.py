@@ -14,19 +14,16 @@ A plan is checked in this order; the same numbers stand in the code:
 """
 
 import asyncio
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import structlog
 from cryptography import x509
 
 from agent import identity
-from agent.clock import Clock
-from agent.content import Asking, vouched
+from agent.content import Asking, Terms, vouched
 from agent.kiosk import BUILT_IN
 from protocol.content import ContentError, Fault
 from protocol.frame import Quality
@@ -77,20 +74,8 @@ class Plans(Asking):
 
     what = "plan"
 
-    def __init__(
-        self,
-        state: Path,
-        *,
-        server: tuple[str, int] | None,
-        clock: Clock,
-        rng: random.Random,
-        built_in: bytes,
-        last_utc_ms: Callable[[], int],
-        spread_s: float = 10.0,
-    ) -> None:
-        super().__init__(
-            state, server=server, clock=clock, rng=rng, last_utc_ms=last_utc_ms, spread_s=spread_s
-        )
+    def __init__(self, terms: Terms, *, built_in: bytes) -> None:
+        super().__init__(terms)
         self._built_in = OnScreen(built_in, BUILT_IN)
         self._etag = ""
         self.now = self._read("plan.json")

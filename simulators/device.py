@@ -22,6 +22,7 @@ from pathlib import Path
 import structlog
 
 from agent import identity as identities
+from agent.content import Terms
 from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Boot, Outbox
 from agent.plan import Plans
@@ -328,15 +329,15 @@ class SimDevice:
         """Start on the plan that the disk holds, if this is a kiosk with a disk."""
         if self._disk is None or self.link is None:
             return
-        self.plans = Plans(
+        terms = Terms(
             self._disk,
             server=identities.server(identities.read(self._disk), ""),
             clock=self._clock,
             rng=self._rng,
-            built_in=self.spec.questionnaire,
             last_utc_ms=lambda: self.outbox.last_utc_ms,
             spread_s=self.conditions.options.spread_s,
         )
+        self.plans = Plans(terms, built_in=self.spec.questionnaire)
         self.link.on_bell, self.link.on_connect = self.plans.ring, self.plans.connected
 
     def _shown(self, event: Event) -> Event | None:

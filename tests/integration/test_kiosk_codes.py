@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from agent.clock import SystemClock
 from agent.codes import Codes
 from protocol.codes import Envelope, read_stock
 from protocol.content import Fault
@@ -31,14 +30,7 @@ SITE, SPOT = "site-kiosks", "spot-kiosk"
 
 
 def codes_of(shop: Shop, **more: Any) -> Codes:
-    options: dict[str, Any] = {"server": ("127.0.0.1", shop.port), "spread_s": 0.0}
-    return Codes(
-        shop.state,
-        clock=SystemClock(synced=lambda: True),
-        rng=random.Random(1),
-        last_utc_ms=lambda: 0,
-        **(options | more),
-    )
+    return Codes(shop.terms(**more))
 
 
 async def published(

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from agent import identity
 from agent.clock import SystemClock
+from agent.content import Terms
 from agent.identity import Enrolled
 from agent.kiosk import BUILT_IN
 from agent.link import Link, LinkOptions
@@ -80,16 +81,18 @@ class Shop:
     def pki(self) -> Path:
         return self.stack.endpoints.pki
 
+    def terms(self, **more: Any) -> Terms:
+        options: dict[str, Any] = {
+            "server": ("127.0.0.1", self.port),
+            "clock": SystemClock(synced=lambda: True),
+            "rng": random.Random(1),
+            "last_utc_ms": lambda: 0,
+            "spread_s": 0.0,
+        }
+        return Terms(self.state, **(options | more))
+
     def plans(self, **more: Any) -> Plans:
-        options: dict[str, Any] = {"server": ("127.0.0.1", self.port), "spread_s": 0.0}
-        return Plans(
-            self.state,
-            clock=SystemClock(synced=lambda: True),
-            rng=random.Random(1),
-            built_in=bytes(8),
-            last_utc_ms=lambda: 0,
-            **(options | more),
-        )
+        return Plans(self.terms(**more), built_in=bytes(8))
 
     async def published(self, text: str, schedule: Schedule = ALWAYS) -> tuple[bytes, str]:
         """Make and publish a questionnaire; its hash, and the publication."""

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import identity
+from agent.content import Terms
 from agent.desired import Desired
 from agent.enrol import Answered, EnrolError
 from agent.link import LinkError
@@ -137,18 +138,21 @@ class World:
             self.step(f"after {order.kind}")
             return {"shown": "log"}
 
-        desired = Desired(
+        terms = Terms(
             self.state,
             server=("127.0.0.1", 1),
+            clock=Stopwatch(),
+            rng=random.Random(1),
+            last_utc_ms=lambda: 0,
+        )
+        desired = Desired(
+            terms,
             link=link,  # type: ignore[arg-type]
             settings=Settings(self.state, own=OWN, fits=lambda _: True, apply=apply),
             orders=Orders(self.state, kernel=self.kernel),
             act=act,
             agent="0.2",
             boot=lambda: "0" * 16,
-            clock=Stopwatch(),
-            rng=random.Random(1),
-            last_utc_ms=lambda: 0,
         )
 
         async def asked(method: str, path: str, *, body: Any = None, etag: str = "") -> Answered:
