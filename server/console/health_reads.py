@@ -11,9 +11,9 @@ import asyncpg
 
 from server.console.office import Reach
 from server.fleet.filters import PRESENCES
+from server.health.ranking import WORST_FIRST
 
 _COVERED = "($2 or s.region_id = any($3::int[]) or s.id = any($4::int[]))"
-_RANK = "array_position(array['critical', 'major', 'minor', 'info'], i.severity)"
 _INCIDENT = f"""
     select i.id, i.ref, i.condition, i.severity, i.subject, i.state, i.since, i.opened_at,
            i.ended_at, i.owner, i.due_at, i.told_at, i.decided, i.stake, i.stake_of, i.steps,
@@ -74,12 +74,12 @@ async def incidents(
     page: int = 0,
 ) -> list[asyncpg.Record]:
     """Return a page of incidents and one more: open ones by what is at stake, or those `over`."""
-    state, order = ("resolved", "i.ended_at desc") if over else ("open", f"i.stake desc, {_RANK}")
+    state, order = ("resolved", "i.ended_at desc, i.id") if over else ("open", WORST_FIRST)
     rows: list[asyncpg.Record] = await connection.fetch(
         f"{_INCIDENT} and i.state = $6 and ($7::int is null or s.id = $7) "
         "and ($10::int is null or exists (select from episodes o where o.incident_id = i.id "
         "and o.device_id = $10 and o.resolved_at is null)) "
-        f"order by {order}, i.id offset $8 limit $9",
+        f"order by {order} offset $8 limit $9",
         *(organisation, reach.all, reach.regions, reach.sites, now),
         *(state, site, page * limit, limit + 1, device),
     )
@@ -189,7 +189,7 @@ async def of_organisations(
         left join sites s on s.id = i.site_id left join devices d on d.id = i.device_id
         left join spots p on p.id = i.spot_id
         where i.state = 'open' and i.organisation_id = any($1::int[])
-        order by i.stake desc, {_RANK}, i.id limit $2
+        order by {WORST_FIRST} limit $2
         """,  # noqa: S608
         *(organisations, limit),
     )

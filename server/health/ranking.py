@@ -35,6 +35,9 @@ HISTORY_DAYS = 84
 EVERY_S = 60.0
 _SITES_A_TURN = 20
 _LEVELS = (0.5, 2.0)
+WORST_FIRST = """i.stake desc,
+    array_position(array['critical', 'major', 'minor', 'info'], i.severity), i.since, i.id"""
+"""Of `incidents i`: the order in which lists, mails and pages show them."""
 
 
 # -- the number ------------------------------------------------------------------------------------
@@ -234,8 +237,7 @@ async def ranked(
     """Return an organisation's open incidents (None: the platform's), what matters most first."""
     rows = await connection.fetch(
         f"{_INCIDENTS} and i.state = 'open' and ($3::text[] is null or s.ref = any($3)) "
-        "order by i.stake desc, array_position(array['critical','major','minor','info'], "
-        "i.severity), i.since, i.id limit $4",
+        f"order by {WORST_FIRST} limit $4",
         *(organisation, None, list(sites) or None, limit),
     )
     return [incident_of(row) for row in rows]

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from aiohttp import ClientResponse, ClientSession
 
+from server.health.ranking import ranked
 from server.people.roles import MAY, Grant, Permission, Role
 from tests.integration.people_world import HTML, NOW, People, form_of, load, post
 
@@ -40,15 +41,22 @@ class Fleet:
         return response.status, await response.text()
 
     async def incident(
-        self, ref: str, condition: str, device: str, *, stake: float, severity: str = "major"
+        self,
+        ref: str,
+        condition: str,
+        device: str,
+        *,
+        stake: float,
+        severity: str = "major",
+        hours: int = 1,
     ) -> int:
-        """An open incident of one device, with its episode."""
+        """An open incident of one device, with its episode; it has been so for `hours`."""
         row: int = await self.people.owner.fetchval(
             "insert into incidents (organisation_id, ref, key, subject, subject_id, condition, "
             "severity, site_id, device_id, since, opened_at, ready_at, stake) values ($1, $2, $2, "
             "'device', $3, $4, $5, $6, $3, $7, $7, $7, $8) returning id",
             *(self.organisation, ref, self.devices[device], condition, severity, self.site),
-            *(NOW - timedelta(hours=1), stake),
+            *(NOW - timedelta(hours=hours), stake),
         )
         await self.people.owner.execute(
             "insert into episodes (organisation_id, incident_id, subject, subject_id, condition, "
@@ -90,6 +98,19 @@ async def fleet(people: People) -> Fleet:
         )
     await people.user("noc@example.com", Grant(Role.NOC, own))
     return Fleet(people, await people.signed_in("noc@example.com"), own, site, devices)
+
+
+async def test_of_what_costs_nobody_today_the_worst_stands_first_then_the_oldest(
+    fleet: Fleet,
+) -> None:
+    await fleet.incident("incident-a", "storage", "dc-one1-x", stake=0, hours=2)
+    await fleet.incident("incident-b", "no_data", "dc-two2-x", stake=0, hours=30)
+    await fleet.incident("incident-c", "offline", "fk-thr3-x", stake=0, severity="critical")
+    html = await fleet.get("/now")
+    listed = re.findall(r"/incidents/(incident-\w)", html)
+    assert listed == ["incident-c", "incident-b", "incident-a"]
+    api = await ranked(fleet.people.owner, fleet.organisation, now=NOW)
+    assert [each.ref for each in api] == listed  # one order, wherever it is looked at
 
 
 async def test_what_needs_a_human_is_ranked_by_what_is_at_stake(fleet: Fleet) -> None:
