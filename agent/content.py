@@ -7,8 +7,8 @@ Decided here:
 
 A signature is held to these rules, in this order; the same numbers stand in the code:
 
-1. The chain's first certificate has one name: the content service's. Its authority signed it, and a
-   root that we hold signed the authority.
+1. The chain's first certificate has one name: the content service's, or that of the service whose
+   word it is. Its authority signed it, and a root that we hold signed the authority.
 2. None of the three has ended. Only when it comes: once taken it holds, whatever becomes of the
    certificate.
 3. That certificate's key signed the message.
@@ -50,14 +50,15 @@ def vouched(
     *,
     roots: Sequence[x509.Certificate],
     now: datetime | None,
+    signer: str = SIGNER,
 ) -> None:
     """Hold a signature to the module's rules; `now` None: without rule 2. ContentError."""
     try:
         chain = x509.load_pem_x509_certificates(chain_pem.encode())
     except ValueError as error:
         raise _untrusted("its chain can't be read") from error
-    if _names(chain[0]) != [SIGNER]:  # 1
-        raise _untrusted("it is not the content service's")
+    if _names(chain[0]) != [signer]:  # 1
+        raise _untrusted(f"it is not {signer.rpartition(':')[2]}'s")
     authority = next((c for c in chain[1:] if signed(chain[0], by=c)), None)
     root = authority and next((r for r in roots if signed(authority, by=r)), None)
     if authority is None or root is None:
