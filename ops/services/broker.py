@@ -23,16 +23,9 @@ from ops.broker.bundles import FILES, note_installed
 from ops.broker.configuration import ACCESS_LIST, BrokerFiles, dynamic_security, mosquitto_conf
 from ops.services.account import Account, data_directory
 from ops.services.endpoints import Endpoints
-from ops.services.errors import NotOursError, ServiceFailedError
 from ops.services.packages import Progress
-from ops.services.process import (
-    Daemon,
-    demand_free_port,
-    log_tail,
-    port_answers,
-    spawn,
-    wait_until,
-)
+from ops.services.process import demand_free_port, port_answers, spawn
+from ops.services.service import Configured, Service
 from server.pki.authority import Authority
 from server.pki.profile import CA_LIFE
 
@@ -63,11 +56,16 @@ def host_mosquitto() -> BrokerProgram | None:
     return BrokerProgram(mosquitto=Path(found), plugin=plugins[0])
 
 
-class Broker:
+class Broker(Service):
     """One Mosquitto below a stack's root: devices on one port, services on another.
 
     `program` is asked only when there is something to start: looking and stopping fetch nothing.
     """
+
+    name = "broker"
+    title = "The broker"
+    ends_on = signal.SIGTERM
+    patience_s = 30
 
     def __init__(
         self,
@@ -77,25 +75,12 @@ class Broker:
         account: Account,
         endpoints: Endpoints,
     ) -> None:
+        super().__init__(root, account)
         self.device_port = endpoints.broker_device_port
         self.service_port = endpoints.broker_service_port
         self._host = endpoints.broker_host
         self._bind = endpoints.bind
-        self.log_path = root / "logs/broker.log"
-        self._root = root
         self._program = program
-        self._account = account
-        self._pid_path = root / "broker.pid"
-
-    @property
-    def pid(self) -> int | None:
-        """The broker's process id, None if it does not run."""
-        daemon = Daemon.remembered(self._pid_path)
-        return None if daemon is None else daemon.pid
-
-    @property
-    def running(self) -> bool:
-        return self.pid is not None
 
     def start(self, progress: Progress = lambda text: None) -> None:
         """Start with empty hands; a running one is left alone."""
@@ -117,29 +102,7 @@ class Broker:
         )
         daemon.remember(self._pid_path)
 
-    def wait_ready(self, timeout_s: float = 30) -> None:
-        """Return once both listeners accept connections. Raises ServiceFailedError."""
-        ready = wait_until(lambda: not self.running or self._listens(), timeout_s=timeout_s)
-        if not ready or not self.running:
-            raise ServiceFailedError(f"The broker is not ready: {log_tail(self.log_path)}")
-
-    def stop(self) -> None:
-        """Stop after telling each client."""
-        daemon = Daemon.remembered(self._pid_path)
-        if daemon is not None:
-            daemon.signal(signal.SIGTERM)
-            if not daemon.wait_gone(timeout_s=30):
-                daemon.kill_with_children()
-        self._pid_path.unlink(missing_ok=True)
-
-    def kill(self) -> None:
-        """SIGKILL; sessions and queued messages are gone."""
-        daemon = Daemon.remembered(self._pid_path)
-        if daemon is not None:
-            daemon.kill_with_children()
-        self._pid_path.unlink(missing_ok=True)
-
-    def _listens(self) -> bool:
+    def _answers(self) -> bool:
         return port_answers(self._host, self.device_port) and port_answers(
             self._host, self.service_port
         )
@@ -175,26 +138,7 @@ class Broker:
         partial.replace(path)
 
 
-class ConfiguredBroker(Broker):
-    """Someone else's, named in VESTIBULE_BROKER_URL: used, never started or stopped."""
+class ConfiguredBroker(Configured, Broker):
+    """A broker that somebody else runs."""
 
-    @property
-    def pid(self) -> int | None:
-        return None
-
-    @property
-    def running(self) -> bool:
-        return self._listens()
-
-    def start(self, progress: Progress = lambda text: None) -> None:
-        progress("using the configured broker")
-
-    def wait_ready(self, timeout_s: float = 30) -> None:
-        if not wait_until(self._listens, timeout_s=timeout_s):
-            raise ServiceFailedError("The broker in VESTIBULE_BROKER_URL does not answer.")
-
-    def stop(self) -> None:
-        """Leave it running."""
-
-    def kill(self) -> None:
-        raise NotOursError("The broker in VESTIBULE_BROKER_URL is not ours to kill.")
+    setting = "VESTIBULE_BROKER_URL"

@@ -17,15 +17,15 @@ from pathlib import Path
 
 from ops.services.account import Account, data_directory, require_space
 from ops.services.endpoints import ADMIN, DATABASE, ROLES, Endpoints
-from ops.services.errors import NotOursError, ServiceFailedError
+from ops.services.errors import ServiceFailedError
 from ops.services.packages import Progress
 from ops.services.process import (
-    Daemon,
     demand_free_port,
     log_tail,
     spawn,
     wait_until,
 )
+from ops.services.service import Configured, Service
 
 __all__ = ["ConfiguredPostgres", "Postgres", "PostgresPrograms", "host_postgres"]
 
@@ -128,11 +128,16 @@ def _output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-class Postgres:
+class Postgres(Service):
     """One PostgreSQL cluster below a stack's root.
 
     `programs` is asked only when one is to run: looking and stopping fetch nothing.
     """
+
+    name = "postgres"
+    title = "PostgreSQL"
+    ends_on = signal.SIGINT  # open transactions are rolled back, and a checkpoint written
+    patience_s = 60
 
     def __init__(
         self,
@@ -142,23 +147,10 @@ class Postgres:
         account: Account,
         endpoints: Endpoints,
     ) -> None:
+        super().__init__(root, account)
         self.port = endpoints.pg_port
-        self.log_path = root / "logs/postgres.log"
-        self._root = root
         self._programs = programs
-        self._account = account
         self._endpoints = endpoints
-        self._pid_path = root / "postgres.pid"
-
-    @property
-    def pid(self) -> int | None:
-        """The postmaster's process id, None if it does not run."""
-        daemon = Daemon.remembered(self._pid_path)
-        return None if daemon is None else daemon.pid
-
-    @property
-    def running(self) -> bool:
-        return self.pid is not None
 
     def start(self, progress: Progress = lambda text: None) -> None:
         """Start the cluster, making it first if there is none; a running one is left alone."""
@@ -185,28 +177,6 @@ class Postgres:
             cwd=home,
         )
         daemon.remember(self._pid_path)
-
-    def wait_ready(self, timeout_s: float = 60) -> None:
-        """Return once it answers queries. Raises ServiceFailedError."""
-        ready = wait_until(lambda: not self.running or self._answers(), timeout_s=timeout_s)
-        if not ready or not self.running:
-            raise ServiceFailedError(f"PostgreSQL is not ready: {log_tail(self.log_path)}")
-
-    def stop(self) -> None:
-        """Stop after rolling back open transactions and writing a checkpoint."""
-        daemon = Daemon.remembered(self._pid_path)
-        if daemon is not None:
-            daemon.signal(signal.SIGINT)
-            if not daemon.wait_gone(timeout_s=60):
-                daemon.kill_with_children()
-        self._pid_path.unlink(missing_ok=True)
-
-    def kill(self) -> None:
-        """SIGKILL the postmaster and all its children, as a power cut would."""
-        daemon = Daemon.remembered(self._pid_path)
-        if daemon is not None:
-            daemon.kill_with_children()
-        self._pid_path.unlink(missing_ok=True)
 
     def execute(self, sql: str, *, database: str = "postgres") -> str:
         """Run statements as the superuser; return psql's unaligned output."""
@@ -312,29 +282,10 @@ class Postgres:
         return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "LC_ALL": "C"}
 
 
-class ConfiguredPostgres(Postgres):
-    """Someone else's, named in VESTIBULE_DATABASE_URL: used, never started or stopped."""
+class ConfiguredPostgres(Configured, Postgres):
+    """A PostgreSQL that somebody else runs."""
 
-    @property
-    def pid(self) -> int | None:
-        return None
-
-    @property
-    def running(self) -> bool:
-        return self._answers()
-
-    def start(self, progress: Progress = lambda text: None) -> None:
-        progress("using the configured PostgreSQL")
-
-    def wait_ready(self, timeout_s: float = 60) -> None:
-        if not wait_until(self._answers, timeout_s=timeout_s):
-            raise ServiceFailedError("The PostgreSQL in VESTIBULE_DATABASE_URL does not answer.")
-
-    def stop(self) -> None:
-        """Leave it running."""
-
-    def kill(self) -> None:
-        raise NotOursError("The PostgreSQL in VESTIBULE_DATABASE_URL is not ours to kill.")
+    setting = "VESTIBULE_DATABASE_URL"
 
 
 def _name(name: str) -> str:
