@@ -1,29 +1,29 @@
 """People counted by a person beside a counter."""
 
-from sqlalchemy import Column, Integer, Table, Text
+import sqlalchemy as sa
 
-from server.db.tables.columns import INSTANT, metadata, organisation, ref, row_id, row_of
+from server.db.tables import columns
 
-recounts = Table(
+recounts = sa.Table(
     "recounts",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    row_of("spot_id", "spots"),
-    Column("method", Text, nullable=False),
-    Column("counted_by", Text, nullable=False),
-    Column("recorded_by", Text, nullable=False),
-    Column("recorded_at", INSTANT, nullable=False),
-    Column("withdrawn_at", INSTANT),
-    Column("send_key", Text),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    columns.row_of("spot_id", "spots"),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("counted_by", sa.Text, nullable=False),
+    sa.Column("recorded_by", sa.Text, nullable=False),
+    sa.Column("recorded_at", columns.INSTANT, nullable=False),
+    sa.Column("withdrawn_at", columns.INSTANT),
+    sa.Column("send_key", sa.Text),
 )
-recount_blocks = Table(
+recount_blocks = sa.Table(
     "recount_blocks",
-    metadata,
-    organisation(),
-    row_of("recount_id", "recounts", primary_key=True),
-    Column("from_at", INSTANT, primary_key=True),
-    Column("entered", Integer, nullable=False),
-    Column("departed", Integer, nullable=False),
+    columns.metadata,
+    columns.organisation(),
+    columns.row_of("recount_id", "recounts", primary_key=True),
+    sa.Column("from_at", columns.INSTANT, primary_key=True),
+    sa.Column("entered", sa.Integer, nullable=False),
+    sa.Column("departed", sa.Integer, nullable=False),
 )

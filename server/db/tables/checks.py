@@ -1,62 +1,54 @@
 """Whether counts are right: what is looked at when, what was judged, what is masked and why."""
 
-from sqlalchemy import BigInteger, Boolean, Column, Date, Integer, Table, Text, text
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from server.db.tables.columns import (
-    INSTANT,
-    metadata,
-    or_empty,
-    organisation,
-    row_id,
-    row_of,
-    stamped,
-)
+from server.db.tables import columns
 
-_NOTHING = text("'{}'::jsonb")
+_NOTHING = sa.text("'{}'::jsonb")
 
-health_checks = Table(
+health_checks = sa.Table(
     "health_checks",
-    metadata,
-    row_id(Integer),
-    organisation(),
-    row_of("site_id", "sites", nullable=True),
-    row_of("device_id", "devices", nullable=True),
-    stamped("due_at"),
-    Column("looked_at", INSTANT),
-    Column("daily_on", Date),
-    Column("days", JSONB, nullable=False, server_default=_NOTHING),
+    columns.metadata,
+    columns.row_id(sa.Integer),
+    columns.organisation(),
+    columns.row_of("site_id", "sites", nullable=True),
+    columns.row_of("device_id", "devices", nullable=True),
+    columns.stamped("due_at"),
+    sa.Column("looked_at", columns.INSTANT),
+    sa.Column("daily_on", sa.Date),
+    sa.Column("days", JSONB, nullable=False, server_default=_NOTHING),
 )
-judgements = Table(
+judgements = sa.Table(
     "judgements",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
-    row_of("site_id", "sites", nullable=True),
-    row_of("device_id", "devices", nullable=True),
-    row_of("spot_id", "spots", nullable=True),
-    Column("condition", Text, nullable=False),
-    Column("standing", Text, nullable=False),
-    Column("firing", Boolean),
-    Column("since", INSTANT, nullable=False),
-    Column("evidence", JSONB, nullable=False, server_default=_NOTHING),
-    Column("affected_from", INSTANT),
-    Column("affected_until", INSTANT),
-    Column("judged_at", INSTANT, nullable=False),
-    Column("changed_at", INSTANT, nullable=False),
-    Column("withdrawn_at", INSTANT),
-    or_empty("withdrawn_by"),
-    or_empty("withdrawn_why"),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
+    columns.row_of("site_id", "sites", nullable=True),
+    columns.row_of("device_id", "devices", nullable=True),
+    columns.row_of("spot_id", "spots", nullable=True),
+    sa.Column("condition", sa.Text, nullable=False),
+    sa.Column("standing", sa.Text, nullable=False),
+    sa.Column("firing", sa.Boolean),
+    sa.Column("since", columns.INSTANT, nullable=False),
+    sa.Column("evidence", JSONB, nullable=False, server_default=_NOTHING),
+    sa.Column("affected_from", columns.INSTANT),
+    sa.Column("affected_until", columns.INSTANT),
+    sa.Column("judged_at", columns.INSTANT, nullable=False),
+    sa.Column("changed_at", columns.INSTANT, nullable=False),
+    sa.Column("withdrawn_at", columns.INSTANT),
+    columns.or_empty("withdrawn_by"),
+    columns.or_empty("withdrawn_why"),
 )
-masks = Table(
+masks = sa.Table(
     "masks",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
-    row_of("spot_id", "spots"),
-    Column("condition", Text, nullable=False),
-    Column("from_at", INSTANT, nullable=False),
-    Column("until_at", INSTANT),
-    Column("set_at", INSTANT, nullable=False),
-    Column("withdrawn_at", INSTANT),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
+    columns.row_of("spot_id", "spots"),
+    sa.Column("condition", sa.Text, nullable=False),
+    sa.Column("from_at", columns.INSTANT, nullable=False),
+    sa.Column("until_at", columns.INSTANT),
+    sa.Column("set_at", columns.INSTANT, nullable=False),
+    sa.Column("withdrawn_at", columns.INSTANT),
 )

@@ -1,20 +1,20 @@
 """What the database says of itself."""
 
-from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, text
+import sqlalchemy as sa
 
-from server.db.tables.columns import metadata, stamped
+from server.db.tables import columns
 
-dataset = Table(
+dataset = sa.Table(
     "dataset",
-    metadata,
-    Column("id", BigInteger, nullable=False),
-    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
-    stamped("created_at"),
+    columns.metadata,
+    sa.Column("id", sa.BigInteger, nullable=False),
+    sa.Column("singleton", sa.Boolean, primary_key=True, server_default=sa.text("true")),
+    columns.stamped("created_at"),
 )
-schema_compatibility = Table(
+schema_compatibility = sa.Table(
     "schema_compatibility",
-    metadata,
-    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
-    Column("version", Integer, nullable=False),
-    Column("compatible_from", Integer, nullable=False),
+    columns.metadata,
+    sa.Column("singleton", sa.Boolean, primary_key=True, server_default=sa.text("true")),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("compatible_from", sa.Integer, nullable=False),
 )

@@ -1,85 +1,77 @@
 """What devices are to be and to do: layers of settings, what was told and answered, commands."""
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, Table, Text, text
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from server.db.tables.columns import (
-    INSTANT,
-    metadata,
-    or_empty,
-    organisation,
-    ref,
-    row_id,
-    row_of,
-)
+from server.db.tables import columns
 
 
-def _object(name: str) -> Column[object]:
-    return Column(name, JSONB, nullable=False, server_default=text("'{}'::jsonb"))
+def _object(name: str) -> sa.Column[object]:
+    return sa.Column(name, JSONB, nullable=False, server_default=sa.text("'{}'::jsonb"))
 
 
-settings_layers = Table(
+settings_layers = sa.Table(
     "settings_layers",
-    metadata,
-    row_id(),
-    organisation(),
-    Column("scope", Text, nullable=False),
-    or_empty("model"),
-    row_of("site_id", "sites", nullable=True),
-    row_of("device_id", "devices", nullable=True),
-    Column("version", Integer, nullable=False, server_default=text("1")),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    sa.Column("scope", sa.Text, nullable=False),
+    columns.or_empty("model"),
+    columns.row_of("site_id", "sites", nullable=True),
+    columns.row_of("device_id", "devices", nullable=True),
+    sa.Column("version", sa.Integer, nullable=False, server_default=sa.text("1")),
     _object("entries"),
-    Column("changed_at", INSTANT, nullable=False),
+    sa.Column("changed_at", columns.INSTANT, nullable=False),
 )
-device_settings = Table(
+device_settings = sa.Table(
     "device_settings",
-    metadata,
-    row_of("device_id", "devices", primary_key=True),
-    organisation(),
-    Column("version", BigInteger, nullable=False, server_default=text("1")),
-    Column("told", JSONB, nullable=False),
-    Column("told_at", INSTANT, nullable=False),
-    Column("report", JSONB),
-    Column("reported_version", BigInteger),
-    Column("reported_at", INSTANT),
+    columns.metadata,
+    columns.row_of("device_id", "devices", primary_key=True),
+    columns.organisation(),
+    sa.Column("version", sa.BigInteger, nullable=False, server_default=sa.text("1")),
+    sa.Column("told", JSONB, nullable=False),
+    sa.Column("told_at", columns.INSTANT, nullable=False),
+    sa.Column("report", JSONB),
+    sa.Column("reported_version", sa.BigInteger),
+    sa.Column("reported_at", columns.INSTANT),
 )
-command_batches = Table(
+command_batches = sa.Table(
     "command_batches",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    Column("kind", Text, nullable=False),
-    Column("lines", Integer, nullable=False, server_default=text("0")),
-    or_empty("reason"),
-    Column("asked_by", Text, nullable=False),
-    Column("asked_at", INSTANT, nullable=False),
-    Column("expires_at", INSTANT, nullable=False),
-    Column("once", Text),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("lines", sa.Integer, nullable=False, server_default=sa.text("0")),
+    columns.or_empty("reason"),
+    sa.Column("asked_by", sa.Text, nullable=False),
+    sa.Column("asked_at", columns.INSTANT, nullable=False),
+    sa.Column("expires_at", columns.INSTANT, nullable=False),
+    sa.Column("once", sa.Text),
 )
-commands = Table(
+commands = sa.Table(
     "commands",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
-    row_of("batch_id", "command_batches"),
-    ref(),
-    row_of("device_id", "devices"),
-    row_of("site_id", "sites", nullable=True),
-    Column("state", Text, nullable=False, server_default=text("'queued'::text")),
-    Column("due_at", INSTANT, nullable=False),
-    Column("sent_at", INSTANT),
-    Column("started_at", INSTANT),
-    Column("ended_at", INSTANT),
-    or_empty("code"),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
+    columns.row_of("batch_id", "command_batches"),
+    columns.ref(),
+    columns.row_of("device_id", "devices"),
+    columns.row_of("site_id", "sites", nullable=True),
+    sa.Column("state", sa.Text, nullable=False, server_default=sa.text("'queued'::text")),
+    sa.Column("due_at", columns.INSTANT, nullable=False),
+    sa.Column("sent_at", columns.INSTANT),
+    sa.Column("started_at", columns.INSTANT),
+    sa.Column("ended_at", columns.INSTANT),
+    columns.or_empty("code"),
     _object("result"),
-    or_empty("ended_by"),
+    columns.or_empty("ended_by"),
 )
-command_files = Table(
+command_files = sa.Table(
     "command_files",
-    metadata,
-    Column("command_id", BigInteger, ForeignKey("commands.id"), primary_key=True),
-    organisation(),
-    Column("content", LargeBinary, nullable=False),
-    Column("stored_at", INSTANT, nullable=False),
+    columns.metadata,
+    sa.Column("command_id", sa.BigInteger, sa.ForeignKey("commands.id"), primary_key=True),
+    columns.organisation(),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("stored_at", columns.INSTANT, nullable=False),
 )

@@ -1,85 +1,68 @@
 """What others follow: the feed of changes, webhooks, what was delivered, logins of BI tools."""
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Column,
-    ForeignKey,
-    Integer,
-    SmallInteger,
-    Table,
-    Text,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BYTEA, JSONB
 
-from server.db.tables.columns import (
-    INSTANT,
-    metadata,
-    or_empty,
-    organisation,
-    ref,
-    row_id,
-    row_of,
-    stamped,
-)
+from server.db.tables import columns
 
-changes = Table(
+changes = sa.Table(
     "changes",
-    metadata,
-    row_id(BigInteger),
-    Column("dataset", BigInteger, nullable=False, server_default=text("current_dataset()")),
-    Column(
-        "xid",
-        BigInteger,
-        nullable=False,
-        server_default=text("((pg_current_xact_id())::text)::bigint"),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    sa.Column(
+        "dataset", sa.BigInteger, nullable=False, server_default=sa.text("current_dataset()")
     ),
-    organisation(),
-    stamped("at"),
-    Column("kind", Text, nullable=False),
-    row_of("site_id", "sites", nullable=True),
-    row_of("spot_id", "spots", nullable=True),
-    Column("detail", JSONB, nullable=False),
+    sa.Column(
+        "xid",
+        sa.BigInteger,
+        nullable=False,
+        server_default=sa.text("((pg_current_xact_id())::text)::bigint"),
+    ),
+    columns.organisation(),
+    columns.stamped("at"),
+    sa.Column("kind", sa.Text, nullable=False),
+    columns.row_of("site_id", "sites", nullable=True),
+    columns.row_of("spot_id", "spots", nullable=True),
+    sa.Column("detail", JSONB, nullable=False),
 )
-webhooks = Table(
+webhooks = sa.Table(
     "webhooks",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    Column("url", Text, nullable=False),
-    Column("kinds", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
-    Column("secret_sealed", BYTEA, nullable=False),
-    Column("created_at", INSTANT, nullable=False),
-    Column("place_dataset", BigInteger, nullable=False),
-    Column("place_xid", BigInteger, nullable=False),
-    Column("place_id", BigInteger, nullable=False),
-    Column("place_at", INSTANT, nullable=False),
-    Column("failing_since", INSTANT),
-    Column("disabled_at", INSTANT),
-    or_empty("disabled"),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("kinds", sa.ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'::text[]")),
+    sa.Column("secret_sealed", BYTEA, nullable=False),
+    sa.Column("created_at", columns.INSTANT, nullable=False),
+    sa.Column("place_dataset", sa.BigInteger, nullable=False),
+    sa.Column("place_xid", sa.BigInteger, nullable=False),
+    sa.Column("place_id", sa.BigInteger, nullable=False),
+    sa.Column("place_at", columns.INSTANT, nullable=False),
+    sa.Column("failing_since", columns.INSTANT),
+    sa.Column("disabled_at", columns.INSTANT),
+    columns.or_empty("disabled"),
 )
-deliveries = Table(
+deliveries = sa.Table(
     "deliveries",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
-    row_of("webhook_id", "webhooks"),
-    Column("change_id", BigInteger, ForeignKey("changes.id"), nullable=False),
-    Column("tries", Integer, nullable=False, server_default=text("0")),
-    Column("status", SmallInteger),
-    or_empty("trouble"),
-    Column("queued_at", INSTANT, nullable=False),
-    Column("next_at", INSTANT),
-    Column("delivered_at", INSTANT),
-    Column("dead_at", INSTANT),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
+    columns.row_of("webhook_id", "webhooks"),
+    sa.Column("change_id", sa.BigInteger, sa.ForeignKey("changes.id"), nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("status", sa.SmallInteger),
+    columns.or_empty("trouble"),
+    sa.Column("queued_at", columns.INSTANT, nullable=False),
+    sa.Column("next_at", columns.INSTANT),
+    sa.Column("delivered_at", columns.INSTANT),
+    sa.Column("dead_at", columns.INSTANT),
 )
-bi_logins = Table(
+bi_logins = sa.Table(
     "bi_logins",
-    metadata,
-    Column("role", Text, primary_key=True),
-    organisation(),
-    or_empty("note"),
-    Column("created_at", INSTANT, nullable=False),
+    columns.metadata,
+    sa.Column("role", sa.Text, primary_key=True),
+    columns.organisation(),
+    columns.or_empty("note"),
+    sa.Column("created_at", columns.INSTANT, nullable=False),
 )

@@ -1,69 +1,63 @@
 """How devices are, what happened to them, and whether anybody can tell."""
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, Integer, Table, Text, text
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from server.db.tables.columns import (
-    INSTANT,
-    metadata,
-    or_empty,
-    organisation,
-    row_id,
-    row_of,
-    stamped,
-)
+from server.db.tables import columns
 
-presences = Table(
+presences = sa.Table(
     "presences",
-    metadata,
-    row_of("device_id", "devices", primary_key=True),
-    organisation(),
-    Column("state", Text, nullable=False, server_default=text("'never seen'::text")),
-    stamped("since"),
-    Column("session", Text, nullable=False, server_default=text("'none'::text")),
-    Column("epoch", BigInteger),
-    Column("session_at", INSTANT),
-    or_empty("reason"),
-    Column("until", INSTANT),
-    Column("closed", ARRAY(BigInteger), nullable=False, server_default=text("'{}'::bigint[]")),
-    Column("heartbeat_at", INSTANT),
-    Column("data_at", INSTANT),
-    Column("due_at", INSTANT),
-    Column("noted_at", INSTANT),
-    Column("judged_at", INSTANT),
-    Column("heartbeat_s", Integer, nullable=False, server_default=text("2700")),
-    Column("data_s", Integer, nullable=False, server_default=text("5400")),
-    or_empty("agent"),
-    Column("boot_id", BigInteger),
-    Column("ordinal", BigInteger),
+    columns.metadata,
+    columns.row_of("device_id", "devices", primary_key=True),
+    columns.organisation(),
+    sa.Column("state", sa.Text, nullable=False, server_default=sa.text("'never seen'::text")),
+    columns.stamped("since"),
+    sa.Column("session", sa.Text, nullable=False, server_default=sa.text("'none'::text")),
+    sa.Column("epoch", sa.BigInteger),
+    sa.Column("session_at", columns.INSTANT),
+    columns.or_empty("reason"),
+    sa.Column("until", columns.INSTANT),
+    sa.Column(
+        "closed", sa.ARRAY(sa.BigInteger), nullable=False, server_default=sa.text("'{}'::bigint[]")
+    ),
+    sa.Column("heartbeat_at", columns.INSTANT),
+    sa.Column("data_at", columns.INSTANT),
+    sa.Column("due_at", columns.INSTANT),
+    sa.Column("noted_at", columns.INSTANT),
+    sa.Column("judged_at", columns.INSTANT),
+    sa.Column("heartbeat_s", sa.Integer, nullable=False, server_default=sa.text("2700")),
+    sa.Column("data_s", sa.Integer, nullable=False, server_default=sa.text("5400")),
+    columns.or_empty("agent"),
+    sa.Column("boot_id", sa.BigInteger),
+    sa.Column("ordinal", sa.BigInteger),
 )
-device_events = Table(
+device_events = sa.Table(
     "device_events",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
-    row_of("device_id", "devices"),
-    Column("at", INSTANT, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("epoch", BigInteger),
-    or_empty("state"),
-    or_empty("reason"),
-    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
+    columns.row_of("device_id", "devices"),
+    sa.Column("at", columns.INSTANT, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("epoch", sa.BigInteger),
+    columns.or_empty("state"),
+    columns.or_empty("reason"),
+    sa.Column("detail", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
 )
-platform = Table(
+platform = sa.Table(
     "platform",
-    metadata,
-    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
-    Column("watermark", INSTANT),
-    Column("moved_at", INSTANT),
-    Column("broker_since", INSTANT),
-    Column("broker_seen", INSTANT),
+    columns.metadata,
+    sa.Column("singleton", sa.Boolean, primary_key=True, server_default=sa.text("true")),
+    sa.Column("watermark", columns.INSTANT),
+    sa.Column("moved_at", columns.INSTANT),
+    sa.Column("broker_since", columns.INSTANT),
+    sa.Column("broker_seen", columns.INSTANT),
 )
-platform_unknown = Table(
+platform_unknown = sa.Table(
     "platform_unknown",
-    metadata,
-    row_id(),
-    Column("since", INSTANT, nullable=False),
-    Column("until", INSTANT),
-    Column("cause", Text, nullable=False),
+    columns.metadata,
+    columns.row_id(),
+    sa.Column("since", columns.INSTANT, nullable=False),
+    sa.Column("until", columns.INSTANT),
+    sa.Column("cause", sa.Text, nullable=False),
 )

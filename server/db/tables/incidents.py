@@ -2,230 +2,214 @@
 
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Boolean,
-    Column,
-    Date,
-    Double,
-    ForeignKey,
-    Integer,
-    SmallInteger,
-    Table,
-    Text,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, REAL
 
-from server.db.tables.columns import (
-    INSTANT,
-    metadata,
-    or_empty,
-    organisation,
-    ref,
-    row_id,
-    row_of,
-)
+from server.db.tables import columns
 
 
-def _owner() -> Column[int]:
+def _owner() -> sa.Column[int]:
     """Whose it is; the platform's is nobody's."""
-    return row_of("organisation_id", "organisations", nullable=True)
+    return columns.row_of("organisation_id", "organisations", nullable=True)
 
 
-def _subject() -> list[Column[Any]]:
+def _subject() -> list[sa.Column[Any]]:
     """What is wrong with what."""
     return [
-        Column("subject", Text, nullable=False),
-        Column("subject_id", Integer, nullable=False),
-        Column("condition", Text, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("subject_id", sa.Integer, nullable=False),
+        sa.Column("condition", sa.Text, nullable=False),
     ]
 
 
-def _place() -> list[Column[int]]:
+def _place() -> list[sa.Column[int]]:
     """Where that is."""
     return [
-        row_of("site_id", "sites", nullable=True),
-        row_of("device_id", "devices", nullable=True),
-        row_of("spot_id", "spots", nullable=True),
+        columns.row_of("site_id", "sites", nullable=True),
+        columns.row_of("device_id", "devices", nullable=True),
+        columns.row_of("spot_id", "spots", nullable=True),
     ]
 
 
-def _json(name: str) -> Column[Any]:
-    return Column(name, JSONB, nullable=False, server_default=text("'{}'::jsonb"))
+def _json(name: str) -> sa.Column[Any]:
+    return sa.Column(name, JSONB, nullable=False, server_default=sa.text("'{}'::jsonb"))
 
 
-def _affected() -> list[Column[Any]]:
-    return [Column("affected_from", INSTANT), Column("affected_until", INSTANT)]
+def _affected() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("affected_from", columns.INSTANT),
+        sa.Column("affected_until", columns.INSTANT),
+    ]
 
 
-def _incident(*, nullable: bool = False) -> Column[int]:
-    return Column("incident_id", BigInteger, ForeignKey("incidents.id"), nullable=nullable)
+def _incident(*, nullable: bool = False) -> sa.Column[int]:
+    return sa.Column("incident_id", sa.BigInteger, sa.ForeignKey("incidents.id"), nullable=nullable)
 
 
-standings = Table(
+standings = sa.Table(
     "standings",
-    metadata,
-    Column("subject", Text, primary_key=True),
-    Column("subject_id", Integer, primary_key=True, autoincrement=False),
-    Column("condition", Text, primary_key=True),
+    columns.metadata,
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("subject_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("condition", sa.Text, primary_key=True),
     _owner(),
-    row_of("site_id", "sites", nullable=True),
-    Column("standing", Text, nullable=False),
-    Column("judged_at", INSTANT, nullable=False),
-    Column("noted_at", INSTANT, nullable=False),
-    Column("from_at", INSTANT, nullable=False),
-    Column("since", INSTANT),
-    Column("cleared", Boolean, nullable=False),
-    Column(
+    columns.row_of("site_id", "sites", nullable=True),
+    sa.Column("standing", sa.Text, nullable=False),
+    sa.Column("judged_at", columns.INSTANT, nullable=False),
+    sa.Column("noted_at", columns.INSTANT, nullable=False),
+    sa.Column("from_at", columns.INSTANT, nullable=False),
+    sa.Column("since", columns.INSTANT),
+    sa.Column("cleared", sa.Boolean, nullable=False),
+    sa.Column(
         "fired",
-        ARRAY(INSTANT),
+        sa.ARRAY(columns.INSTANT),
         nullable=False,
-        server_default=text("'{}'::timestamp with time zone[]"),
+        server_default=sa.text("'{}'::timestamp with time zone[]"),
     ),
-    Column("episode_id", BigInteger),
+    sa.Column("episode_id", sa.BigInteger),
     _json("evidence"),
     *_affected(),
-    Column("due_at", INSTANT),
+    sa.Column("due_at", columns.INSTANT),
 )
-incidents = Table(
+incidents = sa.Table(
     "incidents",
-    metadata,
-    row_id(BigInteger),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
     _owner(),
-    ref(),
-    Column("key", Text, nullable=False),
+    columns.ref(),
+    sa.Column("key", sa.Text, nullable=False),
     *_subject(),
-    Column("severity", Text, nullable=False),
+    sa.Column("severity", sa.Text, nullable=False),
     *_place(),
-    Column("state", Text, nullable=False, server_default=text("'open'::text")),
-    Column("since", INSTANT, nullable=False),
-    Column("opened_at", INSTANT, nullable=False),
-    Column("ended_at", INSTANT),
-    Column("merged_into", BigInteger, ForeignKey("incidents.id")),
-    Column("ready_at", INSTANT, nullable=False),
-    Column("told_at", INSTANT),
-    Column("told", ARRAY(BigInteger), nullable=False, server_default=text("'{}'::bigint[]")),
-    Column("steps", Integer, nullable=False, server_default=text("0")),
-    Column("look_at", INSTANT),
-    or_empty("decided"),
-    or_empty("owner"),
-    Column("due_at", INSTANT),
-    Column("stake", Double, nullable=False, server_default=text("0")),
+    sa.Column("state", sa.Text, nullable=False, server_default=sa.text("'open'::text")),
+    sa.Column("since", columns.INSTANT, nullable=False),
+    sa.Column("opened_at", columns.INSTANT, nullable=False),
+    sa.Column("ended_at", columns.INSTANT),
+    sa.Column("merged_into", sa.BigInteger, sa.ForeignKey("incidents.id")),
+    sa.Column("ready_at", columns.INSTANT, nullable=False),
+    sa.Column("told_at", columns.INSTANT),
+    sa.Column(
+        "told", sa.ARRAY(sa.BigInteger), nullable=False, server_default=sa.text("'{}'::bigint[]")
+    ),
+    sa.Column("steps", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("look_at", columns.INSTANT),
+    columns.or_empty("decided"),
+    columns.or_empty("owner"),
+    sa.Column("due_at", columns.INSTANT),
+    sa.Column("stake", sa.Double, nullable=False, server_default=sa.text("0")),
     _json("stake_of"),
 )
-episodes = Table(
+episodes = sa.Table(
     "episodes",
-    metadata,
-    row_id(BigInteger),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
     _owner(),
     _incident(nullable=True),
     *_subject(),
     *_place(),
-    Column("since", INSTANT, nullable=False),
-    Column("opened_at", INSTANT, nullable=False),
-    Column("resolved_at", INSTANT),
-    or_empty("resolved"),
-    Column("times", Integer, nullable=False, server_default=text("1")),
-    Column("held", Boolean, nullable=False, server_default=text("false")),
-    or_empty("suppressed"),
-    or_empty("suppressed_by"),
-    Column("suppressed_until", INSTANT),
-    or_empty("acknowledged_by"),
-    Column("acknowledged_at", INSTANT),
-    Column("acknowledged_until", INSTANT),
+    sa.Column("since", columns.INSTANT, nullable=False),
+    sa.Column("opened_at", columns.INSTANT, nullable=False),
+    sa.Column("resolved_at", columns.INSTANT),
+    columns.or_empty("resolved"),
+    sa.Column("times", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("held", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    columns.or_empty("suppressed"),
+    columns.or_empty("suppressed_by"),
+    sa.Column("suppressed_until", columns.INSTANT),
+    columns.or_empty("acknowledged_by"),
+    sa.Column("acknowledged_at", columns.INSTANT),
+    sa.Column("acknowledged_until", columns.INSTANT),
     _json("evidence"),
     *_affected(),
 )
-incident_decisions = Table(
+incident_decisions = sa.Table(
     "incident_decisions",
-    metadata,
-    row_id(BigInteger),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
     _owner(),
     _incident(),
-    Column("at", INSTANT, nullable=False),
-    Column("decision", Text, nullable=False),
-    Column("why", Text, nullable=False),
-    or_empty("about"),
-    Column("until", INSTANT),
+    sa.Column("at", columns.INSTANT, nullable=False),
+    sa.Column("decision", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    columns.or_empty("about"),
+    sa.Column("until", columns.INSTANT),
     _json("detail"),
 )
-incident_comments = Table(
+incident_comments = sa.Table(
     "incident_comments",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
     _incident(),
-    Column("at", INSTANT, nullable=False),
-    Column("author", Text, nullable=False),
-    Column("words", Text, nullable=False),
+    sa.Column("at", columns.INSTANT, nullable=False),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("words", sa.Text, nullable=False),
 )
-health_rules = Table(
+health_rules = sa.Table(
     "health_rules",
-    metadata,
-    row_of("organisation_id", "organisations", primary_key=True),
-    Column("version", Integer, primary_key=True, autoincrement=False),
-    Column("content", JSONB, nullable=False),
-    Column("made_at", INSTANT, nullable=False),
-    Column("made_by", Text, nullable=False),
+    columns.metadata,
+    columns.row_of("organisation_id", "organisations", primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("content", JSONB, nullable=False),
+    sa.Column("made_at", columns.INSTANT, nullable=False),
+    sa.Column("made_by", sa.Text, nullable=False),
 )
-health_windows = Table(
+health_windows = sa.Table(
     "health_windows",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    Column("kind", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("author", Text, nullable=False),
-    row_of("region_id", "regions", nullable=True),
-    row_of("site_id", "sites", nullable=True),
-    row_of("device_id", "devices", nullable=True),
-    Column("starts_at", INSTANT, nullable=False),
-    Column("ends_at", INSTANT, nullable=False),
-    Column("ended_at", INSTANT),
-    or_empty("ended_by"),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("author", sa.Text, nullable=False),
+    columns.row_of("region_id", "regions", nullable=True),
+    columns.row_of("site_id", "sites", nullable=True),
+    columns.row_of("device_id", "devices", nullable=True),
+    sa.Column("starts_at", columns.INSTANT, nullable=False),
+    sa.Column("ends_at", columns.INSTANT, nullable=False),
+    sa.Column("ended_at", columns.INSTANT),
+    columns.or_empty("ended_by"),
 )
-health_contacts = Table(
+health_contacts = sa.Table(
     "health_contacts",
-    metadata,
-    row_id(),
+    columns.metadata,
+    columns.row_id(),
     _owner(),
-    ref(),
-    Column("name", Text, nullable=False),
-    Column("email", Text, nullable=False),
-    Column("severity", Text, nullable=False),
-    Column("time_zone", Text, nullable=False),
-    Column("weekdays", ARRAY(SmallInteger), nullable=False),
-    Column("from_min", SmallInteger, nullable=False),
-    Column("until_min", SmallInteger, nullable=False),
-    Column("digest", Boolean, nullable=False, server_default=text("false")),
-    Column("created_at", INSTANT, nullable=False),
+    columns.ref(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("severity", sa.Text, nullable=False),
+    sa.Column("time_zone", sa.Text, nullable=False),
+    sa.Column("weekdays", sa.ARRAY(sa.SmallInteger), nullable=False),
+    sa.Column("from_min", sa.SmallInteger, nullable=False),
+    sa.Column("until_min", sa.SmallInteger, nullable=False),
+    sa.Column("digest", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    sa.Column("created_at", columns.INSTANT, nullable=False),
 )
-notices = Table(
+notices = sa.Table(
     "notices",
-    metadata,
-    row_id(BigInteger),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
     _owner(),
     _incident(nullable=True),
-    row_of("contact_id", "health_contacts"),
-    Column("dedupe", Text, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("body", Text, nullable=False),
-    Column("queued_at", INSTANT, nullable=False),
-    Column("next_at", INSTANT),
-    Column("tries", Integer, nullable=False, server_default=text("0")),
-    or_empty("trouble"),
-    Column("sent_at", INSTANT),
-    Column("dead_at", INSTANT),
+    columns.row_of("contact_id", "health_contacts"),
+    sa.Column("dedupe", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("queued_at", columns.INSTANT, nullable=False),
+    sa.Column("next_at", columns.INSTANT),
+    sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
+    columns.or_empty("trouble"),
+    sa.Column("sent_at", columns.INSTANT),
+    sa.Column("dead_at", columns.INSTANT),
 )
-usual_visits = Table(
+usual_visits = sa.Table(
     "usual_visits",
-    metadata,
-    row_of("spot_id", "spots", primary_key=True),
-    organisation(),
-    Column("day", Date, nullable=False),
-    Column("starts_s", ARRAY(BigInteger), nullable=False),
-    Column("visits", ARRAY(REAL), nullable=False),
+    columns.metadata,
+    columns.row_of("spot_id", "spots", primary_key=True),
+    columns.organisation(),
+    sa.Column("day", sa.Date, nullable=False),
+    sa.Column("starts_s", sa.ARRAY(sa.BigInteger), nullable=False),
+    sa.Column("visits", sa.ARRAY(REAL), nullable=False),
 )

@@ -1,116 +1,102 @@
 """What the misuse filter leaves of presses, alerts of dissatisfaction, and what is then done."""
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Date,
-    Double,
-    Integer,
-    SmallInteger,
-    Table,
-    Text,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from server.db.tables.columns import (
-    INSTANT,
-    answer,
-    metadata,
-    or_empty,
-    organisation,
-    ref,
-    row_id,
-    row_of,
-)
+from server.db.tables import columns
 
 _BY_REASON = ("kept", "repeated", "children", "stuck", "closed")
 
 
-def _filtered() -> list[Column[int]]:
+def _filtered() -> list[sa.Column[int]]:
     return [
-        Column("questionnaire", BigInteger, nullable=False),
-        Column("spot", Integer, nullable=False),
-        *(Column(name, Integer, nullable=False) for name in _BY_REASON),
-        Column("filter_version", SmallInteger, nullable=False),
-        *answer(),
+        sa.Column("questionnaire", sa.BigInteger, nullable=False),
+        sa.Column("spot", sa.Integer, nullable=False),
+        *(sa.Column(name, sa.Integer, nullable=False) for name in _BY_REASON),
+        sa.Column("filter_version", sa.SmallInteger, nullable=False),
+        *columns.answer(),
     ]
 
 
-responses_15m = Table(
-    "responses_15m", metadata, Column("bucket", INSTANT, nullable=False), *_filtered()
+responses_15m = sa.Table(
+    "responses_15m",
+    columns.metadata,
+    sa.Column("bucket", columns.INSTANT, nullable=False),
+    *_filtered(),
 )
-responses_day = Table("responses_day", metadata, Column("day", Date, nullable=False), *_filtered())
-responses_dirty = Table(
+responses_day = sa.Table(
+    "responses_day", columns.metadata, sa.Column("day", sa.Date, nullable=False), *_filtered()
+)
+responses_dirty = sa.Table(
     "responses_dirty",
-    metadata,
-    row_id(BigInteger),
-    Column("spot", Integer, nullable=False),
-    Column("from_at", INSTANT, nullable=False),
-    Column("until_at", INSTANT, nullable=False),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    sa.Column("spot", sa.Integer, nullable=False),
+    sa.Column("from_at", columns.INSTANT, nullable=False),
+    sa.Column("until_at", columns.INSTANT, nullable=False),
 )
-alarm_settings = Table(
+alarm_settings = sa.Table(
     "alarm_settings",
-    metadata,
-    row_of("organisation_id", "organisations", primary_key=True),
-    Column("false_alarms_per_week", Double(), nullable=False),
+    columns.metadata,
+    columns.row_of("organisation_id", "organisations", primary_key=True),
+    sa.Column("false_alarms_per_week", sa.Double(), nullable=False),
 )
-alarm_watch = Table(
+alarm_watch = sa.Table(
     "alarm_watch",
-    metadata,
-    row_of("spot_id", "spots", primary_key=True),
-    Column("fresh_from", INSTANT),
-    Column("looked_at", INSTANT, nullable=False),
+    columns.metadata,
+    columns.row_of("spot_id", "spots", primary_key=True),
+    sa.Column("fresh_from", columns.INSTANT),
+    sa.Column("looked_at", columns.INSTANT, nullable=False),
 )
-opinion_alerts = Table(
+opinion_alerts = sa.Table(
     "opinion_alerts",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    row_of("site_id", "sites"),
-    row_of("spot_id", "spots"),
-    Column("cause", Text, nullable=False),
-    Column("questionnaire", BigInteger, nullable=False),
-    Column("question", SmallInteger, nullable=False),
-    Column("raised_at", INSTANT, nullable=False),
-    Column("since", INSTANT, nullable=False),
-    Column("n", Integer, nullable=False),
-    Column("bad", Integer, nullable=False),
-    Column("expected", Double(), nullable=False),
-    Column("p", Double(), nullable=False),
-    Column("false_alarms_per_week", Double(), nullable=False),
-    Column("filter_version", SmallInteger, nullable=False),
-    or_empty("assignee"),
-    Column("acknowledged_at", INSTANT),
-    or_empty("outcome"),
-    Column("done_at", INSTANT),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    columns.row_of("site_id", "sites"),
+    columns.row_of("spot_id", "spots"),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("questionnaire", sa.BigInteger, nullable=False),
+    sa.Column("question", sa.SmallInteger, nullable=False),
+    sa.Column("raised_at", columns.INSTANT, nullable=False),
+    sa.Column("since", columns.INSTANT, nullable=False),
+    sa.Column("n", sa.Integer, nullable=False),
+    sa.Column("bad", sa.Integer, nullable=False),
+    sa.Column("expected", sa.Double(), nullable=False),
+    sa.Column("p", sa.Double(), nullable=False),
+    sa.Column("false_alarms_per_week", sa.Double(), nullable=False),
+    sa.Column("filter_version", sa.SmallInteger, nullable=False),
+    columns.or_empty("assignee"),
+    sa.Column("acknowledged_at", columns.INSTANT),
+    columns.or_empty("outcome"),
+    sa.Column("done_at", columns.INSTANT),
 )
-touchpoints = Table(
+touchpoints = sa.Table(
     "touchpoints",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    Column("name", Text, nullable=False),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    sa.Column("name", sa.Text, nullable=False),
 )
-actions = Table(
+actions = sa.Table(
     "actions",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    row_of("site_id", "sites"),
-    row_of("touchpoint_id", "touchpoints"),
-    row_of("alert_id", "opinion_alerts", nullable=True),
-    Column("title", Text, nullable=False),
-    Column("owner", Text, nullable=False),
-    Column("due_on", Date, nullable=False),
-    Column("remeasure_on", Date, nullable=False),
-    Column("done_on", Date),
-    Column("told", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
-    Column("published_at", INSTANT),
-    Column("made_at", INSTANT, nullable=False),
-    Column("closed_at", INSTANT),
-    Column("comparison", JSONB),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    columns.row_of("site_id", "sites"),
+    columns.row_of("touchpoint_id", "touchpoints"),
+    columns.row_of("alert_id", "opinion_alerts", nullable=True),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("due_on", sa.Date, nullable=False),
+    sa.Column("remeasure_on", sa.Date, nullable=False),
+    sa.Column("done_on", sa.Date),
+    sa.Column("told", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
+    sa.Column("published_at", columns.INSTANT),
+    sa.Column("made_at", columns.INSTANT, nullable=False),
+    sa.Column("closed_at", columns.INSTANT),
+    sa.Column("comparison", JSONB),
 )

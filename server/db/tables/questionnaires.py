@@ -1,66 +1,49 @@
 """What kiosks ask, in versions that are never edited, and which kiosks ask it when."""
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Column,
-    Date,
-    Integer,
-    LargeBinary,
-    SmallInteger,
-    Table,
-    Text,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from server.db.tables.columns import (
-    INSTANT,
-    metadata,
-    or_empty,
-    organisation,
-    ref,
-    row_id,
-    row_of,
-    stamped,
-)
+from server.db.tables import columns
 
-questionnaires = Table(
+questionnaires = sa.Table(
     "questionnaires",
-    metadata,
-    row_id(),
-    organisation(),
-    Column("hash", BigInteger, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("definition", JSONB, nullable=False),
-    Column(
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    sa.Column("hash", sa.BigInteger, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("definition", JSONB, nullable=False),
+    sa.Column(
         "ref",
-        Text,
+        sa.Text,
         nullable=False,
-        server_default=text("('questionnaire-'::text || substr(md5((random())::text), 1, 8))"),
+        server_default=sa.text("('questionnaire-'::text || substr(md5((random())::text), 1, 8))"),
     ),
-    Column("version", Integer, nullable=False, server_default=text("1")),
-    Column("content", LargeBinary),
-    stamped("made_at"),
-    or_empty("made_by"),
-    Column("retired_at", INSTANT),
+    sa.Column("version", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("content", sa.LargeBinary),
+    columns.stamped("made_at"),
+    columns.or_empty("made_by"),
+    sa.Column("retired_at", columns.INSTANT),
 )
-publications = Table(
+publications = sa.Table(
     "publications",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    row_of("questionnaire_id", "questionnaires"),
-    row_of("site_id", "sites"),
-    row_of("spot_id", "spots", nullable=True),
-    Column("from_day", Date),
-    Column("until_day", Date),
-    Column(
-        "weekdays", ARRAY(SmallInteger), nullable=False, server_default=text("'{}'::smallint[]")
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    columns.row_of("questionnaire_id", "questionnaires"),
+    columns.row_of("site_id", "sites"),
+    columns.row_of("spot_id", "spots", nullable=True),
+    sa.Column("from_day", sa.Date),
+    sa.Column("until_day", sa.Date),
+    sa.Column(
+        "weekdays",
+        sa.ARRAY(sa.SmallInteger),
+        nullable=False,
+        server_default=sa.text("'{}'::smallint[]"),
     ),
-    Column("opens", SmallInteger),
-    Column("closes", SmallInteger),
-    stamped("published_at"),
-    Column("ended_at", INSTANT),
+    sa.Column("opens", sa.SmallInteger),
+    sa.Column("closes", sa.SmallInteger),
+    columns.stamped("published_at"),
+    sa.Column("ended_at", columns.INSTANT),
 )

@@ -1,106 +1,86 @@
 """What is derived from readings, and what is to be derived anew; and what it is set against."""
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Column,
-    Date,
-    Integer,
-    Numeric,
-    SmallInteger,
-    Table,
-    Text,
-    text,
-)
+import sqlalchemy as sa
 
-from server.db.tables.columns import (
-    INSTANT,
-    answer,
-    by_line,
-    graded,
-    metadata,
-    organisation,
-    row_id,
-    row_of,
-)
+from server.db.tables import columns
 
-rollup_15m = Table(
+rollup_15m = sa.Table(
     "rollup_15m",
-    metadata,
-    Column("bucket", INSTANT, nullable=False),
-    Column("observed", BigInteger, nullable=False, server_default=text("0")),
-    Column("spot", Integer, nullable=False),
-    *by_line(),
-    Column("revision", Integer, nullable=False, server_default=text("0")),
-    *graded(),
-    Column("masked", BigInteger),
+    columns.metadata,
+    sa.Column("bucket", columns.INSTANT, nullable=False),
+    sa.Column("observed", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("spot", sa.Integer, nullable=False),
+    *columns.by_line(),
+    sa.Column("revision", sa.Integer, nullable=False, server_default=sa.text("0")),
+    *columns.graded(),
+    sa.Column("masked", sa.BigInteger),
 )
-presses_15m = Table(
+presses_15m = sa.Table(
     "presses_15m",
-    metadata,
-    Column("bucket", INSTANT, nullable=False),
-    Column("questionnaire", BigInteger, nullable=False),
-    Column("spot", Integer, nullable=False),
-    Column("presses", Integer, nullable=False),
-    Column("revision", Integer, nullable=False, server_default=text("0")),
-    *answer(),
+    columns.metadata,
+    sa.Column("bucket", columns.INSTANT, nullable=False),
+    sa.Column("questionnaire", sa.BigInteger, nullable=False),
+    sa.Column("spot", sa.Integer, nullable=False),
+    sa.Column("presses", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False, server_default=sa.text("0")),
+    *columns.answer(),
 )
-rollup_hour = Table(
+rollup_hour = sa.Table(
     "rollup_hour",
-    metadata,
-    Column("bucket", INSTANT, nullable=False),
-    Column("spot", Integer, nullable=False),
-    *by_line(),
-    Column("observed_s", SmallInteger, nullable=False),
-    Column("revision", Integer, nullable=False),
-    *graded(),
-    Column("masked_s", SmallInteger),
+    columns.metadata,
+    sa.Column("bucket", columns.INSTANT, nullable=False),
+    sa.Column("spot", sa.Integer, nullable=False),
+    *columns.by_line(),
+    sa.Column("observed_s", sa.SmallInteger, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    *columns.graded(),
+    sa.Column("masked_s", sa.SmallInteger),
 )
-rollup_day = Table(
+rollup_day = sa.Table(
     "rollup_day",
-    metadata,
-    Column("day", Date, nullable=False),
-    Column("spot", Integer, nullable=False),
-    *by_line(),
-    *by_line("open_"),
-    Column("observed_s", Integer, nullable=False),
-    Column("open_observed_s", Integer, nullable=False),
-    Column("revision", Integer, nullable=False),
-    *graded(),
-    Column("masked_s", Integer),
+    columns.metadata,
+    sa.Column("day", sa.Date, nullable=False),
+    sa.Column("spot", sa.Integer, nullable=False),
+    *columns.by_line(),
+    *columns.by_line("open_"),
+    sa.Column("observed_s", sa.Integer, nullable=False),
+    sa.Column("open_observed_s", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    *columns.graded(),
+    sa.Column("masked_s", sa.Integer),
 )
-presses_day = Table(
+presses_day = sa.Table(
     "presses_day",
-    metadata,
-    Column("day", Date, nullable=False),
-    Column("questionnaire", BigInteger, nullable=False),
-    Column("spot", Integer, nullable=False),
-    Column("presses", Integer, nullable=False),
-    Column("open_presses", Integer, nullable=False),
-    Column("revision", Integer, nullable=False),
-    *answer(),
+    columns.metadata,
+    sa.Column("day", sa.Date, nullable=False),
+    sa.Column("questionnaire", sa.BigInteger, nullable=False),
+    sa.Column("spot", sa.Integer, nullable=False),
+    sa.Column("presses", sa.Integer, nullable=False),
+    sa.Column("open_presses", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    *columns.answer(),
 )
-rollup_dirty = Table(
+rollup_dirty = sa.Table(
     "rollup_dirty",
-    metadata,
-    row_id(BigInteger),
-    Column("spots", ARRAY(Integer), nullable=False),
-    Column("buckets", ARRAY(INSTANT), nullable=False),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    sa.Column("spots", sa.ARRAY(sa.Integer), nullable=False),
+    sa.Column("buckets", sa.ARRAY(columns.INSTANT), nullable=False),
 )
-rollup_stale = Table(
+rollup_stale = sa.Table(
     "rollup_stale",
-    metadata,
-    row_of("site_id", "sites", primary_key=True),
+    columns.metadata,
+    columns.row_of("site_id", "sites", primary_key=True),
 )
-transactions = Table(
+transactions = sa.Table(
     "transactions",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
-    row_of("site_id", "sites"),
-    Column("transaction_ref", Text, nullable=False),
-    Column("at", INSTANT, nullable=False),
-    Column("kind", Text, nullable=False, server_default=text("'sale'::text")),
-    Column("amount", Numeric(14, 2), nullable=False),
-    Column("units", Integer, nullable=False, server_default=text("1")),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
+    columns.row_of("site_id", "sites"),
+    sa.Column("transaction_ref", sa.Text, nullable=False),
+    sa.Column("at", columns.INSTANT, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False, server_default=sa.text("'sale'::text")),
+    sa.Column("amount", sa.Numeric(14, 2), nullable=False),
+    sa.Column("units", sa.Integer, nullable=False, server_default=sa.text("1")),
 )

@@ -1,26 +1,26 @@
 """Devices that somebody has named: by a filter, or one by one."""
 
-from sqlalchemy import Column, Table, Text
+import sqlalchemy as sa
 
-from server.db.tables.columns import INSTANT, metadata, organisation, ref, row_id, row_of
+from server.db.tables import columns
 
-segments = Table(
+segments = sa.Table(
     "segments",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    Column("name", Text, nullable=False),
-    Column("filter", Text, nullable=False),
-    Column("follows", Text, nullable=False),
-    Column("created_at", INSTANT, nullable=False),
-    Column("created_by", Text, nullable=False),
-    Column("taken_at", INSTANT),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("filter", sa.Text, nullable=False),
+    sa.Column("follows", sa.Text, nullable=False),
+    sa.Column("created_at", columns.INSTANT, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("taken_at", columns.INSTANT),
 )
-segment_devices = Table(
+segment_devices = sa.Table(
     "segment_devices",
-    metadata,
-    row_of("segment_id", "segments", primary_key=True),
-    row_of("device_id", "devices", primary_key=True),
-    organisation(),
+    columns.metadata,
+    columns.row_of("segment_id", "segments", primary_key=True),
+    columns.row_of("device_id", "devices", primary_key=True),
+    columns.organisation(),
 )

@@ -1,48 +1,48 @@
 """What other systems tell beside the tills: rosters, campaigns, rates of exchange."""
 
-from sqlalchemy import BigInteger, Column, Date, Numeric, Table, Text, text
+import sqlalchemy as sa
 
-from server.db.tables.columns import INSTANT, metadata, or_empty, organisation, row_id, row_of
+from server.db.tables import columns
 
-staff_shifts = Table(
+staff_shifts = sa.Table(
     "staff_shifts",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
-    row_of("site_id", "sites"),
-    Column("shift_ref", Text, nullable=False),
-    or_empty("role"),
-    Column("starts_at", INSTANT, nullable=False),
-    Column("ends_at", INSTANT, nullable=False),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
+    columns.row_of("site_id", "sites"),
+    sa.Column("shift_ref", sa.Text, nullable=False),
+    columns.or_empty("role"),
+    sa.Column("starts_at", columns.INSTANT, nullable=False),
+    sa.Column("ends_at", columns.INSTANT, nullable=False),
 )
-campaigns = Table(
+campaigns = sa.Table(
     "campaigns",
-    metadata,
-    row_id(),
-    organisation(),
-    Column("campaign_ref", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("channel", Text, nullable=False),
-    Column("from_day", Date, nullable=False),
-    Column("until_day", Date, nullable=False),
-    Column("cost", Numeric(14, 2), nullable=False, server_default=text("0")),
-    Column("currency", Text, nullable=False),
-    Column("impressions", BigInteger),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    sa.Column("campaign_ref", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("channel", sa.Text, nullable=False),
+    sa.Column("from_day", sa.Date, nullable=False),
+    sa.Column("until_day", sa.Date, nullable=False),
+    sa.Column("cost", sa.Numeric(14, 2), nullable=False, server_default=sa.text("0")),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("impressions", sa.BigInteger),
 )
-campaign_sites = Table(
+campaign_sites = sa.Table(
     "campaign_sites",
-    metadata,
-    organisation(),
-    row_of("campaign_id", "campaigns", primary_key=True),
-    row_of("site_id", "sites", primary_key=True),
+    columns.metadata,
+    columns.organisation(),
+    columns.row_of("campaign_id", "campaigns", primary_key=True),
+    columns.row_of("site_id", "sites", primary_key=True),
 )
-exchange_rates = Table(
+exchange_rates = sa.Table(
     "exchange_rates",
-    metadata,
-    row_of("organisation_id", "organisations", primary_key=True),
-    Column("day", Date, primary_key=True),
-    Column("base", Text, primary_key=True),
-    Column("quote", Text, primary_key=True),
-    Column("rate", Numeric(20, 10), nullable=False),
-    Column("source", Text, nullable=False),
+    columns.metadata,
+    columns.row_of("organisation_id", "organisations", primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("base", sa.Text, primary_key=True),
+    sa.Column("quote", sa.Text, primary_key=True),
+    sa.Column("rate", sa.Numeric(20, 10), nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
 )

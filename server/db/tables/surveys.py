@@ -2,89 +2,89 @@
 
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Column, Integer, LargeBinary, Table, Text
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, REAL
 
-from server.db.tables.columns import INSTANT, metadata, organisation, ref, row_id, row_of
+from server.db.tables import columns
 
 
-def _asked() -> list[Column[Any]]:
+def _asked() -> list[sa.Column[Any]]:
     """What was asked where, by which kiosk's code, in which round, and how the visitor came."""
     return [
-        row_of("survey_id", "surveys"),
-        row_of("site_id", "sites"),
-        row_of("spot_id", "spots", nullable=True),
-        row_of("round_id", "survey_rounds", nullable=True),
-        *(Column(name, Text, nullable=False) for name in ("channel", "touchpoint", "delay")),
+        columns.row_of("survey_id", "surveys"),
+        columns.row_of("site_id", "sites"),
+        columns.row_of("spot_id", "spots", nullable=True),
+        columns.row_of("round_id", "survey_rounds", nullable=True),
+        *(sa.Column(name, sa.Text, nullable=False) for name in ("channel", "touchpoint", "delay")),
     ]
 
 
-surveys = Table(
+surveys = sa.Table(
     "surveys",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    Column("name", Text, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("population", Text, nullable=False),
-    Column("hash", LargeBinary, nullable=False),
-    Column("content", LargeBinary, nullable=False),
-    Column("made_at", INSTANT, nullable=False),
-    Column("made_by", Text, nullable=False),
-    Column("published_at", INSTANT),
-    Column("closed_at", INSTANT),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("population", sa.Text, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("made_at", columns.INSTANT, nullable=False),
+    sa.Column("made_by", sa.Text, nullable=False),
+    sa.Column("published_at", columns.INSTANT),
+    sa.Column("closed_at", columns.INSTANT),
 )
-survey_rounds = Table(
+survey_rounds = sa.Table(
     "survey_rounds",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    row_of("survey_id", "surveys"),
-    row_of("site_id", "sites"),
-    Column("name", Text, nullable=False),
-    Column("delay", Text, nullable=False),
-    row_of("follows_id", "survey_rounds", nullable=True),
-    Column("opened_at", INSTANT, nullable=False),
-    Column("closed_at", INSTANT),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    columns.row_of("survey_id", "surveys"),
+    columns.row_of("site_id", "sites"),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("delay", sa.Text, nullable=False),
+    columns.row_of("follows_id", "survey_rounds", nullable=True),
+    sa.Column("opened_at", columns.INSTANT, nullable=False),
+    sa.Column("closed_at", columns.INSTANT),
 )
-survey_tokens = Table(
+survey_tokens = sa.Table(
     "survey_tokens",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
     *_asked(),
-    Column("kept", LargeBinary, nullable=False),
-    Column("kept_code", LargeBinary, nullable=False),
-    Column("made_at", INSTANT, nullable=False),
-    Column("expires_at", INSTANT, nullable=False),
-    Column("used_at", INSTANT),
+    sa.Column("kept", sa.LargeBinary, nullable=False),
+    sa.Column("kept_code", sa.LargeBinary, nullable=False),
+    sa.Column("made_at", columns.INSTANT, nullable=False),
+    sa.Column("expires_at", columns.INSTANT, nullable=False),
+    sa.Column("used_at", columns.INSTANT),
 )
-survey_offers = Table(
+survey_offers = sa.Table(
     "survey_offers",
-    metadata,
-    row_id(),
-    organisation(),
-    ref(),
-    row_of("survey_id", "surveys"),
-    row_of("site_id", "sites"),
-    row_of("spot_id", "spots", nullable=True),
-    Column("offered_at", INSTANT, nullable=False),
-    Column("ended_at", INSTANT),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.ref(),
+    columns.row_of("survey_id", "surveys"),
+    columns.row_of("site_id", "sites"),
+    columns.row_of("spot_id", "spots", nullable=True),
+    sa.Column("offered_at", columns.INSTANT, nullable=False),
+    sa.Column("ended_at", columns.INSTANT),
 )
-survey_answers = Table(
+survey_answers = sa.Table(
     "survey_answers",
-    metadata,
-    row_id(BigInteger),
-    organisation(),
+    columns.metadata,
+    columns.row_id(sa.BigInteger),
+    columns.organisation(),
     *_asked(),
-    Column("once", LargeBinary, nullable=False),
-    Column("digest", LargeBinary, nullable=False),
-    Column("seen", ARRAY(Text), nullable=False),
-    Column("answers", JSONB, nullable=False),
-    Column("words", Text, nullable=False),
-    Column("locale", Text, nullable=False),
-    Column("seconds", REAL),
-    Column("answered_at", INSTANT, nullable=False),
+    sa.Column("once", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("seen", sa.ARRAY(sa.Text), nullable=False),
+    sa.Column("answers", JSONB, nullable=False),
+    sa.Column("words", sa.Text, nullable=False),
+    sa.Column("locale", sa.Text, nullable=False),
+    sa.Column("seconds", REAL),
+    sa.Column("answered_at", columns.INSTANT, nullable=False),
 )

@@ -1,22 +1,22 @@
 """What KPIs are to be."""
 
-from sqlalchemy import Boolean, Column, Date, Double, Table, Text, text
+import sqlalchemy as sa
 
-from server.db.tables.columns import metadata, or_empty, organisation, ref, row_id, row_of, stamped
+from server.db.tables import columns
 
-kpi_targets = Table(
+kpi_targets = sa.Table(
     "kpi_targets",
-    metadata,
-    row_id(),
-    organisation(),
-    row_of("site_id", "sites"),
-    ref(),
-    Column("metric", Text, nullable=False),
-    Column("from_day", Date, nullable=False),
-    Column("until_day", Date, nullable=False),
-    Column("wanted", Double, nullable=False),
-    Column("at_most", Boolean, nullable=False, server_default=text("false")),
-    Column("scope", Text, nullable=False, server_default=text("'all'::text")),
-    or_empty("note"),
-    stamped("created_at"),
+    columns.metadata,
+    columns.row_id(),
+    columns.organisation(),
+    columns.row_of("site_id", "sites"),
+    columns.ref(),
+    sa.Column("metric", sa.Text, nullable=False),
+    sa.Column("from_day", sa.Date, nullable=False),
+    sa.Column("until_day", sa.Date, nullable=False),
+    sa.Column("wanted", sa.Double, nullable=False),
+    sa.Column("at_most", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    sa.Column("scope", sa.Text, nullable=False, server_default=sa.text("'all'::text")),
+    columns.or_empty("note"),
+    columns.stamped("created_at"),
 )
