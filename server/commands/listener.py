@@ -7,7 +7,6 @@ which leaves after the commit: whatever is lost after that is asked for again.
 `POST /v1/commands/{command}/file` takes what a command of this device brings, compressed, as it is.
 """
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -24,10 +23,9 @@ from server.desired import settings
 from server.errors import NotFoundError
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
-from server.provisioning.web import answered, refusal
+from server.provisioning.web import answered, body_of, refusal
 
 SWEEP_S = 10.0
-READ_S = 120.0  # a bundle of 256 kB over the slowest line that a shop has
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +34,7 @@ def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], dat
     """Add the routes to the devices' listener; `pool` is ingest's."""
 
     async def state(request: web.Request) -> web.Response:
-        report = read_report(await _read(request, MAX_REPORT))
+        report = read_report(await body_of(request, MAX_REPORT))
         async with transaction(pool, "exchange state") as connection:
             asking = await hear(connection, peer_certificate(request), now=now())
             await settings.noted(connection, asking.row, report, now=now())
@@ -50,7 +48,7 @@ def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], dat
         return web.Response(text=write_answer(answer), content_type="application/json")
 
     async def file(request: web.Request) -> web.Response:
-        content = await _read(request, MAX_FILE)
+        content = await body_of(request, MAX_FILE)
         ref = request.match_info["command"][:64].replace("\0", "")
         try:
             async with transaction(pool, "keep command's file") as connection:
@@ -64,20 +62,6 @@ def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], dat
 
     app.router.add_post("/v1/state", answered(state))
     app.router.add_post("/v1/commands/{command}/file", answered(file))
-
-
-async def _read(request: web.Request, most: int) -> bytes:
-    """Read a body of at most `most` bytes; one byte more, if there are more.
-
-    Raises TimeoutError: nobody holds a connection by sending on and on.
-    """
-    found = bytearray()
-    async with asyncio.timeout(READ_S):
-        async for chunk in request.content.iter_chunked(65_536):
-            found += chunk
-            if len(found) > most:
-                return bytes(found[: most + 1])
-    return bytes(found)
 
 
 async def sweeping(pool: asyncpg.Pool, clock: Clock) -> None:

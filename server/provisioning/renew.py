@@ -253,7 +253,7 @@ async def hear(connection: asyncpg.Connection, shown: bytes | None, *, now: date
     )
     if device is None or row["chain"] is None or _leaf(row["chain"]) != shown:  # 2
         raise refused("certificate_unknown")
-    if _names(certificate) != [device_uri(device["device"])]:  # 3
+    if names_of(certificate) != [device_uri(device["device"])]:  # 3
         raise refused("certificate_unknown")
     if row["revoked_at"] is not None or row["state"] == "revoked":  # 4
         raise refused("certificate_revoked")
@@ -329,7 +329,8 @@ def _leaf(chain_pem: str) -> bytes:
     return first.public_bytes(serialization.Encoding.DER)
 
 
-def _names(certificate: x509.Certificate) -> list[str]:
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """Return the names that a certificate is for; a device has its URI and no other."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):

@@ -7,13 +7,13 @@ import pytest
 from aiohttp import StreamReader
 from aiohttp.test_utils import make_mocked_request
 
-from server.commands import listener
+from server.provisioning import web
 
 
 async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "READ_S", 0.0)
+    monkeypatch.setattr(web, "READ_S", 0.0)
     content = StreamReader(Mock(), 65_536, loop=asyncio.get_running_loop())
     content.feed_data(b"{")
     request = make_mocked_request("POST", "/v1/state", payload=content)
     with pytest.raises(TimeoutError):
-        await listener._read(request, 16_384)
+        await web.body_of(request, 16_384)
