@@ -1,0 +1,250 @@
+"""Freezes: when an organisation wants nothing changed, such as the week of Black Friday.
+
+A freeze has a name, a reason, an author, an end, and the sites that a filter finds (by what a site
+is, not what stands there; empty: all of them). Which sites these are is looked up when it is used,
+so a shop that opens meanwhile is frozen too.
+
+Decided here:
+- Every change that may touch a count asks `load` for its sites and keeps outside `Frozen.of`, or
+  refuses by `Frozen.demand_thawed`. Windows of rollouts are made without frozen time.
+- A freeze ends early by its author alone. Anyone else waits, or overrides it for one change by the
+  policy's flag, and then somebody else than that change's author approves (`demand_second`).
+- It is ended, never deleted or changed; each step is audited in its own transaction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from math import ceil
+
+import asyncpg
+
+from server.audit.log import record
+from server.errors import ConflictError, NotFoundError, RefusedError
+from server.fleet import checks, filters, search
+from server.fleet.checks import FieldError
+from server.fleet.register import lock_organisation, new_ref
+from server.rollup.opening import Interval, joined
+
+LONGEST = timedelta(days=92)
+FARTHEST = timedelta(days=400)
+MOST_FREEZES = 100
+"""Of an organisation, those that are not over."""
+SITE_FIELDS = frozenset(("site", "site.name", "site.region"))
+
+
+class FrozenError(ConflictError):
+    """A change would fall into a freeze."""
+
+    code = "frozen"
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """One freeze; `sites` is a filter, `ended_at` when its author ended it before its time."""
+
+    ref: str
+    name: str
+    starts_at: datetime
+    ends_at: datetime
+    sites: str
+    reason: str
+    author: str
+    created_at: datetime
+    ended_at: datetime | None
+    ended_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A freeze as it is to be; without a beginning it begins now."""
+
+    name: str
+    reason: str
+    ends_at: datetime
+    starts_at: datetime | None = None
+    sites: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One freeze in seconds; `sites` None: all of the organisation."""
+
+    ref: str
+    name: str
+    start_s: int
+    end_s: int
+    sites: frozenset[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """An organisation's freezes that are on or still to come."""
+
+    spans: Sequence[Span] = field(default=())
+
+    def named(self, site: int | None) -> list[Span]:
+        """Return the freezes of a site, by their beginning; of no site those of everything."""
+        found = [each for each in self.spans if each.sites is None or site in each.sites]
+        return sorted(found, key=lambda each: (each.start_s, each.ref))
+
+    def of(self, site: int | None) -> tuple[Interval, ...]:
+        """Return a site's frozen time."""
+        return joined([(each.start_s, each.end_s) for each in self.named(site)])
+
+    def at(self, site: int | None, at_s: int) -> Span | None:
+        """Return the freeze that is on at a site, the one that ends last."""
+        on = [each for each in self.named(site) if each.start_s <= at_s < each.end_s]
+        return max(on, key=lambda each: (each.end_s, each.ref), default=None)
+
+    def demand_thawed(self, sites: Sequence[int | None], at_s: int) -> None:
+        """Raise FrozenError if a change at these sites would fall into a freeze."""
+        for site in sites:
+            on = self.at(site, at_s)
+            if on is not None:
+                raise FrozenError(
+                    f"nothing may be changed before the end of {on.name!r} ({on.ref})"
+                )
+
+
+def demand_second(author: str, approver: str | None) -> None:
+    """Raise RefusedError unless somebody else than its author approves of a change in a freeze."""
+    if not approver or approver == author:
+        raise RefusedError(
+            "second_person", "overriding a freeze is approved by somebody else than its author"
+        )
+
+
+async def load(
+    connection: asyncpg.Connection, organisation: int, *, now: datetime
+) -> Frozen:  # fmt: skip
+    """Return the freezes that are on or still to come, with the sites that they are of."""
+    found = []
+    for row in await connection.fetch(_LISTED, organisation, None, now, False, None, MOST_FREEZES):
+        freeze = Freeze(*row.values())
+        sites = await _sites(connection, organisation, freeze.sites, now=now)
+        start_s, end_s = int(freeze.starts_at.timestamp()), ceil(freeze.ends_at.timestamp())
+        found.append(Span(freeze.ref, freeze.name, start_s, end_s, sites))
+    return Frozen(tuple(found))
+
+
+async def _sites(
+    connection: asyncpg.Connection, organisation: int, text: str, *, now: datetime
+) -> frozenset[int] | None:
+    """Return the sites that a filter finds: of the devices that it finds, where they stand."""
+    if not text:
+        return None
+    chosen = search.selection(filters.parse(text), organisation=organisation, now=now)
+    devices = [row for row, _ in await search.found(connection, chosen)]
+    rows = await connection.fetch(_STANDING, devices, now)
+    return frozenset(row["site_id"] for row in rows)
+
+
+async def listed(
+    connection: asyncpg.Connection,
+    organisation: int,
+    *,
+    now: datetime,
+    past: bool = False,
+    before: str | None = None,
+    limit: int = 1_000,
+) -> list[Freeze]:
+    """Return freezes that are on or still to come, or with `past` all of them, the latest first."""
+    rows = await connection.fetch(_LISTED, organisation, None, now, past, before, limit)
+    return [Freeze(*row.values()) for row in rows]
+
+
+async def find(connection: asyncpg.Connection, organisation: int, ref: str) -> Freeze:
+    """Return one. Raises NotFoundError."""
+    row = await connection.fetchrow(_LISTED, organisation, ref, None, True, None, 1)
+    if row is None:
+        raise NotFoundError(f"no freeze {ref[:40]!r}")
+    return Freeze(*row.values())
+
+
+async def add(
+    connection: asyncpg.Connection,
+    organisation: int,
+    wanted: Wanted,
+    *,
+    actor: str,
+    now: datetime,
+) -> Freeze:
+    """Let nothing change in a stretch of time. Raises FieldError, FilterError."""
+    name, reason, sites = _said(wanted)
+    starts_at = max(now, wanted.starts_at or now)
+    if wanted.ends_at <= starts_at:
+        raise FieldError("ends_at", "a freeze ends after it begins, and not in the past")
+    if wanted.ends_at - starts_at > LONGEST:
+        raise FieldError("ends_at", f"a freeze lasts at most {LONGEST.days} days")
+    if starts_at - now > FARTHEST:
+        raise FieldError("starts_at", f"a freeze begins within {FARTHEST.days} days")
+    await lock_organisation(connection, organisation)
+    if len(await listed(connection, organisation, now=now)) >= MOST_FREEZES:
+        raise ConflictError(f"there are {MOST_FREEZES} freezes already that are not over")
+    ref = new_ref("freeze")
+    await connection.execute(
+        "insert into freezes (organisation_id, ref, name, starts_at, ends_at, sites, reason, "
+        "author, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        *(organisation, ref, name, starts_at, wanted.ends_at, sites, reason, actor, now),
+    )
+    detail = {
+        "name": name, "reason": reason, "sites": sites,
+        "from": starts_at.isoformat(), "until": wanted.ends_at.isoformat(),
+    }  # fmt: skip
+    await record(
+        connection, actor=actor, act="freeze added", subject=ref, detail=detail,
+        organisation=organisation, now=now,
+    )  # fmt: skip
+    return await find(connection, organisation, ref)
+
+
+def _said(wanted: Wanted) -> tuple[str, str, str]:
+    """Return name, reason and filter in their one form. Raises FieldError, FilterError."""
+    name, reason = checks.name(wanted.name), checks.line(wanted.reason, "reason")
+    if not reason:
+        raise FieldError("reason", "say why nothing is to change")
+    tree = filters.parse(wanted.sites)
+    if others := filters.fields_of(tree) - SITE_FIELDS:
+        known = ", ".join(sorted(SITE_FIELDS))
+        raise FieldError("sites", f"a freeze is of sites: {known}; not of {min(others)}")
+    return name, reason, filters.printed(tree)
+
+
+async def end(
+    connection: asyncpg.Connection, organisation: int, ref: str, *, actor: str, now: datetime
+) -> Freeze:
+    """End a freeze before its time; one that is over stays. Raises NotFoundError, RefusedError."""
+    await lock_organisation(connection, organisation)
+    known = await find(connection, organisation, ref)
+    if known.ended_at is not None or known.ends_at <= now:
+        return known
+    if known.author != actor:
+        raise RefusedError(
+            "not_its_author",
+            f"{known.author} wanted this freeze and alone ends it early; "
+            "a change that cannot wait overrides it, and somebody else approves",
+        )
+    await connection.execute(
+        "update freezes set ended_at = $3, ended_by = $4 where organisation_id = $1 and ref = $2",
+        *(organisation, ref, now, actor),
+    )
+    await record(
+        connection, actor=actor, act="freeze ended", subject=ref, detail={"name": known.name},
+        organisation=organisation, now=now,
+    )  # fmt: skip
+    return await find(connection, organisation, ref)
+
+
+_STANDING = """
+    select distinct s.site_id from assignments a join spots s on s.id = a.spot_id
+    where a.device_id = any($1::int[]) and a.valid @> $2::timestamptz
+"""
+_LISTED = """
+    select ref, name, starts_at, ends_at, sites, reason, author, created_at, ended_at, ended_by
+    from freezes
+    where organisation_id = $1 and ($2::text is null or ref = $2)
+      and ($4::bool or (ended_at is null and ends_at > $3))
+      and ($5::text is null or id < (select id from freezes where ref = $5))
+    order by id desc limit $6
+"""

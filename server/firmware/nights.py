@@ -1,0 +1,104 @@
+"""The windows of sites, from the database: opening hours, freezes, and where asked the usual day.
+
+Runs as any role that may read an organisation's numbers: the desk through its views, the rollout's
+conductor and the devices' listener on the tables themselves.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+
+from server.firmware import windows
+from server.firmware.freezes import Frozen, load
+from server.firmware.windows import Always, Night, Rules
+from server.rollup.buckets import local
+from server.rollup.opening import Interval
+from server.rollup.places import Site, load_sites
+
+USUAL = timedelta(days=28)
+"""What a site's usual day is learnt from."""
+
+
+async def nights(
+    connection: asyncpg.Connection,
+    organisation: int,
+    sites: Sequence[int],
+    rules: Rules,
+    *,
+    now: datetime,
+    overriding: bool = False,
+) -> dict[int, Night]:
+    """Return the windows of sites within the horizon, by row; `overriding`: freezes are ignored.
+
+    Whoever overrides has had it approved by a second person (`freezes.demand_second`).
+    """
+    if not sites:
+        return {}
+    known = await load_sites(connection, ids=list(sites))
+    frozen = Frozen() if overriding else await load(connection, organisation, now=now)
+    quiet = await usually_quiet(connection, known, rules, now=now)
+    return told(known, rules, frozen, quiet, now=now)
+
+
+def told(
+    sites: Iterable[Site],
+    rules: Rules,
+    frozen: Frozen,
+    quiet: dict[int, Interval | None],
+    *,
+    now: datetime,
+) -> dict[int, Night]:
+    """Return the windows of sites; those that share hours and freezes share the work."""
+    now_s = int(now.timestamp())
+    same: dict[tuple[int, tuple[Interval, ...], Interval | None], Night] = {}
+    found: dict[int, Night] = {}
+    for site in sites:
+        spans, rest = frozen.of(site.id), quiet.get(site.id)
+        key = id(site.calendar), spans, rest
+        if key not in same:
+            same[key] = windows.windows(site.calendar, rules, spans, now_s=now_s, quiet=rest)
+        found[site.id] = same[key]
+    return found
+
+
+async def usually_quiet(
+    connection: asyncpg.Connection, sites: Sequence[Site], rules: Rules, *, now: datetime
+) -> dict[int, Interval | None]:
+    """Return the quietest stretch of each site that never closes, where the rules ask for it."""
+    if rules.always is not Always.QUIET:
+        return {}
+    awake = {site.id: site for site in sites if site.calendar.opening.weekly is None}
+    if not awake:
+        return {}
+    name = await readable(connection, "rollup_hour")
+    rows = await connection.fetch(
+        _USUAL.replace("{rollup_hour}", name), list(awake), now - USUAL, now
+    )  # fmt: skip
+    hours: dict[int, list[float]] = defaultdict(lambda: [0.0] * 24)
+    for site, at_s, people in rows:
+        hours[site][local(awake[site].time_zone, at_s).hour] += people
+    return {site: windows.quietest(hours[site]) if site in hours else None for site in awake}
+
+
+async def readable(connection: asyncpg.Connection, table: str) -> str:
+    """Return how this role reads a hypertable: as it is, or through its organisation's view."""
+    direct = await connection.fetchval("select has_table_privilege($1, 'select')", table)
+    return table if direct else f"my_{table}"
+
+
+def instant(at_s: int) -> datetime:
+    """Return seconds since 1970 as the database takes them."""
+    return datetime.fromtimestamp(at_s, UTC)
+
+
+_USUAL = """
+    select s.site_id, extract(epoch from r.bucket)::bigint,
+           sum(coalesce(r.in0, 0) + coalesce(r.in1, 0) + coalesce(r.in2, 0) + coalesce(r.in3, 0)
+               + coalesce(r.out0, 0) + coalesce(r.out1, 0) + coalesce(r.out2, 0)
+               + coalesce(r.out3, 0))::float8
+    from {rollup_hour} r join spots s on s.id = r.spot
+    where s.site_id = any($1::int[]) and r.bucket >= $2 and r.bucket < $3
+    group by 1, 2
+"""
