@@ -82,6 +82,35 @@ RECONCILED = Counter(
     "vestibule_admission_reconciled", "Where the broker's list was not ours", ["what"]
 )  # what: missing, weak, extra, role
 
+# firmware: what devices may install
+FIRMWARE_METADATA_LEFT = Gauge(
+    "vestibule_firmware_metadata_left_seconds",
+    "For how long the releases' metadata is good: root, targets, snapshot, timestamp",
+    ["role"],
+)
+FIRMWARE_SIGNINGS_FAILED = Counter(
+    "vestibule_firmware_signings_failed", "Times that the releases could not be signed anew"
+)
+
+# firmware: what devices run, and what they fetch
+UPDATE_REPORTS = Counter(
+    "vestibule_firmware_reports",
+    "Reports of devices: quiet (nothing to do), heard, stale (a nonce of before)",
+    ["what"],
+)
+ASSIGNMENTS = Counter("vestibule_firmware_assignments", "Assignments signed for devices")
+TRIALS = Counter("vestibule_firmware_trials_acknowledged", "Trials that devices were told of")
+MISMATCHES = Counter(
+    "vestibule_firmware_mismatches", "Devices that run something else than they had confirmed"
+)
+ARTIFACT_BYTES = Counter("vestibule_firmware_artifact_bytes", "Bytes of artifacts sent")
+ARTIFACTS_PUT_OFF = Counter(
+    "vestibule_firmware_artifacts_put_off", "Downloads told to come later by their site's cap"
+)
+ARTIFACTS_MISSING = Counter(
+    "vestibule_firmware_artifacts_missing", "Downloads of published bytes that are not here"
+)
+
 # database
 TRANSACTION_SECONDS = Histogram(
     "vestibule_database_transaction_seconds", "Named transactions", ["name"], buckets=_FAST
