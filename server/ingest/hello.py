@@ -74,6 +74,33 @@ async def answer(
     sampler: Sampler,
 ) -> tuple[list[bytes], list[tuple[Device, int]]]:
     """Return the answers, ready to publish, and the (device, boot id) that can be placed now."""
+    greetings, told = await _read(connection, hellos, clock=clock, sampler=sampler)
+    await _note(connection, told)
+    if not greetings:
+        return [], []
+    await connection.execute(_GREETED, [device.row for device, _ in greetings], at(clock.now_ms()))
+    await _learn(connection, greetings)
+    stands = await _stand(connection, greetings)
+    now_ms = clock.now_ms()
+    packets: list[bytes] = []
+    for device, hello in greetings:
+        _forget_what_differs(device, hello, stands)
+        frame = _answered(device, hello, stands, dataset=dataset, now_ms=now_ms)
+        packets.append(publish_head(topic(DeviceId(device.name), Leg.RECEIPT), len(frame)) + frame)
+    metrics.HELLOS.inc(len(packets))
+    by_row = {device.row: device for device, _ in greetings}
+    placeable = [(by_row[row], boot) for (row, boot), stand in stands.items() if stand[2]]
+    return packets, placeable
+
+
+async def _read(
+    connection: asyncpg.Connection,
+    hellos: Sequence[tuple[Device, bytes]],
+    *,
+    clock: Clock,
+    sampler: Sampler,
+) -> tuple[list[tuple[Device, Hello]], list[Told]]:
+    """Return the greetings, which are answered, and all that was said of presence."""
     greetings: list[tuple[Device, Hello]] = []
     told: list[Told] = []
     for device, frame in hellos:
@@ -98,37 +125,7 @@ async def answer(
             epochs = (f"{hello.nonce >> 32:08x}", *(f"{b:016x}" for b in device.running))
             detail = {"connection": epochs[0], "boots": " ".join(epochs[1:])}
             await suspect_clone(connection, device.row, detail, at(clock.now_ms()))
-    await _note(connection, told)
-    if not greetings:
-        return [], []
-    await connection.execute(_GREETED, [device.row for device, _ in greetings], at(clock.now_ms()))
-    await _learn(connection, greetings)
-    stands = await _stand(connection, greetings)
-    now_ms = clock.now_ms()
-    packets: list[bytes] = []
-    for device, hello in greetings:
-        _forget_what_differs(device, hello, stands)
-        frame = encode_answer(
-            Answer(
-                hello.nonce,
-                dataset,
-                now_ms,
-                max(VERSIONS & set(hello.versions), default=0),
-                tuple(
-                    BootCursor(
-                        b.boot_id,
-                        *stands.get((device.row, signed(b.boot_id, 64)), (0, 0, False))[:2],
-                        (device.row, signed(b.boot_id, 64)) in stands,
-                    )
-                    for b in hello.boots
-                ),
-            )
-        )
-        packets.append(publish_head(topic(DeviceId(device.name), Leg.RECEIPT), len(frame)) + frame)
-    metrics.HELLOS.inc(len(packets))
-    by_row = {device.row: device for device, _ in greetings}
-    placeable = [(by_row[row], boot) for (row, boot), stand in stands.items() if stand[2]]
-    return packets, placeable
+    return greetings, told
 
 
 async def _note(connection: asyncpg.Connection, told: Sequence[Told]) -> None:
@@ -154,6 +151,24 @@ def _told(device: Device, frame: bytes, hello: Hello, clock: Clock) -> Told:
     boot_id = signed(int.from_bytes(frame[8:16], "little"), 64)
     ordinal = int.from_bytes(frame[20:24], "little")
     return Told(device.row, Said(Kind.HELLO, epoch, now), hello.agent, boot_id, ordinal)
+
+
+def _answered(
+    device: Device,
+    hello: Hello,
+    stands: dict[tuple[int, int], tuple[int, int, bool]],
+    *,
+    dataset: int,
+    now_ms: int,
+) -> bytes:
+    """Return the answer to a greeting: of each of its boots, how far it is stored."""
+    keys = [(boot.boot_id, (device.row, signed(boot.boot_id, 64))) for boot in hello.boots]
+    cursors = tuple(
+        BootCursor(boot_id, *stands.get(key, (0, 0, False))[:2], key in stands)
+        for boot_id, key in keys
+    )
+    version = max(VERSIONS & set(hello.versions), default=0)
+    return encode_answer(Answer(hello.nonce, dataset, now_ms, version, cursors))
 
 
 def _forget_what_differs(
