@@ -5,12 +5,14 @@ passed: all comparisons of guards and gates are `>=`. Who writes a policy approv
 most `MOST_ALONE` devices, whatever the policy says.
 """
 
+from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
 from server.errors import RefusedError
+from server.firmware.windows import Rules
 
 _DAY_S = 86_400
 _Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
@@ -83,12 +85,16 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Caps(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many may be on their way at once. Two at one entrance never are."""
+    """How many may be on their way at once. Two at one entrance never are.
+
+    `site_bytes_per_s`: what the devices of one site together fetch; None: as fast as it goes.
+    """
 
     in_flight: _Count = 50
     site: _Count = 1
     region: _Count | None = None
     bytes_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    site_bytes_per_s: Annotated[int, msgspec.Meta(ge=1_000, le=1_000_000_000)] | None = 250_000
 
 
 class Timers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,8 +142,20 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 _RETRIED = frozenset({"network", "storage", "timeout", "internal"})
 
 
+class OnDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a device is told beside what it installs (`protocol.assignment`)."""
+
+    idle_s: Annotated[int, msgspec.Meta(ge=0, le=_DAY_S)] = 60
+    delay_s: Annotated[int, msgspec.Meta(ge=0, le=30 * _DAY_S)] = _DAY_S
+    trial_s: Annotated[int, msgspec.Meta(ge=60, le=_DAY_S)] = 600
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of it. `blast_radius`: above so many devices, somebody else than the author approves."""
+    """All of it. `blast_radius`: above so many devices, somebody else than the author approves.
+
+    `windows`: when a site's devices install; None: at any time, as where it is `urgent`.
+    `override_freezes`: also while a freeze is on, which a second person has approved.
+    """
 
     waves: tuple[WaveRule, ...] = (
         WaveRule(count=10, stratified=True),
@@ -150,10 +168,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     caps: Caps = Caps()
     timers: Timers = Timers()
     retries: Retries = Retries()
+    device: OnDevice = OnDevice()
+    windows: Rules | None = Rules()
     on_halt: OnHalt = OnHalt.REVERT_FAILED
     blast_radius: Annotated[int, msgspec.Meta(ge=0, le=MOST_ALONE)] = 20
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     urgent: bool = False
+    override_freezes: bool = False
 
 
 def read_policy(text: str | bytes) -> Policy:
@@ -162,6 +183,11 @@ def read_policy(text: str | bytes) -> Policy:
         policy = msgspec.json.decode(text, type=Policy)
     except msgspec.DecodeError as error:  # ValidationError among them
         raise PolicyError(str(error)) from error
+    except RefusedError as error:  # what the windows say of themselves
+        raise PolicyError(f"windows: {error}") from error
+    asked = msgspec.json.decode(text).get("windows") or {}
+    if unknown := set(asked) - {each.name for each in fields(Rules)}:
+        raise PolicyError(f"windows: {min(unknown)!r} is not known")
     return _checked(policy)
 
 
