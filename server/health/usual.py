@@ -182,16 +182,22 @@ def _spread(
 def _share_variances(
     cells: Sequence[Cell], doors: Sequence[Door], expected: Sequence[Sequence[float | None]]
 ) -> list[float]:
-    """Return the variance of each door's share, relative to it, of one hour."""
+    """Return the variance of each door's share, relative to it, of one hour.
+
+    It is its share of the doors that are known in that hour: a door that is new, or away for
+    weeks, leaves it known of the others.
+    """
     sums = [[0.0, 0.0, 0.0] for _ in doors]
     for at, cell in enumerate(cells):
-        counted = [door.entered.measured(at) for door in doors]
-        people = [each[at] for each in expected]
-        if not cell.open_s or len(doors) < 2 or None in counted or None in people:
+        if not cell.open_s or len(doors) < 2:
             continue
-        known = [(c or 0.0, p or 0.0) for c, p in zip(counted, people, strict=True)]
-        whole, usual = sum(c for c, _ in known), sum(p for _, p in known)
-        for (came, own), sum_ in zip(known, sums, strict=True):
+        known: list[tuple[float, float, list[float]]] = []
+        for door, each, sum_ in zip(doors, expected, sums, strict=True):
+            counted, people = door.entered.measured(at), each[at]
+            if counted is not None and people is not None:
+                known.append((counted, people, sum_))
+        whole, usual = sum(c for c, _, _ in known), sum(p for _, p, _ in known)
+        for came, own, sum_ in known:
             others, usual_others = whole - came, usual - own
             if own < 1 or others < 5 or usual_others < 5:
                 continue
