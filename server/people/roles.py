@@ -37,6 +37,7 @@ class Permission(StrEnum):
     SET_TARGETS = "set targets"
     CONFIGURE_DEVICES = "configure devices"
     COMMAND_DEVICES = "command devices"
+    ROLL_OUT = "roll out"
 
 
 _READ = frozenset({Permission.READ_NUMBERS, Permission.READ_FLEET})
@@ -50,6 +51,7 @@ MAY: dict[Role, frozenset[Permission]] = {
         Permission.READ_AUDIT,
         Permission.CONFIGURE_DEVICES,
         Permission.COMMAND_DEVICES,
+        Permission.ROLL_OUT,
     },
     Role.TECHNICIAN: frozenset(
         {Permission.READ_FLEET, Permission.PROVISION, Permission.COMMAND_DEVICES}
