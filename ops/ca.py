@@ -12,7 +12,6 @@ long, in which devices keep what they count. Otherwise nobody is disconnected.
 
 import argparse
 import asyncio
-import getpass
 import os
 import sys
 import time
@@ -27,6 +26,7 @@ from cryptography import x509
 
 from ops.broker import bundles
 from ops.deployment import database, deployment, home
+from ops.passwords import password
 from ops.services.endpoints import BROKER_URL
 from ops.services.errors import ServicesError
 from ops.services.process import wait_until
@@ -356,15 +356,7 @@ def _next_root_spki(authority: Authority) -> bytes:
 
 
 def _password(*, new: bool = False) -> bytes:
-    """Return the roots' password, from the file or the terminal."""
-    if path := os.environ.get(PASSWORD_FILE):
-        return Path(path).read_bytes().rstrip(b"\r\n")
-    if not sys.stdin.isatty():
-        raise AuthorityError(f"name a file with the roots' password in {PASSWORD_FILE}")
-    given = getpass.getpass("the roots' password: ")
-    if new and getpass.getpass("once more: ") != given:
-        raise AuthorityError("the two were not the same")
-    return given.encode()
+    return password("the roots' password", variable=PASSWORD_FILE, new=new)
 
 
 def _opening(files: Files, root: rules.Generation, options: argparse.Namespace) -> bytes:

@@ -130,6 +130,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "VESTIBULE_SESSION_SECRET": settings.session_secret.reveal(),
         "VESTIBULE_SMTP_URL": settings.smtp_url.reveal(),
         "VESTIBULE_MAIL_FROM": settings.mail_from,
+        "VESTIBULE_FIRMWARE": str(settings.firmware),
         "VESTIBULE_ROLES": ",".join(sorted(settings.roles)),
     }
 

@@ -60,7 +60,13 @@ class Settings:
     dsn_desk: Secret = field(default=Secret(""))
     smtp_url: Secret = field(default=Secret(""))
     mail_from: str = ""
+    firmware_folder: Path | None = None
     roles: frozenset[str] = frozenset({"admission", "api", "health", "ingest", "rollup"})
+
+    @property
+    def firmware(self) -> Path:
+        """Where releases lie, and the server's keys for them: beside the authority, if not said."""
+        return self.firmware_folder or self.pki.parent / "firmware"
 
     @property
     def pages_url(self) -> str:
@@ -110,7 +116,12 @@ class Settings:
             enrol_url=env.get("VESTIBULE_ENROL_URL", self.enrol_url),
             smtp_url=Secret(env.get("VESTIBULE_SMTP_URL", self.smtp_url.reveal())),
             mail_from=env.get("VESTIBULE_MAIL_FROM", self.mail_from),
+            firmware_folder=_folder(env.get("VESTIBULE_FIRMWARE")) or self.firmware_folder,
         )
+
+
+def _folder(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def _port(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -85,10 +85,10 @@ def _kept(path: Path) -> tuple[int, list[str]]:
     try:
         data = json.loads(path.read_text())
         return int(data["floor_ms"]), [str(each) for each in data["keys"]]
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: as after T3
         return 0, []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(Fault.STORAGE, "", f"{path} can't be read: {error}") from error
+    except OSError as error:
+        raise Refused(Fault.STORAGE, "", f"{path} can't be read: {error.strerror}") from error
 
 
 class Client(Updater):

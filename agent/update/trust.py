@@ -126,18 +126,20 @@ def install_root(state: Path, content: bytes) -> bool:
     from agent.identity import put
 
     path = state / FOLDER / ROOT
-    if len(content) > MAX_ROOT:
-        raise ValueError(f"a root has at most {MAX_ROOT} bytes, got {len(content)}")
-    try:
-        kind = json.loads(content)["signed"]["_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError("this is no root of releases") from error
-    if kind != "root":
-        raise ValueError(f"this is no root of releases, it is {str(kind)[:20]!r}")
-    if path.exists():
+    if not _is_root(content):
+        raise ValueError("this is no root of releases")
+    if path.exists() and _is_root(path.read_bytes()):
         return False
     put(path, content)
     return True
+
+
+def _is_root(content: bytes) -> bool:
+    try:
+        kind: object = json.loads(content[: MAX_ROOT + 1])["signed"]["_type"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return kind == "root" and len(content) <= MAX_ROOT
 
 
 # -- the program -------------------------------------------------------------------------------
