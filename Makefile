@@ -10,7 +10,7 @@ export REQUIRE_EXT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts check bench eval-insight eval-health chaos soak fuzz clean
+.PHONY: help setup demo test lint types contracts check bench eval-insight eval-firmware eval-health chaos soak fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ bench: setup ## measure, each figure beside its limit; writes tests/bench/result
 
 eval-insight: setup ## measure what the models of counts promise; fails where one is missed
 	@$(BIN)/python -m ops.eval_insight
+
+eval-firmware: setup ## measure what the counts guard of rollouts halts, and what it halts for nothing
+	@$(BIN)/python -m ops.eval_firmware
 
 eval-health: setup ## measure what is found of faults in counts, how soon, and what cries wolf
 	@$(BIN)/python -m ops.eval_health

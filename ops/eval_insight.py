@@ -22,28 +22,34 @@ EVALUATIONS: Mapping[str, Evaluation] = {
 }
 
 
-def evaluate(names: list[str], size: Size) -> list[Promise]:
+def evaluate(evaluations: Mapping[str, Evaluation], size: Size) -> list[Promise]:
     """Run evaluations, printing each line as it is known."""
     found: list[Promise] = []
-    for name in names:
+    for name, evaluation in evaluations.items():
         began = time.monotonic()
         print(f"\n== {name}", flush=True)
-        for promise in EVALUATIONS[name](size):
+        for promise in evaluation(size):
             print(promise.line(), flush=True)
             found.append(promise)
         print(f"   {time.monotonic() - began:.0f} s", flush=True)
     return found
 
 
-def main(argv: list[str]) -> int:
+def main(
+    argv: list[str],
+    *,
+    evaluations: Mapping[str, Evaluation] = EVALUATIONS,
+    prog: str = "ops.eval_insight",
+    about: str | None = __doc__,
+) -> int:
     """Evaluate, print, and return 1 if a promise is broken."""
-    parser = argparse.ArgumentParser(prog="ops.eval_insight", description=__doc__)
-    parser.add_argument("--only", choices=sorted(EVALUATIONS), help="one evaluation alone")
+    parser = argparse.ArgumentParser(prog=prog, description=about)
+    parser.add_argument("--only", choices=sorted(evaluations), help="one evaluation alone")
     parser.add_argument("--short", action="store_true", help="the cut that the tests run")
     parser.add_argument("--seed", type=int, default=1, help="of all that is drawn (1)")
     options = parser.parse_args(argv)
-    names = [options.only] if options.only else list(EVALUATIONS)
-    found = evaluate(names, Size(full=not options.short, seed=options.seed))
+    chosen = {options.only: evaluations[options.only]} if options.only else evaluations
+    found = evaluate(chosen, Size(full=not options.short, seed=options.seed))
     broken = [promise for promise in found if not promise.kept]
     print()
     for promise in broken:

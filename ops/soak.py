@@ -76,6 +76,7 @@ def parts(work: Path) -> list[Part]:
         Part("year", python("-m", "ops.year", "--devices", "2000"), 600),
         Part("replay", replay, 1800, LEEDS),
         Part("eval-insight", python("-m", "ops.eval_insight"), 300),
+        Part("eval-firmware", python("-m", "ops.eval_firmware"), 900),
         Part("truth-100", ["env", "VESTIBULE_TRUTH_SITES=100", *truth], 600),
         Part("revoke-1000", python("-m", "tests.bench.revoke", "--devices", "1000"), 300),
     ]
