@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from ops.services.stack import Stack
 
 LIVE_S = 300
 expect.set_options(timeout=30_000)  # machines that run other tests besides are slow
-_RUN = "import sys; from ops.command import main; sys.exit(main(['demo', '--days', '9']))"
+_RUN = "import sys; from ops.command import main; sys.exit(main(['demo', *sys.argv[1:]]))"
 _QUIET = (
     "--no-sandbox",
     "--disable-background-networking",
@@ -77,11 +78,18 @@ def chrome() -> Iterator[Browser]:
 @pytest.fixture(scope="package")
 def demo(chrome: Browser) -> Iterator[Demo]:
     """A demo with nine days of history, live: yesterday too has its weekday before."""
+    with demo_of("--days", "9") as found:
+        yield found
+
+
+@contextmanager
+def demo_of(*options: str) -> Iterator[Demo]:
+    """Run `vestibule demo` with these options until it is live, and stop it afterwards."""
     home = Path(tempfile.mkdtemp(prefix="vestibule-browser-"))
     log = home / "out.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-c", _RUN],
+            [sys.executable, "-u", "-c", _RUN, *options],
             env={**os.environ, "VESTIBULE_HOME": str(home), "DEMO_SECONDS": ""},
             stdout=output,
             stderr=output,

@@ -120,6 +120,11 @@ def test_every_minute_is_verified_on_request(tour: Page) -> None:
     expect(tour.locator("#proved")).to_contain_text("Exact.", timeout=60_000)
 
 
+def test_what_cannot_be_told_yet_is_said_to_be_so(tour: Page) -> None:
+    card = tour.locator("#card-operator")
+    expect(card).to_contain_text("takes three weeks of history to say, and this demo has fewer")
+
+
 def test_the_copyable_command_answers(tour: Page) -> None:
     command = tour.locator("#curl").inner_text()
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)

@@ -1,42 +1,103 @@
-"""The tour's operator card: faults with cause and remedy; one incident for a mall, not nine."""
+"""The tour's operator card: three faults by rank, with cause and remedy; one incident for a mall.
+
+It is the demo as `make demo` runs it, with its four weeks of history, and nothing hurries what
+looks at counts: what the card says that one should see is seen, as late as it says.
+"""
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import Demo
+from ops.demo.world import DEAD, UNNOTICED, UNPLUGGED, PlannedSite, places, the_world
+from tests.browser.conftest import Demo, demo_of
 from tests.browser.test_signin import fine
 from tests.browser.test_tech import picture
 from tests.browser.test_tour_retailer import opened
 
-pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.services,
+    pytest.mark.timeout(1500),
+    pytest.mark.long,
+]
 IN_A_MINUTE = 150_000  # on a machine that runs other tests besides
 IN_THREE_MINUTES = 240_000  # what is gone counts after two minutes
 IN_TEN_MINUTES = 600_000  # counts are looked at every five
+FAULTS = {
+    UNPLUGGED: (
+        "The device is gone.",
+        "It lost power or its network",
+        "Check power and network cable",
+    ),
+    UNNOTICED: (
+        "The counter takes in for out.",
+        "It was mounted or remounted the other way round",
+        "Enter a calibration that reverses it",
+    ),
+    DEAD: (
+        "The counter counts nobody, and people are there.",
+        "Its sensor is dead, covered or unplugged",
+        "Look for what hangs before it, check its cable",
+    ),
+}
 
 
-def test_what_needs_a_human_is_shown_with_cause_and_remedy_and_a_mall_is_one_incident(
-    demo: Demo, new_page: Callable[..., Page]
+@pytest.fixture(scope="module")
+def four_weeks(chrome: Browser) -> Iterator[Demo]:
+    """The demo as `make demo` runs it."""
+    with demo_of() as found:
+        yield found
+
+
+def opens_yet(site: PlannedSite) -> bool:
+    """Return whether any of a site's opening time is left of its local day."""
+    now = time.time_ns() // 1_000_000
+    minutes = (now + n * 60_000 for n in range(24 * 60))
+    today = site.local(now).date()
+    return any(site.is_open(at) for at in minutes if site.local(at).date() == today)
+
+
+def ranked() -> list[str]:
+    """Return the faults' sites in the order in which they are to stand now.
+
+    Nobody is counted at a kiosk: what is lost at the doors costs more visits, of the busier one
+    most, while their shops open yet today. Later nothing costs any, and the worst stands first,
+    then what has been so for longest.
+    """
+    shops = {place.site.name: place.site for place in places(the_world())}
+    doors = [UNNOTICED, DEAD]
+    return [*doors, UNPLUGGED] if opens_yet(shops[DEAD]) else [UNPLUGGED, *doors]
+
+
+def test_three_faults_stand_ranked_with_cause_and_remedy_and_a_mall_is_one_incident(
+    four_weeks: Demo, new_page: Callable[..., Page]
 ) -> None:
     tour = new_page()
-    tour.goto(demo.address)
+    tour.goto(four_weeks.address)
     now = opened(tour, "#go-operator")
-    kiosk = now.locator("[data-row]", has_text="Uppsala")
-    expect(kiosk).to_contain_text("The device is gone.", timeout=IN_THREE_MINUTES)
-    expect(kiosk).to_contain_text("It lost power or its network")
-    expect(kiosk).to_contain_text("Check power and network cable")
-    backwards = now.locator("[data-row]", has_text="The counter takes in for out.")
-    expect(backwards).to_have_count(1, timeout=IN_TEN_MINUTES)  # not Malmö's, which is corrected
-    expect(backwards).to_contain_text("Helsingborg")
-    expect(backwards).to_contain_text("It was mounted or remounted the other way round")
-    expect(backwards).to_contain_text("Enter a calibration that reverses it")
-    expect(tour.locator("#card-operator")).to_contain_text("takes three weeks of history to say")
-    expect(now.locator("[data-row]", has_text="counts nobody")).to_have_count(0)
-    expect(now.locator("[data-row]", has_text="clock is wrong")).to_have_count(0)
+    found = now.locator("[data-row]")
+    expect(found.filter(has_text=UNPLUGGED)).to_have_count(1, timeout=IN_THREE_MINUTES)
+    for site, words in FAULTS.items():
+        row = found.filter(has_text=site)
+        expect(row).to_have_count(1, timeout=IN_TEN_MINUTES)
+        for said in words:
+            expect(row).to_contain_text(said)
+    expect(found).to_have_count(len(FAULTS))  # nothing but what is really wrong
+    expect(now.locator("[data-rows]")).to_contain_text(
+        re.compile(".*".join(map(re.escape, ranked())), re.DOTALL),
+        timeout=IN_A_MINUTE,  # what it costs is weighed once a minute
+    )
     fine(now)
     picture(now, "tour-operator")
+    narrow = now.context.new_page()
+    narrow.set_viewport_size({"width": 360, "height": 900})
+    narrow.goto(now.url)
+    fine(narrow)
+    picture(narrow, "tour-operator-360")
+    narrow.close()
     now.close()
     mall = opened(tour, "#go-mall")
     expect(mall.locator("[data-live]")).to_contain_text("Live")
@@ -47,7 +108,7 @@ def test_what_needs_a_human_is_shown_with_cause_and_remedy_and_a_mall_is_one_inc
     expect(rows).to_have_count(1, timeout=IN_A_MINUTE)  # without a reload
     expect(rows).to_contain_text("Kvarnporten")
     expect(mall.locator(".figure.offline dd")).to_have_text("9")
-    expect(mall.locator("[data-row]", has_text="The device is gone.")).to_have_count(0)
+    expect(mall.locator("[data-row]")).to_have_count(1)  # not nine
     picture(mall, "tour-operator-mall")
     rows.get_by_role("link").first.click()
     expect(mall.locator("h1")).to_have_text(gone)
