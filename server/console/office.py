@@ -63,6 +63,8 @@ class Here:
             ("devices", f"{self.path}/devices"),
             ("sites", self.path),
         ]
+        if self.may(Permission.READ_FLEET):
+            found.insert(3, ("freezes", f"{self.path}/rollouts/freezes"))
         if self.may(Permission.MANAGE_PEOPLE):
             found.append(("people", f"{self.path}/people"))
         if self.may(Permission.READ_AUDIT):

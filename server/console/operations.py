@@ -1,23 +1,14 @@
-"""What an operator looks at: what needs a human now, an incident from its first sign, live.
+"""What an operator looks at: what needs a human now, an incident from its first sign, live."""
 
-A page says by `position` what it has shown. The stream tells a browser that there is something else
-to be seen, with the position as the event's id: whoever comes back after a lost connection says by
-`Last-Event-ID` what was seen last, and is told at once if that is not all. So nothing is missed
-between a page and its stream, nor between one connection and the next.
-"""
-
-import asyncio
 import json
-from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import asyncpg
-import structlog
 from aiohttp import web
 
 from server.console import health_reads as reads
+from server.console.live import Live
 from server.console.office import (
     Here,
     Office,
@@ -29,20 +20,13 @@ from server.console.office import (
     part,
     tried,
 )
-from server.db.engine import DATABASE_AWAY
 from server.health import acts
 from server.people.roles import Permission
-from server.web.sessions import Sessions
-
-log = structlog.get_logger(__name__)
 
 DOES = ("acknowledge", "take", "leave", "comment")
 TOP = 12
 """More than these nobody sees to at once; the rest is a page away."""
 PAGE = 50
-LOOK_S = 2.0
-MOST_STREAMS = 300
-MOST_STREAMS_EACH = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +57,9 @@ def row_of(found: asyncpg.Record) -> Row:
     )
 
 
-def add_operations(app: web.Application, office: Office, base: str, *, sessions: Sessions) -> None:
+def add_operations(app: web.Application, office: Office, base: str, *, live: Live) -> None:
     """Add the routes below an organisation's address."""
-    pages = Pages(office, sessions)
-    app.on_shutdown.append(pages.close)
+    pages = Pages(office, live)
     app.router.add_get(f"{base}/now", pages.now)
     app.router.add_get(f"{base}/events", pages.events)
     app.router.add_get(f"{base}/incidents", pages.listing)
@@ -87,15 +70,9 @@ def add_operations(app: web.Application, office: Office, base: str, *, sessions:
 class Pages:
     """The handlers."""
 
-    def __init__(self, office: Office, sessions: Sessions) -> None:
+    def __init__(self, office: Office, live: Live) -> None:
         self._office = office
-        self._sessions = sessions
-        self._streams: Counter[int] = Counter()  # by organisation
-        self._closing = asyncio.Event()
-
-    async def close(self, _: web.Application) -> None:
-        """End the live streams, so that a stop does not wait for browsers."""
-        self._closing.set()
+        self._live = live
 
     async def now(self, request: web.Request) -> web.Response:
         """What needs a human, and the fleet at a glance; live, the part alone is asked for."""
@@ -209,43 +186,7 @@ class Pages:
             may_act=at.may(Permission.ADMIT, at.place(row["region_id"], row["site_id"])),
         )
 
-    # -- live ------------------------------------------------------------------------------------
-
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Say `changed` whenever the pages would show something else than was seen last."""
+        """Say `changed` whenever these pages would show something else."""
         at = await here(self._office, request, Permission.READ_FLEET)
-        if self._streams[at.id] >= MOST_STREAMS_EACH:
-            raise web.HTTPTooManyRequests(text="too many live pages; this one stays as it is")
-        if self._streams.total() >= MOST_STREAMS:
-            raise web.HTTPServiceUnavailable(text="too many live pages; this one stays as it is")
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
-        )
-        seen = request.headers.get("Last-Event-ID") or request.query.get("after", "")
-        self._streams[at.id] += 1
-        try:
-            await response.prepare(request)
-            await self._stream(response, at, seen)
-        except ConnectionError:
-            log.debug("live page gone", organisation=at.id)
-        finally:
-            self._streams -= Counter([at.id])  # which forgets who has none left
-        return response
-
-    async def _stream(self, response: web.StreamResponse, at: Here, seen: str) -> None:
-        while not self._closing.is_set():
-            message = b": alive\n\n"
-            try:
-                if await self._sessions.lasting(at.visitor.session_id) is None:
-                    return
-                async with at.acting("console watch") as connection:
-                    position = await reads.position(connection, at.id)
-            except DATABASE_AWAY:
-                log.debug("live page stays as it is", organisation=at.id)
-            else:
-                if position != seen:
-                    seen = position
-                    message = f"id: {position}\nevent: changed\ndata: {position}\n\n".encode()
-            await response.write(message)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), LOOK_S)
+        return await self._live.serve(request, at, lambda db: reads.position(db, at.id))

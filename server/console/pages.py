@@ -14,6 +14,8 @@ from server.console.bulk import add_bulk
 from server.console.desired import add_desired
 from server.console.devices import add_devices
 from server.console.files import add_files
+from server.console.freezes import add_freezes
+from server.console.live import Live
 from server.console.office import (
     CONSOLE,
     Here,
@@ -72,11 +74,14 @@ def add_console(
     routes.add_post(base, pages.edit_organisation)
     routes.add_post(f"{base}/regions", pages.add_region)
     routes.add_post(base + "/regions/{region}", pages.edit_region)
-    add_operations(site.app, office, base, sessions=site.sessions)
+    live = Live(site.sessions)
+    site.app.on_shutdown.append(live.close)
+    add_operations(site.app, office, base, live=live)
     add_site_pages(site.app, office, base)
     add_devices(site.app, office, base)
     add_desired(site.app, office, base)
     add_bulk(site.app, office, base)
+    add_freezes(site.app, office, base)
     add_files(site.app, office, base)
     add_people(site.app, office, base)
     add_audit(site.app, office, base)

@@ -1,6 +1,6 @@
 """What the console's lists show. All within one organisation, on a connection of the desk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import asyncpg
@@ -170,3 +170,13 @@ async def last_change(
         "order by a.number desc limit 1",
         *(organisation, subject),
     )
+
+
+async def names(connection: asyncpg.Connection, actors: Iterable[str]) -> dict[str, str]:
+    """Return how people read who did something: a person's name, or the actor as it is."""
+    found = {actor: actor for actor in actors}
+    rows = await connection.fetch(
+        "select 'user ' || ref as actor, name from users where 'user ' || ref = any($1::text[])",
+        list(found),
+    )
+    return found | {row["actor"]: row["name"] for row in rows if row["name"]}

@@ -393,6 +393,8 @@ PRIVILEGED = {
     f"{OWN}/people/{{user}}/link": "invitation link made",
     f"{OWN}/people/{{user}}/disable": "user disabled",
     f"{OWN}/people/{{user}}/enable": "user enabled",
+    f"{OWN}/rollouts/freezes": "freeze added",
+    f"{OWN}/rollouts/freezes/{{freeze}}/end": "freeze ended",
     "/console/unknown/dismiss": "unknown device dismissed",
 }
 
@@ -431,6 +433,7 @@ async def test_every_form_of_the_console_leaves_its_row_in_the_audit(people: Peo
         "follows": "live",
         "do": "identify",
         "health_s": "600",
+        "ends_at": "2026-04-13T00:00",
         "shown": hashlib.sha256(names["device"].encode()).hexdigest()[:16],
     }
     await owner.execute(
@@ -452,7 +455,7 @@ async def test_every_form_of_the_console_leaves_its_row_in_the_audit(people: Peo
         rows = await owner.fetch("select act, actor from audit order by id offset $1", before)
         assert act in [row["act"] for row in rows], path
         assert all(row["actor"].startswith("user ") for row in rows)
-        for kind in ("region", "door", "spot", "command"):
+        for kind in ("region", "door", "spot", "command", "freeze"):
             names[kind] = await owner.fetchval(f"select min(ref) from {kind}s") or ""
     forms = {
         re.sub(r"{organisation}|{site}", lambda m: {"o": "own", "s": "own-site"}[m[0][1]], found)

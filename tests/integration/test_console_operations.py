@@ -280,7 +280,7 @@ async def events(response: ClientResponse, count: int) -> list[bytes]:
 async def test_a_live_page_misses_nothing_between_connections(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.console.operations.LOOK_S", 0.01)
+    monkeypatch.setattr("server.console.live.LOOK_S", 0.01)
     shown = re.findall(r'data-after="(\w+)"', await fleet.get("/now"))[0]
     await fleet.incident("incident-a", "offline", "dc-one1-x", stake=340)  # before the stream
     async with fleet.browser.get(f"{OWN}/events?after={shown}", headers=HTML) as response:

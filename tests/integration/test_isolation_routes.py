@@ -70,6 +70,7 @@ GET: dict[str, Asked] = {
     f"{CONSOLE}/incidents": Asked(),
     CONSOLE + "/incidents/{incident}": Asked(),
     f"{CONSOLE}/bulk": Asked({"do": "identify"}, {"q": 'device = "{device}"'}),
+    f"{CONSOLE}/rollouts/freezes": Asked({"past": "1"}),
     f"{CONSOLE}/export": Asked(),
     f"{CONSOLE}/import": Asked(),
     f"{CONSOLE}/people": Asked(),
@@ -216,6 +217,8 @@ POST: dict[str, Asked] = {
     CONSOLE + "/devices/{device}/spot": Asked({}, {"spot": "{spot}"}),
     CONSOLE + "/incidents/{incident}": Asked({"do": "burn"}),
     f"{CONSOLE}/bulk": Asked({"do": "identify", "shown": "x"}, {"q": 'device = "{device}"'}),
+    f"{CONSOLE}/rollouts/freezes": Asked({"name": "", "ends_at": "x"}),
+    CONSOLE + "/rollouts/freezes/{freeze}/end": Asked(),
     f"{CONSOLE}/segments": Asked({"name": "", "follows": "live"}, {"segment": "{segment}"}),
     f"{CONSOLE}/import": Asked(
         {"apply": "yes"},
