@@ -176,10 +176,14 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """How a device is reached. `since`: since when, if it is; `away_s`: open time without it."""
+    """How a device is reached. `since`: since when, if it is; `away_s`: open time without it.
+
+    `asked`: it has asked since it was offered something, and so it may have it.
+    """
 
     since: datetime | None
     away_s: float = 0.0
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,11 @@ def offered(execution: Execution, here: Here) -> Execution:
     assert execution.state is State.PLANNED, execution.state
     due = here.later(here.policy.timers.offered_s)
     return replace(execution, state=State.OFFERED, offered_at=here.now, due_at=due)
+
+
+def postponed(execution: Execution, due: datetime) -> Execution:
+    """Look at what is planned at another time."""
+    return replace(execution, due_at=due)
 
 
 def cancelled(execution: Execution, here: Here) -> Execution:
@@ -276,7 +285,7 @@ def looked_at(execution: Execution, contact: Contact, here: Here) -> Execution:
     """Look at what is due: it goes on waiting, is tried again, or has ended."""
     timers = here.policy.timers
     if execution.state is State.OFFERED:
-        return replace(execution, state=State.PLANNED, due_at=here.later(timers.defer_s))
+        return _lapsed(execution, contact, here)
     if execution.state not in FLYING:
         return execution
     if contact.since is None and contact.away_s >= timers.lost_s:
@@ -294,6 +303,15 @@ def looked_at(execution: Execution, contact: Contact, here: Here) -> Execution:
         if again is not None:
             return again
     return _end(execution, State.TIMED_OUT, here, code=execution.state.value)
+
+
+def _lapsed(execution: Execution, contact: Contact, here: Here) -> Execution:
+    """Take an offer back; one that the device may have is left to it for as long as an answer."""
+    timers = here.policy.timers
+    until = (execution.offered_at or here.now) + timedelta(seconds=timers.accepted_s)
+    if contact.asked and here.now < until:
+        return replace(execution, due_at=until)
+    return replace(execution, state=State.PLANNED, due_at=here.later(timers.defer_s))
 
 
 def _timer(state: State, policy: Policy) -> timedelta:

@@ -175,6 +175,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     urgent: bool = False
     override_freezes: bool = False
+    controls: Annotated[int, msgspec.Meta(ge=0, le=500)] = 80
 
 
 def read_policy(text: str | bytes) -> Policy:

@@ -50,6 +50,7 @@ create table rollouts (
     since timestamptz not null,
     reason text not null default '',
     epoch int not null default 0 check (epoch >= 0),
+    revert text not null default 'keep' check (revert in ('keep', 'revert failed', 'revert all')),
     devices int not null default 0,
     author text not null,
     approver text not null default '',
@@ -64,6 +65,7 @@ create table rollouts (
     check (payload <> 'bundle' or bundle_id is not null or reverses is not null)
 ) with (fillfactor = 70);
 comment on column rollouts.epoch is 'how often somebody acknowledged what had failed, by resuming';
+comment on column rollouts.revert is 'what the last halt wants taken back, and nobody has yet';
 create index rollouts_due on rollouts (due_at) where due_at is not null;
 create index on rollouts (organisation_id, id);
 create unique index rollouts_reverse on rollouts (reverses) where state not in ('cancelled');
@@ -146,8 +148,8 @@ comment on column executions.site_id is 'where the device stood when it was plan
 comment on column executions.attempted is 'it was accepted once';
 comment on column executions.excluded is 'why it is not offered at all';
 create unique index executions_open on executions (device_id) where ended_at is null;
-create index executions_waiting on executions (rollout_id, wave, due_at) where state = 'planned';
-create index executions_due on executions (due_at) where state in ('offered', 'accepted',
+create index executions_waiting on executions (rollout_id, pool, due_at) where state = 'planned';
+create index executions_due on executions (rollout_id, due_at) where state in ('offered', 'accepted',
     'downloading', 'ready', 'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial');
 create index executions_flying on executions (site_id) where state in ('offered', 'accepted',
     'downloading', 'ready', 'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial');

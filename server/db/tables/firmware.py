@@ -59,6 +59,7 @@ rollouts = sa.Table(
     sa.Column("since", columns.INSTANT, nullable=False),
     columns.or_empty("reason"),
     _number("epoch"),
+    Column("revert", Text, nullable=False, server_default=text("'keep'::text")),
     _number("devices"),
     sa.Column("author", sa.Text, nullable=False),
     columns.or_empty("approver"),
