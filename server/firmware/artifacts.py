@@ -200,11 +200,6 @@ class Allowance:
         bucket.level -= size
         return max(0.0, -bucket.level / rate)
 
-    def give_back(self, site: int, size: int) -> None:
-        """Return what was taken and not sent."""
-        if site in self._buckets:
-            self._buckets[site].level += size
-
     def _filled(self, site: int, rate: int) -> _Bucket:
         now_s, most = self._monotonic(), max(float(CHUNK), rate * BURST_S)
         bucket = self._buckets.get(site)

@@ -262,6 +262,28 @@ TABLE: dict[str, Refusal] = {
         "Certifikatet gælder og skal ikke fornyes endnu. Der skal ikke gøres noget.",
         "The certificate holds and need not be renewed yet. Nothing has to be done.",
     ),
+    # what a device meets that is updated
+    "report_not_own": Refusal(
+        403,
+        Then.WAIT,
+        "Rapporten är inte undertecknad med enhetens nyckel. Enheten frågar igen av sig själv.",
+        "Rapporten er ikke signeret med enhedens nøgle. Enheden spørger igen af sig selv.",
+        "The report is not signed with the device's own key. The device asks again by itself.",
+    ),
+    "no_such_file": Refusal(
+        404,
+        Then.GIVE_UP,
+        "Filen finns inte för den här enheten. Ingenting behöver göras.",
+        "Filen findes ikke for denne enhed. Der skal ikke gøres noget.",
+        "There is no such file for this device. Nothing has to be done.",
+    ),
+    "site_busy": Refusal(
+        429,
+        Then.WAIT,
+        "Platsens andra enheter hämtar just nu. Enheten fortsätter av sig själv.",
+        "Stedets andre enheder henter lige nu. Enheden fortsætter af sig selv.",
+        "Other devices of this site are fetching just now. The device goes on by itself.",
+    ),
     # what only technicians meet
     "unknown_spot": Refusal(
         404,

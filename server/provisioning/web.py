@@ -8,6 +8,9 @@ the sentence is in the language that `Accept-Language` prefers.
 `POST /v1/renew` takes {"csr"} on a connection that shows the device's certificate, and answers with
 the next one. `POST /v1/renew/confirm` takes {"roots", "promoted"} on a connection that shows the
 new one; `roots` are the SHA-256, in hex, of the keys of the roots that the device trusts.
+
+The answers to enrolment and confirmation hold, as `releases`, the root of the releases' metadata
+once there is one; a device that has none yet keeps it, and takes another by its chain alone.
 """
 
 import asyncio
@@ -41,7 +44,7 @@ from server.provisioning.vouchers import VoucherSigner
 
 log = structlog.get_logger(__name__)
 
-Act = Callable[[web.Request], Awaitable[web.Response]]
+Act = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_REQUEST = 16 * 1024  # a claim and a P-256 request have 1 kB
 WAIT_S = 10  # after what is to be tried again, if nothing else is known
@@ -94,8 +97,12 @@ def build_enrolment(
     broker: tuple[str, int],
     now: Callable[[], datetime],
     monotonic: Callable[[], float] = time.monotonic,
+    releases: Callable[[], bytes | None] = lambda: None,
 ) -> web.Application:
-    """Return the application of the device's HTTPS listener."""
+    """Return the application of the device's HTTPS listener.
+
+    `releases`: the root of the releases' metadata, which a device keeps as its first one.
+    """
     authority = Authority.load(pki)
     signer = VoucherSigner.load(pki)
     guesses = Guesses(monotonic)
@@ -153,6 +160,7 @@ def build_enrolment(
                 "bundle": authority.bundle(),
                 "broker_host": broker[0],
                 "broker_port": broker[1],
+                **await _first_trust(releases),
             }
         )
 
@@ -167,7 +175,7 @@ def build_enrolment(
     app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_bounded])
     app.router.add_get("/v1/trust", trust)
     app.router.add_post("/v1/enrol", enrolment)
-    _add_renewal(app, pool=pool, authority=authority, now=now)
+    _add_renewal(app, pool=pool, authority=authority, now=now, releases=releases)
     app.cleanup_ctx.append(swept)
     return app
 
@@ -184,6 +192,7 @@ def _add_renewal(
     pool: asyncpg.Pool,
     authority: Authority,
     now: Callable[[], datetime],
+    releases: Callable[[], bytes | None],
 ) -> None:
     """Add what a device asks with its certificate; each answer brings the roots of now."""
 
@@ -219,6 +228,7 @@ def _add_renewal(
                 "not_after": confirmed.not_after.isoformat(),
                 "renew_after": confirmed.renew_after.isoformat(),
                 "bundle": authority.bundle(),
+                **await _first_trust(releases),
             }
         )
 
@@ -233,6 +243,12 @@ def _add_renewal(
     app.router.add_post("/v1/renew/confirm", answered(confirmation))
 
 
+async def _first_trust(releases: Callable[[], bytes | None]) -> dict[str, str]:
+    """Return what an answer says of the releases' root: nothing while there is none."""
+    content = await asyncio.to_thread(releases)
+    return {} if content is None else {"releases": content.decode()}
+
+
 def answered(act: Act) -> Act:
     """Let what a device asked with its certificate end in an answer or a row of `TABLE`.
 
@@ -240,7 +256,7 @@ def answered(act: Act) -> Act:
     had while database or authority are away.
     """
 
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.Request) -> web.StreamResponse:
         path = request.path
         try:
             return await act(request)

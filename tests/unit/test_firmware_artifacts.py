@@ -198,10 +198,3 @@ def test_nobody_begins_while_others_have_used_it_up_and_then_somebody_may() -> N
     assert wait_s == pytest.approx(3, abs=0.01)
     now_s += wait_s + 0.001
     assert allowance.wait_s(7, rate=RATE) == 0
-
-
-def test_what_was_not_sent_is_given_back() -> None:
-    allowance = Allowance(lambda: 0.0)
-    allowance.take(7, 2_000_000, rate=RATE)
-    allowance.give_back(7, 1_500_000)
-    assert allowance.wait_s(7, rate=RATE) == 0

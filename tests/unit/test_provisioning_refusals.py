@@ -9,6 +9,7 @@ from server.provisioning.progress import HINTS, Step
 from server.provisioning.refusals import TABLE, Then, language, refused
 
 FOLDER = Path("server/provisioning")
+UPDATES = [Path("server/firmware/fetching.py"), Path("server/firmware/offers.py")]
 ANNOUNCED = {
     *("unknown_serial", "bad_secret", "not_allowed_yet", "allowance_expired", "pending"),
     *("claim_expired", "claim_used", "unknown_claim", "voucher_expired", "voucher_withdrawn"),
@@ -19,9 +20,9 @@ ELSEWHERE = {"bad_csv"}  # an operator's file; no device hears of it
 
 
 def raised() -> set[str]:
-    """Return every code that provisioning refuses with, and those of `register.assign`."""
+    """Return every code that devices' routes refuse with, and those of `register.assign`."""
     found = {"other_organisation", "wrong_kind"}
-    for path in FOLDER.glob("*.py"):
+    for path in [*FOLDER.glob("*.py"), *UPDATES]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 wanted = node.func.id in ("refused", "refusal", "RefusedError")
@@ -54,6 +55,7 @@ def test_a_row_says_it_in_three_languages_and_what_comes_next(code: str) -> None
     assert len(set(sentences)) == 3
     assert all(s[0].isupper() and s.endswith(".") and 20 < len(s) <= 100 for s in sentences)
     waits = {"pending", "too_many", "unavailable", "certificate_withdrawn", "renewal_too_early"}
+    waits |= {"report_not_own", "site_busy"}
     assert (row.then is Then.WAIT) == (code in waits)
     assert 400 <= row.status < 600 or code == "pending"
     assert str(refused(code)) == row.en
