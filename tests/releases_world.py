@@ -8,10 +8,13 @@ keys that he is given (`forge`).
 from __future__ import annotations
 
 import http.server
+import os
+import shutil
 import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +23,7 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, MetaFile
 
 from agent import identity, keys
 from agent.identity import Enrolled
@@ -28,7 +31,7 @@ from agent.update.agreement import Fault, Installed, Refused
 from agent.update.trust import Question, Verified, decide, install_root
 from ops import archive
 from ops.drafts import Folder
-from protocol.assignment import SIGNED, Assignment, Item
+from protocol.assignment import SIGNED, Assignment, Envelope, Item
 from protocol.release import Component, Release
 from server.firmware.assignments import AssignmentSigner
 from server.firmware.keys import make_key, read_public, read_signer
@@ -48,6 +51,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Serves the repository's files, but what the attacker put in their place."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body at once
+    disable_nagle_algorithm = True
     server: Listener
 
     def do_GET(self) -> None:
@@ -140,6 +145,7 @@ class World:
     fleet: Fleet
     top: Path
     now: datetime = NOW
+    target: Target = field(default=None, repr=False)  # type: ignore[assignment]
     served: dict[str, Served] = field(default_factory=dict)
     installed: dict[str, Installed] = field(
         default_factory=lambda: {"agent": Installed("1.0.0", "1.0.0")}
@@ -181,10 +187,7 @@ class World:
         )
         self.approve()
         self.publish()
-        copied = self.state / "identity"
-        copied.mkdir(parents=True)
-        for path in (self.fleet.state / "identity").iterdir():
-            (copied / path.name).write_bytes(path.read_bytes())
+        shutil.copytree(self.fleet.state, self.state)
         trust = self.repository.first_trust()
         assert trust is not None
         install_root(self.state, trust)
@@ -249,8 +252,18 @@ class World:
         )
         return replace(made, **changes)
 
+    def sealed(self, assignment: Assignment) -> Envelope:
+        return AssignmentSigner.load(self.fleet.pki).sealed(assignment)
+
     def envelope(self, assignment: Assignment) -> bytes:
-        return AssignmentSigner.load(self.fleet.pki).sealed(assignment).content()
+        return self.sealed(assignment).content()
+
+    def rotate_online(self, *people: str) -> None:
+        """Give the server new keys, and devices a root that names them."""
+        new = [read_public(path) for path in self.repository.make_keys()]
+        self.folder.rotate("online", add=new, remove=[], threshold=None, now=self.now)
+        self.approve(*people)
+        self.publish()
 
     def _serve(self, name: str) -> Served | None:
         if name in self.served:
@@ -295,7 +308,7 @@ class World:
         return Metadata.from_bytes(content)
 
     def names(self) -> dict[str, str]:
-        """Return the file that is served now of each role."""
+        """Return the newest file of each role."""
         timestamp = self.held("timestamp.json").signed
         snapshot = f"{timestamp.snapshot_meta.version}.snapshot.json"
         targets = self.held(snapshot).signed.meta["targets.json"].version
@@ -306,6 +319,10 @@ class World:
             "snapshot": snapshot,
             "targets": f"{targets}.targets.json",
         }
+
+    def parts(self) -> list[Any]:
+        """Return what the newest file of each role says."""
+        return [self.held(name).signed for name in self.names().values()]
 
     def forge(
         self, role: str, change: Callable[[Any], None], *signers: CryptoSigner, name: str = ""
@@ -322,37 +339,49 @@ class World:
         self.served[name or f"{version}{role}.json"] = content
         return content
 
-    def follow(self, targets: bytes | None = None) -> None:
-        """With both online keys: serve a snapshot and a timestamp that name what is served."""
-        from tuf.api.metadata import MetaFile
+    def follow(self, targets: bytes, *, ahead: int = 1) -> None:
+        """With both online keys: serve a snapshot and a timestamp that name these targets."""
+        version = Metadata.from_bytes(targets).signed.version
 
-        if targets is not None:
-            version = Metadata.from_bytes(targets).signed.version
+        def name_targets(snapshot: Any) -> None:
+            snapshot.version += ahead
+            snapshot.meta["targets.json"] = MetaFile.from_data(version, targets, ["sha256"])
 
-            def name_targets(snapshot: Any) -> None:
-                snapshot.version += 1
-                snapshot.meta["targets.json"] = MetaFile.from_data(version, targets, ["sha256"])
-
-            snapshot = self.forge("snapshot", name_targets, self.online("snapshot"))
-        else:
-            snapshot = self.forge("snapshot", lambda _: None, self.online("snapshot"))
+        snapshot = self.forge("snapshot", name_targets, self.online("snapshot"))
         number = Metadata.from_bytes(snapshot).signed.version
 
         def name_snapshot(timestamp: Any) -> None:
-            timestamp.version += 1
+            timestamp.version += ahead
             timestamp.snapshot_meta = MetaFile.from_data(number, snapshot, ["sha256"])
 
         self.forge("timestamp", name_snapshot, self.online("timestamp"))
 
 
+@pytest.fixture(scope="module")
+def begun(fleet: Fleet) -> Iterator[tuple[Path, Target]]:
+    """A folder in which 1.1.0 is published already: it is copied, which is quick."""
+    with _in_memory() as folder:
+        made = World(fleet, folder)
+        made.begin()
+        yield made.top, made.release("1.1.0")
+
+
 @pytest.fixture
-def world(fleet: Fleet, tmp_path: Path) -> World:
-    made = World(fleet, tmp_path)
-    made.begin()
-    return made
+def world(fleet: Fleet, begun: tuple[Path, Target]) -> Iterator[World]:
+    with _in_memory() as folder:
+        shutil.copytree(begun[0], folder, dirs_exist_ok=True)
+        yield World(fleet, folder, target=begun[1])
 
 
-def item(target: Target, **changes: Any) -> Item:
+@contextmanager
+def _in_memory() -> Iterator[Path]:
+    """Some forty files a test, each synced: they cost nothing where there is no disk."""
+    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="vestibule-test-", dir=where) as folder:
+        yield Path(folder)
+
+
+def item(target: Target, /, **changes: Any) -> Item:
     """Return a target as an assignment names it."""
     release = target.release
     made = Item(
