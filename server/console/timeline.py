@@ -12,7 +12,7 @@ from datetime import datetime
 import asyncpg
 
 MOST = 60
-KINDS = ("session", "configuration", "version", "alert", "visit", "counts")
+KINDS = ("session", "configuration", "version", "episode", "visit", "counts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ with site as (
                 then coalesce(detail ->> 'to', detail ->> 'agent', '') else '' end as more
      from device_events where device_id = $1 and at < $2 order by at desc limit $3)
     union all
-    (select e.opened_at, 'alert', 'opened', e.condition, i.ref
+    (select e.opened_at, 'episode', 'opened', e.condition, i.ref
      from episodes e left join incidents i on i.id = e.incident_id
      where e.device_id = $1 and e.opened_at < $2 order by e.opened_at desc limit $3)
     union all
-    (select e.resolved_at, 'alert', 'resolved', e.condition, i.ref
+    (select e.resolved_at, 'episode', 'resolved', e.condition, i.ref
      from episodes e left join incidents i on i.id = e.incident_id
      where e.device_id = $1 and e.resolved_at < $2 order by e.resolved_at desc limit $3)
     union all

@@ -207,7 +207,7 @@ async def test_one_timeline_tells_what_happened_whoever_wrote_it_down(fleet: Fle
     line = html[html.index('id="line-title"') : html.index('id="metrics-title"')]
     told = re.findall(r'<span class="kind">(\w[\w ]*)</span> (\w+)', line)
     assert told == [
-        ("Alert", "opened"),
+        ("Episode", "opened"),
         ("Counts", "counts"),
         ("Session", "connection"),
         ("Session", "state"),
