@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -58,6 +59,8 @@ MAX_TOKEN = 2_048
 MAX_RETRY_S = 3_600.0
 OWN_FOLDER = "Run as root or as the agent's user, or set VESTIBULE_AGENT_STATE to a folder of yours"
 USELESS_KEY = frozenset({"key_in_use", "key_revoked"})
+
+log = structlog.get_logger(__name__)
 
 
 class TokenError(ValueError):
@@ -247,7 +250,23 @@ def enrol_by(
     enrolled, chain, bundle = _checked(answer, ticket=ticket, root=root, key=key)  # 5
     with _kept(state):
         identity.write(state, enrolled, key=pending, chain=chain, bundle=bundle)  # 6
+        keep_root(state, answer.get("releases"))
     return enrolled
+
+
+def keep_root(state: Path, said: object) -> None:
+    """Keep the root of releases that an answer says, if it says one and there is none yet."""
+    from agent.update.trust import install_root  # which imports, by `agent.content`, this module
+
+    if not isinstance(said, str):
+        return
+    try:
+        kept = install_root(state, said.encode())
+    except ValueError as error:  # nothing is installed without one, and the rest goes on
+        log.error("root of releases refused", error=str(error))
+        return
+    if kept:
+        log.info("root of releases kept")
 
 
 def pause_s(error: EnrolError, *, waited_s: float, dice: float) -> float:

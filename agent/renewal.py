@@ -46,7 +46,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from agent import identity, keys
 from agent.clock import BUILD_MS, Clock
-from agent.enrol import EnrolError, ask, instant_ms
+from agent.enrol import EnrolError, ask, instant_ms, keep_root
 from agent.identity import DamagedError, Files
 from agent.link import Link, LinkError, RefusedLinkError, tls_context
 from protocol.frame import Quality
@@ -366,6 +366,7 @@ class Renewal:
             enrolled = replace(enrolled, renew_after_ms=renew_after_ms)
             await asyncio.to_thread(identity.note, self._state, enrolled)
         self.enrolled = enrolled
+        await asyncio.to_thread(keep_root, self._state, answer.get("releases"))
         bundle = joined(files.bundle.read_bytes(), str(answer["bundle"]))
         if bundle is not None:
             await asyncio.to_thread(identity.put, files.bundle, bundle)

@@ -245,7 +245,11 @@ def _add_renewal(
 
 async def _first_trust(releases: Callable[[], bytes | None]) -> dict[str, str]:
     """Return what an answer says of the releases' root: nothing while there is none."""
-    content = await asyncio.to_thread(releases)
+    try:
+        content = await asyncio.to_thread(releases)
+    except OSError as error:  # the identity does not wait for it
+        log.error("releases' root not read", error=str(error))
+        return {}
     return {} if content is None else {"releases": content.decode()}
 
 

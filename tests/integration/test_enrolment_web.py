@@ -41,6 +41,7 @@ async def client(place: Provisioning, stack: Stack) -> AsyncIterator[Client]:
         broker=("broker.example", 8883),
         now=lambda: place.now,
         monotonic=place.clock.monotonic,
+        releases=lambda: b'{"signed": {}}',
     )
     async with TestClient(TestServer(app)) as made:
         yield made
@@ -63,6 +64,7 @@ async def test_a_label_is_answered_with_all_that_a_device_needs(
     status, answer = await ask(client, serial="dc-0001", secret=shown.secret, csr=Key().csr)
     assert status == 200
     assert set(answer) >= {"device", "kind", "chain", "bundle", "broker_host", "broker_port"}
+    assert answer["releases"] == '{"signed": {}}'
 
 
 async def test_who_waits_is_told_how_long_in_its_language(

@@ -75,6 +75,7 @@ class Server:
     refuse: str = ""
     early: bool = False
     bundle: str = ""
+    releases: str = ""
     heard: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, path: str, shown: x509.Certificate, body: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +98,8 @@ class Server:
             for serial, other in self.states.items():
                 if other == "retiring":
                     self.states[serial] = "retired"
+        if self.releases:
+            more["releases"] = self.releases
         later = NOW + timedelta(days=200)
         return more | {"renew_after": (later if state == "active" else NOW).isoformat()}
 

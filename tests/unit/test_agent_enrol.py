@@ -29,10 +29,11 @@ from cryptography.x509.oid import NameOID
 from agent import command, identity, keys
 from agent.config import AgentConfig, ConfigError, load
 from agent.doctor import State, examine
-from agent.enrol import EnrolError, StateError, TokenError, enrol, parse_token
+from agent.enrol import EnrolError, StateError, TokenError, enrol, keep_root, parse_token
 from agent.identity import NotEnrolledError
 from agent.notify import Notifier
 from agent.outbox import Outbox
+from agent.update.trust import FOLDER, ROOT
 
 SECRET = "a-secret-that-nobody-else-may-hear"
 
@@ -90,6 +91,7 @@ class Server:
         self.refuse: tuple[int, str] | None = None
         self.drop = 0  # answers to lose after acting
         self.wrong_key = False
+        self.more: dict[str, str] = {}
         key = ec.generate_private_key(ec.SECP256R1())
         path = folder / f"server-{id(self)}.pem"
         path.write_bytes(
@@ -161,6 +163,7 @@ class Server:
                 "bundle": self.root.pem,
                 "broker_host": "127.0.0.1",
                 "broker_port": 8883,
+                **self.more,
             }
         )
 
@@ -218,6 +221,24 @@ def test_a_claim_becomes_an_identity_with_a_key_that_only_we_can_read(
         "identity.json",
         "key.pem",
     ]
+
+
+def test_the_first_root_of_releases_comes_with_the_identity_and_no_other_replaces_it(
+    server: Server, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    kept = state / FOLDER / ROOT
+    first, other = (json.dumps({"signed": {"_type": "root", "version": n}}) for n in (1, 2))
+    server.more = {"releases": json.dumps({"signed": {"_type": "targets"}})}
+    enrol(token(server.url, server.root.digest), state=state)
+    assert not kept.exists()  # it is no root, and the device is enrolled all the same
+    keep_root(state, None)  # a server that has no releases says nothing
+    assert not kept.exists()
+    server.more = {"releases": first}
+    enrol(token(server.url, server.root.digest, "b" * 32), state=state, again=True)
+    assert kept.read_text() == first
+    keep_root(state, other)
+    assert kept.read_text() == first
 
 
 def test_after_a_lost_answer_the_same_key_asks_again(server: Server, tmp_path: Path) -> None:

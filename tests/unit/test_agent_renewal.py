@@ -35,6 +35,7 @@ from agent.renewal import (
     nudged,
     plan,
 )
+from agent.update.trust import FOLDER, ROOT
 from server.pki.authority import Authority
 from tests.unit.renewal_world import DEVICE, NOW, Device, csr_of, leaf, names
 from tests.unit.renewal_world import device as device
@@ -300,6 +301,24 @@ async def test_too_early_is_harmless(device: Device) -> None:
     await device.runs(renewal, until=lambda: renewal.enrolled.renew_after_ms > 1)
     assert not renewal._due()
     assert device.pair == 0
+
+
+async def test_a_device_from_before_there_were_releases_gets_their_first_root(
+    device: Device,
+) -> None:
+    identity.note(
+        device.state,
+        replace(identity.read(device.state), renew_after_ms=BUILD_MS + 400 * DAY_MS),
+    )
+    renewal = device.start()
+    await renewal.step(Act.CHECK)
+    assert not (device.state / FOLDER / ROOT).exists()
+    device.server.releases = '{"signed": {"_type": "root", "version": 1}}'
+    await renewal.step(Act.CHECK)
+    assert (device.state / FOLDER / ROOT).read_text() == device.server.releases
+    device.server.releases = '{"signed": {"_type": "root", "version": 2}}'
+    await renewal.step(Act.CHECK)
+    assert b'"version": 1' in (device.state / FOLDER / ROOT).read_bytes()
 
 
 async def test_a_further_root_is_kept_and_one_that_is_missing_stays(
