@@ -37,6 +37,12 @@ from server.feedback.responses import run as filter_presses
 from server.feedback.tokens import PURPOSE
 from server.feeds.mail import sender_of, smtp_of
 from server.feeds.worker import Webhooks
+from server.firmware.conductor import Conductor
+from server.firmware.fetching import Files
+from server.firmware.office import Office
+from server.firmware.repository import Repository
+from server.firmware.signing import Signing
+from server.firmware.web import add_updates
 from server.health import canary, ranking
 from server.health.checks import Checks
 from server.health.engine import Engine
@@ -132,6 +138,12 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             if settings.smtp_url.reveal():
                 notices = _notices(settings, told_of, clock)
                 workers.append(group.create_task(notices.run(), name="notices"))
+        if "firmware" in settings.roles:
+            rollouts_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollouts")
+            conductor = Conductor(rollouts_pool, clock)
+            workers.append(group.create_task(conductor.run(), name="rollouts"))
+            signing = Signing(Repository(settings.firmware), clock)
+            workers.append(group.create_task(signing.run(), name="releases"))
         if "rollup" in settings.roles:
             maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
             refreshing = refresh_rollups(maint_pool)
@@ -253,6 +265,7 @@ async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
         pki=settings.pki,
         broker=(settings.device_broker_host, settings.device_broker_port),
         now=lambda: datetime.now(UTC),
+        releases=Repository(settings.firmware).first_trust,
     )
     add_plans(enrolment, pool=running.pool, pki=settings.pki, now=lambda: datetime.now(UTC))
     key = Seal(settings.session_secret).sign(PURPOSE, b"")
@@ -264,6 +277,8 @@ async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
         now=lambda: datetime.now(UTC),
     )
     add_state(enrolment, pool=running.pool, now=lambda: datetime.now(UTC))
+    office = Office(running.pool, settings.pki, lambda: datetime.now(UTC))
+    add_updates(enrolment, office=office, files=Files(settings.firmware))
     tls = listener_tls(settings.pki)
     await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=tls)
 

@@ -61,7 +61,7 @@ class Settings:
     smtp_url: Secret = field(default=Secret(""))
     mail_from: str = ""
     firmware_folder: Path | None = None
-    roles: frozenset[str] = frozenset({"admission", "api", "health", "ingest", "rollup"})
+    roles: frozenset[str] = field(default_factory=lambda: ROLES)
 
     @property
     def firmware(self) -> Path:
@@ -131,7 +131,7 @@ def _port(environment: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-ROLES = frozenset({"admission", "api", "health", "ingest", "rollup"})
+ROLES = frozenset({"admission", "api", "firmware", "health", "ingest", "rollup"})
 
 
 def read_roles(text: str) -> frozenset[str]:
