@@ -20,12 +20,13 @@ from dataclasses import replace
 import structlog
 
 from agent import factory, identity, logs
-from agent.acts import Acts
+from agent.acts import HELD, Acts
 from agent.clock import Clock, SystemClock
 from agent.codes import Codes
 from agent.config import AgentConfig
 from agent.content import Asking, Terms
 from agent.desired import Desired
+from agent.doctor import State, examine
 from agent.feed import SocketSensor, StdinSensor
 from agent.gpio import GpioSensor
 from agent.kiosk import Visits
@@ -41,6 +42,11 @@ from agent.sensor import Button, Crossing, Event, Sensor
 from agent.session import Session
 from agent.settings import Settings
 from agent.starts import Starts, goodbye, version
+from agent.update.journal import File
+from agent.update.launch import FOLDER, launched
+from agent.update.run import Updates
+from agent.update.slots import Directories
+from agent.update.trial import Around
 from agent.vitals import vitals
 from protocol.session import FAILED, Goodbye
 from protocol.settings import TABLE, Value, address_of
@@ -112,7 +118,8 @@ class Agent:
         found: tuple[Asking | None, ...] = (self.plans, self.codes)
         self._asking = [each for each in found if each is not None]
         self.desired = self._desired(rng)
-        self._asking.append(self.desired)
+        self.updates = self._updates(rng)
+        self._asking += [self.desired, self.updates]
 
     def take(self, event: Event) -> None:
         """Record an event now; RefusedError if that can't be done."""
@@ -140,9 +147,9 @@ class Agent:
         self._goodbye = said or goodbye(self.config.state)
         self.starts.ended(self._goodbye.reason)
 
-    def restart(self) -> None:
+    def restart(self, reason: str = "restart") -> None:
         """End in order, to be started anew."""
-        self.leave(Goodbye("restart", BACK_S))
+        self.leave(Goodbye(reason, BACK_S))
         self._restart.set()
 
     async def run(self) -> bool:
@@ -161,6 +168,7 @@ class Agent:
                 tasks.create_task(self._health(), name="health")
                 tasks.create_task(self.link.run(), name="link")
                 tasks.create_task(self.desired.run(), name="desired")
+                tasks.create_task(self.updates.run(), name="updates")
                 tasks.create_task(self._restarting(), name="restart")
                 if self.plans is not None:
                     tasks.create_task(self.plans.run(), name="plans")
@@ -206,6 +214,7 @@ class Agent:
                 "outbox_bytes": self.outbox.bytes_held,
                 "trouble": self.outbox.trouble,
             }
+            | self.updates.status()
             | ({} if self.screen is None else self.screen.status())
         )
 
@@ -342,6 +351,35 @@ class Agent:
             boot=lambda: f"{self.recorder.boot_id:016x}",
         )
         return desired
+
+    def _updates(self, rng: random.Random) -> Updates:
+        """Return what keeps this device's code as it is to be."""
+        config, screen = self.config, self.screen
+        root = (config.state / FOLDER).absolute()
+        around = Around(
+            version=version(),
+            idle_ms=lambda: self.clock.monotonic_ms() - self._event_ms,
+            trouble=lambda: "outbox" if self.outbox.trouble else "",
+            online=lambda: self.link.connected and self.session.answered,
+            self_test=self._self_test,
+            restart=lambda: self.restart("update"),
+            show=None if screen is None else screen.show,
+            drawn=lambda: screen is None or screen.drawn,
+        )
+        return Updates(
+            self._terms(rng, self.link.options.spread_s),
+            slots=Directories(root, identity=config.state / "identity"),
+            paper=File(root),
+            hardware=config.hardware,
+            around=around,
+            launched=launched(),
+            reserve_bytes=round(config.max_mb * (1 << 20)),
+        )
+
+    async def _self_test(self) -> str:
+        """Return which of the doctor's checks fails, empty if none does."""
+        found = await asyncio.to_thread(lambda: list(examine(self.config, without=HELD)))
+        return next((f"doctor.{each.check}" for each in found if each.state is State.FAIL), "")
 
     def _identify(self) -> str:
         """Make this device known by what it has; say how, empty if by its log alone."""

@@ -29,10 +29,14 @@ from agent.enrol import (
 )
 from agent.identity import Enrolled, NotEnrolledError
 from agent.outbox import Outbox, OutboxBusyError
+from agent.update.launch import TRIAL, again, launched
 from protocol.frame import Quality
 from protocol.label import LabelError
 
 OK, FAILED, USAGE, NOT_ENROLLED, REFUSED, BUSY, TEMPORARY = 0, 1, 2, 3, 4, 5, 75
+LASTING = {USAGE: 102, NOT_ENROLLED: 103, REFUSED: 104}
+"""What `run` ends with where it was launched and does not heal: never said by code on trial, which
+may end with anything, and is then started no more because the launcher goes back."""
 ANSWER_S = 10.0
 START_S = 5.0
 WAITED_FOR = frozenset({"pending", "too_many"})  # what `enrol` waits out; else it says 75
@@ -42,7 +46,7 @@ first count in five commands: see agent/README.md
 
 exit codes: 0 done; 1 a check or a count failed, or the state folder cannot be written;
 2 wrong usage or settings; 3 not enrolled; 4 the server refused for good; 5 another agent is
-running; 75 try again later
+running; 75 try again later. An agent that systemd launches says 102, 103, 104 for 2, 3, 4
 
 settings: /etc/vestibule/agent.toml (or --config), over it VESTIBULE_AGENT_<KEY> in the
 environment, such as VESTIBULE_AGENT_STATE=/tmp/state
@@ -52,6 +56,14 @@ environment, such as VESTIBULE_AGENT_STATE=/tmp/state
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     arguments = _parser().parse_args(argv)
+    code = _done(arguments)
+    how = launched()
+    if arguments.act is _run and code in LASTING and how is not None and how.why != TRIAL:
+        return LASTING[code]
+    return code
+
+
+def _done(arguments: argparse.Namespace) -> int:
     try:
         settings = config.load(arguments.config)
         return int(arguments.act(settings, arguments))
@@ -227,6 +239,8 @@ def _run(settings: AgentConfig, arguments: argparse.Namespace) -> int:
     del arguments
     logs.configure(settings.log_level)
     if asyncio.run(agent.run(settings)):
+        if (how := launched()) is not None:
+            again(how)  # it decides out of which slot
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, started anew
     return OK
 

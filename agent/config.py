@@ -50,6 +50,7 @@ class AgentConfig:
     server: str = ""  # where a labelled device enrols, such as https://fleet.example:8443
     root_sha256: str = ""  # of the fleet's root certificate, in hex
     serial: str = ""
+    hardware: str = ""  # the model, as the fleet's register has it; empty: no update is installed
     setup_secret: str = field(default="", repr=False)  # both as on the label
     gpio: GpioSettings = field(default_factory=GpioSettings)
 
@@ -153,5 +154,7 @@ def _checked(config: AgentConfig) -> AgentConfig:
         raise ConfigError(f"screen_port is 0 to 65535, got {config.screen_port}")
     if config.screen_pin and not re.fullmatch("[0-9]{4,12}", config.screen_pin):
         raise ConfigError("screen_pin has 4 to 12 digits")
+    if len(config.hardware) > 64 or not config.hardware.isprintable():
+        raise ConfigError("hardware is a model's name, at most 64 characters")
     config.profile("counter")
     return config

@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from agent.identity import put
+from agent.update import launch
 from protocol.session import MAX_BACK_S, Goodbye
 
 RUNNING = "running.json"
@@ -102,7 +103,12 @@ def of_jobs(jobs: str) -> Goodbye:
 
 
 def version() -> str:
-    """Return the installed agent's version, `?` if it is not installed."""
+    """Return the version of the slot that this code lies in, or else of what is installed.
+
+    `?` if it is not installed.
+    """
+    with suppress(launch.UnfitError):
+        return launch.marker(Path(__file__).resolve().parents[1]).version
     try:
         return importlib.metadata.version("vestibule")
     except importlib.metadata.PackageNotFoundError:

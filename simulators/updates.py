@@ -32,7 +32,8 @@ from agent.update.launch import (
     UNFIT,
     Record,
 )
-from agent.update.machine import (
+from agent.update.slots import Held, SlotError, Slots, disk_error, highest
+from agent.update.states import (
     Action,
     Cancelled,
     Checked,
@@ -51,7 +52,6 @@ from agent.update.machine import (
     Started,
     Update,
 )
-from agent.update.slots import Held, SlotError, Slots, disk_error, highest
 from protocol.assignment import Assignment, Item
 from protocol.release import COMPONENTS
 from protocol.update import Attempt, Class, Component, Phase, Report, Step
@@ -183,6 +183,10 @@ class BoardSlots(Slots):
         self._board = board
         self._slot = slot
 
+    def folder(self, component: str, slot: str) -> Path:
+        """Return a name: nothing lies there."""
+        return Path(component, slot)
+
     def running(self) -> Held:
         """Return the slot of this process."""
         return self._held("agent", self._slot)
@@ -244,6 +248,10 @@ class BoardSlots(Slots):
         now = highest(self._board.floors.get(component, ""), floor)
         if now != self._board.floors.get(component):
             self._change(self._board.floors.__setitem__, component, now)
+
+    def mend(self, component: str) -> bool:
+        """Nothing rots here."""
+        return False
 
     def _change(self, act: Callable[..., None], *arguments: object) -> None:
         try:

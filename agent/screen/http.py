@@ -41,11 +41,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer."""
+    """One answer; a page is loaded anew after `refresh_s`, 0: never."""
 
     status: int
     content_type: str
     body: bytes
+    refresh_s: int = 0
 
 
 class HttpError(Exception):
@@ -149,4 +150,6 @@ def _written(response: Response) -> bytes:
         f"Content-Length: {len(response.body)}",
         *(f"{name}: {value}" for name, value in _HEADERS),
     ]
+    if response.refresh_s:
+        lines.append(f"Refresh: {response.refresh_s}")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + response.body

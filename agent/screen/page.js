@@ -9,6 +9,8 @@
  * - Presses bear the agent's time of arrival. So an agent that is away for longer than a minute
  *   gets no more of them: the page says that it is back in a moment.
  * - Another questionnaire is taken up between two visits, never within one.
+ * - Another screen (an update, or the way back from one) is taken up the same way, by loading anew.
+ *   The agent is told which one was drawn.
  * - Where the agent holds codes, the thanks offer to go on on one's own phone. A code is asked for
  *   when somebody touches that, is shown for a minute, and is used up by it.
  */
@@ -47,6 +49,7 @@ let heardAt = Date.now();
 let timer = 0;
 let pin = "";
 let code = null; // what the agent gave for this visit
+let build = null; // which screen this page is of, as the agent named it at first
 
 /* -- kept ------------------------------------------------------------------------------------- */
 
@@ -162,6 +165,10 @@ function restart() {
 }
 
 function begin() {
+  if (another()) {
+    location.reload();
+    return;
+  }
   shown = { hash: state.hash, questionnaire: state.questionnaire, site: state.site };
   language = shown.questionnaire.languages[0];
   code = null;
@@ -476,11 +483,13 @@ async function listen() {
   let button = 0;
   for (;;) {
     try {
-      const answered = await fetch(`/state?number=${number}&button=${button}`, { signal: AbortSignal.timeout(40000) });
+      const asked = `number=${number}&button=${button}&drawn=${drawn ? build : ""}`;
+      const answered = await fetch(`/state?${asked}`, { signal: AbortSignal.timeout(40000) });
       if (!answered.ok) throw new Error("not now");
       const said = await answered.json();
       heardAt = Date.now();
       const first = state === null;
+      build ??= said.build ?? "";
       const restarted = said.number < number || said.button < button;
       state = said;
       number = said.number;
@@ -504,7 +513,8 @@ function identify(ms) {
   framed = setTimeout(() => delete document.body.dataset.identify, ms);
 }
 
-const changed = () => shown.hash !== state.hash || shown.site !== state.site;
+const another = () => (state.build ?? "") !== build;
+const changed = () => shown.hash !== state.hash || shown.site !== state.site || another();
 
 async function main() {
   while (words === null) {

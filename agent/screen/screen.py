@@ -14,6 +14,9 @@ Decided here:
 - After the last question the page may offer to go on on the visitor's own phone. Who touches that
   is shown a code (`agent.codes`), which is then used up: most visitors walk on, and the next in the
   queue waits for nobody's picture. The page is told with no press, and tells none.
+- The page's files are the package's, or those of an update's slot. `/state` names which (`build`),
+  and a page of another loads anew between two visits; it says which it has drawn. One on trial is
+  told to load anew by itself once the trial is over: one that does not work would not hear of it.
 - A PIN opens the staff's menu. Five wrong ones close it for half a minute, then for ever longer.
 """
 
@@ -45,6 +48,7 @@ BUTTON_MS = 2_000  # what a page has not heard by then, nobody means any more
 MOST_BUTTONS = 8
 FREE_TRIES, FIRST_WAIT_MS, MOST_WAIT_MS = 5, 30_000, 3_600_000
 RETRY_S = 15.0
+REFRESH_S = 30  # after a trial's end
 TOUCH, BUTTON = 1, 2  # a press's source
 _FOLDER = Path(__file__).parent
 _FILES = {
@@ -55,6 +59,20 @@ _FILES = {
     "/message.js": ("message.js", "text/javascript"),
     "/words.json": ("words.json", "application/json"),
 }
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+    ".woff2": "font/woff2",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+}
+PACKAGE = "package"
 _CLIENT = re.compile("[0-9a-f]{16}")
 _TOKEN = re.compile("[0-9a-z-]{1,40}")
 
@@ -88,7 +106,12 @@ class Screen:
         self._flush = flush
         self._last_id = last_id
         self._status = status
-        self._files = {path: (_FOLDER / name).read_bytes() for path, (name, _) in _FILES.items()}
+        self._own: dict[str, tuple[str, bytes | Path]] = {
+            path: (kind, (_FOLDER / name).read_bytes()) for path, (name, kind) in _FILES.items()
+        }
+        self._files = self._own
+        self._build, self._trial_s = PACKAGE, 0
+        self._loaded = self._drawn = ""  # the builds whose page was fetched, and drawn, last
         self._shown: tuple[OnScreen, bool] | None = None
         self._number = 0
         self._buttons: list[tuple[int, int, int]] = []  # number, position, when
@@ -153,6 +176,22 @@ class Screen:
         del self._buttons[:-MOST_BUTTONS]
         self._tell()
 
+    def show(self, folder: Path | None, build: str, trial_s: int) -> None:
+        """Serve a slot's files from now on, None: the package's; for `trial_s`, 0: for good."""
+        self._trial_s = trial_s
+        if build == self._build:
+            return
+        self._build, self._files = build, self._own if folder is None else _within(folder)
+        self._loaded = self._drawn = ""
+        self._number += 1
+        self._tell()
+        log.info("screen changed", build=build[:16], files=len(self._files))
+
+    @property
+    def drawn(self) -> bool:
+        """True once a page was fetched of what is served now, and has drawn it."""
+        return self._loaded == self._drawn == self._build
+
     def identify(self) -> bool:
         """Frame the page for a while, for who looks for this device; False if none is open."""
         if not self.open:
@@ -186,8 +225,7 @@ class Screen:
 
     async def _serve(self, request: Request) -> Response:
         if request.method == "GET" and request.path in self._files:
-            content_type = _FILES[request.path][1]
-            return Response(200, content_type, self._files[request.path])
+            return await self._file(request.path)
         if request.method == "GET" and request.path == "/state":
             return await self._state(request)
         acts = {"/press": self._press, "/code": self._code, "/staff": self._staff}
@@ -197,6 +235,19 @@ class Screen:
             return Response(204, "image/x-icon", b"")
         raise HttpError(404, "there is nothing here")
 
+    async def _file(self, path: str) -> Response:
+        kind, content = self._files[path]
+        build = self._build
+        try:
+            if isinstance(content, Path):
+                content = await asyncio.to_thread(content.read_bytes)
+        except OSError as error:
+            raise HttpError(404, "it can't be read") from error
+        if path == "/":
+            self._loaded = build
+        refresh_s = self._trial_s + REFRESH_S if self._trial_s and path == "/" else 0
+        return Response(200, kind, content, refresh_s)
+
     async def _state(self, request: Request) -> Response:
         """Answer when there is something that the page does not know, or after a while."""
         asked = parse_qs(request.query)
@@ -205,6 +256,8 @@ class Screen:
         except ValueError as error:
             raise HttpError(400, "numbers are whole") from error
         self._asked_ms = self._clock.monotonic_ms()
+        if drawn := asked.get("drawn", [""])[0]:
+            self._drawn = drawn
         shown = self._look()
         if number == self._number and heard == self._pressed:
             changed = self._changed
@@ -217,6 +270,7 @@ class Screen:
         return answer(
             {
                 "number": self._number,
+                "build": self._build,
                 "hash": shown.hash.hex(),
                 "questionnaire": json.loads(shown.questionnaire.content),
                 "site": self._plans.site,
@@ -312,6 +366,16 @@ class Screen:
                 "refused": self.refused,
             }
         )
+
+
+def _within(folder: Path) -> dict[str, tuple[str, bytes | Path]]:
+    """Return what a slot serves, by path: the kinds of files that a page is made of."""
+    found: dict[str, tuple[str, bytes | Path]] = {
+        f"/{path.relative_to(folder).as_posix()}": (_TYPES[path.suffix], path)
+        for path in folder.rglob("*")
+        if path.suffix in _TYPES and path.is_file()
+    }
+    return {"/" if path == "/page.html" else path: file for path, file in found.items()}
 
 
 def _object(body: bytes) -> dict[str, object]:

@@ -15,7 +15,8 @@ from contextlib import suppress
 import structlog
 
 from agent.update.launch import Record
-from agent.update.machine import (
+from agent.update.slots import SlotError, Slots
+from agent.update.states import (
     Action,
     Armed,
     Cleaned,
@@ -30,7 +31,6 @@ from agent.update.machine import (
     Update,
     Verified,
 )
-from agent.update.slots import SlotError, Slots
 from protocol.assignment import Assignment, Item
 from protocol.update import Class
 

@@ -18,17 +18,8 @@ from typing import Protocol
 import structlog
 
 from agent.identity import put
-from agent.update.machine import (
-    Action,
-    Ended,
-    Event,
-    Failure,
-    Place,
-    Proof,
-    Stage,
-    Update,
-    step,
-)
+from agent.update.machine import step
+from agent.update.states import Action, Ended, Event, Failure, Place, Proof, Stage, Update
 from protocol.assignment import Assignment, read_assignment
 from protocol.content import canonical
 from protocol.update import Attempt, Class, Phase, Step

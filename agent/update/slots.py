@@ -33,16 +33,17 @@ import structlog
 from agent.identity import put
 from agent.update import launch
 from agent.update.launch import LINK, MARKER, PACKAGE, SLOTS, Record, UnfitError, sync
-from agent.update.machine import Failure
+from agent.update.states import Failure
 from protocol.assignment import Item
 from protocol.content import ContentError
 from protocol.release import COMPONENTS, version_key
 from protocol.update import Class
 
 FLOORS = "floors.json"
+NAMEPLATE = "release.json"  # what an archive says of itself; believed is what was signed
 MOST_FILES = 4_096
 MOST_NAME = 200
-FOLDERS = {"agent": ("agent", "protocol"), "kiosk": None}
+PARTS = {"agent": ("agent", "protocol", NAMEPLATE), "kiosk": None}
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -75,6 +76,10 @@ class Held:
 
 class Slots(ABC):
     """What the update needs of a device's slots. Raises SlotError."""
+
+    @abstractmethod
+    def folder(self, component: str, slot: str) -> Path:
+        """Return where a slot's files lie."""
 
     @abstractmethod
     def running(self) -> Held:
@@ -115,6 +120,10 @@ class Slots(ABC):
     @abstractmethod
     def raise_floor(self, component: str, floor: str) -> None:
         """Keep a floor, if it is higher than the one that is kept (5)."""
+
+    @abstractmethod
+    def mend(self, component: str) -> bool:
+        """Go back to the package where what is committed is not fit; True if that was so."""
 
     def spare(self, component: str) -> str:
         """Return the slot to put the next one into."""
@@ -203,8 +212,8 @@ class Directories(Slots):
     def disarm(self) -> None:
         """Remove the launcher's record."""
         try:
-            (self.root / launch.RECORD).unlink(missing_ok=True)
-            if self.root.exists():
+            if (self.root / launch.RECORD).exists():
+                (self.root / launch.RECORD).unlink(missing_ok=True)
                 sync(self.root)
         except OSError as error:
             raise disk_error(error) from error
@@ -246,6 +255,18 @@ class Directories(Slots):
                 shutil.rmtree(folder)
         except OSError as error:
             raise disk_error(error) from error
+
+    def mend(self, component: str) -> bool:
+        """Read the committed slot; of the agent's the launcher does."""
+        slot = launch.committed(self.root, component)
+        try:
+            if slot != PACKAGE:
+                launch.fit(self.folder(component, slot), component)
+        except UnfitError as error:
+            log.error("going back to what was installed", component=component, error=str(error))
+            self.commit(component, PACKAGE)
+            return True
+        return False
 
     def floors(self) -> dict[str, str]:
         """Return the file's floors, or those of what is committed, whichever is higher."""
@@ -336,9 +357,9 @@ def _name(member: tarfile.TarInfo, item: Item, seen: set[str]) -> str:
     plain = len(name) <= MOST_NAME and all(_PART.fullmatch(part) for part in parts)
     if not plain or member.name.startswith("/"):
         raise _unfit(f"{member.name[:80]!r} is no name for a part of a release")
-    folders = FOLDERS[item.component]
-    if folders is not None and parts[0] not in folders:
-        raise _unfit(f"{name!r} lies in none of {', '.join(folders)}")
+    allowed = PARTS[item.component]
+    if allowed is not None and parts[0] not in allowed:
+        raise _unfit(f"{name!r} lies in none of {', '.join(allowed)}")
     if name.casefold() in seen or name == MARKER or len(seen) >= MOST_FILES:
         raise _unfit(f"{name!r} is there twice, is ours to write, or is one too many")
     if not 0 <= member.size <= item.length or (member.isdir() and member.size):
