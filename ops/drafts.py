@@ -353,12 +353,13 @@ def root_words(before: Root | None, root: Root) -> list[str]:
 def _changed(
     before: Root | None, root: Root, role: str
 ) -> Iterator[tuple[str, str, dict[str, Key]]]:
-    old = set(before.roles[role].keyids) if before else set()
-    new = set(root.roles[role].keyids)
-    for keyid in sorted(new - old):
-        yield "named anew:", keyid, root.keys
-    if before is not None:
-        for keyid in sorted(old - new):
+    new = root.roles[role].keyids
+    old = before.roles[role].keyids if before is not None else []
+    for keyid in new:
+        if keyid not in old:
+            yield "named anew:", keyid, root.keys
+    for keyid in old:
+        if before is not None and keyid not in new:
             yield "no longer:", keyid, before.keys
 
 

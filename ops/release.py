@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
 
 
 def key(options: argparse.Namespace) -> int:
-    if options.online == bool(options.file):
-        raise RefusedError("release_key", "name a file for your key, or --online for the server's")
+    if options.online == bool(options.files):
+        raise RefusedError("release_key", "name files for your keys, or --online for the server's")
     if options.online:
         made = _repository().make_keys()
         print("The server signs snapshot and timestamp with keys that stay here. Public halves:")
@@ -56,9 +56,11 @@ def key(options: argparse.Namespace) -> int:
     given = _password(new=True)
     if len(given) < _MIN_PASSWORD:
         raise RefusedError("release_key", f"a password has at least {_MIN_PASSWORD} characters")
-    made_key = make_key(options.file, password=given)
-    print(f"{options.file} is your key, encrypted: keep it, and give it to nobody.")
-    print(f"{options.file.with_suffix('.pub')} is for who begins; it is {made_key.keyid[:12]}.")
+    for path in options.files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made_key = make_key(path, password=given)
+        print(f"{path} is a key of yours, encrypted: keep it, and give it to nobody.")
+        print(f"{path.with_suffix('.pub')} is for who begins; it is {made_key.keyid[:12]}.")
     return 0
 
 
@@ -293,8 +295,8 @@ def _parser() -> argparse.ArgumentParser:
     def within(made: argparse.ArgumentParser) -> None:
         made.add_argument("folder", type=Path, help="the folder in which releases are approved")
 
-    made = verb("key", key, "make a key: yours, or with --online the server's two")
-    made.add_argument("file", type=Path, nargs="?", help="where to: anna.pem; beside it anna.pub")
+    made = verb("key", key, "make keys: yours, or with --online the server's two")
+    made.add_argument("files", type=Path, nargs="*", help="anna.pem; beside it comes anna.pub")
     made.add_argument("--online", action="store_true", help="on the server: its two keys")
 
     made = verb("init", init, "begin: a first root that names everybody's keys")
