@@ -39,6 +39,7 @@ from server.feeds.mail import sender_of, smtp_of
 from server.feeds.worker import Webhooks
 from server.firmware.conductor import Conductor
 from server.firmware.fetching import Files
+from server.firmware.greetings import Greetings
 from server.firmware.office import Office
 from server.firmware.repository import Repository
 from server.firmware.signing import Signing
@@ -142,6 +143,8 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             rollouts_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollouts")
             conductor = Conductor(rollouts_pool, clock)
             workers.append(group.create_task(conductor.run(), name="rollouts"))
+            greetings = Greetings(rollouts_pool, clock)
+            workers.append(group.create_task(greetings.run(), name="greetings"))
             signing = Signing(Repository(settings.firmware), clock)
             workers.append(group.create_task(signing.run(), name="releases"))
         if "rollup" in settings.roles:

@@ -291,6 +291,20 @@ class Updates:
         )
         return ref
 
+    async def greets(self, device: Scripted, agent: str) -> None:
+        """Let a device's greeting be stored, as ingest does."""
+        await self.owner.execute(
+            "insert into presences (device_id, organisation_id, session, session_at, agent) "
+            "select id, organisation_id, 'open', $2, $3 from devices where id = $1 "
+            "on conflict (device_id) do update set session = 'open', session_at = $2, agent = $3",
+            *(device.row, self.now(), agent),
+        )
+        await self.owner.execute(
+            "insert into device_events (organisation_id, device_id, at, kind) "
+            "select organisation_id, id, $2, 'version' from devices where id = $1",
+            *(device.row, self.now()),
+        )
+
     async def execution(self, device: Scripted) -> asyncpg.Record:
         """Return the last execution of a device."""
         return await self.owner.fetchrow(

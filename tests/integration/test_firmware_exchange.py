@@ -27,6 +27,10 @@ from protocol.update import (
 )
 from protocol.windows import wait_ms
 from server import metrics
+from server.clock import SystemClock
+from server.desired.settings import CHANGED
+from server.firmware.conductor import Conductor
+from server.firmware.greetings import Greetings
 from server.firmware.policy import Policy
 from tests.integration.firmware_world import AT_ONCE, Release, Scripted, Updates, step
 from tests.integration.firmware_world import updates as updates
@@ -428,3 +432,68 @@ async def test_two_reports_of_one_device_at_once_are_both_answered(updates: Upda
     kept = await updates.kept(device)
     assert kept["nonce_given"] in {read_answer(body).nonce for _, body in got}
     assert (await updates.execution(device))["state"] == "accepted"
+
+
+async def confirmed(updates: Updates) -> tuple[Scripted, Release]:
+    """Return a device that has confirmed a release."""
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    execution, trial = await on_trial(updates, device, release)
+    await device.says(step(execution, 7, Phase.TRIAL), trial=trial)
+    await device.says(step(execution, 8, Phase.CONFIRMED))
+    return device, release
+
+
+async def test_who_confirmed_and_greets_with_another_version_has_reverted(
+    updates: Updates,
+) -> None:
+    greetings = Greetings(updates.maint, SystemClock())
+    updates.ahead = timedelta(minutes=-1)
+    device, _ = await confirmed(updates)
+    await updates.owner.execute("update executions set ended_at = now()")
+    await updates.greets(device, "agent/1.0.0")  # from before it had confirmed
+    assert await greetings.turn() == 0
+    updates.ahead = timedelta(0)
+    for same in ("agent/1.1.0", "vestibule-agent 1.1", "?", ""):
+        await updates.greets(device, same)
+        assert await greetings.turn() == 0
+    assert (await updates.execution(device))["state"] == "confirmed"
+    await updates.greets(device, "agent/1.0.0")
+    assert await greetings.turn() == 1
+    assert (await updates.execution(device))["state"] == "reverted by device"
+    assert await greetings.turn() == 0
+
+
+async def test_a_greeting_in_a_trial_says_nothing_of_what_was_confirmed_before(
+    updates: Updates,
+) -> None:
+    device, _ = await confirmed(updates)
+    await updates.owner.execute("update rollouts set state = 'completed'")
+    later = await updates.release("1.2.0")
+    await updates.rollout(later, devices=(device,))
+    await told(device)
+    await steps_to(updates, device, *BEFORE_INSTALLING, Phase.INSTALLING)
+    await updates.greets(device, "agent/1.2.0")
+    assert await Greetings(updates.maint, SystemClock()).turn() == 0
+    states = await updates.owner.fetch("select state from executions order by id")
+    assert [row["state"] for row in states] == ["confirmed", "installing"]
+
+
+async def test_what_is_offered_rings_for_its_device_and_an_asking_device_needs_no_bell(
+    updates: Updates,
+) -> None:
+    rung: list[str] = []
+    await updates.owner.add_listener(CHANGED, lambda *said: rung.append(str(said[-1])))
+    device, away = await updates.device(), await updates.device(site=await updates.place("s-2"))
+    release = await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device, away))
+    await updates.owner.execute("update rollouts set due_at = now()")
+    await updates.greets(device, "agent/1.0.0")
+    await Conductor(updates.maint, SystemClock()).turn()
+    await updates.owner.fetchval("select 1")
+    assert rung == [device.name]
+    assert (await updates.execution(device))["state"] == "offered"
+    assert (await updates.execution(away))["state"] == "planned"
+    assert (await away.says()).assignment is not None
+    await updates.owner.fetchval("select 1")
+    assert rung == [device.name]
