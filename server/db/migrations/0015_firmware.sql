@@ -61,11 +61,15 @@ create table rollouts (
     fence bigint not null default 0,
     tokens double precision not null default 0,
     tokens_at timestamptz,
+    counted jsonb not null default '{}',
+    counted_at timestamptz,
     reverses int references rollouts,
     check (payload <> 'bundle' or bundle_id is not null or reverses is not null)
 ) with (fillfactor = 70);
 comment on column rollouts.epoch is 'how often somebody acknowledged what had failed, by resuming';
 comment on column rollouts.revert is 'what the last halt wants taken back, and nobody has yet';
+comment on column rollouts.counted is
+    'by wave, what the guard by counts found last (server.firmware.watching)';
 create index rollouts_due on rollouts (due_at) where due_at is not null;
 create index on rollouts (organisation_id, id);
 create unique index rollouts_reverse on rollouts (reverses) where state not in ('cancelled');

@@ -59,7 +59,7 @@ rollouts = sa.Table(
     sa.Column("since", columns.INSTANT, nullable=False),
     columns.or_empty("reason"),
     _number("epoch"),
-    Column("revert", Text, nullable=False, server_default=text("'keep'::text")),
+    sa.Column("revert", sa.Text, nullable=False, server_default=sa.text("'keep'::text")),
     _number("devices"),
     sa.Column("author", sa.Text, nullable=False),
     columns.or_empty("approver"),
@@ -70,6 +70,8 @@ rollouts = sa.Table(
     _number("fence", sa.BigInteger),
     sa.Column("tokens", sa.Double, nullable=False, server_default=sa.text("0")),
     sa.Column("tokens_at", columns.INSTANT),
+    _object("counted"),
+    sa.Column("counted_at", columns.INSTANT),
     columns.row_of("reverses", "rollouts", nullable=True),
 )
 rollout_events = sa.Table(
