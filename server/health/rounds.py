@@ -1,9 +1,9 @@
 """One look at a site: every condition that its counters' quarters can tell of. Pure.
 
-The worker (`server.health.checks`) and the evaluation (`ops.eval_health`) look through these two
+The worker (`server.health.checks`) and the evaluation (`ops.eval_health`) look through these
 functions alone, so what is measured is what runs. `quick` goes over the last `QUICK_DAYS` every few
-minutes; `daily` over `DAILY_DAYS` once a day, for what shows in days only, and for doors so quiet
-that a silence is known after days.
+minutes, counter by counter (`quick_of`); `daily` over `DAILY_DAYS` once a day, for what shows in
+days only, and for doors so quiet that a silence is known after days.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,22 +46,30 @@ class Counter:
 
 def quick(counters: Sequence[Counter], memory: Memory, *, now_s: int) -> list[Judgement]:
     """Judge what shows within hours."""
-    found: list[Judgement] = []
-    for number, counter in enumerate(counters):
-        others = [each.series for n, each in enumerate(counters) if n != number]
+    return [
+        judged
+        for number in range(len(counters))
+        for judged in quick_of(number, counters, memory, now_s=now_s)
+    ]
 
-        def case(condition: Condition, of: Subject = counter.subject) -> Case:
-            return Case(of, now_s, memory(of, condition))
 
-        silent = flatline.judge(case(flatline.CONDITION), counter.series, others)
-        found += [
-            silent,
-            blocked_view.judge(case(blocked_view.CONDITION), counter.series, others),
-            closed_counting.judge(case(closed_counting.CONDITION), counter.series),
-            reversed_door.judge(case(reversed_door.CONDITION), counter.series),
-            stuck_counter.judge(case(stuck_counter.CONDITION), counter.readings),
-        ]
-    return found
+def quick_of(
+    number: int, counters: Sequence[Counter], memory: Memory, *, now_s: int
+) -> list[Judgement]:
+    """Judge what shows within hours of one counter, beside the others of its site."""
+    counter = counters[number]
+    others = [each.series for n, each in enumerate(counters) if n != number]
+
+    def case(condition: Condition) -> Case:
+        return Case(counter.subject, now_s, memory(counter.subject, condition))
+
+    return [
+        flatline.judge(case(flatline.CONDITION), counter.series, others),
+        blocked_view.judge(case(blocked_view.CONDITION), counter.series, others),
+        closed_counting.judge(case(closed_counting.CONDITION), counter.series),
+        reversed_door.judge(case(reversed_door.CONDITION), counter.series),
+        stuck_counter.judge(case(stuck_counter.CONDITION), counter.readings),
+    ]
 
 
 def daily(

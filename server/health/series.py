@@ -94,6 +94,14 @@ class Sums(NamedTuple):
         return self.usual_in + self.usual_out
 
 
+def telling(quarters: Sequence[Quarter]) -> float:
+    """Return the usual of a quarter up to which it tells nothing: `QUIET` of the busiest."""
+    return QUIET * max(
+        (came + (went or 0.0) for _, _, _, _, _, came, went, _ in quarters if came is not None),
+        default=0.0,
+    )
+
+
 def summed(quarters: Sequence[Quarter]) -> Sums:
     """Add up the open quarters of which it is known what is usual, each as far as observed."""
     entered = left = usual_in = usual_out = 0.0

@@ -24,7 +24,7 @@ from functools import cache
 from typing import NamedTuple
 
 from server.health.judgement import Condition, Judgement
-from server.health.series import ALIVE, GROUP, QUIET, Quarter, Series, backwards, deviation
+from server.health.series import ALIVE, GROUP, Quarter, Series, backwards, deviation, telling
 from server.health.verdict import Case, clear, firing, held, unknown
 
 PART = 0.65
@@ -65,7 +65,7 @@ class _Found(NamedTuple):
 
 def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
     """Judge a counter by its last hours of opening time."""
-    least = QUIET * max((each.usual for each in door.quarters), default=0.0)
+    least = telling(door.quarters)
     numbers: list[int] = []
     for n in range(len(door.quarters) - 1, -1, -1):
         each = door.quarters[n]

@@ -68,9 +68,12 @@ def _nights(quarters: Sequence[Quarter]) -> list[_Night]:
         first = low + skip if low else low
         # how long it stays closed is not known of the last stretch: the calendar ends with now
         part = quarters[first : high - skip if high < len(quarters) else high]
-        people = sum(each.people for each in part)
-        since = next((each.start_s for each in part if each.people), quarters[low].start_s)
-        observed = sum(each.observed_s for each in part)
-        found.append(_Night(quarters[low].start_s, observed, people, since))
+        people, observed_s, since_s = 0.0, 0, quarters[low].start_s
+        for start_s, entered, left, seen_s, *_ in part:
+            if not people:
+                since_s = start_s if entered + left else since_s
+            people += entered + left
+            observed_s += seen_s
+        found.append(_Night(quarters[low].start_s, observed_s, people, since_s))
         low = high
     return found

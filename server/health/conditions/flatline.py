@@ -29,11 +29,11 @@ from server.health.series import (
     GROUP,
     HOUR_S,
     QUARTER_S,
-    QUIET,
     Quarter,
     Series,
     backwards,
     summed,
+    telling,
 )
 from server.health.verdict import Case, clear, firing, held, unknown
 
@@ -116,7 +116,7 @@ def people_until(chance: float, spread: float) -> float:
 
 def _run(quarters: Sequence[Quarter]) -> _Run:
     run = _Run()
-    least = QUIET * max((each.usual for each in quarters), default=0.0)
+    least = telling(quarters)
     for each in reversed(quarters):
         if each.people:
             break
@@ -134,16 +134,21 @@ def _run(quarters: Sequence[Quarter]) -> _Run:
 
 
 def _evidence(door: Series, run: _Run, chance: float) -> dict[str, float | str]:
-    whole = summed(door.quarters)
-    rates = [q for q in door.quarters if q.is_open and q.usual_in is not None]
-    rate = max(sum(q.usual_in or 0.0 for q in rates), sum(q.usual_out or 0.0 for q in rates)) / max(
-        1, len(rates) * QUARTER_S / HOUR_S
-    )
+    people = usual_in = usual_out = 0.0
+    known = 0
+    for _, entered, left, observed_s, is_open, came, went, _ in door.quarters:
+        if is_open and came is not None:
+            known += 1
+            usual_in += came
+            usual_out += went or 0.0
+            if observed_s:
+                people += entered + left
+    rate = max(usual_in, usual_out) / max(1, known * QUARTER_S / HOUR_S)
     found: dict[str, float | str] = {
         "silent_s": run.observed_s,
         "expected_people": round(run.expected, 1),
         "chance": chance,
-        "counted_people": whole.people,
+        "counted_people": people,
     }
     if rate > 0:
         found["known_after_h"] = round(people_until(FIRES, door.spread) / rate, 1)
