@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from agent.update.hands import SlotHands, item_of, places_of
-from agent.update.journal import Journal, JournalError
+from agent.update.journal import Journal, JournalError, Paper
 from agent.update.launch import (
     COMMITTED,
     CRASHED,
@@ -278,6 +278,7 @@ class UpdateDevice(SlotHands):
         self.board = board or Board()
         self.busy = False
         self.bad = frozenset(bad)
+        self.archive = Path()
         self.asks = 0
         self._rng = rng
         self._now_ms = 0
@@ -314,24 +315,34 @@ class UpdateDevice(SlotHands):
 
     def _launch(self) -> bool:
         slot, why = self.board.launch(self._now_ms / 1000)
-        super().__init__(BoardSlots(self.board, slot))
+        record = self.board.record
+        attempt = None if record is None else (record.execution, record.attempt)
+        return self.begin(BoardSlots(self.board, slot), BoardPaper(self.board), slot, why, attempt)
+
+    def begin(
+        self,
+        slots: Slots,
+        paper: Paper,
+        slot: str,
+        why: str,
+        attempt: tuple[str, int] | None,
+    ) -> bool:
+        """Be a process that was launched out of `slot`; False if it ends at once."""
+        super().__init__(slots)
         self._trial_ms = None
         self._left: tuple[Event, ...] = ()
         self._answers = ""
-        version = self.board.version("agent", slot)
-        crashes = version in self.bad or (why == TRIAL and self.conduct is Conduct.CRASHES)
+        crashes = self.version in self.bad or self.conduct is Conduct.CRASHES
         if crashes and why == TRIAL:
             return False
-        self._journal = Journal(BoardPaper(self.board), now_ms=lambda: self._now_ms)
-        if why == TRIAL and self.conduct is Conduct.HANGS:
+        self._journal = Journal(paper, now_ms=lambda: self._now_ms)
+        self._hangs = why == TRIAL and self.conduct is Conduct.HANGS
+        if self._hangs:
             self._trial_ms = self._now_ms  # until the alarm
-            self._hangs = True
             return True
-        self._hangs = False
         fell_back = why if why in FELL_BACK else ""
-        record = self.board.record
-        attempt = None if record is None else Attempt(record.execution, record.attempt)
-        self._advance(Started(slot, why == TRIAL, fell_back, attempt))
+        tried = None if attempt is None else Attempt(*attempt)
+        self._advance(Started(slot, why == TRIAL, fell_back, tried))
         self.settle(self.update)
         return True
 
@@ -437,7 +448,7 @@ class UpdateDevice(SlotHands):
             return Failed(Failure(Class.STORAGE, "disk_full"))
         try:
             for place in update.places:
-                self.slots.fill(place.new, item_of(job, place), Path())
+                self.slots.fill(place.new, item_of(job, place), self.archive)
         except SlotError as error:
             return Failed(error.failure)
         return Fetched(total)
