@@ -5,6 +5,7 @@ that were observed and not masked. A *format of store* is what the register know
 counters a site has, and whether it ever closes.
 """
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,6 @@ from server.rollup.sums import UNIT, segments, weigh
 
 LATE = timedelta(hours=3)
 """A day is looked at once it is over for so long: by then what was counted has arrived."""
-_GUARDED = 1
-"""Waves that have nobody to wait for them: the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,37 +103,39 @@ async def _days(
     return found
 
 
-async def look(
-    connection: asyncpg.Connection, rollout: int, *, now: datetime, wave: int | None = None
-) -> Judged | None:
-    """Judge the counts of a rollout's latest wave that has confirmed doors, or of `wave`.
+async def look(connection: asyncpg.Connection, rollout: int, *, now: datetime) -> dict[int, Judged]:
+    """Judge the counts of each wave of a rollout that has confirmed counters, beside who waits.
 
-    None: the policy wants no guard, nobody waits, or no counter has been updated yet. The stated
-    error is shared by the waves that the guard can look at, so it is that of the whole rollout.
+    Nothing: the policy wants no guard, nobody waits, or no counter has been updated yet. The stated
+    error is shared by the waves that can be looked at, so it is that of the whole rollout.
     """
     row = await connection.fetchrow(_ROLLOUT, rollout)
-    if row is None or row["waves"] <= _GUARDED:
-        return None
-    planned = json.loads(row["plan"])
+    if row is None or not json.loads(row["policy"])["guards"]["counts"]:
+        return {}
+    planned, guarded = json.loads(row["plan"]), row["waves"] - 1
     waiting = await connection.fetch(_WAITING, rollout, planned.get("controls", []))
-    updated = await connection.fetch(_UPDATED, rollout, row["waves"], wave)
-    if not waiting or not updated or not json.loads(row["policy"])["guards"]["counts"]:
-        return None
-    places = [Place(each["spot_id"], each["site_id"], None) for each in waiting]
+    updated = await connection.fetch(_UPDATED, rollout, guarded)
+    if not waiting or not updated:
+        return {}
+    controls = [Place(each["spot_id"], each["site_id"], None) for each in waiting]
+    waves: dict[int, list[Place]] = defaultdict(list)
     for each in updated:
         changed = local(each["time_zone"], int(each["ended_at"].timestamp())).date()
-        places.append(Place(each["spot_id"], each["site_id"], changed.toordinal() + 1))
-    found, today = await doors(connection, places, now=now)
-    shared = row["waves"] - _GUARDED
+        place = Place(each["spot_id"], each["site_id"], changed.toordinal() + 1)
+        waves[each["wave"]].append(place)
     rule = Rule()
-    rule = replace(
-        rule, error_loss=rule.error_loss / shared, error_gain=rule.error_gain / shared
+    shared = replace(
+        rule, error_loss=rule.error_loss / guarded, error_gain=rule.error_gain / guarded
     )  # fmt: skip
-    first = counts.first_look([d.since for d in found if d.since is not None])
-    number = updated[0]["wave"]
-    return counts.judge(
-        found, first=first, today=today, seed=f"{planned['seed']}/{number}", rule=rule
-    )
+    found: dict[int, Judged] = {}
+    for wave, places in sorted(waves.items()):
+        both, today = await doors(connection, [*places, *controls], now=now)
+        first = counts.first_look([place.since for place in places if place.since is not None])
+        found[wave] = await asyncio.to_thread(
+            counts.judge, both, first=first, today=today,
+            seed=f"{planned['seed']}/{wave}", rule=shared,
+        )  # fmt: skip
+    return found
 
 
 _COUNTERS = """
@@ -158,12 +159,8 @@ _WAITING = """
     order by e.id
 """
 _UPDATED = """
-    with confirmed as (
-        select e.wave, e.spot_id, e.site_id, e.ended_at from executions e
-        where e.rollout_id = $1 and e.state = 'confirmed' and e.wave between 1 and $2::int - 1
-          and e.spot_id is not null and e.site_id is not null)
-    select c.*, si.time_zone from confirmed c
-    join spots s on s.id = c.spot_id and s.kind = 'counter' join sites si on si.id = c.site_id
-    where c.wave = coalesce($3::int, (select max(wave) from confirmed))
-    order by c.spot_id
+    select e.wave, e.spot_id, e.site_id, e.ended_at, si.time_zone from executions e
+    join spots s on s.id = e.spot_id and s.kind = 'counter' join sites si on si.id = e.site_id
+    where e.rollout_id = $1 and e.state = 'confirmed' and e.wave between 1 and $2::int
+    order by e.spot_id
 """
