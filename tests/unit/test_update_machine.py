@@ -20,9 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from agent.update.machine import (
-    Later,
-)
+from agent.update.states import Later
 from protocol.assignment import Assignment, Item
 from protocol.release import target_path, version_key
 from protocol.update import Attempt, Class, Phase, Step
