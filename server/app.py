@@ -43,7 +43,7 @@ from server.firmware.greetings import Greetings
 from server.firmware.office import Office
 from server.firmware.repository import Repository
 from server.firmware.signing import Signing
-from server.firmware.watching import Watch
+from server.firmware.watching import CountsGuard
 from server.firmware.web import add_updates
 from server.health import canary, ranking
 from server.health.checks import Checks
@@ -144,8 +144,8 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             rollouts_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollouts")
             conductor = Conductor(rollouts_pool, clock)
             workers.append(group.create_task(conductor.run(), name="rollouts"))
-            watch = Watch(rollouts_pool, clock)
-            workers.append(group.create_task(watch.run(), name="counts"))
+            guarding = CountsGuard(rollouts_pool, clock)
+            workers.append(group.create_task(guarding.run(), name="counts"))
             greetings = Greetings(rollouts_pool, clock)
             workers.append(group.create_task(greetings.run(), name="greetings"))
             signing = Signing(Repository(settings.firmware), clock)

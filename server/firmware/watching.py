@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class Watch:
+class CountsGuard:
     """`run` until cancelled; `pool`: role vestibule_maint."""
 
     pool: asyncpg.Pool

@@ -17,7 +17,7 @@ from server.firmware.freezes import Wanted
 from server.firmware.plan import Why
 from server.firmware.planning import Asked, DryRun
 from server.firmware.policy import Guards, Policy, WaveRule, write_policy
-from server.firmware.watching import Watch
+from server.firmware.watching import CountsGuard
 from server.firmware.windows import Always, Rules
 from server.fleet import segments
 from server.fleet.segments import Follows
@@ -254,15 +254,15 @@ async def test_a_loss_at_updated_doors_halts_once_and_the_same_weeks_without_it_
     assert found.looks[-1].effect == pytest.approx(-0.1, abs=0.02)
 
     clock = ManualClock(int((NOW + timedelta(days=8)).timestamp() * 1000))
-    watch = Watch(stores.fleet.world.maint, clock)
-    assert [await watch.turn(), await watch.turn()] == [1, 0]
+    guard = CountsGuard(stores.fleet.world.maint, clock)
+    assert [await guard.turn(), await guard.turn()] == [1, 0]
     row = await stores.owner.fetchrow("select state, reason, counted, counted_at from rollouts")
     assert row["state"] == "halted"
     assert "% fewer people than doors that wait" in row["reason"]
     kept = json.loads(row["counted"])["1"]
     assert (kept["verdict"], kept["halted"]) == ("regressed", True)
     await stores.owner.execute("update rollouts set state = 'running', counted_at = null")
-    assert await watch.turn() == 1  # somebody has acknowledged it
+    assert await guard.turn() == 1  # somebody has acknowledged it
     assert await stores.owner.fetchval("select state from rollouts") == "running"
 
 
