@@ -31,7 +31,7 @@ from protocol.content import ContentError
 from protocol.release import Release, read_release, target_path, version_key
 from server.errors import ConflictError, NotFoundError, RefusedError
 from server.firmware.keys import name_of
-from server.firmware.repository import Target, read_targets
+from server.firmware.repository import ROLES, Target, read_targets
 from server.pki.files import write
 
 ROOT_LIFE = timedelta(days=730)
@@ -341,7 +341,7 @@ class Folder:
 def root_words(before: Root | None, root: Root) -> list[str]:
     """Say what a root names, and what it changes."""
     lines = [f"root {root.version}, good until {root.expires:%Y-%m-%d}:"]
-    for role in (Root.type, Targets.type, Snapshot.type, Timestamp.type):
+    for role in ROLES:
         named = root.roles[role]
         who = ", ".join(name_of(root.keys[each]) for each in named.keyids)
         lines.append(f"  {role}: {named.threshold} of {who}")
@@ -413,7 +413,8 @@ def _demand_same(archive: Archive, release: Release) -> None:
 
 def _demand_sound(root: Root) -> None:
     """Refuse a root that locks everybody out, or in which the server's keys could approve."""
-    for role, named in root.roles.items():
+    for role in ROLES:
+        named = root.roles[role]
         if not 1 <= named.threshold <= len(named.keyids):
             said = f"{role}: {named.threshold} of {len(named.keyids)} keys cannot be"
             raise RefusedError("release_keys", said)
