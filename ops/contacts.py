@@ -12,7 +12,7 @@ import asyncpg
 
 from ops.deployment import carry_out
 from ops.people import organisation_of
-from server.health import contacts
+from server.health import contacts, notices
 from server.health.contacts import Contact
 from server.health.judgement import Severity
 
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(required=True, metavar="add|list|remove")
+    verbs = parser.add_subparsers(required=True, metavar="add|list|remove|resend")
     add = verbs.add_parser("add", help="add somebody who is told")
     _whose(add)
     add.add_argument("email", help="where mail goes")
@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     _whose(removing)
     removing.add_argument("contact", help="as `vestibule contact list` names it")
     removing.set_defaults(action=_remove)
+    again = verbs.add_parser("resend", help="try again what was given up")
+    _whose(again)
+    again.add_argument("contact", help="as `vestibule contact list` names it")
+    again.set_defaults(action=_resend)
     return parser
 
 
@@ -107,3 +111,11 @@ async def _remove(connection: asyncpg.Connection, options: argparse.Namespace) -
     await contacts.remove(
         connection, owner, options.contact, actor="command", now=datetime.now(UTC)
     )
+
+
+async def _resend(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
+    owner = await _owner(connection, options)
+    many = await notices.resend(
+        connection, owner, options.contact, actor="command", now=datetime.now(UTC)
+    )
+    print(f"{many} to be sent again")

@@ -11,7 +11,7 @@ from server.api.pages import after, page_of
 from server.api.parameters import Listing, Nothing, read_cursor, write_cursor
 from server.api.reads import Call, Route
 from server.api.types import Page
-from server.health import contacts, rulebook, windows
+from server.health import contacts, notices, rulebook, windows
 from server.health.contacts import EVERY_DAY, Contact
 from server.health.judgement import Condition, Severity
 from server.health.rules import DEFAULTS, Channel, Rule, RuleChange, Rules, channels_of, rule_of
@@ -212,7 +212,9 @@ def _rules_answer(known: rulebook.Version) -> RulesAnswer:
 
 async def _notices(call: Call, asked: NoticeListing) -> Page[NoticeRow]:
     before = None if asked.cursor is None else int(read_cursor(asked)[1])
-    rows = await call.connection.fetch(_NOTICES, asked.dead, before, asked.limit + 1)
+    rows = await notices.listed(
+        call.connection, dead=asked.dead, before=before, limit=asked.limit + 1
+    )
     more, rows = len(rows) > asked.limit, rows[: asked.limit]
     return Page(
         [NoticeRow(*row.values()) for row in rows],
@@ -247,17 +249,6 @@ async def _change_rules(act: Act, body: RulesWrite) -> RulesAnswer:
     return _rules_answer(made)
 
 
-_NOTICES = """
-    select n.id, i.ref as incident, c.ref as contact, n.subject,
-        case when n.sent_at is not null then 'sent' when n.dead_at is not null then 'dead'
-            else 'waiting' end as state,
-        n.tries, n.trouble, n.queued_at, n.next_at, n.sent_at
-    from notices n join health_contacts c on c.id = n.contact_id
-    left join incidents i on i.id = n.incident_id
-    where n.organisation_id = current_organisation() and (not $1 or n.dead_at is not null)
-      and ($2::bigint is null or n.id < $2)
-    order by n.id desc limit $3
-"""
 ROUTES: tuple[Route, ...] = (
     Route(
         *("/health-windows", "Windows of silence", WindowListing, Page[WindowRow], WindowRow),

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from server.audit.log import record
+from server.errors import NotFoundError
 from server.health import contacts
 from server.health.contacts import Known, hears_at
 from server.health.incidents import Tell
@@ -175,6 +177,44 @@ def _instant(at: datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M UTC")
 
 
+async def listed(
+    connection: asyncpg.Connection, *, dead: bool, before: int | None, limit: int
+) -> list[asyncpg.Record]:
+    """Return the connection's organisation's mail, the latest first; `dead`: what was given up."""
+    rows: list[asyncpg.Record] = await connection.fetch(_LISTED, dead, before, limit)
+    return rows
+
+
+async def resend(
+    connection: asyncpg.Connection,
+    organisation: int | None,
+    contact: str,
+    *,
+    actor: str,
+    now: datetime,
+) -> int:
+    """Let mail to a contact that was given up be tried again; return how much that is.
+
+    It is tried as if it were new, under the Message-ID it had. What was over before the contact's
+    hours was never tried, and is not. Raises NotFoundError.
+    """
+    found = await contacts.listed(connection, organisation, ref=contact)
+    if not found:
+        raise NotFoundError("there is nothing of this name")
+    rows = await connection.fetch(_AGAIN, found[0].id, now)
+    if rows:
+        await record(
+            connection,
+            actor=actor,
+            act="mail sent again",
+            subject=contact,
+            organisation=organisation,
+            now=now,
+            detail={"messages": len(rows)},
+        )
+    return len(rows)
+
+
 def message_of(
     *, dedupe: str, subject: str, body: str, sender: str, to: str, pages: str, now: datetime
 ) -> EmailMessage:
@@ -220,6 +260,21 @@ _DROPPED = """
     update notices set next_at = null, dead_at = $2, trouble = 'over before the contact''s hours'
     where incident_id = $1 and sent_at is null and dead_at is null and tries = 0 and next_at > $2
     returning contact_id
+"""
+_LISTED = """
+    select n.id, i.ref as incident, c.ref as contact, n.subject,
+        case when n.sent_at is not null then 'sent' when n.dead_at is not null then 'dead'
+            else 'waiting' end as state,
+        n.tries, n.trouble, n.queued_at, n.next_at, n.sent_at
+    from notices n join health_contacts c on c.id = n.contact_id
+    left join incidents i on i.id = n.incident_id
+    where n.organisation_id = current_organisation() and (not $1 or n.dead_at is not null)
+      and ($2::bigint is null or n.id < $2)
+    order by n.id desc limit $3
+"""
+_AGAIN = """
+    update notices set next_at = $2, queued_at = $2, dead_at = null, tries = 0
+    where contact_id = $1 and dead_at is not null and tries > 0 returning id
 """
 _HEARD = """
     select distinct contact_id from notices

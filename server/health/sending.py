@@ -3,7 +3,8 @@
 What is claimed is leased, not taken out: should the process die between handing in and marking, it
 is sent again after `LEASE` under the same Message-ID. Of one incident a contact gets messages in
 their order; nobody waits for another's: `AT_ONCE` are handed in at a time, each within its time.
-What does not arrive within `TRIED_FOR` is dead, and listed (`GET /v1/notices`).
+What does not arrive within `TRIED_FOR` is dead, and listed (`GET /v1/notices`),
+until somebody has it sent again (`vestibule contact resend`).
 """
 
 import asyncio

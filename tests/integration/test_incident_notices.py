@@ -19,14 +19,14 @@ from ops.services.stack import Stack
 from server.clock import at
 from server.config import Secret
 from server.db.engine import acting, open_pool
-from server.errors import ConflictError
+from server.errors import ConflictError, NotFoundError
 from server.feeds import webhooks
 from server.feeds.worker import Webhooks
 from server.fleet.checks import FieldError
 from server.health import acts, contacts, rulebook, sending, windows
-from server.health.contacts import Contact, hears_at
+from server.health.contacts import Contact, Known, hears_at
 from server.health.judgement import Condition, Severity, Standing
-from server.health.notices import message_of
+from server.health.notices import message_of, resend
 from server.health.rules import RuleChange, Rules
 from server.health.sending import LEASE, TRIED_FOR
 from server.health.windows import Kind, Wanted
@@ -302,6 +302,39 @@ async def test_what_never_arrives_is_dead_and_listed_and_delays_no_other(fleet: 
     assert dead["tries"] > 5
 
 
+async def test_what_was_given_up_is_tried_again_when_somebody_asks_and_once(fleet: Fleet) -> None:
+    gone = await fleet.contact("gone@example.com")
+    there = await fleet.contact("there@example.com")
+    await broken(fleet)
+    await fleet.go(300)
+    fleet.office.answer = lambda line: "550 nobody" if "gone@" in line else "250 ok"
+    await fleet.mails()
+    dead = await fleet.owner.fetchrow("select * from notices where dead_at is not null")
+    fleet.office.answer = lambda line: "250 ok"
+    fleet.world.clock.advance(3 * TRIED_FOR.total_seconds())
+    assert len(await fleet.mails()) == 1  # what was given up waits for somebody
+
+    async def again(known: Known) -> int:
+        async with fleet.owner.transaction():
+            return await resend(
+                fleet.owner, fleet.organisation, known.ref, actor="command", now=fleet.now
+            )
+
+    assert [await again(known) for known in (there, gone, gone)] == [0, 1, 0]
+    first, second = await fleet.mails(), fleet.office.taken[-1]
+    assert len(first) == 2
+    assert second["To"] == "gone@example.com"
+    assert second["Message-ID"].startswith(f"<{dead['dedupe']}@")
+    assert await fleet.mails() == first
+    said = await fleet.owner.fetchval(
+        "select detail ->> 'messages' from audit where act = 'mail sent again' and subject = $1",
+        gone.ref,
+    )
+    assert said == "1"
+    with pytest.raises(NotFoundError):  # it is no contact of the platform's
+        await resend(fleet.owner, None, gone.ref, actor="command", now=fleet.now)
+
+
 @dataclass
 class Receiver:
     """Somebody who answers half the time; until `patience` is set, they hang."""
@@ -411,7 +444,8 @@ async def test_who_runs_the_platform_is_added_listed_and_removed_by_a_command(
         return capsys.readouterr().out.strip()
 
     made = await run("add", "--platform", "ops@example.com", "--hours", "08:00-17:00", "--digest")
-    await run("add", "--organisation", "own", "noc@example.com", "--severity", "minor")
+    told = await run("add", "--organisation", "own", "noc@example.com", "--severity", "minor")
+    assert await run("resend", "--organisation", "own", told) == "0 to be sent again"
     assert (await run("list", "--platform")).split("\t")[1:4] == [
         *("ops@example.com", "major", "08:00-17:00 UTC")
     ]
