@@ -16,6 +16,9 @@ from cryptography import x509
 import ext
 from ops.deployment import Deployment, deployment
 from server.db.migrate import SchemaMismatch, check_schema
+from server.errors import VestibuleError
+from server.firmware.repository import Repository
+from server.firmware.signing import ALARM
 
 DISK_LOW_BYTES = 2 << 30
 CERTIFICATE_LOW_DAYS = 30
@@ -43,11 +46,12 @@ def main(argv: list[str]) -> int:
 
 
 async def examine(found: Deployment) -> list[Finding]:
-    """Look at the decoder, the disk, the certificates, the database and the server."""
+    """Look at the decoder, the disk, certificates, releases, the database and the server."""
     checks: list[Callable[[], Awaitable[Finding]]] = [
         _decoder,
         _disk,
         lambda: _certificates(found.settings.pki),
+        lambda: releases(found.settings.firmware, now=datetime.now(UTC)),
         lambda: _database(found),
         lambda: _server(found),
     ]
@@ -88,6 +92,28 @@ async def _certificates(pki: Path) -> Finding:
         f"{len(lives)} files, the first to end is {name} in {days} days",
         "service certificates renew at `vestibule services up`",
     )
+
+
+async def releases(folder: Path, *, now: datetime) -> Finding:
+    """Look at whether devices could install what is approved: metadata, keys and bytes."""
+    repository, sign = Repository(folder), "see ops/RELEASING.md; what devices run goes on"
+    try:
+        left = await asyncio.to_thread(repository.left, now=now)
+        if not left:
+            return Finding("releases", True, f"none published in {folder}")
+        await asyncio.to_thread(repository.demand_keys)
+        targets = await asyncio.to_thread(repository.targets)
+        missing = repository.store.missing(each.sha256 for each in targets)
+    except (OSError, VestibuleError) as error:
+        return Finding("releases", False, str(error), sign)
+    short = {role: time for role, time in left.items() if time < ALARM[role]}
+    if short:
+        said = ", ".join(f"{role} ends in {time.days} days" for role, time in short.items())
+        return Finding("releases", False, said, f"is the role `firmware` running? Else {sign}")
+    if missing:
+        said = f"the bytes of {len(missing)} of {len(targets)} are not in {repository.store.folder}"
+        return Finding("releases", False, said, "publish them again: `vestibule release publish`")
+    return Finding("releases", True, f"{len(targets)} approved, keys and bytes are here")
 
 
 async def _database(found: Deployment) -> Finding:

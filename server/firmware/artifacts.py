@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,13 @@ class Store:
     """Files below one folder, by their digests."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def path(self, sha256: str) -> Path:
         """Return where the bytes with this digest lie, or would. ValueError: it is none."""
         if not _DIGEST.fullmatch(sha256):
             raise ValueError("expected 64 hexadecimal digits")
-        return self._folder / sha256[:2] / sha256
+        return self.folder / sha256[:2] / sha256
 
     def find(self, sha256: str) -> Path | None:
         """Return where the bytes with this digest lie; None if they are not here."""
@@ -72,20 +72,20 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            for folder in (path.parent, self._folder):
+            for folder in (path.parent, self.folder):
                 _sync(folder)
         except OSError as error:
             if error.errno in _FULL:
-                message = f"the disk of {self._folder} is full: {length} bytes have no room"
+                message = f"the disk of {self.folder} is full: {length} bytes have no room"
                 raise ArtifactError("disk_full", message) from error
-            said = f"{self._folder}: {error.strerror or error}"
+            said = f"{self.folder}: {error.strerror or error}"
             raise ArtifactError("not_written", said) from error
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
         return path
 
-    def missing(self, sha256s: Iterator[str]) -> list[str]:
+    def missing(self, sha256s: Iterable[str]) -> list[str]:
         """Return which of some digests have no bytes here."""
         return [each for each in sha256s if self.find(each) is None]
 

@@ -168,6 +168,13 @@ class Repository:
         parts: tuple[Signed, ...] = (root.signed, targets.signed, snapshot.signed, timestamp.signed)
         return {each.type: each.expires - now for each in parts}
 
+    def demand_keys(self) -> None:
+        """Raise RefusedError unless both keys are here that the root names for the server."""
+        root = self.root()
+        for role in ONLINE if root is not None else ():
+            assert root is not None
+            self._signer(root.signed, role)
+
     # -- what is signed here -------------------------------------------------------------------
 
     def _online(

@@ -27,11 +27,11 @@ from protocol.update import (
 )
 from protocol.windows import wait_ms
 from server import metrics
-from server.clock import SystemClock
+from server.clock import ManualClock, SystemClock
 from server.desired.settings import CHANGED
 from server.firmware.conductor import Conductor
 from server.firmware.greetings import Greetings
-from server.firmware.policy import Policy
+from server.firmware.policy import Policy, Timers
 from tests.integration.firmware_world import AT_ONCE, Release, Scripted, Updates, step
 from tests.integration.firmware_world import updates as updates
 
@@ -199,7 +199,7 @@ def read_sent(content: bytes) -> bytes:
     return read_report(content).signature
 
 
-async def test_who_shows_no_certificate_is_refused(updates: Updates) -> None:
+async def test_x41_who_shows_no_certificate_is_refused(updates: Updates) -> None:
     device = await updates.device()
     content = device.signed(device.report())
     device.tls = updates.stranger()
@@ -497,3 +497,22 @@ async def test_what_is_offered_rings_for_its_device_and_an_asking_device_needs_n
     assert (await away.says()).assignment is not None
     await updates.owner.fetchval("select 1")
     assert rung == [device.name]
+
+
+async def test_x42_a_device_that_the_network_keeps_from_updating_is_known_by_name(
+    updates: Updates,
+) -> None:
+    soon = Policy(windows=None, ramp=AT_ONCE, timers=Timers(straggler_s=3_600, lost_s=3_600))
+    never = await updates.device()
+    cut_off = await updates.device(site=await updates.place("s-2"))
+    release = await updates.release("1.1.0")
+    await updates.rollout(release, devices=(never, cut_off), policy=soon)
+    await told(cut_off)
+    await steps_to(updates, cut_off, Phase.ACCEPTED)  # and nothing ever after
+    clock = ManualClock(round(updates.now().timestamp() * 1000))
+    for _ in range(20):
+        clock.advance(7_200)
+        await updates.owner.execute("update rollouts set due_at = '2020-01-01', lease_until = null")
+        await Conductor(updates.maint, clock).turn()
+    assert (await updates.execution(never))["state"] == "unreachable"
+    assert (await updates.execution(cut_off))["state"] in ("lost", "timed out", "failed")

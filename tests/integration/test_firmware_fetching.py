@@ -72,7 +72,7 @@ async def test_a_range_of_other_bytes_is_all_of_these_and_one_beyond_the_end_is_
     assert (status, headers["Content-Range"]) == (416, "bytes */1000")
 
 
-async def test_bytes_that_are_not_under_way_of_this_device_are_not_there(
+async def test_x41_bytes_that_are_not_under_way_of_this_device_are_not_there(
     updates: Updates,
 ) -> None:
     device, other = await updates.device(), await updates.device()
