@@ -153,6 +153,64 @@ EXAMPLES: dict[str, Example] = {
     "POST /incidents/{ref}/comments": Example(
         _ref("incident"), body={"words": "The shop was called: the router is being replaced."}
     ),
+    "GET /releases": Example(query={"format": "csv"}),
+    "GET /bundles": Example(),
+    "GET /devices/{ref}/firmware": Example(_ref("device")),
+    "POST /rollouts:preview": Example(
+        body={"bundle": "bundle-common", "filter": 'model = "DC2"', "policy": {"controls": 0}}
+    ),
+    "POST /rollouts": Example(
+        body={
+            "name": "Agent 2.5",
+            "bundle": "bundle-common",
+            "filter": 'model = "DC2"',
+            "policy": {
+                "waves": [{"count": 10, "stratified": True}, {"percent": 20}, {}],
+                "gate": {"success_pct": 95, "min_sample": 10, "soak_s": 86400},
+                "on_halt": "revert all",
+            },
+        },
+        refused="no_devices",
+    ),
+    "GET /rollouts": Example(query={"over": "false", "limit": "20"}),
+    "GET /rollouts/{ref}": Example(_ref("rollout")),
+    "GET /rollouts/{ref}/plan": Example(_ref("rollout")),
+    "GET /rollouts/{ref}/executions": Example(
+        _ref("rollout"), {"state": "planned,failed", "filter": 'model = "DC2"'}
+    ),
+    "GET /rollouts/{ref}/history": Example(_ref("rollout")),
+    "GET /rollouts/{ref}/why": Example(_ref("rollout"), {"device": name_of("device")}),
+    "PUT /rollouts/{ref}/submitted": Example(_ref("rollout"), refused="bad_transition"),
+    "PUT /rollouts/{ref}/approved": Example(
+        _ref("rollout"), body={"starts_at": "2026-04-05T18:00:00Z"}, refused="bad_transition"
+    ),
+    "PUT /rollouts/{ref}/started": Example(_ref("rollout"), refused="bad_transition"),
+    "PUT /rollouts/{ref}/paused": Example(
+        _ref("rollout"), body={"reason": "The network is rebuilt until noon"}
+    ),
+    "PUT /rollouts/{ref}/resumed": Example(
+        _ref("rollout"), body={"reason": "The network is back; nothing failed of the release"}
+    ),
+    "PUT /rollouts/{ref}/reverted": Example(
+        _ref("rollout"),
+        body={"reason": "Doors count 4 % less", "how": "revert all"},
+        refused="no_way_back",
+    ),
+    "PUT /rollouts/{ref}/cancelled": Example(
+        _ref("rollout"), body={"reason": "The next release replaces it"}
+    ),
+    "GET /freezes": Example(query={"past": "true"}),
+    "GET /freezes/{ref}": Example(_ref("freeze")),
+    "POST /freezes": Example(
+        body={
+            "name": "Black Friday",
+            "reason": "Nothing changes in the busiest week",
+            "starts_at": "2026-11-23T00:00:00+01:00",
+            "ends_at": "2026-11-30T00:00:00+01:00",
+            "sites": 'site.region = "North"',
+        }
+    ),
+    "DELETE /freezes/{ref}": Example(_ref("freeze"), refused="not_its_author"),
     "GET /health-windows": Example(query={"past": "true"}),
     "POST /health-windows:preview": Example(body=_REFIT),
     "POST /health-windows": Example(body=_REFIT),

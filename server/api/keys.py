@@ -54,6 +54,7 @@ SCOPES = frozenset(
         "targets:write",
         "settings:write",
         "commands:write",
+        "rollouts:write",
     }
 )
 NOTED_EVERY_S = 60.0

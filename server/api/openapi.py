@@ -105,7 +105,8 @@ def describe(routes: Sequence[Described]) -> Schema:
         name = str(schemas[count + number]["$ref"]).rsplit("/", 1)[1]
         paths[route.path][route.method.lower()]["parameters"] = [
             *_path_parameters(route),
-            *(_HEADERS.get(route.method, ()) if route.makes or route.method == "PATCH" else ()),
+            *(_HEADERS[route.method] if route.makes or route.method == "PATCH" else ()),
+            *(_HEADERS["PATCH"] if getattr(route, "compares", False) else ()),
             *_query_parameters(everything[name], route),
         ]
     unused = {str(schemas[count + n]["$ref"]).rsplit("/", 1)[1] for n in range(count)}
@@ -317,7 +318,7 @@ def _values(schema: Schema) -> str:
     if "anyOf" in schema:
         return " or ".join(_values(each) for each in schema["anyOf"])
     if schema.get("type") == "array":
-        return f"list of {_values(schema.get('items', {}))}"
+        return f"list of {_values(schema.get('prefixItems', [schema.get('items', {})])[0])}"
     return html.escape(str(schema.get("type", "any")))
 
 

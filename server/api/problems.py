@@ -188,11 +188,27 @@ CODES = {
     "incident_over": Code(
         409, "Over", "The incident has ended, so nobody need see to it; it can be commented on."
     ),
-    "no_devices": Code(409, "No devices", "No device that this names is admitted."),
+    "no_devices": Code(
+        409, "No devices", "No device that this names takes part, as `detail` says."
+    ),
+    "too_many": Code(422, "Too many", "Narrow the filter."),
     "too_many_devices": Code(422, "Too many devices", "Ask fewer at once, by site for instance."),
     "reason_needed": Code(
-        422, "Reason needed", "Stores are open: give a reason, or ask when they are closed."
+        422, "Reason needed", "Say why. Commands need no reason where the stores are closed."
     ),
+    "bad_policy": Code(422, "Bad policy", "`detail` says what of the rollout's policy, and why."),
+    "bad_window": Code(422, "Bad window", "`detail` says what of the policy's windows, and why."),
+    "bad_revert": Code(422, "Nothing to take back", "Say `revert failed` or `revert all`."),
+    "withdrawn": Code(422, "Withdrawn", "A release of this bundle is offered to nobody any more."),
+    "bad_transition": Code(
+        409, "Not as it stands", "`acts` of `/v1/rollouts/{ref}` says what may be done with it now."
+    ),
+    "four_eyes": Code(
+        403, "A second person", "Somebody else than its author approves it; a key is nobody."
+    ),
+    "not_its_author": Code(403, "Not its author", "A freeze ends early by who began it alone."),
+    "no_way_back": Code(409, "No way back", "`detail` says why no device can go back."),
+    "reverse": Code(409, "A way back", "What takes a rollout back is cancelled, not reverted."),
     "changed_meanwhile": Code(
         412, "Changed meanwhile", "Somebody else has changed it: read it again, and decide anew."
     ),

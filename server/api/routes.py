@@ -26,6 +26,7 @@ from server.api import (
     experiments,
     feeds,
     fleet,
+    freezes,
     incidents,
     listings,
     metrics,
@@ -35,6 +36,8 @@ from server.api import (
     questionnaires,
     reads,
     register,
+    releases,
+    rollouts,
     sources,
     surveys,
     telling,
@@ -285,6 +288,7 @@ _PARTS = (
     *(desired, commands),
     *(accuracy, calendars, feeds, presence),
     *(fleet, incidents, telling),
+    *(releases, rollouts, freezes),
 )
 READS: tuple[Route, ...] = (*_COUNTS, *(route for part in _PARTS for route in part.ROUTES))
 ACTS: tuple[acts.ActRoute, ...] = (

@@ -325,6 +325,13 @@ class Loaded:
     tokens: float
     tokens_at: datetime | None
 
+    @property
+    def second_person(self) -> bool:
+        """Whether somebody else than its author approves it."""
+        policy, told = self.rollout.policy, self.plan.get("told")
+        said = isinstance(told, Mapping) and bool(told.get("second_person"))
+        return self.line.devices > policy.blast_radius or policy.override_freezes or said
+
 
 async def load(connection: asyncpg.Connection, organisation: int, ref: str) -> Loaded:
     """Return a rollout with its waves, locking nothing. Raises NotFoundError."""
@@ -372,7 +379,7 @@ async def one(connection: asyncpg.Connection, organisation: int, ref: str, *, no
         guards=standings(rollout),
         next_window=await _next_window(connection, organisation, known, now=now),
         acts=possible(line.state, reverse=rollout.reverse),
-        four_eyes=line.devices > rollout.policy.blast_radius or rollout.policy.override_freezes,
+        four_eyes=known.second_person,
         waits_for_people=waits_for_people(rollout),
         ended=ended(rollout),
     )

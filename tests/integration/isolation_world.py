@@ -141,6 +141,7 @@ async def fuzz(people: People) -> Fuzz:
             "settings:write",
             "commands:write",
             "health:write",
+            "rollouts:write",
         ),
     )
     return Fuzz(people, browser, csrf, key, sessions)

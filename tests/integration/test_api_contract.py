@@ -43,7 +43,8 @@ CHECKS = [
 
 def headers_of(contract: Contract, operation: str) -> dict[str, str]:
     headers = {"Authorization": f"Bearer {contract.key}"}
-    if operation.startswith("PATCH") or operation.endswith("/settings"):
+    method, path = operation.split(" ")
+    if "428" in contract.document["paths"][path][method.lower()]["responses"]:
         headers["If-Match"] = "*"
     return headers
 

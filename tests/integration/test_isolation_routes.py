@@ -123,6 +123,19 @@ GET: dict[str, Asked] = {
     "/v1/incidents:ranked": Asked({}, {"site": "{site}"}),
     "/v1/incidents/{ref:incident}": Asked(),
     "/v1/incidents/{ref:incident}/why": Asked(),
+    "/v1/releases": Asked(),
+    "/v1/bundles": Asked(),
+    "/v1/devices/{ref:device}/firmware": Asked(),
+    "/v1/rollouts": Asked(),
+    "/v1/rollouts/{ref:rollout}": Asked(),
+    "/v1/rollouts/{ref:rollout}/plan": Asked(),
+    "/v1/rollouts/{ref:rollout}/executions": Asked(
+        {}, {"site:x": "{site}", "filter:x": 'device = "{device}" or site = "{site}"'}
+    ),
+    "/v1/rollouts/{ref:rollout}/history": Asked(),
+    "/v1/rollouts/{ref:rollout}/why": Asked({}, {"device": "{device}"}),
+    "/v1/freezes": Asked({"past": "true"}),
+    "/v1/freezes/{ref:freeze}": Asked(),
     "/v1/health-windows": Asked(),
     "/v1/health-contacts": Asked(),
     "/v1/health-rules": Asked(),
@@ -264,6 +277,12 @@ POST: dict[str, Asked] = {
 }
 SILENT = {"kind": "visit", "reason": "A", "ends_at": "2026-04-03T12:00:00Z"}
 SILENT_AT = {"site:one": "{site}", "region:one": "{region}", "device:one": "{device}"}
+ROLL = {"bundle": "bundle-common"}
+ROLL_TO = {
+    "filter:x": 'device = "{device}" or site = "{site}"',
+    "segment:x": "{segment}",
+    "policy:x": 'json:{"waves": [{"filter": "device = {device}"}]}',
+}
 PLAN = {"title": "A", "owner": "A", "due_on": "2026-05-01", "remeasure_on": "2026-06-01"}
 JSON: dict[tuple[str, str], Asked] = {
     ("PUT", "/v1/feedback-alerts/{ref:alert}/assignee"): Asked({"assignee": ""}),
@@ -321,6 +340,20 @@ JSON: dict[tuple[str, str], Asked] = {
     ("POST", "/v1/health-contacts"): Asked({"name": "A", "email": "nobody"}),
     ("DELETE", "/v1/health-contacts/{ref:contact}"): Asked(),
     ("PUT", "/v1/health-rules"): Asked(),
+    ("POST", "/v1/rollouts:preview"): Asked(ROLL, ROLL_TO),
+    ("POST", "/v1/rollouts"): Asked({**ROLL, "name": "A"}, ROLL_TO),
+    **{
+        ("PUT", f"/v1/rollouts/{{ref:rollout}}/{done}"): Asked(
+            {} if done in ("submitted", "approved", "started") else {"reason": "A"}
+        )
+        for done in (
+            *("submitted", "approved", "started", "paused", "resumed", "cancelled", "reverted"),
+        )
+    },
+    ("POST", "/v1/freezes"): Asked(
+        {"name": "A", "reason": "A", "ends_at": "1999-01-01T00:00:00Z"}, {"sites": "site = {site}"}
+    ),
+    ("DELETE", "/v1/freezes/{ref:freeze}"): Asked(),
     ("POST", "/v1/webhooks"): Asked({"url": "http://example.com/"}),
     ("POST", "/v1/segments"): Asked(
         {"name": "", "follows": "live"}, {"filter": 'device = "{device}"'}

@@ -1,0 +1,564 @@
+"""The routes of /v1 about rollouts: plan, approve, watch and act, and why a device waits.
+
+Who approves is somebody else than the author where a policy's blast radius is passed, a freeze is
+overridden, or there is no way back. A key is nobody in particular: it plans and acts, but never is
+that second person. Each act says by If-Match which state it has seen (`acts`): what halted
+meanwhile is not resumed unseen.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated
+
+import asyncpg
+import msgspec
+
+from server.api.acts import Act, ActRoute, written
+from server.api.freezes import WRITE, Instant
+from server.api.pages import after, page_of
+from server.api.parameters import Listing, Nothing, read_cursor, write_cursor
+from server.api.reads import Call, Route
+from server.api.releases import ExecutionRow, Explanation, execution_row, explanation
+from server.api.types import Page
+from server.errors import RefusedError
+from server.firmware import acts, drafting, members, planning, reads
+from server.firmware.drafting import (
+    Conflict,
+    Detects,
+    LeftOut,
+    Leg,
+    OneWay,
+    Told,
+    WaveTold,
+)
+from server.firmware.guards import Guard
+from server.firmware.life import Counters, State
+from server.firmware.policy import OnHalt, Policy, read_policy, write_policy
+from server.firmware.reads import Failure, Line, NextWindow, One, SiteNow, WaveNow
+from server.firmware.standing import Act as Doing
+from server.firmware.standing import Passing, Standing
+from server.firmware.waves import State as RolloutState
+from server.firmware.waves import WaveKind, WaveState
+from server.fleet.checks import ChangedError
+
+KEY = "key "
+"""How the name of an actor begins that is a key, and so no person."""
+_Ref = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+_Filter = Annotated[str, msgspec.Meta(max_length=4_000)]
+
+
+# -- asked -----------------------------------------------------------------------------------------
+
+
+class RolloutWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A bundle for the devices that `filter` finds, or a segment; neither: for all there are.
+
+    What the policy leaves out is as by default; `windows`: null installs at any time.
+    """
+
+    bundle: _Ref
+    filter: _Filter = ""
+    segment: _Ref | None = None
+    policy: Policy = Policy()
+
+    def asked(self) -> planning.Asked:
+        """Return it as plans take it. Raises PolicyError."""
+        policy = read_policy(write_policy(self.policy))
+        return planning.Asked(self.bundle, self.filter, self.segment, policy)
+
+
+class NewRollout(RolloutWanted, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A rollout to be planned, under a name; it begins once it was submitted and approved."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+
+
+class RolloutListing(Listing, frozen=True, forbid_unknown_fields=True):
+    """Rollouts, the latest first."""
+
+    over: Annotated[
+        bool | None, msgspec.Meta(description="Those alone that are over, or are not.")
+    ] = None
+
+
+class ExecutionListing(Listing, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Devices of a rollout, in the order of its plan."""
+
+    state: Annotated[
+        tuple[State, ...], msgspec.Meta(description="In these states; none: any.")
+    ] = ()
+    kind: Annotated[str | None, msgspec.Meta(description="Failed so.")] = msgspec.field(
+        name="class", default=None
+    )
+    wave: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=1_000)] | None,
+        msgspec.Meta(description="Of this one."),
+    ] = None
+    site: Annotated[str | None, msgspec.Meta(description="At this one.")] = None
+    filter: Annotated[str, msgspec.Meta(description="As of `/v1/devices`.")] = ""
+
+
+class OfDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One device."""
+
+    device: Annotated[str, msgspec.Meta(description="Its id.")]
+
+
+class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Let it begin, now or at `starts_at`."""
+
+    starts_at: Instant | None = None
+
+
+class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why; it is kept in the history."""
+
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+
+
+class Reversal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Take back those that failed, or all; `keep` takes nobody back and is refused."""
+
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+    how: OnHalt = OnHalt.REVERT_ALL
+
+
+# -- answered --------------------------------------------------------------------------------------
+
+
+class RolloutRow(msgspec.Struct, frozen=True):
+    """A rollout. `wave`: the one that must pass next, of `waves`; null: none is left, or it has not
+    begun. `bytes`: what one device fetches at most. `under_way`: offered and not ended."""
+
+    rollout: str
+    name: str
+    payload: str
+    bundle: str | None
+    bundle_name: str | None
+    state: RolloutState
+    since: datetime
+    reason: str
+    author: str
+    approver: str
+    approved_at: datetime | None
+    starts_at: datetime | None
+    reverses: str | None
+    reversed_by: str | None
+    wave: int | None
+    waves: int
+    devices: int
+    bytes: int
+    attempted: int
+    under_way: int
+    confirmed: int
+    failed: int
+    lost: int
+    unreachable: int
+
+
+class RolloutPlan(msgspec.Struct, frozen=True):
+    """Who would get it in which wave, who not and why, and what it takes, at the soonest.
+
+    `reasons` counts all who are left out, `excluded` names the first of them. `detects`: the least
+    loss of counts that the guard would find; null: none at all, and `detects_nothing` says why.
+    `one_way`: for whom there is no way back. `second_person`: why its author may not approve it.
+    `commitment`: SHA-256 of the seed of the lot that orders devices and draws controls; empty in a
+    preview, as another lot is drawn for what is kept.
+    """
+
+    filter: str
+    devices: int
+    sites: int
+    bytes: int
+    controls: int
+    commitment: str
+    done_at: datetime | None
+    waves: list[WaveTold]
+    reasons: dict[str, int]
+    excluded: list[LeftOut]
+    legs: list[Leg]
+    one_way: list[OneWay]
+    conflicts: list[Conflict]
+    detects: Detects | None
+    detects_nothing: str
+    second_person: list[str]
+
+
+class PlannedRollout(msgspec.Struct, frozen=True):
+    """A rollout as it was planned; `plan` null: it takes another one back, and was made by that.
+
+    `version` is in the ETag, for If-Match.
+    """
+
+    rollout: str
+    version: str
+    summary: RolloutRow
+    plan: RolloutPlan | None
+
+
+class DeviceCounts(msgspec.Struct, frozen=True):
+    """How many devices: `attempted` have accepted it once, `ended` of them; `refused` never did;
+    `gone` were taken out (`unreachable` among them); `flying` are on their way."""
+
+    attempted: int
+    ended: int
+    confirmed: int
+    failed: int
+    lost: int
+    refused: int
+    gone: int
+    unreachable: int
+    flying: int
+
+
+class WaveRow(msgspec.Struct, frozen=True):
+    """A wave. Number 0 counts stragglers, the last who joined later. `since`: what has been counted
+    since somebody acknowledged failures, which guards and gates look at."""
+
+    number: int
+    kind: WaveKind
+    state: WaveState
+    size: int
+    remaining: int
+    opened_at: datetime | None
+    total: DeviceCounts
+    since: DeviceCounts
+    gate: Passing | None
+
+
+class FailureRow(msgspec.Struct, frozen=True):
+    """Devices that ended alike, or are tried again after it (`planned`); `said`: the end of what
+    one of them wrote down."""
+
+    state: State
+    code: str
+    devices: int
+    latest_at: datetime | None
+    examples: list[str]
+    said: str
+    kind: str = msgspec.field(name="class", default="")
+
+
+class GuardRow(msgspec.Struct, frozen=True):
+    """How far a guard is from its limit, in one wave; `missing`: how many have to end before it is
+    judged at all."""
+
+    wave: int
+    guard: Guard
+    found: float
+    limit: float
+    missing: int
+    tripped: bool
+
+
+class RolloutDetail(msgspec.Struct, frozen=True):
+    """One rollout, live. `funnel`: devices by where they stand. `acts`: what may be done now.
+
+    `version` is in the ETag, for If-Match. `waits_for_people`: nothing happens by itself.
+    """
+
+    rollout: str
+    version: str
+    summary: RolloutRow
+    acts: list[Doing]
+    waits_for_people: bool
+    second_person: bool
+    policy: Policy
+    waves: list[WaveRow]
+    funnel: dict[str, int]
+    failures: list[FailureRow]
+    sites_in_all: int
+    sites: list[SiteNow]
+    guards: list[GuardRow]
+    next_window: NextWindow | None
+
+
+Detail = str | int | float | list[int] | dict[str, int]
+
+
+class HistoryRow(msgspec.Struct, frozen=True):
+    """What happened to a rollout or one of its waves, and each wave's counters at that moment."""
+
+    number: int
+    at: datetime
+    event: str
+    actor: str
+    reason: str
+    detail: dict[str, Detail]
+    counters: dict[str, dict[str, int]]
+
+
+def row_of(line: Line) -> RolloutRow:
+    """Return a rollout as it stands in lists."""
+    total = line.totals
+    return RolloutRow(
+        *(line.ref, line.name, line.payload, line.bundle, line.bundle_name, line.state),
+        *(line.since, line.reason, line.author, line.approver, line.approved_at, line.starts_at),
+        *(line.reverses, line.reversed_by, line.wave, line.waves, line.devices, line.bytes),
+        *(total.attempted, total.flying, total.confirmed, total.failed, total.lost),
+        total.unreachable,
+    )
+
+
+def plan_of(told: Told) -> RolloutPlan:
+    """Return a plan as it is answered."""
+    return RolloutPlan(
+        *(told.filter, told.devices, told.sites, told.bytes, told.controls, told.commitment),
+        *(told.done_at, list(told.waves), dict(told.reasons), list(told.excluded)),
+        *(list(told.legs), list(told.one_way), list(told.conflicts), told.detects),
+        *(told.detects_nothing, list(told.second_person)),
+    )
+
+
+def detail_of(found: One) -> RolloutDetail:
+    """Return one rollout as it is answered."""
+    return RolloutDetail(
+        rollout=found.line.ref,
+        version=found.version,
+        summary=row_of(found.line),
+        acts=list(found.acts),
+        waits_for_people=found.waits_for_people,
+        second_person=found.four_eyes,
+        policy=found.policy,
+        waves=[_wave(each) for each in found.waves],
+        funnel={state.value: number for state, number in found.funnel.items()},
+        failures=[_failure(each) for each in found.failures],
+        sites_in_all=found.sites_in_all,
+        sites=list(found.sites),
+        guards=[_guard(each) for each in found.guards],
+        next_window=found.next_window,
+    )
+
+
+def _wave(found: WaveNow) -> WaveRow:
+    wave = found.wave
+    return WaveRow(
+        *(wave.number, wave.kind, wave.state, wave.size, wave.remaining, wave.opened_at),
+        *(_counted(wave.total), _counted(wave.since), found.passing),
+    )
+
+
+def _counted(found: Counters) -> DeviceCounts:
+    return DeviceCounts(*(getattr(found, name) for name in DeviceCounts.__struct_fields__))
+
+
+def _failure(found: Failure) -> FailureRow:
+    return FailureRow(
+        *(found.state, found.code, found.number, found.latest_at, list(found.devices)),
+        *(found.said, found.kind),
+    )
+
+
+def _guard(found: Standing) -> GuardRow:
+    return GuardRow(
+        *(found.wave, found.guard, found.found, found.limit, found.missing, found.tripped)
+    )
+
+
+def history_row(each: reads.Happened) -> HistoryRow:
+    """Return a transition as it is answered."""
+    return HistoryRow(
+        *(each.number, each.at, each.event, each.actor, each.reason),
+        msgspec.convert(each.detail, dict[str, Detail]),
+        {wave: dict(counters) for wave, counters in each.counters.items()},
+    )
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+async def _rollouts(call: Call, asked: RolloutListing) -> Page[RolloutRow]:
+    found = await reads.listed(
+        call.connection,
+        await call.organisation(),
+        over=asked.over,
+        before=after(asked) or None,
+        limit=asked.limit + 1,
+    )
+    return page_of(asked, [row_of(each) for each in found], lambda row: row.rollout)
+
+
+async def _preview(call: Call, asked: RolloutWanted) -> RolloutPlan:
+    dry = await planning.dry_run(
+        call.connection, await call.organisation(), asked.asked(), now=call.now
+    )
+    return msgspec.structs.replace(plan_of(drafting.told(dry)), commitment="")
+
+
+async def _rollout(call: Call, asked: Nothing) -> RolloutDetail:
+    organisation = await call.organisation()
+    return detail_of(await reads.one(call.connection, organisation, call.path["ref"], now=call.now))
+
+
+async def _plan(call: Call, asked: Nothing) -> PlannedRollout:
+    return await _planned(call.connection, await call.organisation(), call.path["ref"])
+
+
+async def _planned(
+    connection: asyncpg.Connection, organisation: int, ref: str
+) -> PlannedRollout:  # fmt: skip
+    known = await reads.load(connection, organisation, ref)
+    told = await drafting.told_of(connection, known)
+    plan = None if told is None else plan_of(told)
+    return PlannedRollout(ref, known.version, row_of(known.line), plan)
+
+
+async def _executions(call: Call, asked: ExecutionListing) -> Page[ExecutionRow]:
+    found = await members.members(
+        call.connection,
+        await call.organisation(),
+        call.path["ref"],
+        now=call.now,
+        states=asked.state,
+        kind=asked.kind,
+        wave=asked.wave,
+        site=asked.site,
+        expression=asked.filter,
+        after=0 if asked.cursor is None else int(read_cursor(asked)[1]),
+        limit=asked.limit + 1,
+    )
+    shown = found[: asked.limit]
+    more = len(found) > len(shown)
+    return Page(
+        [execution_row(each) for each in shown],
+        write_cursor(asked, ("", shown[-1].number)) if more else None,
+    )
+
+
+async def _history(call: Call, asked: Listing) -> Page[HistoryRow]:
+    found = await reads.history(
+        call.connection,
+        await call.organisation(),
+        call.path["ref"],
+        before=None if asked.cursor is None else int(read_cursor(asked)[1]),
+        limit=asked.limit + 1,
+    )
+    shown = [history_row(each) for each in found[: asked.limit]]
+    more = len(found) > len(shown)
+    return Page(shown, write_cursor(asked, ("", shown[-1].number)) if more else None)
+
+
+async def _why(call: Call, asked: OfDevice) -> Explanation:
+    found = await members.explain(
+        call.connection, await call.organisation(), call.path["ref"], asked.device, now=call.now
+    )
+    return explanation(found)
+
+
+# -- acting ----------------------------------------------------------------------------------------
+
+
+async def _draft(act: Act, body: NewRollout) -> PlannedRollout:
+    made = await drafting.draft(act.connection, act.organisation, body.name, body.asked(), **act.by)
+    return await _planned(act.connection, act.organisation, made.ref)
+
+
+async def _unchanged(act: Act) -> None:
+    """Lock the rollout, which is to stand as the caller has seen it. Raises ChangedError."""
+    row = await act.connection.fetchval(
+        "select id from rollouts where organisation_id = $1 and ref = $2 for no key update",
+        *(act.organisation, act.ref),
+    )
+    known = await reads.load(act.connection, act.organisation, act.ref)
+    if row is not None and act.seen not in (None, known.version):
+        raise ChangedError(f"{act.ref} is {known.line.state.value} by now: read it again")
+
+
+async def _shown(act: Act) -> RolloutDetail:
+    return detail_of(await reads.one(act.connection, act.organisation, act.ref, now=act.now))
+
+
+async def _submit(act: Act) -> RolloutDetail:
+    await _unchanged(act)
+    await acts.submit(act.connection, act.organisation, act.ref, **act.by)
+    return await _shown(act)
+
+
+async def _approve(act: Act, body: Approval) -> RolloutDetail:
+    await _unchanged(act)
+    known = await reads.load(act.connection, act.organisation, act.ref)
+    if act.actor.startswith(KEY) and known.second_person:
+        raise RefusedError("four_eyes", "a second person approves this, and a key is nobody")
+    await acts.approve(
+        act.connection, act.organisation, act.ref, starts_at=body.starts_at, **act.by
+    )
+    return await _shown(act)
+
+
+async def _start(act: Act) -> RolloutDetail:
+    await _unchanged(act)
+    await acts.start(act.connection, act.organisation, act.ref, **act.by)
+    return await _shown(act)
+
+
+async def _pause(act: Act, body: Said) -> RolloutDetail:
+    await _unchanged(act)
+    await acts.pause(act.connection, act.organisation, act.ref, reason=body.reason, **act.by)
+    return await _shown(act)
+
+
+async def _resume(act: Act, body: Said) -> RolloutDetail:
+    await _unchanged(act)
+    await acts.resume(act.connection, act.organisation, act.ref, reason=body.reason, **act.by)
+    return await _shown(act)
+
+
+async def _cancel(act: Act, body: Said) -> RolloutDetail:
+    await _unchanged(act)
+    await acts.cancel(act.connection, act.organisation, act.ref, reason=body.reason, **act.by)
+    return await _shown(act)
+
+
+async def _revert(act: Act, body: Reversal) -> RolloutDetail:
+    await _unchanged(act)
+    await acts.revert(
+        act.connection, act.organisation, act.ref, body.how, reason=body.reason, **act.by
+    )
+    return await _shown(act)
+
+
+_ONE = "/rollouts/{ref}"
+ROUTES: tuple[Route, ...] = (
+    Route(
+        *("/rollouts", "Rollouts, the latest first", RolloutListing, Page[RolloutRow], RolloutRow),
+        _rollouts,
+    ),
+    Route(
+        *("/rollouts:preview", "Plan a rollout, keeping nothing", Nothing, RolloutPlan, None),
+        _preview,
+        method="POST",
+        body=RolloutWanted,
+    ),
+    Route(_ONE, "One rollout, live", Nothing, RolloutDetail, None, _rollout),
+    Route(f"{_ONE}/plan", "What was approved", Nothing, PlannedRollout, None, _plan),
+    Route(
+        *(f"{_ONE}/executions", "Its devices", ExecutionListing, Page[ExecutionRow], ExecutionRow),
+        _executions,
+    ),
+    Route(f"{_ONE}/history", "What happened", Listing, Page[HistoryRow], None, _history),
+    Route(f"{_ONE}/why", "Why a device waits", OfDevice, Explanation, None, _why),
+)
+
+
+def _done(
+    word: str,
+    summary: str,
+    handler: Callable[..., Awaitable[RolloutDetail]],
+    body: type[msgspec.Struct] | None = None,
+) -> ActRoute:
+    """Return the route of an act, which is asked for as what is to be true of the rollout."""
+    path = f"{_ONE}/{word}"
+    return ActRoute("PUT", path, summary, RolloutDetail, handler, body, compares=True)
+
+
+ACTS: tuple[ActRoute, ...] = written(
+    WRITE,
+    ActRoute("POST", "/rollouts", "Plan a rollout", PlannedRollout, _draft, NewRollout),
+    _done("submitted", "Ask for approval", _submit),
+    _done("approved", "Approve a rollout", _approve, Approval),
+    _done("started", "Begin now what is scheduled", _start),
+    _done("paused", "Offer nothing more for now", _pause, Said),
+    _done("resumed", "Acknowledge what failed, and go on", _resume, Said),
+    _done("cancelled", "End a rollout", _cancel, Said),
+    _done("reverted", "Take devices back to what they ran", _revert, Reversal),
+)
