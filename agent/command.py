@@ -30,6 +30,7 @@ from agent.enrol import (
 from agent.identity import Enrolled, NotEnrolledError
 from agent.outbox import Outbox, OutboxBusyError
 from agent.update.launch import TRIAL, again, launched
+from agent.update.trust import install_root
 from protocol.frame import Quality
 from protocol.label import LabelError
 
@@ -107,6 +108,16 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("status", help="ask the running agent how it is (JSON)")
     one.set_defaults(act=_status)
+
+    one = commands.add_parser(
+        "trust",
+        help="keep the root of releases that this device begins with",
+        description="Keep the root that every release which this device installs must hang from. "
+        "For whoever makes an image; else a device takes it from the server when it enrols. One "
+        "that is here stays.",
+    )
+    one.add_argument("root", type=Path, help="1.root.json, as `vestibule release` made it")
+    one.set_defaults(act=_trust)
 
     _add_count(commands)
     return parser
@@ -285,6 +296,17 @@ def _count(settings: AgentConfig, arguments: argparse.Namespace) -> int:
     if "error" in answer:
         return _fail(FAILED, str(answer["error"]))
     print(f"on disk: event {number} of {arguments.source!r}")
+    return OK
+
+
+def _trust(settings: AgentConfig, arguments: argparse.Namespace) -> int:
+    try:
+        kept = install_root(settings.state, arguments.root.read_bytes())
+    except (OSError, ValueError) as error:
+        return _fail(FAILED, f"{arguments.root}: {error}")
+    if not kept:
+        return _fail(REFUSED, "there is a root here already, which stays: by its chain it goes on")
+    print("kept: this device installs what hangs from it, and nothing else")
     return OK
 
 
