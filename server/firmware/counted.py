@@ -119,10 +119,11 @@ async def look(connection: asyncpg.Connection, rollout: int, *, now: datetime) -
         return {}
     controls = [Place(each["spot_id"], each["site_id"], None) for each in waiting]
     waves: dict[int, list[Place]] = defaultdict(list)
+    ids = sorted({each["site_id"] for each in updated})
+    sites = {site.id: site for site in await load_sites(connection, ids=ids)}
     for each in updated:
-        changed = local(each["time_zone"], int(each["ended_at"].timestamp())).date()
-        place = Place(each["spot_id"], each["site_id"], changed.toordinal() + 1)
-        waves[each["wave"]].append(place)
+        since = _since(sites[each["site_id"]], int(each["ended_at"].timestamp()))
+        waves[each["wave"]].append(Place(each["spot_id"], each["site_id"], since))
     rule = Rule()
     shared = replace(
         rule, error_loss=rule.error_loss / guarded, error_gain=rule.error_gain / guarded
@@ -136,6 +137,13 @@ async def look(connection: asyncpg.Connection, rollout: int, *, now: datetime) -
             seed=f"{planned['seed']}/{wave}", rule=shared,
         )  # fmt: skip
     return found
+
+
+def _since(site: Site, at_s: int) -> int:
+    """Return the first day whose open hours all come after an instant: that day, or the next."""
+    today = local(site.time_zone, at_s).date()
+    opened = site.calendar.day(today).open
+    return today.toordinal() + (not opened or opened[0][0] < at_s)
 
 
 _COUNTERS = """
@@ -159,8 +167,9 @@ _WAITING = """
     order by e.id
 """
 _UPDATED = """
-    select e.wave, e.spot_id, e.site_id, e.ended_at, si.time_zone from executions e
-    join spots s on s.id = e.spot_id and s.kind = 'counter' join sites si on si.id = e.site_id
+    select e.wave, e.spot_id, e.site_id, e.ended_at from executions e
+    join spots s on s.id = e.spot_id and s.kind = 'counter'
     where e.rollout_id = $1 and e.state = 'confirmed' and e.wave between 1 and $2::int
+      and e.site_id is not null
     order by e.spot_id
 """

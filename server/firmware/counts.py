@@ -144,12 +144,13 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """The least loss that is found in 80 and in 90 % of rollouts, after all looks; a share."""
+    """The least loss, a share, that so many daily looks find in 80 and in 90 % of rollouts."""
 
     loss_80: float
     loss_90: float
     updated: int
     control: int
+    looks: int
 
 
 def first_look(since: Sequence[int], *, share: float = 0.8, patience: int = 3) -> int:
@@ -192,14 +193,23 @@ def judge(
 
 
 def sensitivity(
-    doors: Sequence[Door], *, today: int, seed: str, rule: Rule | None = None
+    doors: Sequence[Door],
+    *,
+    today: int,
+    seed: str,
+    rule: Rule | None = None,
+    looks: int | None = None,
 ) -> Sensitivity | str:
     """Return what these doors could find, or why nothing; `since` says who will be updated.
 
-    As if the last `looks` whole days had been the looks: what the doors' own weeks scattered by
-    then, their drift included, is what a loss will have to stand out from.
+    As if the last whole days had been the looks: what the doors' own weeks scattered by then, their
+    drift included, is what a loss will have to stand out from. `looks`: those that there will be
+    before the controls are updated, too.
     """
     rule = rule or Rule()
+    looks = min(rule.looks, rule.looks if looks is None else looks)
+    if looks < 1:
+        return "the controls are updated before a whole day was counted"
     first = today - rule.looks
     acted = [
         Door(door.ref, door.site, door.stratum, None if door.since is None else first, door.days)
@@ -209,16 +219,17 @@ def sensitivity(
     if why := _too_few(panel, rule):
         return why
     paths = _paths(panel, first=first, looks=rule.looks, seed=seed)
-    bars = _crossings(-paths.z, rule.error_loss, rule.looks).bars
+    z, root = -paths.z[:, :looks], paths.root[:, :looks]
+    bars = _crossings(z, rule.error_loss, rule.looks).bars
     losses = []
     for power in (0.8, 0.9):
         low, high = 0.0, 3.0
         for _ in range(40):
             middle = (low + high) / 2
-            reached = (-paths.z + middle * paths.root > bars).any(axis=1).mean()
+            reached = (z + middle * root > bars).any(axis=1).mean()
             low, high = (low, middle) if reached >= power else (middle, high)
         losses.append(1 - math.exp(-high))
-    return Sensitivity(losses[0], losses[1], panel.updated, panel.control)
+    return Sensitivity(losses[0], losses[1], panel.updated, panel.control, looks)
 
 
 # -- the panel -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import asyncpg
 
 from server.errors import NotFoundError, RefusedError
 from server.firmware import counts, life, plan
-from server.firmware.counted import Place, doors, formats_of
+from server.firmware.counted import LATE, Place, doors, formats_of
 from server.firmware.counts import Sensitivity
 from server.firmware.forecast import Forecast, forecast, needs_s
 from server.firmware.freezes import Frozen, load
@@ -74,6 +74,7 @@ class DryRun:
                 "loss_90": round(self.detects.loss_90, 4),
                 "updated": self.detects.updated,
                 "control": self.detects.control,
+                "looks": self.detects.looks,
             }
         return {
             "seed": self.seed,
@@ -227,7 +228,10 @@ def _device(row: asyncpg.Record, formats: Mapping[int, str]) -> Device:
 async def _detects(
     connection: asyncpg.Connection, made: Plan, policy: Policy, seed: str, *, now: datetime
 ) -> Sensitivity | str:
-    """Return what the counts guard would find in the waves before the last, or why nothing."""
+    """Return what the counts guard would find in the waves before the last, or why nothing.
+
+    There are as many looks at the last of them as its soak has days: then the controls' wave opens.
+    """
     if not policy.guards.counts:
         return "the policy wants no guard by counts"
     if len(made.waves) < 2:
@@ -244,7 +248,10 @@ async def _detects(
     acted = [
         replace(door, since=place.since) for door, place in zip(found, places, strict=True)
     ]  # fmt: skip
-    return await asyncio.to_thread(counts.sensitivity, acted, today=today, seed=seed)
+    looks = int((policy.gate.soak_s - LATE.total_seconds()) // 86_400)
+    return await asyncio.to_thread(
+        counts.sensitivity, acted, today=today, seed=seed, looks=looks
+    )  # fmt: skip
 
 
 _RELEASES = """

@@ -16,7 +16,7 @@ from server.firmware.counts import Judged, Sensitivity, Verdict
 from server.firmware.freezes import Wanted
 from server.firmware.plan import Why
 from server.firmware.planning import Asked, DryRun
-from server.firmware.policy import Guards, Policy, WaveRule, write_policy
+from server.firmware.policy import Gate, Guards, Policy, WaveRule, write_policy
 from server.firmware.watching import CountsGuard
 from server.firmware.windows import Always, Rules
 from server.fleet import segments
@@ -31,7 +31,12 @@ DAY = date(2026, 9, 28)  # a Monday
 NOW = datetime(2026, 9, 28, 12, 0, tzinfo=UTC)
 SHOPS = 26
 RESTING = Rules(always=Always.CLOCK)
-TWO = Policy(waves=(WaveRule(count=14), WaveRule()), windows=RESTING, controls=20)
+TWO = Policy(
+    waves=(WaveRule(count=14), WaveRule()),
+    windows=RESTING,
+    controls=20,
+    gate=Gate(soak_s=8 * 86_400),
+)
 
 
 @dataclass
@@ -120,14 +125,16 @@ async def test_a_dry_run_says_who_in_which_wave_and_who_not_and_why(stores: Stor
     assert len(told.plan.controls) == 7
     assert (told.plan.bytes_each, told.plan.bytes) == (2_000, 44_000)
     assert isinstance(told.detects, Sensitivity)
-    assert (told.detects.updated, told.detects.control) == (14, 7)
+    assert (told.detects.updated, told.detects.control, told.detects.looks) == (14, 7, 7)
     assert told.detects.loss_80 < told.detects.loss_90 < 0.2
-    assert told.forecast.done_s is not None
+    assert told.forecast.waves[0].done_s is not None
     assert told.second_person == ("22 devices, more than 20",)
     kept = json.loads(json.dumps(told.kept()))
     assert kept["controls"] == [each.id for each in told.plan.controls]
     assert (kept["seed"], kept["excluded"]["already there"]) == ("ab" * 32, 1)
     assert await stores.dry() == told
+    hasty = Policy(waves=TWO.waves, windows=RESTING, gate=Gate(soak_s=86_400))
+    assert "before a whole day" in str((await stores.dry(Asked("b-12", policy=hasty))).detects)
     other = await stores.dry(Asked("b-12", policy=TWO, seed="cd" * 32))
     assert other.plan.controls != told.plan.controls
     everybody = [d.id for w in told.plan.waves for d in w.devices]

@@ -288,6 +288,14 @@ def test_a_plan_says_what_cannot_be_found_and_less_of_it_with_more_doors() -> No
         assert 0 < told.loss_80 < told.loss_90 < 0.6
         found.append(told.loss_90)
     assert found[1] < found[0]
+    twice = [
+        sensitivity(chain("plan", doors=60, loss=0), today=FIRST, seed="s", looks=looks)
+        for looks in (2, LOOKS)
+    ]
+    assert isinstance(twice[0], Sensitivity)
+    assert isinstance(twice[1], Sensitivity)
+    assert twice[0].loss_90 > twice[1].loss_90
+    assert "whole day" in str(sensitivity([], today=FIRST, seed="s", looks=0))
 
 
 def test_a_plan_of_too_few_doors_says_why_nothing_can_be_found() -> None:
