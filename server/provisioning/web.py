@@ -37,7 +37,7 @@ from server.pki.authority import Authority
 from server.pki.files import AuthorityError
 from server.provisioning.enrol import Enrolment, Guesses, Pending, Shown, enrol, enrol_by_label
 from server.provisioning.listener import peer_certificate
-from server.provisioning.refusals import TABLE, Then, language
+from server.provisioning.refusals import TABLE, Then, language, refused
 from server.provisioning.renew import MOST_ROOTS, TooEarlyError, confirm, renew
 from server.provisioning.sweep import sweeping
 from server.provisioning.vouchers import VoucherSigner
@@ -257,12 +257,14 @@ def answered(act: Act) -> Act:
     """Let what a device asked with its certificate end in an answer or a row of `TABLE`.
 
     For every route that knows the asker by `renew.hear`: what is malformed, refused, or not to be
-    had while database or authority are away.
+    had while database or authority are away. Of who shows no certificate nothing is read.
     """
 
     async def handler(request: web.Request) -> web.StreamResponse:
         path = request.path
         try:
+            if peer_certificate(request) is None:
+                raise refused("no_certificate")
             return await act(request)
         except (msgspec.DecodeError, ContentError) as error:
             log.info("device asked malformed", path=path, error=str(error))
