@@ -7,12 +7,15 @@ and to a table; nothing here passes or fails, machines are noisy, and ratios are
 import argparse
 import importlib
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TypedDict
 
 from rich.console import Console
 from rich.table import Table
+
+from server.log import configure
 
 SUITES = (
     *("decode", "agent", "storage", "writer", "ingest", "api", "metrics", "pki", "enrol"),
@@ -44,6 +47,7 @@ def main(argv: list[str]) -> int:
         print("vestibule bench runs in a checkout: tests/bench is not here", file=sys.stderr)
         return 1
     sys.path.insert(0, str(Path.cwd()))
+    configure(level=logging.WARNING)  # ten thousand devices that vanish are thousands of lines
     kept = [row for row in _earlier() if _suite_of(row["name"]) not in wanted]
     measured: list[Row] = []
     for suite in wanted:
