@@ -337,7 +337,8 @@ async def firmware_world(stack: Stack, database: str) -> AsyncIterator[World]:
             for role in ("ingest", "desk", "maint")
         ]
         clock = ManualClock(round(START.timestamp() * 1000))
-        world = World(owner, *pools, clock)
+        ingest, desk, maint = pools
+        world = World(owner, ingest, desk, maint, clock)
         world.organisation = await owner.fetchval(
             "insert into organisations (ref, name) values ('shops', 'Shops') returning id"
         )
