@@ -34,7 +34,7 @@ from server.firmware.drafting import (
 from server.firmware.guards import Guard
 from server.firmware.life import Counters, State
 from server.firmware.policy import OnHalt, Policy, read_policy, write_policy
-from server.firmware.reads import Failure, Line, NextWindow, One, SiteNow, WaveNow
+from server.firmware.reads import CountedWave, Failure, Line, NextWindow, One, SiteNow, WaveNow
 from server.firmware.standing import Act as Doing
 from server.firmware.standing import Passing, Standing
 from server.firmware.waves import State as RolloutState
@@ -270,6 +270,8 @@ class RolloutDetail(msgspec.Struct, frozen=True):
     sites_in_all: int
     sites: list[SiteNow]
     guards: list[GuardRow]
+    counted: list[CountedWave]
+    counted_at: datetime | None
     next_window: NextWindow | None
 
 
@@ -326,6 +328,8 @@ def detail_of(found: One) -> RolloutDetail:
         sites_in_all=found.sites_in_all,
         sites=list(found.sites),
         guards=[_guard(each) for each in found.guards],
+        counted=list(found.counted),
+        counted_at=found.counted_at,
         next_window=found.next_window,
     )
 

@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import asyncpg
+import msgspec
 
 from server.errors import NotFoundError
 from server.firmware.life import FAILURES, FLYING, OPEN, Counters
@@ -148,6 +150,29 @@ class NextWindow:
     never: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedWave:
+    """What the counts guard last saw of a wave: the share by which updated doors count more (or,
+    below 0, less) than doors that wait, with its interval, at its look number `look`.
+
+    `why`: why it cannot tell; `left_out`: doors that it could not use.
+    """
+
+    wave: int
+    verdict: str
+    left_out: int = 0
+    why: str = ""
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    spent: float | None = None
+    look: int | None = None
+    updated: int | None = None
+    control: int | None = None
+    halted: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class One:
     """One rollout. `version` changes with each transition: what a change has to have seen."""
@@ -163,6 +188,8 @@ class One:
     sites: tuple[SiteNow, ...]
     sites_in_all: int
     guards: tuple[Standing, ...]
+    counted: tuple[CountedWave, ...]
+    counted_at: datetime | None
     next_window: NextWindow | None
     acts: tuple[Act, ...]
     four_eyes: bool
@@ -324,6 +351,8 @@ class Loaded:
     plan: Mapping[str, object]
     tokens: float
     tokens_at: datetime | None
+    counted: tuple[CountedWave, ...]
+    counted_at: datetime | None
 
     @property
     def second_person(self) -> bool:
@@ -349,11 +378,19 @@ async def load(connection: asyncpg.Connection, organisation: int, ref: str) -> L
         OnHalt(row["revert"]),
     )
     plan: dict[str, object] = json.loads(row["plan"])
-    return Loaded(line, rollout, str(row["version"]), plan, row["tokens"], row["tokens_at"])
+    counted = msgspec.json.decode(row["counted"], type=dict[str, dict[str, Any]])
+    return Loaded(
+        *(line, rollout, str(row["version"]), plan, row["tokens"], row["tokens_at"]),
+        tuple(
+            msgspec.convert({"wave": int(wave), **said}, type=CountedWave)
+            for wave, said in sorted(counted.items(), key=lambda each: int(each[0]))
+        ),
+        row["counted_at"],
+    )
 
 
 _REST = """
-    select policy, epoch, revert, plan, tokens, tokens_at,
+    select policy, epoch, revert, plan, tokens, tokens_at, counted, counted_at,
            coalesce((select max(id) from rollout_events where rollout_id = $1), 0) as version
     from rollouts where id = $1
 """
@@ -377,6 +414,8 @@ async def one(connection: asyncpg.Connection, organisation: int, ref: str, *, no
         sites=sites,
         sites_in_all=in_all,
         guards=standings(rollout),
+        counted=known.counted,
+        counted_at=known.counted_at,
         next_window=await _next_window(connection, organisation, known, now=now),
         acts=possible(line.state, reverse=rollout.reverse),
         four_eyes=known.second_person,
