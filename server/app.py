@@ -283,7 +283,9 @@ async def _listen_for_devices(stack: AsyncExitStack, running: Running) -> None:
         now=lambda: datetime.now(UTC),
     )
     add_state(enrolment, pool=running.pool, now=lambda: datetime.now(UTC))
-    office = Office(running.pool, settings.pki, lambda: datetime.now(UTC))
+    # of its own: who waits for a rollout's lock keeps no frame from being stored
+    asking = await _open(stack, settings.dsn_ingest.reveal(), size=4, name="updates")
+    office = Office(asking, settings.pki, lambda: datetime.now(UTC))
     add_updates(enrolment, office=office, files=Files(settings.firmware))
     tls = listener_tls(settings.pki)
     await _start(stack, enrolment, host=settings.https_host, port=settings.https_port, tls=tls)

@@ -34,7 +34,7 @@ from server.provisioning.renew import hear
 from server.provisioning.web import answered, refusal
 
 SEND_S = 60.0  # for one chunk of 64 kB: less than the slowest line that a shop has
-_METADATA = re.compile(r"timestamp|(?:[1-9][0-9]{0,8}\.)?(?:root|targets|snapshot)")
+_METADATA = re.compile(r"timestamp|(?:[1-9][0-9]{0,15}\.)?(?:root|targets|snapshot)")
 
 log = structlog.get_logger(__name__)
 
@@ -139,8 +139,10 @@ async def _stream(
     with path.open("rb") as file:
         file.seek(span.start)
         left = span.end - span.start
+        # a second's worth at most: several who share a slow rate must all hear something
+        most = CHUNK if grant.rate is None else min(CHUNK, grant.rate)
         while left:
-            chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
+            chunk = await asyncio.to_thread(file.read, min(most, left))
             if not chunk:
                 raise EOFError(f"{path.name} ended {left} bytes early")
             if grant.site is not None and grant.rate is not None:

@@ -94,7 +94,7 @@ class Caps(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     site: _Count = 1
     region: _Count | None = None
     bytes_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    site_bytes_per_s: Annotated[int, msgspec.Meta(ge=1_000, le=1_000_000_000)] | None = 250_000
+    site_bytes_per_s: Annotated[int, msgspec.Meta(ge=10_000, le=1_000_000_000)] | None = 250_000
 
 
 class Timers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

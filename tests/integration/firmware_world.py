@@ -275,8 +275,9 @@ class Updates:
         )
         row = await self.owner.fetchval(
             "insert into rollouts (organisation_id, ref, name, payload, bundle_id, policy, state, "
-            "since, devices, author, tokens, tokens_at) "
-            "values ($1, $2, $2, 'bundle', $3, $4, $5, now(), $6, 'ada', 100, now()) returning id",
+            "since, devices, author, tokens, tokens_at, due_at) "
+            "values ($1, $2, $2, 'bundle', $3, $4, $5, now(), $6, 'ada', 100, now(), now()) "
+            "returning id",
             *(owner, ref, bundle, write_policy(policy), state, len(devices)),
         )
         await self.owner.executemany(

@@ -487,7 +487,6 @@ async def test_what_is_offered_rings_for_its_device_and_an_asking_device_needs_n
     device, away = await updates.device(), await updates.device(site=await updates.place("s-2"))
     release = await updates.release("1.1.0")
     await updates.rollout(release, devices=(device, away))
-    await updates.owner.execute("update rollouts set due_at = now()")
     await updates.greets(device, "agent/1.0.0")
     await Conductor(updates.maint, SystemClock()).turn()
     await updates.owner.fetchval("select 1")

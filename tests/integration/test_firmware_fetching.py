@@ -192,6 +192,7 @@ async def test_metadata_is_served_as_it_was_published_and_nothing_beside_it(
     device = await updates.device()
     content = updates.metadata("timestamp", {"signed": {"version": 7}})
     updates.metadata("12.root", {"signed": {}})
+    updates.metadata("1795380942.snapshot", {"signed": {}})  # numbered by the second
     (updates.folder / "metadata" / "keys.json").write_text("secret")
     (updates.folder / "secret.json").write_text("secret")
     status, body, headers = await device.asks("GET", "/v1/update/metadata/timestamp.json")
@@ -199,6 +200,7 @@ async def test_metadata_is_served_as_it_was_published_and_nothing_beside_it(
     again = {"If-None-Match": headers["ETag"]}
     status, body, _ = await device.asks("GET", "/v1/update/metadata/timestamp.json", headers=again)
     assert (status, body) == (304, b"")
-    assert (await device.asks("GET", "/v1/update/metadata/12.root.json"))[0] == 200
+    for name in ("12.root", "1795380942.snapshot"):
+        assert (await device.asks("GET", f"/v1/update/metadata/{name}.json"))[0] == 200
     for name in ("13.root", "keys", "0.root", "..%2fsecret", "%2e%2e%2fsecret", "1.timestamp"):
         assert (await device.asks("GET", f"/v1/update/metadata/{name}.json"))[0] == 404, name
