@@ -15,7 +15,7 @@ Decided here:
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -237,7 +237,9 @@ class Folder:
         """Say what somebody approves who signs this draft."""
         if isinstance(draft.signed, Root):
             return root_words(self._before(draft.signed), draft.signed)
-        return targets_words(self.approved(), read_targets(draft.signed), draft.signed)
+        after = read_targets(draft.signed)
+        absent = {each.path for each in after if self.artifact(each.sha256) is None}
+        return targets_words(self.approved(), after, draft.signed, absent=absent)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -363,13 +365,21 @@ def _changed(
             yield "no longer:", keyid, before.keys
 
 
-def targets_words(before: Sequence[Target], after: Sequence[Target], targets: Targets) -> list[str]:
+def targets_words(
+    before: Sequence[Target],
+    after: Sequence[Target],
+    targets: Targets,
+    *,
+    absent: Collection[str] = (),
+) -> list[str]:
     """Say what targets approve that was not, and what they approve no longer."""
     lines = [f"targets {targets.version}, good until {targets.expires:%Y-%m-%d}:"]
     known, now = {each.path for each in before}, {each.path for each in after}
     for target in after:
         if target.path not in known:
             lines += _approval(target, before)
+            if target.path in absent:
+                lines.append("    ITS BYTES ARE NOT HERE: who signs approves the digest alone")
     for target in before:
         if target.path not in now:
             release = target.release

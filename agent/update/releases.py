@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tuf.api import exceptions as tuf
-from tuf.api.metadata import TargetFile, Timestamp
+from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from agent.clock import BUILD_MS
@@ -22,13 +22,19 @@ from protocol.release import read_release, target_path
 
 AHEAD_MS = 86_400_000
 JUMP_MS = 550 * 86_400_000
+MOST = {
+    Root.type: 65_536,
+    Timestamp.type: 8_192,
+    Snapshot.type: 16_384,
+    Targets.type: 2_097_152,  # four thousand releases
+}
 LIMITS = UpdaterConfig(
     max_root_rotations=64,
     max_delegations=0,  # nobody approves but the targets' own keys
-    root_max_length=65_536,
-    timestamp_max_length=8_192,
-    snapshot_max_length=16_384,
-    targets_max_length=2_097_152,  # four thousand releases
+    root_max_length=MOST[Root.type],
+    timestamp_max_length=MOST[Timestamp.type],
+    snapshot_max_length=MOST[Snapshot.type],
+    targets_max_length=MOST[Targets.type],
     prefix_targets_with_hash=False,
 )
 
@@ -64,10 +70,8 @@ class Times:
 
     def judge(self, issued_ms: int) -> None:
         """Refuse a time that is too far ahead. Raises Refused."""
-        if self.now_ms_given is not None:  # T2
-            most_ms = self.own_ms() + AHEAD_MS
-        else:
-            most_ms = max(self.floor_ms, self.past_ms) + JUMP_MS
+        ahead_ms = JUMP_MS if self.now_ms_given is None else AHEAD_MS  # T2
+        most_ms = self.own_ms() + ahead_ms
         if issued_ms > most_ms:
             days = (issued_ms - most_ms) / 86_400_000
             said = f"the releases were signed {days:.1f} days later than can be true"
@@ -115,6 +119,10 @@ class Client(Updater):
         self._refer()
         if trusted.root.is_expired(trusted.reference_time):
             raise tuf.ExpiredMetadataError("Final root.json is expired")
+
+    def _download_metadata(self, rolename: str, length: int, version: int | None = None) -> bytes:
+        """Fetch no more than we take of a role, however long the file before said that it is."""
+        return super()._download_metadata(rolename, min(length, MOST[rolename]), version)
 
     def _persist_metadata(self, rolename: str, data: bytes) -> None:
         if rolename == Timestamp.type:

@@ -11,9 +11,10 @@ A device need not know the time. What holds of it (numbers in the code):
 
 T1. The timestamp role says when it signed (`issued`). The latest that was believed is kept, and is
     a floor: no time before it is taken for now, whatever a clock says.
-T2. It may be ahead of a clock by a day; without a clock, ahead of the latest time known to be past
-    by 550 days, a certificate's year and the grace in which it may still be renewed. What is
-    further ahead is refused, and not kept.
+T2. It may be ahead of a clock by a day; without a clock, ahead of the latest time that is known to
+    be past otherwise (our certificate's beginning, at least) by 550 days: the certificate's year,
+    and the grace in which it may still be renewed. What is further ahead is refused, and not kept;
+    so nobody walks there in steps, either.
 T3. The floor belongs to the timestamp's keys: once a root has named others, it begins anew. So who
     had such a key, and ran ahead with the time, has done so until then and no longer.
 """

@@ -127,11 +127,11 @@ class Repository:
             approved = read_targets(signed.signed)
             if self._stands(chain, signed, targets):
                 return Published(approved, _versions(self._served()))
-            self._keep(approved, artifact)
             files = {f"{number}.root.json": content for number, content in chain.items()}
             files[f"{signed.signed.version}.targets.json"] = targets
             files |= self._online(root, signed.signed.version, targets, now=now)
             self._tried(files, now=now)
+            self._keep(approved, artifact)
             self._write(files)
             return Published(approved, _versions(files))
 

@@ -346,6 +346,37 @@ def test_x36_data_without_end_is_refused_at_its_cap(world: World, role: str) -> 
     world.ask(world.assignment(target))  # and nothing of it stays
 
 
+def test_x36_who_signs_that_a_file_is_endless_is_believed_up_to_the_cap(world: World) -> None:
+    sent = 0
+
+    def counted(handler: http.server.BaseHTTPRequestHandler) -> None:
+        nonlocal sent
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            sent += handler.wfile.write(b"x" * 65_536)
+
+    def long(snapshot: Any) -> None:
+        snapshot.meta["targets.json"].length = 1 << 60
+
+    newest = world.repository.metadata.joinpath(world.names()["targets"]).read_bytes()
+    world.forge("snapshot", long, world.online("snapshot"))
+    world.follow(newest)
+    forged = world.names()["snapshot"]
+    world.forge("snapshot", long, world.online("snapshot"), name=forged)
+
+    def name(timestamp: Any) -> None:
+        content = world.served[forged]
+        assert isinstance(content, bytes)
+        version = Metadata.from_bytes(content).signed.version
+        timestamp.snapshot_meta = MetaFile.from_data(version, content, ["sha256"])
+
+    world.forge("timestamp", name, world.online("timestamp"))
+    world.served[world.names()["targets"]] = counted
+    assert world.fault(world.assignment(world.target)) is Fault.ENDLESS
+    assert sent < 8 << 20  # two megabytes, and what was under way
+
+
 @pytest.mark.parametrize(
     "slow", [dribbled_body, dribbled_head, pytest.param(silent, marks=pytest.mark.long)]
 )
@@ -606,7 +637,7 @@ def test_a_time_too_far_ahead_is_refused_and_leaves_nothing(world: World) -> Non
 
     def ahead(days: float) -> None:
         def change(signed: Any) -> None:
-            signed.version += 1
+            signed.version += round(10 * days)
             signed.expires = world.now + timedelta(days=days + 1)
             signed.unrecognized_fields["issued"] = ms(world.now + timedelta(days=days))
 
@@ -619,6 +650,10 @@ def test_a_time_too_far_ahead_is_refused_and_leaves_nothing(world: World) -> Non
     assert world.fault(world.assignment(target)) is Fault.TIME_JUMP  # who has a clock: a day
     world.served.clear()
     assert world.ask(world.assignment(target), now_ms=None).now_ms == ms(world.now)
+    ahead(300)
+    assert world.fault(world.assignment(target), now_ms=None) is Fault.STALE  # snapshot and all
+    ahead(600)  # another 300 days from there: nobody walks
+    assert world.fault(world.assignment(target), now_ms=None) is Fault.TIME_JUMP
 
 
 def test_who_ran_ahead_with_the_time_is_undone_by_new_online_keys(world: World) -> None:
