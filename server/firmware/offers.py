@@ -63,17 +63,24 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What a device is told, as it was when the transaction ended."""
+class _Taken:
+    """What became of a report; `waits`: why its device is offered nothing yet."""
 
     holder: Holder
     fresh: bool
     heard: dict[Attempt, int]
-    cancel: tuple[str, ...]
-    under_way: Execution | None
-    order: Order | None
+    unwanted: tuple[str, ...]
     waits: str
     again_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a device is told, beside what was heard."""
+
+    under_way: Execution | None
+    order: Order | None
+    cancel: tuple[str, ...]
 
 
 async def exchange(office: Office, shown: bytes | None, signed: Signed) -> Answer:
@@ -84,27 +91,34 @@ async def exchange(office: Office, shown: bytes | None, signed: Signed) -> Answe
         metrics.UPDATE_REPORTS.labels("quiet").inc()
         return Answer(nonce, AGAIN_S)
     async with transaction(office.pool, "exchange update") as connection:
-        told = await _taken(connection, shown, signed, nonce=nonce, now=now)
+        taken = await _taken(connection, shown, signed, nonce=nonce, now=now)
+    # what was decided is committed: nobody waits for the rollout's lock while we read
+    async with (
+        measured("tell update"),
+        office.pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
+    ):
+        told = await _told(connection, taken, now=now)
     report, trial, assigned = signed.report, None, None
-    if told.fresh and told.under_way is not None and _proves(report, told.under_way):
+    if taken.fresh and told.under_way is not None and _proves(report, told.under_way):
         trial = told.under_way.under_way
     if told.order is not None:
         # read at each answer: a certificate that was replaced needs no restart
         signer = await asyncio.to_thread(AssignmentSigner.load, office.pki)
         assigned = signer.sealed(assignment_of(report, told.order, now=now)).content()
-    metrics.UPDATE_REPORTS.labels("heard" if told.fresh else "stale").inc()
+    metrics.UPDATE_REPORTS.labels("heard" if taken.fresh else "stale").inc()
     metrics.ASSIGNMENTS.inc(assigned is not None)
     metrics.TRIALS.inc(trial is not None)
     log.info(
         "update told",
-        device=told.holder.device,
+        device=taken.holder.device,
         execution="" if told.under_way is None else told.under_way.ref,
         assigned=assigned is not None,
         trial_ok=trial is not None,
-        fresh=told.fresh,
-        waits=told.waits,
+        fresh=taken.fresh,
+        waits=taken.waits,
     )
-    return Answer(nonce, told.again_s, told.heard, assigned, trial, told.cancel)
+    again_s = taken.again_s if told.under_way is None else min(taken.again_s, BUSY_AGAIN_S)
+    return Answer(nonce, again_s, taken.heard, assigned, trial, told.cancel)
 
 
 async def _taken(
@@ -114,8 +128,8 @@ async def _taken(
     *,
     nonce: str,
     now: datetime,
-) -> _Told:
-    """Take a report in, and decide what its device is told. Raises RefusedError."""
+) -> _Taken:
+    """Take a report in, and offer its device what may begin. Raises RefusedError."""
     report = signed.report
     holder = await hear(connection, shown, now=now)  # 1
     device = holder.row
@@ -127,17 +141,22 @@ async def _taken(
         metrics.MISMATCHES.inc()
         log.warning("another version than confirmed", device=holder.device)
     granted = await granting.grant(connection, device, now=now)
-    open_now = await under_way(connection, device, now=now)
-    again_s = AGAIN_S if open_now is None else BUSY_AGAIN_S
-    waits = ""
+    waits, again_s = "", AGAIN_S
     if isinstance(granted, granting.Waits):
         waits, again_s = granted.why.value, min(again_s, granted.again_s)
     stored = {Attempt(ref, attempt): seq for ref, attempt, seq in heard.heard}
     if not fresh and _held_back(report, stored):
         again_s = NOW_S
+    return _Taken(holder, fresh, stored, heard.cancel, waits, again_s)
+
+
+async def _told(connection: asyncpg.Connection, taken: _Taken, *, now: datetime) -> _Told:
+    """Decide what a device is told, by what stands in the database now."""
+    holder = taken.holder
+    open_now = await under_way(connection, holder.row, now=now)
     order = None if open_now is None else await _order(connection, holder, open_now, now=now)
-    cancel = await _cancelled(connection, device, heard.cancel, open_now, now=now)
-    return _Told(holder, fresh, stored, cancel, open_now, order, waits, again_s)
+    cancel = await _cancelled(connection, holder.row, taken.unwanted, open_now, now=now)
+    return _Told(open_now, order, cancel)
 
 
 def demand_own(shown: bytes | None, signed: Signed) -> None:
