@@ -32,6 +32,7 @@ from agent import identity, keys
 from agent.content import Asking, Terms
 from agent.enrol import TIMEOUT_S, EnrolError
 from agent.link import tls_context
+from agent.renewal import backoff_ms
 from agent.update import trust
 from agent.update.agreement import Installed, Refused, class_of
 from agent.update.alone import Alone
@@ -287,6 +288,9 @@ class Updates(Asking, SlotHands):
         passing = failure.kind in PASSING
         self._untold = self._untold + 1 if passing else 0
         log.warning("not taken", execution=job.execution, code=failure.code, passing=passing)
+        if passing:
+            self._in(backoff_ms(self._untold, self._rng.random()))
+            self._wake.set()
         await self._happen(NotTaken(failure, known=not passing or self._untold >= MOST_UNTOLD))
 
     def _cannot(self, job: Assignment) -> Failure | None:
