@@ -116,25 +116,40 @@ def demand_second(author: str, approver: str | None) -> None:
 
 
 async def load(
-    connection: asyncpg.Connection, organisation: int, *, now: datetime
-) -> Frozen:  # fmt: skip
-    """Return the freezes that are on or still to come, with the sites that they are of."""
+    connection: asyncpg.Connection,
+    organisation: int,
+    *,
+    now: datetime,
+    sites: Sequence[int] | None = None,
+) -> Frozen:
+    """Return the freezes that are on or still to come, with the sites that they are of.
+
+    `sites`: only these are asked about, by row; a device that asks is answered without a look at
+    all others.
+    """
+    within = search.EVERYWHERE if sites is None else search.Within((), tuple(sites))
     found = []
     for row in await connection.fetch(_LISTED, organisation, None, now, False, None, MOST_FREEZES):
         freeze = Freeze(*row.values())
-        sites = await _sites(connection, organisation, freeze.sites, now=now)
+        of = await _sites(connection, organisation, freeze.sites, within, now=now)
         start_s, end_s = int(freeze.starts_at.timestamp()), ceil(freeze.ends_at.timestamp())
-        found.append(Span(freeze.ref, freeze.name, start_s, end_s, sites))
+        found.append(Span(freeze.ref, freeze.name, start_s, end_s, of))
     return Frozen(tuple(found))
 
 
 async def _sites(
-    connection: asyncpg.Connection, organisation: int, text: str, *, now: datetime
+    connection: asyncpg.Connection,
+    organisation: int,
+    text: str,
+    within: search.Within,
+    *,
+    now: datetime,
 ) -> frozenset[int] | None:
     """Return the sites that a filter finds: of the devices that it finds, where they stand."""
     if not text:
         return None
-    chosen = search.selection(filters.parse(text), organisation=organisation, now=now)
+    tree = filters.parse(text)
+    chosen = search.selection(tree, organisation=organisation, now=now, within=within)
     devices = [row for row, _ in await search.found(connection, chosen)]
     rows = await connection.fetch(_STANDING, devices, now)
     return frozenset(row["site_id"] for row in rows)

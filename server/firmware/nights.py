@@ -17,6 +17,8 @@ from server.rollup.buckets import local
 from server.rollup.opening import Interval
 from server.rollup.places import Site, load_sites
 
+FEW = 100
+"""Sites up to which freezes look at these alone."""
 USUAL = timedelta(days=28)
 """What a site's usual day is learnt from."""
 
@@ -37,7 +39,10 @@ async def nights(
     if not sites:
         return {}
     known = await load_sites(connection, ids=list(sites))
-    frozen = Frozen() if overriding else await load(connection, organisation, now=now)
+    few = sites if len(sites) <= FEW else None
+    frozen = Frozen()
+    if not overriding:
+        frozen = await load(connection, organisation, now=now, sites=few)
     quiet = await usually_quiet(connection, known, rules, now=now)
     return told(known, rules, frozen, quiet, now=now)
 

@@ -48,6 +48,10 @@ async def test_a_freeze_takes_the_nights_of_its_sites_and_of_no_other(fleet: Fle
     assert (made.sites, made.starts_at) == ("site.name = north", NOW)
     frozen = await freezes.load(owner, fleet.organisation, now=NOW)
     assert frozen.of(south) == ()
+    for asked in ([north], [south], [north, south], []):
+        few = await freezes.load(owner, fleet.organisation, now=NOW, sites=asked)
+        assert few.of(south) == ()
+        assert few.of(north) == (frozen.of(north) if north in asked else ())
     assert frozen.of(north) == ((int(NOW.timestamp()), int(BLACK.ends_at.timestamp())),)
     with pytest.raises(FrozenError, match="Week 48"):
         frozen.demand_thawed([south, north], int(NOW.timestamp()))
