@@ -11,7 +11,7 @@ from server.api.types import Page
 from server.firmware import members, reads
 from server.firmware.life import State
 from server.firmware.members import Component, Explained, Member
-from server.firmware.reads import Part
+from server.firmware.reads import Bundle, Part
 from server.firmware.why import Reason, Why
 
 
@@ -159,20 +159,20 @@ def _release(part: Part) -> ReleaseRow:
     )
 
 
+def bundle_row(each: Bundle) -> BundleRow:
+    """Return a bundle as it is answered."""
+    return BundleRow(
+        *(each.ref, each.name, each.created_at, each.bytes, each.fit),
+        [_release(part) for part in each.parts],
+    )
+
+
 async def _releases(call: Call, asked: Whole) -> Page[ReleaseRow]:
     return Page([_release(part) for part in await reads.releases(call.connection)])
 
 
 async def _bundles(call: Call, asked: Nothing) -> Page[BundleRow]:
-    return Page(
-        [
-            BundleRow(
-                *(each.ref, each.name, each.created_at, each.bytes, each.fit),
-                [_release(part) for part in each.parts],
-            )
-            for each in await reads.bundles(call.connection)
-        ]
-    )
+    return Page([bundle_row(each) for each in await reads.bundles(call.connection)])
 
 
 async def _firmware(call: Call, asked: Nothing) -> FirmwareAnswer:
