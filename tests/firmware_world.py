@@ -35,13 +35,10 @@ QUICK = Policy(
     on_halt=OnHalt.REVERT_ALL,
     controls=0,
 )
-GOOD = (
-    *(Phase.ACCEPTED, Phase.DOWNLOADING, Phase.READY, Phase.INSTALLING, Phase.REBOOTING),
-    *(Phase.TRIAL, Phase.CONFIRMED),
-)
+GOOD = (Phase.ACCEPTED, Phase.INSTALLING, Phase.TRIAL, Phase.CONFIRMED)
 BAD = (*GOOD[:-1], Phase.REVERTED)
-BROKEN = (*GOOD[:2], Phase.FAILED)
-SILENT = GOOD[:5]
+BROKEN = (Phase.ACCEPTED, Phase.FAILED)
+SILENT = GOOD[:2]
 
 
 @dataclass
@@ -67,6 +64,7 @@ class World:
     desk: asyncpg.Pool
     maint: asyncpg.Pool
     clock: ManualClock
+    dsn: str
     organisation: int = 0
     devices: dict[int, Device] = field(default_factory=dict)
     releases: dict[str, int] = field(default_factory=dict)
@@ -102,6 +100,12 @@ class World:
         )
         self.devices |= {row: Device(row, "1.0.0") for row in found}
         return found
+
+    async def run_everywhere(self, version: str) -> None:
+        """Let all devices run a version, however they came to it."""
+        for device in self.devices.values():
+            device.version = version
+        await self.owner.execute("update device_firmware set components = $1", _components(version))
 
     async def release(self, version: str, *, floor: str = "1.0.0") -> str:
         """Publish a release of the agent; return the bundle that holds it alone."""
@@ -171,7 +175,6 @@ class World:
 
     async def step(self, device: Device) -> None:
         """Let a device ask, and do the next step of what it is told."""
-        await self.ask(device, [])
         row = await self.owner.fetchrow(
             "select e.ref, e.attempt, r.version from executions e "
             "join rollouts o on o.id = e.rollout_id left join bundles b on b.id = o.bundle_id "
@@ -184,7 +187,7 @@ class World:
         if (row["ref"], row["attempt"]) != device.execution:
             device.execution, device.steps = (row["ref"], row["attempt"]), []
             device.wanted = row["version"]
-        script = device.script if device.wanted == "2.0.0" else GOOD
+        script = GOOD if device.wanted == "1.0.0" else device.script
         done = len(device.steps)
         if done < len(script):
             phase = script[done]
@@ -260,6 +263,17 @@ class World:
         number = await self.owner.fetchval("select id from rollouts where ref = $1", ref)
         found = await hold(self.owner, number, now=self.now)
         assert found is not None
+        return found
+
+    async def digest(self) -> str:
+        """Return a digest of all that rollouts have written, leases apart."""
+        found: str = await self.owner.fetchval(
+            "select md5(concat((select string_agg(e::text, ',' order by id) from executions e), "
+            "(select string_agg(w::text, ',' order by rollout_id, number) from waves w), "
+            "(select string_agg(v::text, ',' order by id) from rollout_events v), "
+            "(select string_agg(concat(id, state, epoch, tokens, due_at), ',' order by id) "
+            "from rollouts)))"
+        )
         return found
 
     async def folded(self, ref: str) -> Rollout:
@@ -338,7 +352,7 @@ async def firmware_world(stack: Stack, database: str) -> AsyncIterator[World]:
         ]
         clock = ManualClock(round(START.timestamp() * 1000))
         ingest, desk, maint = pools
-        world = World(owner, ingest, desk, maint, clock)
+        world = World(owner, ingest, desk, maint, clock, stack.endpoints.dsn("maint", database))
         world.organisation = await owner.fetchval(
             "insert into organisations (ref, name) values ('shops', 'Shops') returning id"
         )

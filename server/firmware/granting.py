@@ -259,8 +259,12 @@ def _tokens(held: Held) -> float:
 
 def budget(held: Held) -> int:
     """Return how many may be offered something now, as far as the rollout's own caps go."""
-    free = held.rollout.policy.caps.in_flight - held.rollout.flying
-    return max(0, min(int(_tokens(held)), free))
+    return max(0, min(int(_tokens(held)), _free(held)))
+
+
+def _free(held: Held) -> int:
+    """Return how many more may be on their way: with a rollout and its way back as one."""
+    return held.rollout.policy.caps.in_flight - held.rollout.flying - held.beside
 
 
 async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
@@ -276,7 +280,7 @@ async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
         regions.update({row["region_id"]: row["count"] for row in rows})
     return _Room(
         int(_tokens(held)),
-        caps.in_flight - held.rollout.flying,
+        _free(held),
         Counter(row["site_id"] for row in busy),
         {row["door_id"] for row in busy if row["door_id"] is not None},
         regions,

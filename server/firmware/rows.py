@@ -63,6 +63,7 @@ class Held:
     rollout: Rollout
     loaded: Rollout
     now: datetime
+    beside: int = 0  # on their way in the rollout that this one takes back
     transitions: list[Transition] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
@@ -179,7 +180,14 @@ async def _held(connection: asyncpg.Connection, row: asyncpg.Record, *, now: dat
         *(row[name] for name in names),
         *(row[name] for name in ("starts_at", "fence", "tokens", "tokens_at", "reverses")),
     )
-    return Held(connection, facts, rollout, rollout, now)
+    beside = 0 if facts.reverses is None else await connection.fetchval(_BESIDE, facts.reverses)
+    return Held(connection, facts, rollout, rollout, now, beside)
+
+
+_BESIDE = """
+select count(*)::int from executions
+where rollout_id = $1 and ended_at is null and state <> 'planned'
+"""
 
 
 def _wave(row: asyncpg.Record) -> Wave:
