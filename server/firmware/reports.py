@@ -6,6 +6,7 @@ Invariants:
   device's transaction ends, its rollout has halted or need not.
 - A device speaks of its own executions alone. Of what is not its own it hears that it was stored,
   so that it forgets it.
+- Steps without end, or of attempts that there never were, are heard and fill no table.
 - Of a report that is not fresh nothing from a `confirmed` on is stored or heard: it is said again.
 """
 
@@ -24,6 +25,9 @@ from server.firmware.policy import read_policy
 from server.firmware.rollout import Changed
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, put
 from server.firmware.waves import WITHDRAWN, State
+
+MOST_STEPS = 10_000  # of one attempt; the longest that a good device had are some hundred
+ENDS = (Phase.CONFIRMED, Phase.FAILED, Phase.REVERTED, Phase.REJECTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ async def _take(
     now: datetime,
 ) -> bool:
     """Take steps of one execution in; return whether it is wanted no more."""
+    steps = [each for each in steps if _bounded(each, row)]
     new = set(
         map(tuple, await connection.fetch(_STORE, *_columns(row, steps, now=now))) if steps else ()
     )
@@ -110,6 +115,12 @@ async def _take(
         withdrawn = held.rollout.state in WITHDRAWN
     gone = after.ended and after.state in life.SUPPOSED
     return gone or (withdrawn and (after.state in REVOCABLE or after.state is Stage.TRIAL))
+
+
+def _bounded(step: Step, row: asyncpg.Record) -> bool:
+    """Whether a step may fill a row: of a try that there was, and few enough, or its end."""
+    ends = row["ended_at"] is None and step.phase in ENDS
+    return step.attempt.number <= row["attempt"] and (step.seq <= MOST_STEPS or ends)
 
 
 def _folded(execution: Execution, said: Sequence[Said], here: Here) -> Execution:

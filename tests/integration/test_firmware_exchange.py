@@ -21,6 +21,7 @@ from protocol.update import (
     Class,
     Component,
     Phase,
+    Step,
     read_answer,
     read_report,
     write_report,
@@ -32,6 +33,7 @@ from server.desired.settings import CHANGED
 from server.firmware.conductor import Conductor
 from server.firmware.greetings import Greetings
 from server.firmware.policy import Policy, Timers
+from server.firmware.reports import MOST_STEPS
 from tests.integration.firmware_world import AT_ONCE, Release, Scripted, Updates, step
 from tests.integration.firmware_world import updates as updates
 
@@ -295,6 +297,25 @@ async def test_a_device_speaks_of_its_own_executions_alone(updates: Updates) -> 
     assert answer.heard == {Attempt(execution["ref"], 1): 1}  # so that it forgets it
     assert (await updates.execution(device))["state"] == "offered"
     assert await updates.owner.fetchval("select count(*) from execution_reports") == 0
+
+
+async def test_steps_without_end_are_heard_and_fill_no_table(updates: Updates) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    await told(device)
+    execution = await updates.execution(device)
+    this, never = Attempt(execution["ref"], 1), Attempt(execution["ref"], 900)
+    many = [Step(each, seq, Phase.DOWNLOADING) for each in (this, never)
+            for seq in range(MOST_STEPS + 1, MOST_STEPS + 30)]  # fmt: skip
+    answer = await device.says(*many)
+    assert answer.heard == {this: MOST_STEPS + 29, never: MOST_STEPS + 29}
+    assert await updates.owner.fetchval("select count(*) from execution_reports") == 0
+    assert (await updates.execution(device))["state"] == "offered"
+    last = Step(this, MOST_STEPS + 99, Phase.FAILED, "unreachable", Class.TRUST)
+    await device.says(last)  # how it ended counts, whatever it had said before
+    assert (await updates.execution(device))["state"] == "failed"
+    await device.says(dataclasses.replace(last, seq=MOST_STEPS + 100))
+    assert await updates.owner.fetchval("select count(*) from execution_reports") == 1
 
 
 async def test_who_confirmed_and_runs_another_version_has_reverted(updates: Updates) -> None:
