@@ -120,6 +120,17 @@ def test_what_moves_every_door_of_a_format_is_no_effect_of_the_update() -> None:
     assert whole(mixed).looks[-1].high - whole(mixed).looks[-1].low > 0.1
 
 
+def test_a_day_is_held_against_its_own_weekday() -> None:
+    def busy(weekday: int) -> Callable[[int], float]:
+        return lambda day: 900.0 if day % 7 == weekday else 300.0
+
+    # updated doors are busy on another day of the week than those that wait
+    doors = [door(n, updated=n % 2 == 0, of=busy(2 * (n % 2))) for n in range(30)]
+    found = whole(doors)
+    assert found.verdict is Verdict.CLEAR
+    assert all(abs(look.effect) < 1e-9 for look in found.looks)
+
+
 def test_a_gain_halts_too() -> None:
     doors = [
         door(n, updated=n % 2 == 0, of=lowered(noisy(n), -0.3 if n % 2 == 0 else 0))
