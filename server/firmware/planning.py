@@ -24,6 +24,7 @@ from server.firmware.freezes import Frozen, load
 from server.firmware.nights import told, usually_quiet
 from server.firmware.plan import Device, Plan, Release
 from server.firmware.policy import Policy
+from server.firmware.waves import State
 from server.firmware.windows import Night
 from server.fleet import filters, search, segments
 from server.rollup.places import load_sites
@@ -33,6 +34,7 @@ MOST_DOORS = 160
 """Doors of either side whose weeks are read to say what the guard would find."""
 _FIRM = 99
 """The priority of who cannot be superseded any more: it is installing."""
+_WAITING = [State.PLANNED.value, State.AWAITING_APPROVAL.value, State.SCHEDULED.value]
 _INSTALLING = [life.State.INSTALLING.value, life.State.REBOOTING.value, life.State.TRIAL.value]
 
 
@@ -53,7 +55,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """A plan with all that is said of it; `detects`: what the guard would find, or why nothing."""
+    """A plan with all that is said of it; `detects`: what the guard would find, or why nothing.
+
+    `pending`: rollouts that have not started, and how many of these devices they want, too: who
+    starts first has them, and the other one leaves them out then.
+    """
 
     plan: Plan
     bundle: tuple[Release, ...]
@@ -63,6 +69,7 @@ class DryRun:
     forecast: Forecast
     detects: Sensitivity | str
     second_person: tuple[str, ...]
+    pending: Mapping[str, int]
 
     def kept(self) -> dict[str, object]:
         """Return what a rollout keeps of its plan, as JSON; devices are kept as its executions."""
@@ -102,6 +109,7 @@ class DryRun:
                 for each in made.one_way
             ],
             "conflicts": {ref: list(pair) for ref, pair in made.conflicts.items()},
+            "pending": dict(self.pending),
             "detects": detects,
             "second_person": list(self.second_person),
         }  # fmt: skip
@@ -136,6 +144,7 @@ async def dry_run(
         forecast(made, nights, policy, now_s=int(now.timestamp())),
         await _detects(connection, made, policy, seed, now=now),
         tuple(made.second_person(policy)),
+        await _pending(connection, organisation, made),
     )
 
 
@@ -225,6 +234,15 @@ def _device(row: asyncpg.Record, formats: Mapping[int, str]) -> Device:
     )
 
 
+async def _pending(
+    connection: asyncpg.Connection, organisation: int, made: Plan
+) -> Mapping[str, int]:  # fmt: skip
+    """Return which rollouts wait to start with how many of a plan's devices."""
+    wanted = [device.id for wave in made.waves for device in wave.devices]
+    rows = await connection.fetch(_PENDING, organisation, _WAITING, wanted)
+    return {row["ref"]: row["devices"] for row in rows}
+
+
 async def _detects(
     connection: asyncpg.Connection, made: Plan, policy: Policy, seed: str, *, now: datetime
 ) -> Sensitivity | str:
@@ -254,6 +272,13 @@ async def _detects(
     )  # fmt: skip
 
 
+_PENDING = """
+    select r.ref, count(*)::int as devices from rollouts r
+    cross join lateral jsonb_array_elements(coalesce(r.plan -> 'waves', '[]')) as w(devices)
+    cross join lateral jsonb_array_elements(w.devices) as d(id)
+    where r.organisation_id = $1 and r.state = any($2::text[]) and d.id::int = any($3::int[])
+    group by r.ref order by r.ref
+"""
 _RELEASES = """
     select id, component, version, floor, requires, hardware, length, withdrawn_at from releases
 """

@@ -142,6 +142,17 @@ async def test_a_dry_run_says_who_in_which_wave_and_what_comes_first_and_who_not
     everybody = [d.id for w in told.plan.waves for d in w.devices]
     assert Counter(everybody) == Counter(d.id for w in other.plan.waves for d in w.devices)
 
+    # another rollout waits to start with some of these devices, and one that is over had some
+    wanted = [each.id for each in told.plan.waves[0].devices[:3]]
+    for ref, state in (("rollout-y", "scheduled"), ("rollout-z", "cancelled")):
+        await stores.owner.execute(
+            "insert into rollouts (organisation_id, ref, name, payload, bundle_id, policy, plan, "
+            "state, since, author) select $1, $2, $2, 'bundle', id, '{}', $3, $4, now(), 'user b' "
+            "from bundles",
+            *(stores.organisation, ref, json.dumps({"waves": [wanted[:1], wanted[1:]]}), state),
+        )
+    assert (await stores.dry()).pending == {"rollout-y": 3}
+    assert told.pending == {}
     # too old for what is far ahead, whose floor leaves no way back
     for device in devices[4:8]:
         await stores.runs(device, "0.9.0", floor="0.1.0")
