@@ -162,20 +162,22 @@ def _blocks(item: Item, size: int, source: Source) -> Iterator[tuple[int, bytes]
     try:
         headers = {"Range": f"bytes={size}-", "If-Range": f'"{item.sha256}"'} if size else {}
         connection.request("GET", PATH + item.sha256, headers=headers)
-        response = connection.getresponse()
-        at = _begins(response, item, size)
-        began_s, since = source.monotonic(), at
-        while at < item.length:
-            block = response.read1(min(BLOCK, item.length - at))
-            if not block:
-                raise CutError("unreachable", f"it ended after {at} of {item.length} bytes")
-            yield at, block
-            at += len(block)
-            now_s = source.monotonic()
-            if now_s - began_s >= WITHIN_S:
-                if at - since < LEAST:
-                    raise CutError("slow", f"{at - since} bytes came in {now_s - began_s:.0f} s")
-                began_s, since = now_s, at
+        with connection.getresponse() as response:
+            at = _begins(response, item, size)
+            began_s, since = source.monotonic(), at
+            while at < item.length:
+                block = response.read1(min(BLOCK, item.length - at))
+                if not block:
+                    raise CutError("unreachable", f"it ended after {at} of {item.length} bytes")
+                yield at, block
+                at += len(block)
+                now_s = source.monotonic()
+                if now_s - began_s >= WITHIN_S:
+                    if at - since < LEAST:
+                        raise CutError(
+                            "slow", f"{at - since} bytes came in {now_s - began_s:.0f} s"
+                        )
+                    began_s, since = now_s, at
     except (OSError, http.client.HTTPException) as error:
         raise CutError("unreachable", str(error) or repr(error)) from error
     finally:
