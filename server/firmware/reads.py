@@ -433,7 +433,7 @@ async def position(connection: asyncpg.Connection, organisation: int, ref: str) 
 
 
 _POSITION = """
-    select o.state, o.since, o.devices, o.starts_at,
+    select o.state, o.since, o.devices, o.starts_at, o.counted_at,
            (select max(id) from rollout_events where rollout_id = o.id),
            (select jsonb_object_agg(state, n)::text from (
                 select state, count(*) as n from executions where rollout_id = o.id group by state
