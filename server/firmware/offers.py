@@ -304,7 +304,8 @@ async def _windows(
     """Return when a device may install, in UTC ms; empty: at any time; None: at none."""
     policy, site = open_now.policy, open_now.site
     if policy.urgent or policy.windows is None:
-        frozen = await load(connection, holder.organisation, now=now)
+        here = [] if site is None else [site]
+        frozen = await load(connection, holder.organisation, now=now, sites=here)
         on = frozen.at(site, int(now.timestamp()))
         return None if on is not None and not policy.override_freezes else ()
     if site is None:

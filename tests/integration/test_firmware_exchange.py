@@ -32,7 +32,7 @@ from server.clock import ManualClock, SystemClock
 from server.desired.settings import CHANGED
 from server.firmware.conductor import Conductor
 from server.firmware.greetings import Greetings
-from server.firmware.policy import Policy, Timers
+from server.firmware.policy import Policy, Timers, write_policy
 from server.firmware.reports import MOST_STEPS
 from tests.integration.firmware_world import AT_ONCE, Release, Scripted, Updates, step
 from tests.integration.firmware_world import updates as updates
@@ -434,6 +434,29 @@ async def test_a_freeze_leaves_no_window_and_who_has_begun_to_wait_hears_so(
     now_ms = round(updates.now().timestamp() * 1000)
     assert given.window
     assert wait_ms(given.window, at_ms=now_ms, needs_ms=1) is None
+
+
+async def test_what_is_urgent_waits_for_no_window_but_for_a_freeze_that_nobody_overrode(
+    updates: Updates,
+) -> None:
+    await opened(updates, (0, 1_440))  # it never closes
+    device, release = await updates.device(), await updates.release("1.1.0")
+    urgent = Policy(ramp=AT_ONCE, urgent=True)
+    ref = await updates.rollout(release, devices=(device,), policy=urgent)
+    given = assigned(await told(device))
+    assert (given.window, given.urgent) == ((), True)
+    await updates.owner.execute(
+        "insert into freezes (organisation_id, ref, name, starts_at, ends_at, reason, author, "
+        "created_at, sites) values ($1, 'freeze-1', 'Black week', now() - interval '1 day', "
+        "now() + interval '3 days', 'sales', 'ada', now(), 'site = \"site-north\"')",
+        updates.organisation,
+    )
+    assert (await device.says()).assignment is None
+    await updates.owner.execute(
+        "update rollouts set policy = $2 where ref = $1",
+        *(ref, write_policy(Policy(ramp=AT_ONCE, urgent=True, override_freezes=True))),
+    )
+    assert assigned(await device.says()).window == ()
 
 
 async def test_a_site_without_windows_is_assigned_nothing(updates: Updates) -> None:
