@@ -69,6 +69,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content or b"")
 
+    def finish(self) -> None:
+        with suppress(OSError):  # what is left for a device that hung up
+            self.wfile.close()
+        self.rfile.close()
+
     def log_message(self, format: str, *args: object) -> None:
         return
 
@@ -83,8 +88,10 @@ class Listener(http.server.ThreadingHTTPServer):
         self.context = context
         self.serve: Callable[[str], Served | None] = lambda _: None
         self.asked: list[str] = []
+        self.connections = 0
 
     def finish_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
         with suppress(OSError), self.context.wrap_socket(request, server_side=True) as tls:
             super().finish_request(tls, client_address)
 
@@ -157,6 +164,7 @@ class World:
         self.state = self.top / "device"
         self.fleet.listener.serve = self._serve
         self.fleet.listener.asked.clear()
+        self.fleet.listener.connections = 0
 
     # -- the people ----------------------------------------------------------------------------
 

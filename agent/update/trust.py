@@ -192,13 +192,9 @@ def decide(question: Question, *, limit_s: float = LIMIT_S) -> Verified:
             raise ssl.SSLError("the server's certificate has ended")
 
     context = tls_context(identity.for_link(question.state), timeless=question.now_ms is None)
-    fetcher = Exchange(question.server, context, check=check_server, limit_s=limit_s)
-    releases = approved(  # 6
-        question.state / FOLDER,
-        [item.target for item in assignment.bundle],
-        fetcher=fetcher,
-        times=times,
-    )
+    targets = [item.target for item in assignment.bundle]
+    with Exchange(question.server, context, check=check_server, limit_s=limit_s) as fetcher:
+        releases = approved(question.state / FOLDER, targets, fetcher=fetcher, times=times)  # 6
     agreement.agreed(  # 7 to 16
         assignment, releases, installed=question.installed, now_ms=times.now_ms()
     )

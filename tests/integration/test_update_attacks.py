@@ -389,6 +389,46 @@ async def test_x36_a_byte_now_and_then_is_refused_in_time(world: World, slow: An
     assert class_of(Fault.SLOW) is Class.NETWORK
 
 
+def test_all_files_come_over_one_connection_and_over_another_where_the_server_hung_up(
+    world: World,
+) -> None:
+    world.ask(world.assignment(world.target))
+    listener = world.fleet.listener
+    assert (len(listener.asked), listener.connections) == (4, 1)
+
+    target = world.release("1.2.0")
+    content = world.repository.metadata.joinpath(world.names()["snapshot"]).read_bytes()
+    hung_up: list[bool] = []
+
+    def once(handler: http.server.BaseHTTPRequestHandler) -> None:
+        """Hang up before the first answer; whoever asks anew gets it."""
+        if not hung_up:
+            hung_up.append(True)
+            return
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    world.served[world.names()["snapshot"]] = once
+    world.ask(world.assignment(target))
+    assert hung_up
+
+
+def test_an_answer_that_is_cut_off_is_the_networks_fault_and_tried_again(world: World) -> None:
+    def cut(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b"{" * 100)
+
+    for name in world.names().values():
+        world.served[name if name != "1.root.json" else "2.root.json"] = cut
+        assert world.fault(world.assignment(world.target)) is Fault.UNREACHABLE
+        world.served.clear()
+    world.ask(world.assignment(world.target))
+    assert class_of(Fault.UNREACHABLE) is Class.NETWORK
+
+
 # -- X37, X38: the wrong software, by who holds the server ----------------------------------------
 
 
