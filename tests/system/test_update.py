@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -28,20 +27,24 @@ from ops.chaos.system import System, blocking
 from ops.drafts import Folder
 from ops.services.child import python
 from protocol.release import Release
-from server.desired.settings import CHANGED
+from server.firmware import acts, bundles
+from server.firmware.acts import New
 from server.firmware.keys import make_key, read_public, read_signer
-from server.firmware.policy import OnDevice, Policy, Ramp
-from server.firmware.releases import find, note_published
+from server.firmware.policy import Gate, OnDevice, OnHalt, Policy, Ramp, WaveRule, write_policy
+from server.firmware.releases import note_published
 from server.firmware.repository import Repository, read_targets
-from tests.integration.firmware_world import Release as Row
-from tests.integration.firmware_world import Updates
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(400), pytest.mark.long]
 
 CHECKOUT = Path(__file__).parents[2]
 PEOPLE = ("anna-root", "bo-root", "anna", "bo")
 POLICY = Policy(
-    windows=None, ramp=Ramp(base=1_000, factor=1), device=OnDevice(idle_s=0, trial_s=90)
+    windows=None,
+    waves=(WaveRule(),),
+    gate=Gate(success_pct=100, min_sample=1, soak_s=0),
+    ramp=Ramp(base=1_000, factor=1),
+    device=OnDevice(idle_s=0, trial_s=90),
+    on_halt=OnHalt.KEEP,
 )
 
 
@@ -104,28 +107,28 @@ class Approval:
         return version
 
     def roll_out(self, version: str, device: Device) -> str:
-        """Begin a rollout to one device, and ring for it; its reference."""
+        """Draft a rollout to one device, and have somebody else approve it; its reference."""
         return blocking(self._roll_out(version, device))
 
     async def _roll_out(self, version: str, device: Device) -> str:
         connection = await asyncpg.connect(self.system.dsn)
         try:
-            row = await connection.fetchrow(
-                "update devices set model = 'DC2' where device = $1 returning *", device.device
+            row, organisation = await connection.fetchrow(
+                "update devices set model = 'DC2' where device = $1 returning id, organisation_id",
+                device.device,
             )
-            site = await connection.fetchval(
-                "select s.site_id from assignments a join spots s on s.id = a.spot_id "
-                "where a.device_id = $1",
-                row["id"],
-            )
-            none: Any = None
-            world = Updates(self.system.stack, connection, none, none, self.top)
-            world.organisation, world.site = row["organisation_id"], site
-            found = await find(connection, "agent", version)
-            release = Row(found.id, "agent", version, b"")
-            who: Any = SimpleNamespace(row=row["id"])
-            ref = await world.rollout(release, devices=(who,), policy=POLICY)
-            await connection.execute("select pg_notify($1, $2)", CHANGED, device.device)
+            async with connection.transaction():
+                now = _now()
+                name = f"agent {version}"
+                bundle = await bundles.make(
+                    connection, name, [("agent", version)], actor="ada", now=now
+                )
+                new = New(name, write_policy(POLICY), bundle=bundle)
+                ref = await acts.draft(connection, organisation, new, actor="ada", now=now)
+                plan = {"waves": [[row]], "excluded": []}
+                await acts.plan(connection, organisation, ref, plan, actor="ada", now=now)
+                await acts.submit(connection, organisation, ref, actor="ada", now=now)
+                await acts.approve(connection, organisation, ref, actor="bo", now=now)
             return ref
         finally:
             await connection.close()
@@ -227,6 +230,10 @@ def test_an_agent_updates_itself_and_goes_back_from_a_bad_one_without_losing_a_c
         )
         return rows[0]["state"] if rows else ""
 
+    def state(ref: str) -> str:
+        [row] = asked(system, "select state from rollouts where ref = $1", ref)
+        return str(row["state"])
+
     def agents() -> list[str]:
         rows = asked(
             system,
@@ -244,10 +251,12 @@ def test_an_agent_updates_itself_and_goes_back_from_a_bad_one_without_losing_a_c
         first = approval.roll_out(good, device)
         wait(lambda: ended(first), "the good release has ended", log=log)
         assert ended(first) == "confirmed", log()
+        wait(lambda: state(first) == "completed", "its rollout is complete", log=log)
         wait(lambda: agents() == ["vestibule 0.2.0"], "it greets as what it is", log=log)
         second = approval.roll_out(bad, device)
         wait(lambda: ended(second), "the bad release has ended", log=log)
         assert ended(second) == "reverted by device", log()
+        wait(lambda: state(second) == "halted", "its rollout halts", log=log)
         wait(device.listens, "the good one runs again", log=log)
         assert (
             machine.starts >= 2
