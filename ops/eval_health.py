@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 from ops.evaluations import health
+from ops.evaluations.findings import HEADER
 from ops.evaluations.leeds import LEEDS
 from ops.evaluations.promise import Size
+from ops.evaluations.street_health import NOT_HERE
 from server.health.judgement import Condition
 
 
@@ -20,7 +22,9 @@ def main(argv: list[str]) -> int:
     """Evaluate, print, and return 1 if a promise is broken."""
     parser = argparse.ArgumentParser(prog="ops.eval_health", description=__doc__)
     parser.add_argument("--only", choices=sorted(Condition), help="the faults of one condition")
-    parser.add_argument("--part", choices=health.PARTS, default="all", help="one half of it")
+    parser.add_argument(
+        "--part", choices=health.PARTS, default="all", help="one half of it, or more months"
+    )
     parser.add_argument("--short", action="store_true", help="the cut that the tests run")
     parser.add_argument("--seed", type=int, default=1, help="of all that is drawn (1)")
     parser.add_argument(
@@ -30,19 +34,31 @@ def main(argv: list[str]) -> int:
     only = None if options.only is None else Condition(options.only)
     counts = options.counts if options.counts.exists() else None
     if counts is None:
-        print(f"no published counts at {options.counts.name}: simulated fleets alone")
-    began = time.monotonic()
+        print(f"streets: skipped, as {options.counts.name} is not here; simulated fleets alone")
+    else:
+        print(_not_here())
+    print(HEADER)
+    began = time.process_time()
     lines = []
     size = Size(full=not options.short, seed=options.seed)
     for each in health.everything(size, only=only, part=options.part, leeds=counts):
         print(each.line(), flush=True)
         lines.append(each)
-    missed = health.broken(lines)
-    print(f"\n{len(lines) - len(missed)} of {len(lines)} promises kept, "
-          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    promised, missed = [each for each in lines if each.promised], health.broken(lines)
+    print(f"\n{len(promised) - len(missed)} of {len(promised)} promises kept, "
+          f"{time.process_time() - began:.0f} s of a processor")  # fmt: skip
     for each in missed:
         print(f"broken: {each.line()}")
-    return 1 if missed or not lines else 0
+    return 1 if missed or not promised else 0
+
+
+def _not_here() -> str:
+    """Return what cannot be put into streets, by why."""
+    reasons: dict[str, list[str]] = {}
+    for condition, why in NOT_HERE.items():
+        reasons.setdefault(why, []).append(condition)
+    said = "; ".join(f"{', '.join(each)} ({why})" for why, each in reasons.items())
+    return f"not put into streets: {said}"
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def parts(work: Path) -> list[Part]:
         Part("replay", replay, 1800, LEEDS),
         Part("eval-insight", python("-m", "ops.eval_insight"), 300),
         Part("eval-firmware", python("-m", "ops.eval_firmware"), 900),
+        Part("eval-health", python("-m", "ops.eval_health"), 480),
         Part("truth-100", ["env", "VESTIBULE_TRUTH_SITES=100", *truth], 600),
         Part("revoke-1000", python("-m", "tests.bench.revoke", "--devices", "1000"), 300),
     ]

@@ -6,15 +6,16 @@ and, where a file of counts is at hand, real streets, of whose own faults those 
 `ops.evaluations.streets` proves from the counts are no false alarms.
 """
 
-import math
 import random
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
-from ops.evaluations import shops, signals, streets
+from ops.evaluations import shops, signals, street_health
+from ops.evaluations.findings import Line, Quiet
 from ops.evaluations.promise import Size
 from ops.evaluations.shops import Fault, Shop
 from ops.evaluations.truth_conditions import (
@@ -27,93 +28,18 @@ from ops.evaluations.truth_conditions import (
 from server.health.judgement import Condition
 from server.health.usual import SHARES
 
-MOST_FALSE = 0.5
-"""False alarms per device and year, all conditions together."""
-PARTS = ("all", "faults", "quiet")
+PARTS = ("all", "faults", "quiet", "seen")
 BUSY = 120.0
 """Crossings an hour, both ways, from which a door is busy."""
 SHORT_WARM = 28
-BUSY_VIEW = crossings_needed(0.3, share_variance=SHARES[0], hours=2, sure=1.645)
+LEAST_VIEW = crossings_needed(0.3, share_variance=SHARES[0], hours=2, sure=1.645)
 """Crossings an hour from which two hours tell a door that sees 30 %, in 95 % of cases: derived, for
 a door whose share of the people is as steady as is ever assumed (122)."""
+BUSY_VIEW = 250.0
+"""The same for doors whose share varies as simulated shops' does: measured."""
+FEWER_VIEW = crossings_needed(0.6, share_variance=SHARES[0], hours=2, sure=1.645)
+"""As LEAST_VIEW, of a door that sees 60 % (894)."""
 _HOUR = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """How soon, in seconds, a kind of fault was found, and what is promised: at the median, at the
-    95th percentile (None: nothing), and of how many at least."""
-
-    condition: Condition
-    fault: str
-    found: Found
-    median_s: float
-    p95_s: float | None = None
-    share: float = 0.95
-
-    @property
-    def kept(self) -> bool:
-        found = self.found
-        return (
-            bool(found.times_s)
-            and found.share >= self.share
-            and found.quantile(0.5) <= self.median_s
-            and (self.p95_s is None or found.quantile(0.95) <= self.p95_s)
-        )
-
-    def line(self) -> str:
-        """Return the line of the report."""
-        times = f"{_span(self.found.quantile(0.5)):>7}  {_span(self.found.quantile(0.95)):>7}"
-        most = f"<= {_span(self.median_s)}"
-        if self.p95_s is not None:
-            most += f", p95 <= {_span(self.p95_s)}"
-        verdict = "kept" if self.kept else "MISSED"
-        return (
-            f"{self.condition:<19} {self.fault:<40} {self.found.share:>5.0%}  {times}  "
-            f"n={len(self.found.times_s):<4} {most}  {verdict}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """Alarms where nothing is wrong."""
-
-    of: str
-    alarms: Tally[Condition]
-    years: float
-    short: bool = False
-    proven: Tally[Condition] = field(default_factory=Tally)
-    """Faults that the data itself had, by a rule."""
-
-    @property
-    def allowed(self) -> float:
-        """How many alarms this may be; of a short cut, two deviations more."""
-        mean = MOST_FALSE * self.years
-        return mean + 2 * math.sqrt(mean) if self.short else mean
-
-    @property
-    def kept(self) -> bool:
-        return self.years > 0 and self.alarms.total() <= self.allowed
-
-    def line(self) -> str:
-        """Return the line of the report."""
-        rate = self.alarms.total() / self.years if self.years else math.inf
-        each = ", ".join(f"{condition} {n}" for condition, n in sorted(self.alarms.items()) if n)
-        real = ", ".join(f"{condition} {n}" for condition, n in sorted(self.proven.items()))
-        verdict = "kept" if self.kept else "MISSED"
-        return (
-            f"false alarms, {self.of:<34} {rate:.2f} per device-year in {self.years:.1f} "
-            f"({each or 'none'}{f'; proven faults: {real}' if real else ''})  "
-            f"<= {MOST_FALSE}  {verdict}"
-        )
-
-
-def _span(seconds: float) -> str:
-    if math.isinf(seconds):
-        return "never"
-    if seconds < 2 * _HOUR:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / _HOUR:.1f} h" if seconds < 72 * _HOUR else f"{seconds / 86_400:.1f} d"
 
 
 @dataclass(slots=True)
@@ -145,12 +71,24 @@ def _warm(size: Size) -> int:
 
 def found(size: Size, *, only: Condition | None = None) -> Iterator[Line]:
     """Put faults in, and yield what was found of each kind."""
-    for condition, make in [*_of_counts(_Sites(size), size), *_of_signals(size)]:
-        if only in (None, condition):
-            yield make()
+    for kind in _kinds(size):
+        if only in (None, kind.condition):
+            yield kind.make()
 
 
-_Kind = tuple[Condition, Callable[[], Line]]
+def names(size: Size) -> list[str]:
+    """Return what is put into simulated fleets, as the lines begin."""
+    return [f"{kind.condition:<19} {kind.fault}" for kind in _kinds(size)]
+
+
+class _Kind(NamedTuple):
+    condition: Condition
+    fault: str
+    make: Callable[[], Line]
+
+
+def _kinds(size: Size) -> list[_Kind]:
+    return [*_of_counts(_Sites(size), size), *_of_signals(size)]
 
 
 def _of_counts(sites: _Sites, size: Size) -> list[_Kind]:
@@ -179,7 +117,7 @@ def _of_counts(sites: _Sites, size: Size) -> list[_Kind]:
                 )
             return Line(condition, fault, result, median_s, p95_s, share)
 
-        return condition, make
+        return _Kind(condition, fault, make)
 
     week, days = timedelta(days=8), timedelta(days=2)
     flat, blocked = Condition.FLATLINE, Condition.BLOCKED_VIEW
@@ -188,12 +126,14 @@ def _of_counts(sites: _Sites, size: Size) -> list[_Kind]:
         full = [
             kind(flat, "a door of 800 a day, at any hour", shops.dead, within=days,
                  median_s=90 * 60),
-            kind(flat, "a single door of 1,500, while busy", shops.dead, doors=1, people=1500,
-                 within=days, busy=BUSY, median_s=_HOUR, p95_s=90 * 60),
+            kind(flat, f"a single door, {_at(2 * BUSY)}", shops.dead, doors=1, people=1500,
+                 within=days, busy=2 * BUSY, median_s=_HOUR, p95_s=90 * 60),
             kind(flat, "a door of 150 a day", shops.dead, people=150, within=timedelta(days=4),
                  median_s=8 * _HOUR),
             kind(blocked, "70 % of one of two doors, at any hour", shops.covered(0.3, 0.3),
                  within=days, median_s=2 * _HOUR),
+            kind(blocked, f"40 % of one of two doors, {_at(FEWER_VIEW)}", shops.covered(0.6, 0.6),
+                 people=7000.0, within=days, busy=FEWER_VIEW, busy_h=2, median_s=2 * _HOUR),
             kind(blocked, "half of one of two doors", shops.covered(0.5, 0.5), within=days,
                  median_s=3 * _HOUR),
             kind(blocked, "95 % of a single door", shops.covered(0.05, 0.05), doors=1,
@@ -209,9 +149,9 @@ def _of_counts(sites: _Sites, size: Size) -> list[_Kind]:
                  doors=1, people=1500, within=timedelta(days=12), median_s=6 * 24 * _HOUR),
         ]  # fmt: skip
     return [
-        kind(flat, "one of two doors, while busy", shops.dead, within=days, busy=BUSY,
+        kind(flat, f"one of two doors, {_at(BUSY)}", shops.dead, within=days, busy=BUSY,
              median_s=_HOUR, p95_s=_HOUR),
-        kind(blocked, "70 % of one of two doors, while busy", shops.covered(0.3, 0.3),
+        kind(blocked, f"70 % of one of two doors, {_at(BUSY_VIEW)}", shops.covered(0.3, 0.3),
              people=1500.0, within=days, busy=BUSY_VIEW, busy_h=2, median_s=2 * _HOUR,
              p95_s=2 * _HOUR),
         kind(Condition.REVERSED, "a single door of 1,500 a day", shops.swapped, doors=1,
@@ -220,6 +160,10 @@ def _of_counts(sites: _Sites, size: Size) -> list[_Kind]:
              people=1500, within=days, median_s=14 * _HOUR),
         *full,
     ]  # fmt: skip
+
+
+def _at(busy: float) -> str:
+    return f"{busy:,.0f} crossings an hour"
 
 
 def _drawn(size: Size, fault: str) -> random.Random:
@@ -237,7 +181,7 @@ def _of_signals(size: Size) -> list[_Kind]:
             times = [one(rng) for _ in range(40 if size.full else 4)]
             return Line(condition, fault, Found(times), median_s, p95_s)
 
-        return condition, make
+        return _Kind(condition, fault, make)
 
     def broken(condition: Condition) -> Callable[[random.Random], float | None]:
         return lambda rng: signals.break_device(rng, condition)
@@ -268,54 +212,54 @@ def _of_signals(size: Size) -> list[_Kind]:
     ]  # fmt: skip
 
 
-def quiet(size: Size, *, leeds: Path | None = None) -> Iterator[Quiet]:
+def quiet(size: Size) -> Iterator[Quiet]:
     """Look where nothing is wrong; yield what fired."""
     rng = random.Random(size.seed + 1)  # noqa: S311 - repeatable
     short = not size.full
     devices, days = (40, 365) if size.full else (1, 90)
     told = Tally(signals.false_alarms(rng, devices=devices, days=days))
-    pieces = (40, 14) if size.full else (1, 4)
-    for _ in range(pieces[0]):
-        low, high = signals.START_S + 7200, signals.START_S + pieces[1] * 86_400
-        readings = signals.minutes(rng, days=pieces[1], busy=rng.choice((100.0, 600.0, 3000.0)))
+    yield Quiet("devices", told, devices * days / 365, short)
+    pieces, days = (40, 14) if size.full else (1, 4)
+    rng = random.Random(f"{size.seed}/minutes")  # noqa: S311 - repeatable
+    read: Tally[Condition] = Tally()
+    pressed: Tally[Condition] = Tally()
+    for _ in range(pieces):
+        low, high = signals.START_S + 7200, signals.START_S + days * 86_400
+        readings = signals.minutes(rng, days=days, busy=rng.choice((100.0, 600.0, 3000.0)))
         looked = signals.stuck_lines(readings, range(low, high, 600))
-        told[Condition.STUCK_COUNTER] += len(looked)
-        pressed = signals.stuck_buttons(signals.presses(rng, days=pieces[1]), range(low, high, 300))
-        told[Condition.STUCK_BUTTON] += len(pressed)
-    yield Quiet("devices, lines and kiosks", told, devices * days / 365, short)
+        read[Condition.STUCK_COUNTER] += len(looked)
+        held = signals.stuck_buttons(signals.presses(rng, days=days), range(low, high, 300))
+        pressed[Condition.STUCK_BUTTON] += len(held)
+    yield Quiet("lines that are read by the minute", read, pieces * days / 365, short)
+    yield Quiet("kiosks", pressed, pieces * days / 365, short)
     places = [
         shops.shop(size.seed, n, days=_warm(size) + (60 if size.full else 4), doors=1 + n % 3)
-        for n in range(30 if size.full else 2)
+        for n in range(16 if size.full else 2)
     ]
     alarms = false_alarms(places, warm_days=_warm(size))
     yield Quiet("counters of simulated shops", alarms.false, alarms.years, short)
-    if leeds is not None:
-        yield of_streets(leeds, days=None if size.full else 2, warm_days=_warm(size), short=short)
-
-
-def of_streets(path: Path, *, days: int | None, warm_days: int, short: bool) -> Quiet:
-    """Look at real streets: all years of the file, or its first `days` after the warm ones."""
-    known = streets.read(path)
-    first = until = None
-    if days is not None:
-        first = streets.first_day(known)
-        until = first + timedelta(days=warm_days + days)
-    alarms = false_alarms(
-        [streets.place(known, first=first, until=until)],
-        warm_days=warm_days,
-        proven=streets.proof(known),
-    )
-    return Quiet("streets that are counted", alarms.false, alarms.years, short, alarms.proven)
 
 
 def everything(
     size: Size, *, only: Condition | None = None, part: str = "all", leeds: Path | None = None
 ) -> Iterator[Line | Quiet]:
-    """Yield every line of the report as it is known, or those of one `part` of `PARTS`."""
+    """Yield every line of the report as it is known, or those of one `part` of `PARTS`.
+
+    `seen` is no part of all: see `street_health.SEEN`.
+    """
+    known = None
+    if leeds is not None:
+        known = street_health.Streets.of(leeds, days=None if size.full else 16)
     if part in ("all", "faults"):
         yield from found(size, only=only)
+        if known is not None:
+            yield from street_health.found(known, size, only=only)
     if part in ("all", "quiet"):
-        yield from quiet(size, leeds=leeds)
+        yield from quiet(size)
+        if known is not None:
+            yield street_health.quiet(known, short=not size.full)
+    if part == "seen" and known is not None:
+        yield street_health.quiet_seen(known)
 
 
 def broken(lines: Sequence[Line | Quiet]) -> list[Line | Quiet]:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import pairwise
+from math import sqrt
 from zoneinfo import ZoneInfo
 
-from server.health.series import QUARTER_S, Quarter, Series
+from server.health.conditions.stuck_counter import Reading
+from server.health.series import HOUR_S, QUARTER_S, Quarter, Series
 from server.health.usual import AHEAD_DAYS, NOTHING, Door, Usual, learn
 from server.insight.profile import Cell, Counter
 from server.rollup.buckets import day_start, hour_edges, local
@@ -23,6 +25,7 @@ from simulators.traffic import people, random_door, random_sensor, sense
 ZONE = "Europe/Stockholm"
 FIRST = date(2026, 8, 31)  # a Monday: the time the clock goes back lies within
 _HOUR_QUARTERS = 4
+_MANY = 400
 
 
 @dataclass(slots=True)
@@ -33,8 +36,15 @@ class Seen:
     left: list[float]
     observed_s: list[int]
 
-    def copy(self) -> "Seen":
-        return Seen(self.entered[:], self.left[:], self.observed_s[:])
+    def changed(self, fault: "Fault", at: int, high: int, rng: random.Random) -> "Seen":
+        """Return what it sees with a fault in the quarters [at, high)."""
+        ill = Seen(self.entered[:high], self.left[:high], self.observed_s[:high])
+        fault(ill, at, rng)
+        return Seen(
+            ill.entered + self.entered[high:],
+            ill.left + self.left[high:],
+            ill.observed_s + self.observed_s[high:],
+        )
 
 
 @dataclass(slots=True)
@@ -60,6 +70,19 @@ class Shop:
     def number(self, day: date) -> int:
         """Return the first quarter of a local day."""
         return (day_start(self.calendar.zone, day) - self.start_s) // QUARTER_S
+
+    def readings(self, door: Seen) -> list[Reading]:
+        """Return a counter's hours, where it is read by the hour, those without one among them."""
+        if self.every != _HOUR_QUARTERS:
+            return []
+        return [
+            Reading(
+                self.start_s + low * QUARTER_S,
+                HOUR_S if all(door.observed_s[low : low + 4]) else 0,
+                (int(sum(door.entered[low : low + 4]) + sum(door.left[low : low + 4])),),
+            )
+            for low in range(0, self.quarters - _HOUR_QUARTERS + 1, _HOUR_QUARTERS)
+        ]
 
 
 def shop(seed: int, number: int, *, days: int, doors: int, busy: float | None = None) -> Shop:
@@ -222,11 +245,24 @@ def covered(part_in: float, part_out: float) -> Fault:
             before = when if number == at else 0.0
             for counts, part in ((seen.entered, part_in), (seen.left, part_out)):
                 chance = before + (1 - before) * part
-                counts[number] = float(
-                    sum(rng.random() < chance for _ in range(int(counts[number])))
-                )
+                counts[number] = _thinned(int(counts[number]), chance, rng)
 
     return fault
+
+
+def _thinned(people: int, chance: float, rng: random.Random) -> float:
+    """Return how many of these are seen; of many, as the normal law has it."""
+    if people > _MANY:
+        drawn = round(rng.gauss(people * chance, sqrt(people * chance * (1 - chance))))
+        return float(min(people, max(0, drawn)))
+    return float(sum(rng.random() < chance for _ in range(people)))
+
+
+def stuck(seen: Seen, at: int, rng: random.Random) -> None:
+    """Count as many in each quarter, from the next whole hour on, as in the one before."""
+    first = at + -at % _HOUR_QUARTERS
+    for counts in (seen.entered, seen.left):
+        counts[first:] = [counts[first - 1]] * len(counts[first:])
 
 
 def swapped(seen: Seen, at: int, rng: random.Random) -> None:

@@ -14,7 +14,7 @@ detector has looked; what they do not prove counts as a false alarm.
 
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,12 @@ def first_day(streets: Mapping[str, Counts]) -> date:
     """Return the first whole day on which every street is counted."""
     first = max(min(counts) for counts in streets.values())
     return datetime.fromtimestamp(first, ZoneInfo(ZONE)).date() + timedelta(days=1)
+
+
+def last_day(streets: Mapping[str, Counts]) -> date:
+    """Return the day after the last that any street is counted."""
+    last = max(max(counts) for counts in streets.values())
+    return datetime.fromtimestamp(last, ZoneInfo(ZONE)).date() + timedelta(days=1)
 
 
 def invented(counts: Counts) -> set[date]:
@@ -138,20 +144,30 @@ def _busy(others: Sequence[tuple[Counts, Mapping[int, float]]], low: int, high: 
 
 
 def place(
-    streets: Mapping[str, Counts], *, first: date | None = None, until: date | None = None
+    streets: Mapping[str, Counts],
+    *,
+    first: date | None = None,
+    until: date | None = None,
+    gone: Mapping[str, Set[date]] | None = None,
 ) -> Shop:
-    """Return the streets as doors, without invented days, from `first` to before `until`."""
+    """Return the streets as doors, without invented days, from `first` to before `until`.
+
+    `gone`: the invented days by street, where they are known; else those that this stretch tells.
+    """
     zone = ZoneInfo(ZONE)
     instants = [at for counts in streets.values() for at in (min(counts), max(counts))]
     low = first or datetime.fromtimestamp(min(instants), zone).date()
     high = until or datetime.fromtimestamp(max(instants), zone).date() + timedelta(days=1)
     start_s, end_s = _midnight(low, zone), _midnight(high, zone)
     hours: list[list[float | None]] = []
-    for counts in streets.values():
-        gone = invented({at: n for at, n in counts.items() if start_s <= at < end_s})
+    for name, counts in streets.items():
+        if gone is None:
+            days: Set[date] = invented({at: n for at, n in counts.items() if start_s <= at < end_s})
+        else:
+            days = gone[name]
         hours.append(
             [
-                None if datetime.fromtimestamp(at, zone).date() in gone else counts.get(at)
+                None if datetime.fromtimestamp(at, zone).date() in days else counts.get(at)
                 for at in range(start_s, end_s, _HOUR_S)
             ]
         )

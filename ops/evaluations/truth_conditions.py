@@ -12,19 +12,22 @@ from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from operator import add
 from typing import NamedTuple
 
 from ops.evaluations import shops
 from ops.evaluations.shops import Fault, Seen, Shop
 from server.health.conditions import blocked_view
+from server.health.conditions.stuck_counter import WINDOWS, Reading
 from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
-from server.health.rounds import DAILY_DAYS, QUICK_DAYS, Counter, daily, quick
+from server.health.rounds import DAILY_DAYS, QUICK_DAYS, Counter, daily, quick, quick_of
 from server.health.series import GROUP, QUARTER_S, Series, deviation
 from server.health.usual import Usual
 from server.health.verdict import NEVER, Before
 
 WARM_DAYS = 56
 _DAY = 96
+_TRIES = 100_000
 
 
 @dataclass(slots=True)
@@ -61,17 +64,30 @@ class Watched:
     doors: Sequence[Seen]
     memory: Memory = field(default_factory=Memory)
     peers: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    only: int | None = None
+    """The one counter that is judged; the others stand beside it."""
     _day: int = -1
     _whole: list[Series] = field(default_factory=list)
     _usual: list[Usual] = field(default_factory=list)
     _low: int = 0
+    _hours: list[list[Reading]] = field(default_factory=list)
 
     def look(self, number: int) -> None:
         """Look after quarter `number` has ended, or in it: the next is not there yet."""
         self._learn(number)
         now_s = self.place.start_s + (number + 1) * QUARTER_S
         counters = self._counters(number, QUICK_DAYS * _DAY)
-        self.memory.take(quick(counters, self.memory, now_s=now_s), now_s=now_s)
+        if self.only is None:
+            found = quick(counters, self.memory, now_s=now_s)
+        else:
+            found = quick_of(self.only, counters, self.memory, now_s=now_s)
+        self.memory.take(found, now_s=now_s)
+
+    def knows(self, number: int) -> bool:
+        """Return whether it is known what is usual of the one counter in a quarter."""
+        self._learn(number)
+        at_s = self.place.start_s + number * QUARTER_S
+        return self.only is None or self._usual[self.only].at(at_s)[0] is not None
 
     def close(self, number: int) -> None:
         """Look at the days, once the shop has been closed for more than an hour, or at midnight."""
@@ -88,10 +104,18 @@ class Watched:
             Counter(
                 Subject(SubjectKind.SPOT, at + 1),
                 replace(whole, quarters=whole.quarters[max(0, high - length) : high]),
+                self._readings(at, number + 1),
                 days=usual.days,
             )
             for at, (whole, usual) in enumerate(zip(self._whole, self._usual, strict=True))
         ]
+
+    def _readings(self, door: int, high: int) -> list[Reading]:
+        """Return a counter's last hours before a quarter."""
+        if not self._hours:
+            self._hours = [self.place.readings(each) for each in self.doors]
+        last = self._hours[door][max(0, high // 4 - WINDOWS[-1]) : high // 4]
+        return [each for each in last if each.length_s]
 
     def _learn(self, number: int) -> None:
         day = self.place.day(number)
@@ -105,18 +129,22 @@ class Watched:
         self._whole = shops.series(self.place, self.doors, self._usual, low=self._low, high=high)
 
 
-def looks(place: Shop, low: int, high: int) -> list[tuple[int, bool]]:
-    """Return after which quarters to look, and whether it is the look at the days."""
+def looks(place: Shop, low: int, high: int, *, every: int | None = None) -> list[tuple[int, bool]]:
+    """Return after which quarters to look, and whether it is the look at the days.
+
+    `every`: so many quarters pass from one to the next, where it is not what a reading holds.
+    """
     found = []
     never_closes = all(place.is_open)
+    step = every or place.every
     for number in range(low, high):
-        if number % place.every != place.every - 1:
+        if number % step != step - 1:
             continue
         if place.is_open[number] or number % 4 == 3:
             found.append((number, False))
         before = place.is_open[max(0, number - 6) : number + 1]
         if before == [True, *[False] * 6] or (
-            never_closes and place.day(number + 1) != place.day(number + 1 - place.every)
+            never_closes and place.day(number + 1) != place.day(number + 1 - step)
         ):
             found.append((number, True))
     return found
@@ -129,12 +157,13 @@ def run(
     *,
     until: Condition | None = None,
     of: Sequence[Subject] = (),
+    every: int | None = None,
 ) -> int | None:
     """Look from quarter to quarter; return the first after which `until` fires of one of these."""
-    for number, whole in looks(watched.place, low, high):
+    for number, whole in looks(watched.place, low, high, every=every):
         if whole:
             watched.close(number)
-        else:
+        elif until not in _BY_THE_DAY:
             watched.look(number)
         if until is not None and any(
             each.condition is until and each.subject in of for each in watched.memory.begun
@@ -204,43 +233,63 @@ def put_in(
     *,
     within: timedelta,
     busy: float = 0.0,
+    part: float = 0.0,
     busy_h: int = 1,
     warm_days: int = WARM_DAYS,
+    every: int | None = None,
+    beside: int | None = None,
 ) -> float | None:
     """Put a fault into one counter of a shop while it is open; return how long it went unfound.
 
-    `busy`: only where so many people an hour come in and out, now and in `busy_h` hours to come. Of
-    what shows only while people come, it is the time in which the shop was open.
+    `busy`: only where so many people an hour come in and out, now and in `busy_h` hours to come,
+    and `part` of the busiest hour of the week before.
+    It is where one knows what is usual: of others nothing is said. `every`: see `looks`. `beside`:
+    only where so many others are there; None: all. Of what shows only while people come, it is the
+    time in which the shop was open.
     """
     doors = list(place.doors)
-    ill = rng.randrange(len(doors))
-    chosen = doors[ill] = doors[ill].copy()
-    numbers = [
-        n
-        for n in range(
-            place.number(place.day(0) + timedelta(days=warm_days)),
-            place.quarters - int(within.total_seconds()) // QUARTER_S,
-        )
-        if place.is_open[n]
-        and all(door.observed_s[n] for door in place.doors)
-        and _an_hour(chosen, n, hours=busy_h) >= busy
-    ]
-    at = rng.choice(numbers)
-    fault(doors[ill], at, rng)
-    watched = Watched(place, doors)
+    first = place.number(place.day(0) + timedelta(days=warm_days))
+    last = place.quarters - int(within.total_seconds()) // QUARTER_S
+    for _ in range(_TRIES):
+        ill, at = rng.randrange(len(doors)), rng.randrange(first, last)
+        chosen = doors[ill]
+        if (
+            place.is_open[at]
+            and chosen.observed_s[at]
+            and _beside(doors, at) >= (len(doors) if beside is None else beside + 1)
+            and _an_hour(chosen, at, hours=busy_h) >= max(busy, part * _busiest(chosen, at))
+        ):
+            watched = Watched(place, doors, only=ill)
+            if watched.knows(at):
+                break
+    else:
+        raise ValueError(f"{place.name} has no such moment")
     high = min(place.quarters, at + int(within.total_seconds()) // QUARTER_S)
+    doors[ill] = chosen.changed(fault, at, high, rng)
+    watched = Watched(place, doors, only=ill)
     right = Subject(SubjectKind.SPOT, ill + 1), Subject(SubjectKind.SITE, 1)
-    number = run(watched, at, high, until=condition, of=right)
+    number = run(watched, at, high, until=condition, of=right, every=every)
     if number is None:
         return None
     opened = sum(place.is_open[at : number + 1])  # time while closed tells nothing of a door
     return opened * QUARTER_S if condition in _OPEN_TIME else (number + 1 - at) * QUARTER_S
 
 
+def _beside(doors: Sequence[Seen], number: int) -> int:
+    """Return how many counters observed a quarter."""
+    return sum(door.observed_s[number] > 0 for door in doors)
+
+
+def _busiest(seen: Seen, number: int) -> float:
+    """Return how many come in or go out in the busiest hour of the week before."""
+    low = max(0, number - 7 * _DAY)
+    return 4 * max(map(add, seen.entered[low:number], seen.left[low:number]), default=0.0)
+
+
 def _an_hour(seen: Seen, number: int, *, hours: int) -> float:
     """Return how many come in or go out in an hour, for hours from here on: the least half hour."""
     halves = [
-        sum(seen.entered[n] + seen.left[n] for n in range(low, low + 2)) / 2
+        sum(seen.entered[low : low + 2]) + sum(seen.left[low : low + 2])
         for low in range(number, number + 4 * hours, 2)
     ]
     return 2 * min(halves)
@@ -264,4 +313,5 @@ def crossings_needed(part: float, *, share_variance: float, hours: float, sure: 
     return math.inf
 
 
+_BY_THE_DAY = {Condition.IMBALANCE, Condition.LEVEL_SHIFT}
 _OPEN_TIME = {Condition.FLATLINE, Condition.BLOCKED_VIEW}
