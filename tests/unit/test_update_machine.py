@@ -260,7 +260,7 @@ def _settled(device: UpdateDevice, desk: Desk, at: int) -> Phase:
     return last.phase
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     cuts=st.lists(st.integers(1, 60), max_size=4),
     case=st.sampled_from(CASES),
@@ -428,7 +428,7 @@ class Model(RuleBasedStateMachine):
 
 def test_whatever_happens_in_whatever_order_a_device_ends_where_it_says() -> None:
     run_state_machine_as_test(
-        Model, settings=settings(max_examples=80, stateful_step_count=30, deadline=None)
+        Model, settings=settings(max_examples=40, stateful_step_count=30, deadline=None)
     )
 
 
