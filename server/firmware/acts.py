@@ -116,15 +116,25 @@ async def approve(
 ) -> None:
     """Approve a rollout; it starts then, or now. Raises NotFoundError, RefusedError (four_eyes)."""
     held = await hold_named(connection, organisation, ref, now=now)
-    freely = held.rollout.policy.override_freezes
-    if freely and actor == held.rollout.author:
-        raise RefusedError("four_eyes", "who overrides a freeze has somebody else approve it")
+    if actor == held.rollout.author and (why := await _second(held)):
+        raise RefusedError("four_eyes", f"somebody else than its author approves: {why}")
     held.take(Approved(at=now, actor=actor))
     begins = now if starts_at is None else max(now, starts_at)
     await _written(held, "approved", {"starts_at": begins.isoformat()}, actor=actor)
     await connection.execute(
         "update rollouts set starts_at = $2, due_at = $2 where id = $1", held.facts.id, begins
     )
+
+
+async def _second(held: Held) -> str:
+    """Return why a plan is for a second person to approve, its number of devices apart."""
+    told = await held.connection.fetchval(
+        "select plan -> 'told' -> 'second_person' from rollouts where id = $1", held.facts.id
+    )
+    reasons: list[str] = json.loads(told) if told else []
+    if held.rollout.policy.override_freezes:
+        reasons.append("it overrides a freeze")
+    return "; ".join(reasons)
 
 
 async def start(

@@ -62,14 +62,15 @@ async def hear(
         for step in kept:
             key = ref, step.attempt.number
             heard[key] = max(heard.get(key, 0), step.seq)
-        if ref in known and await _take(connection, known[ref], device, kept, now=now):
+        if ref in known and await _take(connection, known[ref], kept, now=now):
             cancel.append(ref)
     return Heard(tuple((*key, seq) for key, seq in heard.items()), tuple(cancel))
 
 
 _OWN = f"""
-select e.id, e.ref, e.organisation_id, e.rollout_id, e.pool, {COLUMNS}
-from executions e where e.device_id = $1 and e.ref = any($2) order by e.id for no key update
+select e.id, e.ref, e.organisation_id, e.rollout_id, e.pool, d.device, {COLUMNS}
+from executions e join devices d on d.id = e.device_id
+where e.device_id = $1 and e.ref = any($2) order by e.id for no key update of e
 """  # noqa: S608
 
 
@@ -88,7 +89,6 @@ def _worth(steps: Sequence[Step], *, fresh: bool) -> list[Step]:
 async def _take(
     connection: asyncpg.Connection,
     row: asyncpg.Record,
-    device: int,
     steps: Sequence[Step],
     *,
     now: datetime,
@@ -111,7 +111,7 @@ async def _take(
     elif after != before:
         held = await hold(connection, row["rollout_id"], now=now)
         assert held is not None
-        after = await _judge(held, row, before, said, actor=f"device {device}")
+        after = await _judge(held, row, before, said)
         withdrawn = held.rollout.state in WITHDRAWN
     gone = after.ended and after.state in life.SUPPOSED
     return gone or (withdrawn and (after.state in REVOCABLE or after.state is Stage.TRIAL))
@@ -130,13 +130,13 @@ def _folded(execution: Execution, said: Sequence[Said], here: Here) -> Execution
 
 
 async def _judge(
-    held: Held, row: asyncpg.Record, before: Execution, said: Sequence[Said], *, actor: str
+    held: Held, row: asyncpg.Record, before: Execution, said: Sequence[Said]
 ) -> Execution:
     """Fold what was said under the rollout's lock, and judge each step by itself."""
     last = before
     for each in said:
         after = life.heard(last, each, held.here)
-        change(held, row["pool"], last, after, actor=actor)
+        change(held, row["pool"], last, after, actor=f"device {row['device']}")
         last = after
     await put(held.connection, [Moved(row["id"], row["pool"], last)])
     await held.write()
@@ -211,7 +211,7 @@ async def runs(
     assert held is not None
     before = execution_of(row)
     after = life.mismatched(before, held.here)
-    change(held, row["pool"], before, after, actor=f"device {device}")
+    change(held, row["pool"], before, after, actor=f"device {row['device']}")
     await put(connection, [Moved(row["id"], row["pool"], after)])
     await held.write()
     return True
@@ -221,8 +221,10 @@ _CONFIRMED = f"""
 with last as (
     select id from executions where device_id = $1 and accepted_at is not null
     order by ended_at desc nulls first, id desc limit 1)
-select e.id, e.rollout_id, e.pool, coalesce(e.releases, b.releases) as installed, {COLUMNS}
+select e.id, e.rollout_id, e.pool, d.device, coalesce(e.releases, b.releases) as installed,
+       {COLUMNS}
 from executions e join last using (id) join rollouts o on o.id = e.rollout_id
+join devices d on d.id = e.device_id
 left join bundles b on b.id = o.bundle_id
 where e.state = 'confirmed' and coalesce(e.releases, b.releases) is not null
 for no key update of e

@@ -411,6 +411,8 @@ class _Deciding:
         if self.rollout.state not in (State.RUNNING, State.PAUSED):
             return
         revert = OnHalt.KEEP if self.rollout.reverse else self.rollout.policy.on_halt
+        if revert is OnHalt.REVERT_FAILED and found.guard in (Guard.COUNTS, Guard.HEALTH):
+            revert = OnHalt.REVERT_ALL  # whoever is to blame has confirmed
         said = reason or f"{found.guard.value}: {found.found:g} of {found.limit:g} in wave {wave}"
         self._turn(Turn.HALTED, said, wave=wave, revert=revert.value, **found.value())
 

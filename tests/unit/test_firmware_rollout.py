@@ -460,6 +460,7 @@ def test_counts_that_got_worse_halt_and_resuming_lets_the_wave_go_on() -> None:
     event = Regressed(at=engine.now, wave=1, guard=Guard.COUNTS, found=5.2, limit=3)
     engine.take(event)
     assert engine.rollout.state is State.HALTED
+    assert engine.rollout.revert is OnHalt.REVERT_ALL  # nobody has failed
     assert engine.rollout.wave(1).state is WaveState.FAILED
     assert not engine.rollout.offering()
     engine.take(Resumed(at=engine.now, reason="a campaign ended"))
