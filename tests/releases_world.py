@@ -368,7 +368,7 @@ class World:
 @pytest.fixture(scope="module")
 def begun(fleet: Fleet) -> Iterator[tuple[Path, Target]]:
     """A folder in which 1.1.0 is published already: it is copied, which is quick."""
-    with _in_memory() as folder:
+    with in_memory() as folder:
         made = World(fleet, folder)
         made.begin()
         yield made.top, made.release("1.1.0")
@@ -376,13 +376,13 @@ def begun(fleet: Fleet) -> Iterator[tuple[Path, Target]]:
 
 @pytest.fixture
 def world(fleet: Fleet, begun: tuple[Path, Target]) -> Iterator[World]:
-    with _in_memory() as folder:
+    with in_memory() as folder:
         shutil.copytree(begun[0], folder, dirs_exist_ok=True)
         yield World(fleet, folder, target=begun[1])
 
 
 @contextmanager
-def _in_memory() -> Iterator[Path]:
+def in_memory() -> Iterator[Path]:
     """Some forty files a test, each synced: they cost nothing where there is no disk."""
     where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="vestibule-test-", dir=where) as folder:

@@ -5,11 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent import command
+from agent.clock import BUILD_MS
 from agent.update.agreement import Fault, Refused, class_of
+from agent.update.releases import Times
 from agent.update.trust import FOLDER, Question, check, install_root
 from protocol.update import Class
+from tests.releases_world import in_memory
 
 ROOT = b'{"signed": {"_type": "root", "version": 1}, "signatures": []}'
 
@@ -92,3 +97,39 @@ def test_the_command_keeps_a_root_once(
     assert command.main(["trust", str(given)]) == command.OK
     assert command.main(["trust", str(given)]) == command.REFUSED
     assert "stays" in capsys.readouterr().err
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.integers(0, 900),  # what a clock says, in days
+            st.integers(-50, 1200),  # when the timestamp says that it was signed
+            st.sampled_from(["one", "other"]),  # whose key signed it
+        ),
+        max_size=12,
+    )
+)
+def test_time_never_runs_back_under_one_key_nor_further_ahead_than_can_be(
+    checks: list[tuple[int | None, int, str]],
+) -> None:
+    """T1 to T3, each check in a process of its own: what lies on disk is all that is kept."""
+    day, past = 86_400_000, BUILD_MS + 86_400_000
+    with in_memory() as folder:
+        kept, signer = 0, ""
+        for clock, issued, key in checks:
+            given_ms = None if clock is None else past + clock * day
+            times = Times(folder / "time.json", now_ms=given_ms, past_ms=past)
+            times.under([key])
+            floor = kept if key == signer else 0
+            assert times.now_ms() == max(floor, times.own_ms())
+            most = times.own_ms() + (550 * day if clock is None else day)
+            issued_ms = past + issued * day
+            if issued_ms > most:
+                with pytest.raises(Refused) as caught:
+                    times.judge(issued_ms)
+                assert caught.value.fault is Fault.TIME_JUMP
+                continue
+            times.judge(issued_ms)
+            times.heard(issued_ms)
+            kept, signer = max(floor, issued_ms), key
+            assert times.now_ms() == max(kept, times.own_ms())
