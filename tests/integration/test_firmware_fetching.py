@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from server import metrics
+from server.firmware import fetching
 from server.firmware.artifacts import BURST_S, CHUNK
 from server.firmware.policy import Caps, Policy
 from tests.integration.firmware_world import Release, Scripted, Updates
@@ -171,6 +174,35 @@ async def test_two_of_a_site_that_fetch_at_once_get_no_more_than_one_alone(
     sent = sum(len(body) for status, body, _ in got if status == 200)
     assert sent >= len(release.content)
     assert sent <= rate * (BURST_S + updates.counted.at_s - began_s) + CHUNK
+
+
+async def test_who_reads_too_slowly_is_cut_off_and_goes_on_where_it_was(
+    updates: Updates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = asyncio.Event()
+    noted = Mock()
+    noted.info.side_effect = lambda *_, **__: cut.set()
+    monkeypatch.setattr(fetching, "SEND_S", 0.05)
+    monkeypatch.setattr(fetching, "log", noted)
+    device, release = await updates.device(), await updates.release("1.1.0", size=24 << 20)
+    await offered(updates, device, release)
+    reader, writer = await asyncio.open_connection("127.0.0.1", updates.port, ssl=device.tls)
+    path = f"/v1/update/artifacts/{release.sha256}"
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    async with asyncio.timeout(30):
+        await cut.wait()  # nobody has read: what the line holds is full
+    had = bytearray()
+    with suppress(ConnectionError):
+        while chunk := await reader.read(1 << 20):
+            had += chunk
+    writer.close()
+    had = had[had.index(b"\r\n\r\n") + 4 :]
+    assert 0 < len(had) < len(release.content)
+    monkeypatch.setattr(fetching, "SEND_S", 60)
+    status, rest, _ = await device.fetches(
+        release, Range=f"bytes={len(had)}-", If_Range=f'"{release.sha256}"'
+    )
+    assert (status, bytes(had) + rest == release.content) == (206, True)
 
 
 @pytest.mark.parametrize("path", ["metadata/timestamp.json", "artifacts/" + "0" * 64])
