@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,6 +173,55 @@ async def test_only_the_page_itself_is_served(device: Device) -> None:
     assert (await device.ask("POST", "/press", {"a": "b" * MAX_BODY}))[0] == 413
     assert (await device.raw(b"GET / HTTP/1.1\r\nX: " + b"x" * MAX_HEAD + b"\r\n\r\n"))[0] == 431
     assert (await device.raw(b"nonsense\r\n\r\n"))[0] == 400
+
+
+async def test_a_slots_screen_counts_as_drawn_once_a_page_of_it_says_so(
+    device: Device, tmp_path: Path
+) -> None:
+    (tmp_path / "films").mkdir()
+    for name, text in (
+        ("page.html", "new"),
+        ("films/a.mp4", "film"),
+        ("x.py", "no"),
+        ("slot.json", "{}"),
+    ):
+        (tmp_path / name).write_text(text)
+    _, state = await device.ask("GET", "/state?number=0&drawn=package")
+    assert state["build"] == "package"
+    device.screen.show(tmp_path, "abc", 600)
+    _, state = await device.ask("GET", f"/state?number={state['number']}&drawn=package")  # at once
+    assert state["build"] == "abc"
+    assert not device.screen.drawn
+    await device.ask("GET", "/state?number=0&drawn=abc")
+    assert not device.screen.drawn  # nobody has fetched it
+    assert await device.ask("GET", "/") == (200, b"new")
+    assert await device.ask("GET", "/films/a.mp4") == (200, b"film")
+    assert (await device.ask("GET", "/x.py"))[0] == 404
+    assert (await device.ask("GET", "/page.css"))[0] == 404
+    await device.ask("GET", "/state?number=0&drawn=abc")
+    assert device.screen.drawn
+    device.screen.show(None, "package", 0)
+    assert not device.screen.drawn
+    assert b"<html" in (await device.ask("GET", "/"))[1]
+
+
+async def test_a_screen_on_trial_loads_anew_by_itself_once_that_is_over(
+    device: Device, tmp_path: Path
+) -> None:
+    async def head() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", device.port)
+        writer.write(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{device.port}\r\n\r\n".encode())
+        answered = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answered.partition(b"\r\n\r\n")[0]
+
+    (tmp_path / "page.html").write_text("broken")
+    assert b"Refresh" not in await head()
+    device.screen.show(tmp_path, "abc", 600)
+    assert b"\r\nRefresh: 630" in await head()
+    device.screen.show(tmp_path, "abc", 0)
+    assert b"Refresh" not in await head()
 
 
 async def test_a_button_on_the_case_means_an_answer_of_an_open_page_or_nothing(
