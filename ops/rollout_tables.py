@@ -73,6 +73,10 @@ def plan(told: Told, bundle: Bundle | None) -> RenderableType:
              f"{each.taken} taken from it")
         for each in told.conflicts
     ]  # fmt: skip
+    parts += [
+        Text(f"{each.rollout} waits to start, and wants {each.devices} of these devices")
+        for each in told.pending
+    ]
     parts.append(Text(_detects(told)))
     parts += [Text(f"its author may not approve it: {why}") for why in told.second_person]
     return Group(*parts)
@@ -83,8 +87,9 @@ def _detects(told: Told) -> str:
     if found is None:
         return f"the counts guard would find no loss: {told.detects_nothing}"
     return (
-        f"the counts guard finds a loss of {found.loss_90:.1%} in 90 % of rollouts such as this, "
-        f"{found.loss_80:.1%} in 80 % ({found.updated} updated doors beside {found.control})"
+        f"within {found.looks} days the counts guard finds a loss of {found.loss_90:.1%} in 90 % "
+        f"of rollouts such as this, {found.loss_80:.1%} in 80 % ({found.updated} updated doors "
+        f"beside {found.control})"
     )
 
 

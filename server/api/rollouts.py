@@ -28,6 +28,7 @@ from server.firmware.drafting import (
     LeftOut,
     Leg,
     OneWay,
+    Pending,
     Told,
     WaveTold,
 )
@@ -179,6 +180,7 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     legs: list[Leg]
     one_way: list[OneWay]
     conflicts: list[Conflict]
+    pending: list[Pending]
     detects: Detects | None
     detects_nothing: str
     second_person: list[str]
@@ -307,8 +309,8 @@ def plan_of(told: Told) -> RolloutPlan:
     return RolloutPlan(
         *(told.filter, told.devices, told.sites, told.bytes, told.controls, told.commitment),
         *(told.done_at, list(told.waves), dict(told.reasons), list(told.excluded)),
-        *(list(told.legs), list(told.one_way), list(told.conflicts), told.detects),
-        *(told.detects_nothing, list(told.second_person)),
+        *(list(told.legs), list(told.one_way), list(told.conflicts), list(told.pending)),
+        *(told.detects, told.detects_nothing, list(told.second_person)),
     )
 
 

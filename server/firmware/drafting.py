@@ -74,13 +74,23 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """A rollout that has not begun and wants so many of these devices, too: the first has them."""
+
+    rollout: str
+    devices: int
+
+
+@dataclass(frozen=True, slots=True)
 class Detects:
-    """The least loss of counts that is found in 80 and in 90 % of rollouts such as this; shares."""
+    """The least loss of counts that is found within `looks` days, one look a day, in 80 and in 90 %
+    of rollouts such as this; shares."""
 
     loss_80: float
     loss_90: float
     updated: int
     control: int
+    looks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,7 @@ class Told:
     legs: tuple[Leg, ...]
     one_way: tuple[OneWay, ...]
     conflicts: tuple[Conflict, ...]
+    pending: tuple[Pending, ...]
     detects: Detects | None
     detects_nothing: str
     second_person: tuple[str, ...]
@@ -189,6 +200,7 @@ class _Text(msgspec.Struct):
     legs: list[Leg]
     one_way: list[OneWay]
     conflicts: dict[str, tuple[int, int]]
+    pending: dict[str, int]
     detects: Detects | str
     second_person: tuple[str, ...]
 
@@ -222,6 +234,7 @@ def _told(content: Mapping[str, object], names: Mapping[int, str]) -> Told:
         legs=tuple(said.legs),
         one_way=tuple(said.one_way),
         conflicts=tuple(Conflict(ref, *pair) for ref, pair in said.conflicts.items()),
+        pending=tuple(Pending(ref, number) for ref, number in said.pending.items()),
         detects=said.detects if isinstance(said.detects, Detects) else None,
         detects_nothing="" if isinstance(said.detects, Detects) else said.detects,
         second_person=said.second_person,

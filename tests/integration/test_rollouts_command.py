@@ -155,13 +155,35 @@ async def test_above_the_blast_radius_somebody_else_approves(shell: Shell) -> No
     shell.policy.write_text(json.dumps({**POLICY, "blast_radius": 2}))
     ref = await shell.planned()
     await shell.run("submit", ref)
-    assert "above 2 somebody else" in await shell.run("approve", ref, code=1)
+    assert "somebody else than its author approves" in await shell.run("approve", ref, code=1)
     async with shell.world.act() as connection:
         given = connection, shell.world.organisation, ref
         await acts.approve(*given, actor=APPROVER, now=shell.world.now)
     assert APPROVER in await shell.run("show", ref)
     assert "cancelled" in await shell.run("cancel", ref, "--reason", "Another one comes")
     assert "cancelled at" in await shell.run("watch", ref, code=6)
+
+
+async def test_what_is_shown_before_is_what_is_kept_and_shown_after(shell: Shell) -> None:
+    world = shell.world
+    bundle = await world.release("3.0.0", floor="3.0.0")
+    await world.owner.execute(
+        "update devices set model = 'DC9' where id = (select max(id) from devices)"
+    )
+    asked = "plan", "shops", bundle, "--policy", str(shell.policy)
+    out = await shell.run(*asked, "--dry-run")
+    for said in (
+        "no way back for 3 devices that run agent 1.0.0: 3.0.0 raises the floor to 3.0.0",
+        "its author may not approve it: there is no way back for 3 devices",
+        "agent 3.0.0 is approved for DC2, and this is DC9",
+    ):
+        assert said in out
+    made = await shell.told(*asked)
+    kept = (await shell.told("show", made["rollout"], "--plan"))["plan"]
+    assert kept == made["plan"]
+    assert kept["reasons"] == {"wrong hardware": 1}
+    await shell.run("submit", made["rollout"])
+    assert "no way back" in await shell.run("approve", made["rollout"], code=1)
 
 
 async def test_what_is_called_wrongly_is_told(shell: Shell) -> None:
