@@ -32,6 +32,7 @@ from server.console.searching import selected, wished
 from server.db.engine import overseeing, transaction
 from server.errors import NotFoundError, RefusedError
 from server.feedback.qr import svg
+from server.firmware import members
 from server.fleet import checks, search, segments
 from server.fleet.checks import FieldError
 from server.fleet.filters import FIELDS, MOST_CHARACTERS, FilterError, every, parse, printed
@@ -265,6 +266,7 @@ class Pages:
             )  # fmt: skip
             since = now - metrics.SPAN
             names = await health.metric_names(connection, row["device"], since)
+            firmware = await members.of_device(connection, at.id, row["device"], now=now)
             series = await health.series(
                 connection, row["device"], names, since=since, until=now, points=metrics.POINTS
             )
@@ -287,6 +289,8 @@ class Pages:
             ended=ENDED,
             life=life,
             state_now=state_now,
+            firmware=firmware,
+            may_rollouts=at.may(Permission.READ_FLEET),
             unknown=unknown and {"since": unknown[1], "cause": unknown[0].value},
             incidents=[row_of(each) for each in open_now],
             why=explain.presence(state_now.presence, judged_at=None),

@@ -64,7 +64,7 @@ class Here:
             ("sites", self.path),
         ]
         if self.may(Permission.READ_FLEET):
-            found.insert(3, ("freezes", f"{self.path}/rollouts/freezes"))
+            found.insert(3, ("rollouts", f"{self.path}/rollouts"))
         if self.may(Permission.MANAGE_PEOPLE):
             found.append(("people", f"{self.path}/people"))
         if self.may(Permission.READ_AUDIT):

@@ -30,6 +30,8 @@ from server.console.office import (
 )
 from server.console.operations import TOP, add_operations
 from server.console.people import add_people
+from server.console.rollout_new import add_rollout_new
+from server.console.rollouts import add_rollouts
 from server.console.site import add_site_pages
 from server.db.engine import overseeing
 from server.fleet import organisations
@@ -82,6 +84,8 @@ def add_console(
     add_desired(site.app, office, base)
     add_bulk(site.app, office, base)
     add_freezes(site.app, office, base)
+    add_rollout_new(site.app, office, base)
+    add_rollouts(site.app, office, base, live=live)
     add_files(site.app, office, base)
     add_people(site.app, office, base)
     add_audit(site.app, office, base)

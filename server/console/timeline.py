@@ -1,8 +1,8 @@
 """One timeline of a device: what happened to it, in one order, whoever wrote it down.
 
-Its sessions, what it was set and told, which version it ran, what was wrong, who was there, and
-what that did to its counts. Each source gives its latest rows before a moment, and the latest of
-all of them are shown.
+Its sessions, what it was set and told, which version it ran and how it came by it, what was wrong,
+who was there, and what that did to its counts. Each source gives its latest rows before a moment,
+and the latest of all of them are shown.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from datetime import datetime
 import asyncpg
 
 MOST = 60
-KINDS = ("session", "configuration", "version", "episode", "visit", "counts")
+KINDS = ("session", "configuration", "version", "firmware", "episode", "visit", "counts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,21 @@ with site as (
     union all
     (select reported_at, 'configuration', 'reported', 'version ' || reported_version, ''
      from device_settings where device_id = $1 and reported_at < $2)
+    union all
+    (select r.heard_at, 'firmware', 'fw_' || r.phase, w.name, r.code
+     from execution_reports r join executions e on e.id = r.execution_id
+     join rollouts w on w.id = e.rollout_id
+     where e.device_id = $1 and r.heard_at < $2 order by r.heard_at desc, r.seq desc limit $3)
+    union all
+    (select e.offered_at, 'firmware', 'fw_offered', w.name, ''
+     from executions e join rollouts w on w.id = e.rollout_id
+     where e.device_id = $1 and e.offered_at < $2 order by e.offered_at desc limit $3)
+    union all
+    (select e.ended_at, 'firmware', 'fw_' || replace(e.state, ' ', '_'), w.name, e.code
+     from executions e join rollouts w on w.id = e.rollout_id
+     where e.device_id = $1 and e.ended_at < $2
+       and e.state in ('timed out', 'lost', 'unreachable', 'cancelled', 'superseded')
+     order by e.ended_at desc limit $3)
     union all
     (select lower(a.valid), 'visit', 'placed', s.name, p.name
      from assignments a join spots p on p.id = a.spot_id join sites s on s.id = p.site_id

@@ -7,11 +7,12 @@ devices is written into the database as ingest and health would have written it.
 import asyncio
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import asyncpg
 from aiohttp import web
@@ -20,7 +21,7 @@ from playwright.sync_api import Page
 
 from ops.services.stack import Stack
 from server.app import build_pages
-from server.clock import SystemClock
+from server.clock import Clock, SystemClock
 from server.config import Secret, Settings
 from server.db.engine import open_pool
 from server.db.migrate import migrate
@@ -28,6 +29,7 @@ from server.people import users
 from server.people.passwords import Passwords
 from server.people.roles import Grant, Role
 
+T = TypeVar("T")
 EMAIL, PASSWORD = "noc@example.com", "korrekt häst batteri häftklammer"
 OWN = "/console/o/own"
 DEVICES = 40
@@ -57,13 +59,19 @@ class Noc:
     owner: asyncpg.Connection
     runner: web.AppRunner
     port: int
+    pools: Mapping[str, asyncpg.Pool]
+    dsn: Mapping[str, str]
+    passwords: Passwords
     organisation: int = 0
     incidents: list[str] = field(default_factory=list)
 
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something in the pages' thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
     def sql(self, text: str, *values: object) -> list[asyncpg.Record]:
         """Ask the database, in the pages' thread."""
-        asked = asyncio.run_coroutine_threadsafe(self.owner.fetch(text, *values), self.loop)
-        return list(asked.result(60))
+        return list(self.run(self.owner.fetch(text, *values)))
 
     def heal(self) -> None:
         """Let nothing be wrong, nor anything have been."""
@@ -84,17 +92,17 @@ class Noc:
                 if connection.transport is not None:
                     connection.transport.abort()
 
-        asyncio.run_coroutine_threadsafe(cut(), self.loop).result(60)
+        self.run(cut())
 
     def come_back(self) -> None:
         """Be there again, at the same address."""
         site = web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True)
-        asyncio.run_coroutine_threadsafe(site.start(), self.loop).result(60)
+        self.run(site.start())
 
-    def enter(self, page: Page) -> Page:
-        """Sign the operator in, and open what needs a human."""
+    def enter(self, page: Page, email: str = EMAIL) -> Page:
+        """Sign an operator in, and open what needs a human."""
         page.goto(f"{self.base}/signin")
-        page.locator("input[name=email]").fill(EMAIL)
+        page.locator("input[name=email]").fill(email)
         page.locator("input[name=password]").fill(PASSWORD)
         page.locator("main form button").last.click()
         page.wait_for_url(lambda url: "/signin" not in url)
@@ -125,15 +133,15 @@ class Noc:
 
 
 @contextmanager
-def noc(stack: Stack, folder: Path) -> Iterator[Noc]:
-    """Serve the pages over a fleet in a database of its own."""
+def noc(stack: Stack, folder: Path, clock: Clock | None = None) -> Iterator[Noc]:
+    """Serve the pages over a fleet in a database of its own, by the real clock or another."""
     database = f"noc_{secrets.token_hex(6)}"
     stack.postgres.create_database(database)
     ready, stop, made = threading.Event(), threading.Event(), []
 
     async def run() -> None:
         async with AsyncExitStack() as exits:
-            made.append(await _served(exits, stack, database, folder))
+            made.append(await _served(exits, stack, database, folder, clock or SystemClock()))
             ready.set()
             await asyncio.to_thread(stop.wait)
 
@@ -159,14 +167,17 @@ def noc(stack: Stack, folder: Path) -> Iterator[Noc]:
         stack.postgres.drop_database(database)
 
 
-async def _served(exits: AsyncExitStack, stack: Stack, database: str, folder: Path) -> Noc:
+async def _served(
+    exits: AsyncExitStack, stack: Stack, database: str, folder: Path, clock: Clock
+) -> Noc:
     await migrate(stack.endpoints.dsn("owner", database))
-    dsn = {role: stack.endpoints.dsn(role, database) for role in ("owner", "api", "desk", "ingest")}
+    roles = ("owner", "api", "desk", "ingest", "maint")
+    dsn = {role: stack.endpoints.dsn(role, database) for role in roles}
     owner = await asyncpg.connect(dsn["owner"])
     exits.push_async_callback(owner.close)
     pools = {
         role: await exits.enter_async_context(open_pool(dsn[role], size=4, name=role))
-        for role in ("api", "desk", "ingest")
+        for role in roles[1:]
     }
     passwords = Passwords(PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
     exits.callback(passwords.close)
@@ -175,7 +186,7 @@ async def _served(exits: AsyncExitStack, stack: Stack, database: str, folder: Pa
         session_secret=Secret("s" * 32),
     )
     app = build_pages(
-        settings, pools["api"], pools["desk"], passwords, SystemClock(), ingest=pools["ingest"]
+        settings, pools["api"], pools["desk"], passwords, clock, ingest=pools["ingest"]
     )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -184,7 +195,7 @@ async def _served(exits: AsyncExitStack, stack: Stack, database: str, folder: Pa
     await site.start()
     port = runner.addresses[0][1]
     loop = asyncio.get_running_loop()
-    found = Noc(f"http://127.0.0.1:{port}", loop, owner, runner, port)
+    found = Noc(f"http://127.0.0.1:{port}", loop, owner, runner, port, pools, dsn, passwords)
     found.organisation = await _fill(owner, passwords)
     return found
 
@@ -234,9 +245,17 @@ async def _fill(owner: asyncpg.Connection, passwords: Passwords) -> int:
         "select id, 1, 1, $1, $1 from devices",
         now - timedelta(minutes=4),
     )
-    row = await users.add(owner, email=EMAIL, name="Kim Berg", actor="command", now=now)
-    await users.grant(owner, row, Grant(Role.NOC, own), actor="command", now=now)
+    await operator(owner, passwords, own, EMAIL, "Kim Berg")
+    return own
+
+
+async def operator(
+    owner: asyncpg.Connection, passwords: Passwords, organisation: int, email: str, name: str
+) -> None:
+    """Add somebody of the organisation's NOC, who signs in by `PASSWORD`."""
+    now = datetime.now(UTC)
+    row = await users.add(owner, email=email, name=name, actor="command", now=now)
+    await users.grant(owner, row, Grant(Role.NOC, organisation), actor="command", now=now)
     await owner.execute(
         "update users set password_hash = $2 where id = $1", row, await passwords.hash(PASSWORD)
     )
-    return own

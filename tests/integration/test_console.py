@@ -8,6 +8,7 @@ from datetime import timedelta
 from html import unescape
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from aiohttp import ClientSession, FormData
@@ -384,6 +385,8 @@ PRIVILEGED = {
     f"{OWN}/devices/{{device}}/settings": "settings changed",
     f"{OWN}/devices/{{device}}/commands": "command asked",
     f"{OWN}/devices/{{device}}/commands/{{command}}/cancel": "command cancelled",
+    f"{OWN}/rollouts/new": "rollout submitted",
+    f"{OWN}/rollouts/{{rollout}}": "rollout approved",
     f"{OWN}/devices/{{device}}/spot": "device assigned",
     f"{OWN}/devices/{{device}}/state": "device suspended",
     f"{OWN}/import": "site added",
@@ -399,14 +402,18 @@ PRIVILEGED = {
 }
 
 
+ROLLOUT = {"bundle": "bundle-a", "wave1": "rest", "when": "any"}
+DOES = {f"{OWN}/incidents/{{incident}}": "acknowledge", f"{OWN}/rollouts/{{rollout}}": "approve"}
+
+
 async def test_every_form_of_the_console_leaves_its_row_in_the_audit(people: People) -> None:
     own, owner = people.organisations["own"], people.owner
     await people.user("root@example.com", Grant(Role.ADMINISTRATOR))
     eva = await people.user("eva@example.com", Grant(Role.ANALYST, own), password=None)
     await owner.execute("insert into unknown_devices (serial) values ('DC-9')")
     await owner.execute(
-        "insert into devices (organisation_id, device, kind, state) "
-        "values ($1, 'dc-7k2m9qxw4fpn', 'counter', 'in service')",
+        "insert into devices (organisation_id, device, kind, model, state) "
+        "values ($1, 'dc-7k2m9qxw4fpn', 'counter', 'DC2', 'in service')",
         own,
     )
     browser = await people.signed_in("root@example.com")
@@ -434,6 +441,7 @@ async def test_every_form_of_the_console_leaves_its_row_in_the_audit(people: Peo
         "do": "identify",
         "health_s": "600",
         "ends_at": "2026-04-13T00:00",
+        **ROLLOUT,
         "shown": hashlib.sha256(names["device"].encode()).hexdigest()[:16],
     }
     await owner.execute(
@@ -443,19 +451,35 @@ async def test_every_form_of_the_console_leaves_its_row_in_the_audit(people: Peo
         *(own, NOW),
     )
     names["incident"] = "incident-a"
+    await owner.execute(
+        "with made as (insert into releases (ref, component, version, floor, target, length, "
+        "sha256, hardware, published_at) values ('release-a', 'agent', '2.0.0', '1.0.0', 'a', 9, "
+        "repeat('0', 64), '{DC2}', $1) returning id) insert into bundles (ref, name, releases, "
+        "created_at) select 'bundle-a', 'Agent 2.0.0', array[id], $1 from made",
+        NOW,
+    )
+    await owner.execute(
+        "insert into device_firmware (device_id, organisation_id, hardware, components, "
+        "reported_at) select id, organisation_id, 'DC2', $2, $1 from devices",
+        *(NOW, '{"agent": {"version": "1.0.0"}}'),
+    )
     for number, (path, act) in enumerate(PRIVILEGED.items()):
         address = path.format(**names)
         before = await owner.fetchval("select count(*) from audit")
         one = {**form, "name": f"Name {number}", "spot": names.get("spot", "")}
         one["version"] = await _version(people, address)
-        one["do"] = "acknowledge" if "incident" in path else "identify"
+        one["do"] = DOES.get(path, "identify")
+        if path.endswith("/new"):
+            query = urlencode({**ROLLOUT, "do": "look"})
+            _, html = await load(browser, f"{address}?{query}")
+            one["shown"] = re.findall(r'name="shown" value="(\w+)"', html)[0]
         one |= {"kind": "identify"} if path.endswith("/commands") else {}
         response = await post(browser, address, one)
         assert response.status in (200, 303), (path, await response.text())
         rows = await owner.fetch("select act, actor from audit order by id offset $1", before)
         assert act in [row["act"] for row in rows], path
         assert all(row["actor"].startswith("user ") for row in rows)
-        for kind in ("region", "door", "spot", "command", "freeze"):
+        for kind in ("region", "door", "spot", "command", "rollout", "freeze"):
             names[kind] = await owner.fetchval(f"select min(ref) from {kind}s") or ""
     forms = {
         re.sub(r"{organisation}|{site}", lambda m: {"o": "own", "s": "own-site"}[m[0][1]], found)

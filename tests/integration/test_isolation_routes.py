@@ -70,7 +70,15 @@ GET: dict[str, Asked] = {
     f"{CONSOLE}/incidents": Asked(),
     CONSOLE + "/incidents/{incident}": Asked(),
     f"{CONSOLE}/bulk": Asked({"do": "identify"}, {"q": 'device = "{device}"'}),
+    f"{CONSOLE}/rollouts": Asked({}, {"before": "{rollout}"}),
+    f"{CONSOLE}/rollouts/new": Asked(
+        {"do": "look", "bundle": "bundle-common", "wave1": "rest"},
+        {"segment": "{segment}", "q": 'device = "{device}"'},
+    ),
+    f"{CONSOLE}/rollouts/releases": Asked(),
     f"{CONSOLE}/rollouts/freezes": Asked({"past": "1"}),
+    CONSOLE + "/rollouts/{rollout}": Asked(),
+    CONSOLE + "/rollouts/{rollout}/devices": Asked({"state": "planned"}),
     f"{CONSOLE}/export": Asked(),
     f"{CONSOLE}/import": Asked(),
     f"{CONSOLE}/people": Asked(),
@@ -230,6 +238,10 @@ POST: dict[str, Asked] = {
     CONSOLE + "/devices/{device}/spot": Asked({}, {"spot": "{spot}"}),
     CONSOLE + "/incidents/{incident}": Asked({"do": "burn"}),
     f"{CONSOLE}/bulk": Asked({"do": "identify", "shown": "x"}, {"q": 'device = "{device}"'}),
+    f"{CONSOLE}/rollouts/new": Asked(
+        {"bundle": "bundle-common", "wave1": "rest", "shown": "x"}, {"segment": "{segment}"}
+    ),
+    CONSOLE + "/rollouts/{rollout}": Asked({"do": "pause"}),
     f"{CONSOLE}/rollouts/freezes": Asked({"name": "", "ends_at": "x"}),
     CONSOLE + "/rollouts/freezes/{freeze}/end": Asked(),
     f"{CONSOLE}/segments": Asked({"name": "", "follows": "live"}, {"segment": "{segment}"}),
@@ -442,6 +454,8 @@ ASSETS = {
 ELSEWHERE = {
     ("GET", "/events"),
     ("GET", "/console/o/{organisation}/events"),
+    ("GET", "/console/o/{organisation}/rollouts/events"),
+    ("GET", "/console/o/{organisation}/rollouts/{rollout}/events"),
     ("POST", "/tech/acts"),
 }
 """Tested below by themselves: a stream, and what a phone's acts name."""

@@ -39,6 +39,7 @@
   document.addEventListener("htmx:beforeSwap", (event) => {
     if (event.target.id !== "live") return;
     event.target.keptOpen = [...event.target.querySelectorAll("details")].map((each) => each.open);
+    event.target.keptTyped = [...event.target.querySelectorAll("input[id], select[id], textarea[id]")].map((each) => [each.id, each.type === "checkbox" ? each.checked : each.value, each === document.activeElement]);
     const row = document.activeElement && document.activeElement.closest("[data-row] a");
     event.target.keptFocus = row && event.target.contains(row) ? row.getAttribute("href") : null;
   });
@@ -46,9 +47,26 @@
     if (event.target.id !== "live") return;
     const kept = event.target.keptOpen || [];
     [...event.target.querySelectorAll("details")].forEach((each, n) => { if (kept[n]) each.open = true; });
+    for (const [id, value, focused] of event.target.keptTyped || []) {
+      const each = event.target.querySelector(`#${CSS.escape(id)}`);
+      if (!each) continue;
+      if (each.type === "checkbox") each.checked = value; else each.value = value;
+      if (focused) each.focus();
+    }
     const again = event.target.keptFocus && [...event.target.querySelectorAll("[data-row] a")].find((each) => each.getAttribute("href") === event.target.keptFocus);
     if (again) again.focus();
   });
+
+  // What takes a while says so, and is asked for once.
+  for (const form of document.querySelectorAll("form[data-busy]")) {
+    form.addEventListener("submit", (event) => {
+      const button = event.submitter;
+      if (!button || button.value !== "look") return;
+      form.setAttribute("aria-busy", "true");
+      button.textContent = form.dataset.busy;
+    });
+    addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+  }
 
   // Keys of one letter: off until somebody wants them, for they get in the way of speech input.
   const on = document.querySelector("[data-keys-on]");
