@@ -24,7 +24,7 @@ from server.clock import Clock, at
 from server.db.engine import data_at_fault, transaction
 from server.db.turns import repeat
 from server.errors import RefusedError
-from server.firmware import life, starting
+from server.firmware import life, starting, unwell
 from server.firmware.granting import budget, candidates, offer
 from server.firmware.life import FLYING, Contact, Execution
 from server.firmware.policy import OnHalt
@@ -130,6 +130,7 @@ async def conduct(held: Held) -> None:
         case State.RUNNING:
             more = await _expire(held)
             more |= await _look(held)
+            await unwell.look(held)
             await _tick(held)
             more |= await _offer(held)
         case State.PAUSED:

@@ -16,7 +16,7 @@ from server.db.engine import transaction
 from server.errors import NotFoundError, RefusedError
 from server.firmware import acts
 from server.firmware.conductor import LEASE, StaleError, conduct, lease
-from server.firmware.policy import Caps, Gate, Guards, OnHalt, Timers
+from server.firmware.policy import Caps, Gate, Guards, OnHalt, Ramp, Timers
 from server.firmware.rows import hold
 from tests.firmware_world import (
     APPROVER,
@@ -401,3 +401,27 @@ async def test_a_device_that_leaves_after_it_accepted_counts_as_lost(world: Worl
     await world.leave(world.devices[devices[0]])
     await world.pass_time(5_000, step_s=100)
     assert (await world.states(ref)).get("lost") == 1
+
+
+async def test_updated_devices_that_fall_ill_while_others_do_not_halt_and_are_taken_back(
+    world: World,
+) -> None:
+    devices = await world.fleet(70)
+    policy = msgspec.structs.replace(
+        QUICK, gate=Gate(soak_s=86_400), on_halt=OnHalt.REVERT_FAILED, ramp=Ramp(top=1_000)
+    )
+    ref = await world.rollout([devices[:10], devices[10:]], policy=policy)
+    await world.pass_time(200)
+    await world.owner.execute(
+        "insert into episodes (organisation_id, subject, subject_id, condition, device_id, since, "
+        "opened_at) select $1, 'device', d, 'reboot_loop', d, $2, $2 from unnest($3::int[]) d",
+        *(world.organisation, world.now, devices[:5]),
+    )
+    await world.pass_time(600)
+    assert await world.state(ref) == "running"  # it looks once an hour
+    await world.pass_time(3_600, step_s=60)
+    reason = await world.owner.fetchval("select reason from rollout_events where event = 'halted'")
+    assert reason == "5 of 10 updated devices fell ill, 0 of 60 that wait"
+    await world.pass_time(600)
+    assert await world.state(ref) == "reverted"
+    assert {device.version for device in world.devices.values()} == {"1.0.0"}

@@ -61,6 +61,7 @@ create table rollouts (
     fence bigint not null default 0,
     tokens double precision not null default 0,
     tokens_at timestamptz,
+    health_at timestamptz,
     counted jsonb not null default '{}',
     counted_at timestamptz,
     reverses int references rollouts,

@@ -70,6 +70,7 @@ rollouts = sa.Table(
     _number("fence", sa.BigInteger),
     sa.Column("tokens", sa.Double, nullable=False, server_default=sa.text("0")),
     sa.Column("tokens_at", columns.INSTANT),
+    sa.Column("health_at", columns.INSTANT),
     _object("counted"),
     sa.Column("counted_at", columns.INSTANT),
     columns.row_of("reverses", "rollouts", nullable=True),
