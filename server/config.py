@@ -10,6 +10,8 @@ from pathlib import Path
 
 from server.errors import VestibuleError
 
+ROLES = frozenset({"admission", "api", "firmware", "health", "ingest", "rollup"})
+
 
 class SettingsError(VestibuleError, ValueError):
     """A setting is missing or malformed; the message names it."""
@@ -61,7 +63,7 @@ class Settings:
     smtp_url: Secret = field(default=Secret(""))
     mail_from: str = ""
     firmware_folder: Path | None = None
-    roles: frozenset[str] = field(default_factory=lambda: ROLES)
+    roles: frozenset[str] = ROLES
 
     @property
     def firmware(self) -> Path:
@@ -129,9 +131,6 @@ def _port(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdigit() or not 0 <= int(text) <= 65535:
         raise SettingsError(f"VESTIBULE_{name}: expected a port, got {text!r}")
     return int(text)
-
-
-ROLES = frozenset({"admission", "api", "firmware", "health", "ingest", "rollup"})
 
 
 def read_roles(text: str) -> frozenset[str]:

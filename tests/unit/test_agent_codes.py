@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from agent import identity
 from agent.clock import ManualClock
 from agent.codes import Codes
+from agent.content import Terms
 from agent.enrol import Answered
 from agent.identity import Enrolled
 from protocol.codes import (
@@ -81,10 +82,8 @@ class Device:
         return {"standing": "new", "envelope": envelope}
 
     def start(self) -> Codes:
-        made = Codes(
-            self.state, server=("127.0.0.1", 1), clock=self.clock, rng=random.Random(1),
-            last_utc_ms=lambda: 0, spread_s=0.0,
-        )  # fmt: skip
+        server = ("127.0.0.1", 1)
+        made = Codes(Terms(self.state, server, self.clock, random.Random(1), lambda: 0, 0.0))
 
         async def asked(*_: object, **__: object) -> Answered:
             return Answered(200, "OK", "", json.dumps(self.answer))
