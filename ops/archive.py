@@ -41,7 +41,7 @@ def build(source: Path, out: Path, *, component: Component, version: str) -> Arc
     files = dict(_files(source, PACKAGES[component]))
     if not files:
         raise RefusedError("release_empty", f"{source} holds nothing of a release of {component}")
-    with tarfile.open(out, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(out, "w", format=tarfile.USTAR_FORMAT, encoding="utf-8") as tar:
         tar.addfile(_entry(SAID, len(said)), io.BytesIO(said))
         for name in sorted(files):
             content = files[name].read_bytes()

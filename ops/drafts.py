@@ -30,7 +30,7 @@ from ops.archive import Archive, inspect
 from protocol.content import ContentError
 from protocol.release import Release, read_release, target_path, version_key
 from server.errors import ConflictError, NotFoundError, RefusedError
-from server.firmware.keys import name_of
+from server.firmware.keys import demand_genuine, name_of
 from server.firmware.repository import ROLES, Target, read_targets
 from server.pki.files import write
 
@@ -331,6 +331,8 @@ class Folder:
             raise RefusedError("release_damaged", f"{path} cannot be read: {error}") from error
         if not isinstance(found.signed, kind) or found.signed.version != number:
             raise RefusedError("release_damaged", f"{path} is not what its name says")
+        if isinstance(found.signed, Root):
+            demand_genuine(found.signed)
         return found
 
     def _write(self, metadata: Draft) -> None:
@@ -348,7 +350,7 @@ def root_words(before: Root | None, root: Root) -> list[str]:
         who = ", ".join(name_of(root.keys[each]) for each in named.keyids)
         lines.append(f"  {role}: {named.threshold} of {who}")
         for sign, keyid, keys in _changed(before, root, role):
-            lines.append(f"    {sign} {name_of(keys[keyid])} ({keyid[:12]})")
+            lines.append(f"    {sign} {name_of(keys[keyid])} ({keyid[:16]})")
     return lines
 
 

@@ -60,7 +60,7 @@ def key(options: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         made_key = make_key(path, password=given)
         print(f"{path} is a key of yours, encrypted: keep it, and give it to nobody.")
-        print(f"{path.with_suffix('.pub')} is for who begins; it is {made_key.keyid[:12]}.")
+        print(f"{path.with_suffix('.pub')} is for who begins; it is {made_key.keyid[:16]}.")
     return 0
 
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
+from tuf.api.metadata import Root
 
 from server.errors import VestibuleError
 
@@ -78,6 +79,27 @@ def read_signer(path: Path, *, password: bytes | None) -> CryptoSigner:
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: expected an Ed25519 key")
     return CryptoSigner(key)
+
+
+def demand_genuine(root: Root) -> None:
+    """Refuse a root in which a key is not the one that its id says. Raises KeyFileError.
+
+    An id is only a name to TUF. Here it is the key's digest, so that one key has one id, what
+    people compare is the key, and none takes the place of another unseen.
+    """
+    if not root.consistent_snapshot:
+        raise KeyFileError(f"root {root.version}: expected consistent snapshots")
+    for keyid, key in root.keys.items():
+        said = f"root {root.version}: the key {keyid[:16]} ({name_of(key)})"
+        try:
+            public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(str(key.keyval["public"])))
+        except (KeyError, ValueError) as error:
+            raise KeyFileError(f"{said} is no Ed25519 key") from error
+        genuine = SSlibKey.from_crypto(public)
+        if (key.keytype, key.scheme) != (genuine.keytype, genuine.scheme):
+            raise KeyFileError(f"{said} is no Ed25519 key")
+        if keyid != genuine.keyid or key.keyval != genuine.keyval:
+            raise KeyFileError(f"{said} is another than its id says: somebody put it there")
 
 
 def name_of(key: Key) -> str:

@@ -37,7 +37,7 @@ from protocol.content import ContentError
 from protocol.release import MAX_LENGTH, Release, read_release, target_path
 from server.errors import RefusedError
 from server.firmware.artifacts import Store
-from server.firmware.keys import make_key, read_signer
+from server.firmware.keys import demand_genuine, make_key, read_signer
 from server.pki.files import write
 
 SNAPSHOT_LIFE = timedelta(days=14)
@@ -123,6 +123,8 @@ class Repository:
         with self._held():
             chain = self._chain(roots)
             root = _parsed(chain[max(chain)], Root, f"{max(chain)}.root.json")
+            for number in roots:
+                demand_genuine(_parsed(roots[number], Root, f"{number}.root.json").signed)
             signed = _parsed(targets, Targets, "targets.json")
             approved = read_targets(signed.signed)
             if self._stands(chain, signed, targets):

@@ -20,7 +20,7 @@ SERVER = "/var/lib/vestibule"
 PASSWORD = "correct horse battery staple"
 VOLATILE = (
     (r"\b[0-9a-f]{64}\b", "(digest)"),
-    (r"\b[0-9a-f]{12}\b", "(key)"),
+    (r"\b[0-9a-f]{16}\b", "(key)"),
     (r"\b\d{4}-\d\d-\d\d( \d\d:\d\d)?", "(date)"),
     (r"\b\d{10}\b", "(number)"),
     (r"\brel-\w{8}\b", "(ref)"),

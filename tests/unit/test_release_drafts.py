@@ -189,6 +189,30 @@ def test_whoever_names_himself_in_a_draft_hides_nothing_from_who_signs_next(
     assert people.folder.approved() == ()
 
 
+def test_a_key_that_was_put_under_anothers_id_is_found_before_anybody_signs(
+    people: People,
+) -> None:
+    """An insider edits the draft: his key where Bo's was, so that nothing seems to change."""
+    people.folder.renew(now=NOW)
+    draft = people.folder.metadata / "2.root.json"
+    mine, bos = people.public("mallory"), people.public("bo")
+    kept = draft.read_text()
+    for was, now in (
+        (bos.keyval["public"], mine.keyval["public"]),
+        (f'"{bos.keyid}":', f'"{"ab" * 32}":'),
+        ('"scheme": "ed25519"', '"scheme": "ed25519ph"'),
+        ('"consistent_snapshot": true', '"consistent_snapshot": false'),
+        (bos.keyval["public"], "zz"),
+    ):
+        text = kept.replace(was, now).replace(was.replace(": ", ":"), now.replace(": ", ":"))
+        assert text != kept
+        draft.write_text(text)
+        with pytest.raises((KeyFileError, RefusedError)):
+            people.folder.to_sign(people.public("anna").keyid)
+    draft.write_text(kept)
+    people.sign("anna")
+
+
 def test_words_say_what_cannot_be_undone(people: People) -> None:
     people.folder.add(people.build(), RELEASE, now=NOW)
     people.sign("anna", "bo")
