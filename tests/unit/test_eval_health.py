@@ -15,7 +15,8 @@ from ops import eval_health
 from ops.evaluations import health, street_health, streets
 from ops.evaluations.findings import HEADER, Line, Quiet
 from ops.evaluations.promise import Size
-from ops.evaluations.truth_conditions import Found, crossings_needed, looks
+from ops.evaluations.shops import Seen
+from ops.evaluations.truth_conditions import Found, _an_hour, crossings_needed, looks
 from server.feedback.misuse import Press
 from server.health.conditions import blocked_view, flatline, stuck_button, temperature
 from server.health.conditions.gauge import Value
@@ -217,6 +218,11 @@ def test_how_many_people_tell_a_blocked_view_in_two_hours_is_derived() -> None:
     assert shares[health.LEAST_VIEW] > 0.93
     assert shares[health.LEAST_VIEW / 3] < 0.6
     assert math.isinf(crossings_needed(0.3, share_variance=0.1, hours=2, sure=1.645))
+
+
+def test_a_door_of_so_many_crossings_an_hour_has_them_in_an_hour() -> None:
+    seen = Seen([20.0] * 4 + [10.0] * 4, [10.0] * 8, [900] * 8)
+    assert [_an_hour(seen, 0, hours=hours) for hours in (1, 2)] == [120.0, 80.0]
 
 
 def test_nothing_measured_keeps_no_promise() -> None:
