@@ -106,7 +106,7 @@ async def _take(
     withdrawn = State(facts["state"]) in WITHDRAWN
     here = Here(read_policy(facts["policy"]), now, facts["epoch"], withdrawn)
     after = _folded(before, said, here)
-    if after != before and tally(after) == tally(before) and after.ended == before.ended:
+    if after != before and tally(after) == tally(before) and not (before.ended or after.ended):
         await put(connection, [Moved(row["id"], row["pool"], after)])  # no counter moves
     elif after != before:
         held = await hold(connection, row["rollout_id"], now=now)

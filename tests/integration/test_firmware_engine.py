@@ -425,3 +425,25 @@ async def test_updated_devices_that_fall_ill_while_others_do_not_halt_and_are_ta
     await world.pass_time(600)
     assert await world.state(ref) == "reverted"
     assert {device.version for device in world.devices.values()} == {"1.0.0"}
+
+
+async def test_what_was_supposed_gives_way_to_what_the_device_says_and_counts_anew(
+    world: World,
+) -> None:
+    devices = await world.fleet(6)
+    late = world.devices[devices[0]]
+    late.script = SILENT
+    policy = msgspec.structs.replace(QUICK, gate=Gate(success_pct=50, soak_s=86_400))
+    ref = await world.rollout([devices], policy=policy)
+    await world.pass_time(4_500, step_s=100)
+    assert await world.states(ref) == {"confirmed": 5, "timed out": 1}
+    async with world.act() as connection:
+        given = connection, world.organisation, ref
+        await acts.pause(*given, reason="to look", actor=AUTHOR, now=world.now)
+        await acts.resume(*given, reason="one is slow", actor=AUTHOR, now=world.now)
+    assert (await world.held(ref)).rollout.wave(1).since.failed == 0
+    await world.ask(late, [step_of(late.execution[0], 1, 3, Phase.FAILED)])
+    assert await world.states(ref) == {"confirmed": 5, "failed": 1}
+    assert (await world.held(ref)).rollout.wave(1).since.failed == 1
+    await world.ask(late, [step_of(late.execution[0], 1, 4, Phase.CONFIRMED)])
+    assert await world.states(ref) == {"confirmed": 5, "failed": 1}  # its own word stands
