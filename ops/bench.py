@@ -19,7 +19,7 @@ from server.log import configure
 
 SUITES = (
     *("decode", "agent", "storage", "writer", "ingest", "api", "metrics", "pki", "enrol"),
-    *("hold", "survey", "search", "console", "presence"),
+    *("hold", "survey", "search", "console", "presence", "rollout"),
 )
 RESULTS = Path("tests/bench/results.json")
 
