@@ -458,8 +458,16 @@ class Agent:
         if self.config.sensor == "gpio":
             return GpioSensor(self.config.gpio)
         if self.config.sensor == "stdin":
-            return StdinSensor(last_id=self.outbox.last_id, status=self.status)
-        return SocketSensor(self.config.socket, last_id=self.outbox.last_id, status=self.status)
+            return StdinSensor(last_id=self.outbox.last_id, status=self.status, later=self._later)
+        return SocketSensor(
+            self.config.socket,
+            last_id=self.outbox.last_id,
+            status=self.status,
+            later=self._later,
+        )
+
+    def _later(self, who: str, for_s: int) -> None:
+        self.updates.later(who, for_s)
 
 
 async def run(config: AgentConfig) -> bool:

@@ -27,6 +27,7 @@ from agent.enrol import (
     parse_token,
     pause_s,
 )
+from agent.feed import MAX_LATER_S
 from agent.identity import Enrolled, NotEnrolledError
 from agent.outbox import Outbox, OutboxBusyError
 from agent.update.launch import TRIAL, again, launched
@@ -118,6 +119,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("root", type=Path, help="1.root.json, as `vestibule release` made it")
     one.set_defaults(act=_trust)
+
+    one = commands.add_parser(
+        "later",
+        help="ask the running agent not to be updated for a while",
+        description="Let no update begin for so many minutes; together not for longer than the"
+        " update's own assignment allows.",
+    )
+    one.add_argument(
+        "minutes",
+        type=int,
+        choices=range(1, MAX_LATER_S // 60 + 1),
+        metavar="N",
+        help=f"for so many minutes from now on, at most {MAX_LATER_S // 60}",
+    )
+    one.set_defaults(act=_later)
 
     _add_count(commands)
     return parser
@@ -274,6 +290,15 @@ def _status(settings: AgentConfig, arguments: argparse.Namespace) -> int:
     if answer is None:
         return _fail(TEMPORARY, f"no agent answers at {settings.socket}")
     print(json.dumps(answer["status"], indent=1))
+    return OK
+
+
+def _later(settings: AgentConfig, arguments: argparse.Namespace) -> int:
+    asked = {"source": "command", "later_s": arguments.minutes * 60}
+    answer = _ask(settings, [asked], until="later_s")
+    if answer is None or "error" in answer:
+        return _fail(TEMPORARY, f"no agent answers at {settings.socket}")
+    print(f"no update begins for {arguments.minutes} minutes")
     return OK
 
 

@@ -6,6 +6,7 @@ strictly upwards:
     {"source": "radar"}                                          -> {"stored": 16}
     {"source": "radar", "id": 17, "line": 0, "in": 1, "out": 0}  -> {"stored": 17}
     {"source": "panel", "id": 9, "question": 1, "answer": 3, "visit": 4}
+    {"source": "panel", "later_s": 1800}: update not now, please  -> {"later_s": 1800}
     {"status": true}                                             -> {"status": {...}}
                                              at any time, to all -> {"identify": true}
 
@@ -32,9 +33,14 @@ MAX_LINE = 1_024
 MAX_SOURCE = 64
 MAX_FEEDERS = 64  # connections at a time
 MAX_ID = (1 << 63) - 1
+MAX_LATER_S = 4 * 3_600
 WRITE_BOUND = 65_536  # a feeder that does not read its answers is dropped
 
 log = structlog.get_logger(__name__)
+
+
+Later = Callable[[str, int], None]
+"""Takes who asks to be left alone, and for how many seconds."""
 
 
 class _Answers(Protocol):
@@ -45,10 +51,15 @@ class Feeders:
     """The rules of feeding, for any number of feeders, whatever carries their lines."""
 
     def __init__(
-        self, *, last_id: Callable[[str], int], status: Callable[[], dict[str, object]]
+        self,
+        *,
+        last_id: Callable[[str], int],
+        status: Callable[[], dict[str, object]],
+        later: Later | None = None,
     ) -> None:
         self._last_id = last_id
         self._status = status
+        self._later = later
         self._seen: dict[str, int] = {}
         self._waiting: dict[_Answers, dict[str, int]] = {}
 
@@ -62,6 +73,11 @@ class Feeders:
                 feeder.answer({"status": self._status()})
                 return
             source = _source(message)
+            if "later_s" in message and self._later is not None:
+                for_s = _integer(message, "later_s", 1, MAX_LATER_S)
+                self._later(source, for_s)
+                feeder.answer({"later_s": for_s})
+                return
             told = self._waiting.setdefault(feeder, {})
             if "id" not in message:
                 told[source] = self._last_id(source)
@@ -108,9 +124,10 @@ class SocketSensor(Sensor):
         *,
         last_id: Callable[[str], int],
         status: Callable[[], dict[str, object]],
+        later: Later | None = None,
     ) -> None:
         self._path = path
-        self._feeders = Feeders(last_id=last_id, status=status)
+        self._feeders = Feeders(last_id=last_id, status=status, later=later)
         self._open: set[asyncio.StreamWriter] = set()
 
     async def run(self, take: Take) -> None:
@@ -165,9 +182,13 @@ class StdinSensor(Sensor):
     """One feeder at standard input; its answers go to standard output."""
 
     def __init__(
-        self, *, last_id: Callable[[str], int], status: Callable[[], dict[str, object]]
+        self,
+        *,
+        last_id: Callable[[str], int],
+        status: Callable[[], dict[str, object]],
+        later: Later | None = None,
     ) -> None:
-        self._feeders = Feeders(last_id=last_id, status=status)
+        self._feeders = Feeders(last_id=last_id, status=status, later=later)
 
     async def run(self, take: Take) -> None:
         """Read until the feeder closes its end."""

@@ -126,6 +126,8 @@ class Updates(Asking, SlotHands):
         self._untold = 0
         self._turn, self._download, self._talk = Alone(), Alone(), asyncio.Lock()
         self._left: list[Event] = []
+        self._lease = ("", 0)  # who wants to be left alone, and until when
+        self._asked_later: deque[Event] = deque()
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._wanted: deque[tuple[str, _Work, Update]] = deque()
         self._called = asyncio.Event()
@@ -137,15 +139,19 @@ class Updates(Asking, SlotHands):
         """Where the machine is."""
         return self._journal.update
 
-    def later(self, seconds: int) -> None:
-        """Somebody wants to be left alone for so long."""
-        self._left.append(Later(seconds * 1000))
-        self._called.set()
+    def later(self, who: str, for_s: int) -> None:
+        """Leave `who` alone for so long from now on; one that ends later than this stays."""
+        until_ms = self._clock.monotonic_ms() + for_s * 1000
+        if until_ms > self._lease[1]:
+            self._lease = (who, until_ms)
+        if self.update.stage is Stage.WAIT:
+            self._asked_later.append(Later(for_s * 1000))
+            self._called.set()
 
     def status(self) -> dict[str, object]:
         """Return what `vestibule-agent status` shows of it."""
         update, running = self.update, self.slots.running()
-        job = update.job
+        job, left_ms = update.job, self._lease[1] - self._clock.monotonic_ms()
         return {
             "version": self._around.version,
             "slot": running.slot,
@@ -154,6 +160,7 @@ class Updates(Asking, SlotHands):
                 "to": {} if job is None else {e.component: e.version for e in job.bundle},
                 "execution": "" if job is None else job.execution,
                 "waits_for": "" if update.reason is None else update.reason.value,
+                "left_alone_for": f"{self._lease[0]}: {left_ms // 1000} s" if left_ms > 0 else "",
                 "steps_waiting": len(update.steps),
                 "floors": {name: floor for name, floor in self.slots.floors().items() if floor},
                 "trouble": self.trouble,
@@ -215,6 +222,8 @@ class Updates(Asking, SlotHands):
                     self._lanes[lane].cancel()
                 task = group.create_task(self._work(work, update), name=f"update {lane}")
                 self._lanes[lane] = task
+            while self._asked_later:
+                await self._happen(self._asked_later.popleft())
             unfinished = bool(self._left) or self.update.stage is Stage.COMMIT
             try:
                 async with asyncio.timeout(LEFT_S if unfinished else None):
@@ -427,8 +436,10 @@ class Updates(Asking, SlotHands):
 
     @property
     def busy(self) -> bool:
-        """True if somebody has used the device of late."""
+        """True if somebody has used the device of late, or has asked to be left alone."""
         job = self.update.job
+        if self._clock.monotonic_ms() < self._lease[1]:
+            return True
         return job is not None and self._around.idle_ms() < job.idle_s * 1000
 
     async def _restart(self, update: Update) -> None:

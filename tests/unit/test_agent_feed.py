@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from agent.feed import Feeders, SocketSensor
+from agent.feed import MAX_LATER_S, Feeders, SocketSensor
 from agent.recorder import RefusedError
 from agent.sensor import Button, Crossing, Event, Touch
 
@@ -143,3 +143,20 @@ async def test_a_feeder_at_the_socket_is_heard_and_answered(tmp_path: Path) -> N
         assert await reader.read() == b""
         writer.close()
     assert not path.exists()
+
+
+def test_who_asks_to_be_left_alone_is_told_for_how_long() -> None:
+    journal, ear, asked = Journal(), Ear(), list[tuple[str, int]]()
+    feeders = Feeders(
+        last_id=journal.last_id, status=dict, later=lambda who, for_s: asked.append((who, for_s))
+    )
+    for message in (
+        {"source": "panel", "later_s": 1800},
+        {"source": "panel", "later_s": 0},
+        {"source": "panel", "later_s": MAX_LATER_S + 1},
+        {"later_s": 60},
+    ):
+        feeders.line(json.dumps(message).encode(), take=journal.take, feeder=ear)
+    assert asked == [("panel", 1800)]
+    assert ear.heard[0] == {"later_s": 1800}
+    assert all("error" in each for each in ear.heard[1:])

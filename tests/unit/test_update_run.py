@@ -269,13 +269,16 @@ async def test_later_is_an_answer_and_no_failure(tmp_path: Path) -> None:
 
     def deferred() -> bool:
         if device.now is not None and device.stage is Stage.WAIT and not device.now.update.later_ms:
-            device.now.later(600)
+            device.now.later("staff", 600)
         return Phase.DEFERRED in device.server.phases
 
     device.idle_ms = 0
     await device.live(deferred)
     assert device.server.ended is None
     assert device.stage is Stage.WAIT
+    assert device.now is not None
+    told: Any = device.now.status()["update"]
+    assert told["left_alone_for"].startswith("staff: ")
 
 
 async def test_windows_that_are_past_are_not_used(tmp_path: Path) -> None:
