@@ -409,7 +409,7 @@ def one_life(top: Path, conduct: Conduct, cut_at: int) -> tuple[DiskDevice, Desk
 
 @pytest.mark.parametrize("conduct", [Conduct.GOOD, Conduct.CRASHES])
 @pytest.mark.parametrize(
-    "every", [pytest.param(31, id="some"), pytest.param(1, id="each", marks=pytest.mark.long)]
+    "every", [pytest.param(61, id="some"), pytest.param(1, id="each", marks=pytest.mark.long)]
 )
 def test_a_power_cut_at_any_change_of_the_disk_ends_where_it_says(
     tmp_path: Path, conduct: Conduct, every: int
