@@ -29,7 +29,11 @@ MOST_WAVES = 50
 
 
 class OnHalt(StrEnum):
-    """What happens to devices of a rollout that a guard has halted."""
+    """What happens to devices of a rollout that a guard has halted.
+
+    A halt means that the new version hurts: by default all that took it go back. Where health or
+    counts have halted nobody has failed by his own word, so `revert failed` means all there, too.
+    """
 
     KEEP = "keep"
     REVERT_FAILED = "revert failed"  # those that failed or were lost
@@ -170,7 +174,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     retries: Retries = Retries()
     device: OnDevice = OnDevice()
     windows: Rules | None = Rules()
-    on_halt: OnHalt = OnHalt.REVERT_FAILED
+    on_halt: OnHalt = OnHalt.REVERT_ALL
     blast_radius: Annotated[int, msgspec.Meta(ge=0, le=MOST_ALONE)] = 20
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     urgent: bool = False

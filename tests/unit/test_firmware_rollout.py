@@ -77,6 +77,7 @@ SMALL = Policy(
         most_deferred_s=120,
     ),
     windows=None,
+    on_halt=OnHalt.REVERT_FAILED,
 )
 
 
@@ -501,6 +502,25 @@ def test_a_halt_goes_on_as_reverting_and_ends_as_its_reverse_does() -> None:
 def test_a_policy_that_is_none_is_refused_and_says_where(text: str, said: str) -> None:
     with pytest.raises(PolicyError, match=said):
         read_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("on_halt", "guard", "taken_back"),
+    [
+        (OnHalt.REVERT_FAILED, Guard.FAIL_ABS, OnHalt.REVERT_FAILED),
+        (OnHalt.REVERT_FAILED, Guard.COUNTS, OnHalt.REVERT_ALL),
+        (OnHalt.REVERT_FAILED, Guard.HEALTH, OnHalt.REVERT_ALL),
+        (OnHalt.KEEP, Guard.COUNTS, OnHalt.KEEP),
+        (Policy().on_halt, Guard.FAIL_ABS, OnHalt.REVERT_ALL),
+    ],
+)
+def test_a_halt_takes_back_what_its_policy_and_its_guard_mean(
+    on_halt: OnHalt, guard: Guard, taken_back: OnHalt
+) -> None:
+    engine = Engine(msgspec.structs.replace(SMALL, on_halt=on_halt))
+    engine.take(Ticked(at=engine.now))
+    engine.take(Regressed(at=engine.now, wave=1, guard=guard, found=5, limit=3))
+    assert engine.rollout.revert is taken_back
 
 
 def test_a_policy_is_written_whole_and_read_back() -> None:
