@@ -319,6 +319,7 @@ FORGERIES: tuple[tuple[Forge, str, Fault], ...] = (
     (anothers, "svc-content", Fault.WRONG_DEVICE),
     (unprefixed, "svc-content", Fault.UNTRUSTED),
     (honest, "svc-ingest", Fault.UNTRUSTED),
+    (honest, "svc-firmware", Fault.UNTRUSTED),
     (honest, "https", Fault.UNTRUSTED),
     (honest, "another fleet", Fault.UNTRUSTED),
 )
