@@ -7,7 +7,7 @@ plan overrides a freeze.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,7 +27,7 @@ from server.firmware.rollout import (
     Submitted,
 )
 from server.firmware.rows import Held, hold_named
-from server.firmware.waves import State
+from server.firmware.waves import UNDER_WAY, State
 from server.fleet import checks
 from server.fleet.checks import FieldError
 from server.fleet.register import new_ref
@@ -190,6 +190,32 @@ async def cancel(
     """End a rollout; what already installs goes on. Raises NotFoundError, RefusedError."""
     event = Cancelled(at=now, actor=actor, reason=checks.line(reason, "reason"))
     await _act(connection, organisation, ref, event, "cancelled")
+
+
+async def join(
+    connection: asyncpg.Connection,
+    organisation: int,
+    ref: str,
+    devices: Sequence[int],
+    *,
+    actor: str,
+    now: datetime,
+) -> int:
+    """Let devices (their rows) join what runs, in its tail; return how many take part.
+
+    Who takes part already, is here no longer or is busy elsewhere does not. Above the policy's
+    blast radius that is another rollout, which somebody approves. Raises NotFoundError,
+    RefusedError.
+    """
+    held = await hold_named(connection, organisation, ref, now=now)
+    if held.rollout.state not in UNDER_WAY or held.rollout.reverse:
+        raise RefusedError("bad_transition", f"nobody joins: it is {held.rollout.state.value}")
+    limit = held.rollout.policy.blast_radius
+    if held.rollout.waves[-1].size + len(set(devices)) > limit:
+        raise RefusedError("too_many_devices", f"at most {limit} join without another approval")
+    joined = await starting.join(held, [starting.Member(each, 0) for each in set(devices)])
+    await _written(held, "joined", {"devices": joined}, actor=actor)
+    return joined
 
 
 async def revert(

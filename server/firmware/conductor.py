@@ -101,6 +101,10 @@ class Conductor:
 
 
 _PUT_OFF = "update rollouts set due_at = $3, lease_until = null where id = $1 and fence = $2"
+_WAKE = """
+update rollouts set due_at = $2 where id in (
+    select id from rollouts where id = $1 and due_at > $2 for no key update skip locked)
+"""  # whoever holds it may be waiting for this one
 _LEASE = """
 update rollouts r set fence = r.fence + 1, lease_until = $2
 from (select id, due_at from rollouts where due_at <= $1
@@ -166,10 +170,7 @@ async def _rest(held: Held, *, more: bool) -> None:
     if done != "UPDATE 1":
         raise StaleError(held.facts.ref)
     if state in OVER and held.facts.reverses is not None:
-        await held.connection.execute(
-            "update rollouts set due_at = $2 where id = $1 and due_at > $2",
-            *(held.facts.reverses, held.now),
-        )
+        await held.connection.execute(_WAKE, held.facts.reverses, held.now)
 
 
 # -- what is due -----------------------------------------------------------------------------------

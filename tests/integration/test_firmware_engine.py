@@ -447,3 +447,31 @@ async def test_what_was_supposed_gives_way_to_what_the_device_says_and_counts_an
     assert (await world.held(ref)).rollout.wave(1).since.failed == 1
     await world.ask(late, [step_of(late.execution[0], 1, 4, Phase.CONFIRMED)])
     assert await world.states(ref) == {"confirmed": 5, "failed": 1}  # its own word stands
+
+
+async def test_who_joins_later_is_in_a_guarded_tail_after_all_waves(world: World) -> None:
+    devices = await world.fleet(8)
+    for row in devices[4:]:
+        world.devices[row].script = BAD
+    policy = msgspec.structs.replace(QUICK, guards=Guards(fail_abs=2), blast_radius=4)
+    ref = await world.rollout([devices[:2], devices[2:4]], policy=policy)
+    async with world.act() as connection:
+        given = connection, world.organisation, ref
+        with pytest.raises(RefusedError, match="at most 4 join"):
+            await acts.join(*given, devices, actor=AUTHOR, now=world.now)
+        assert await acts.join(*given, devices[3:7], actor=AUTHOR, now=world.now) == 3
+    await world.pass_time(60)
+    states = {w.number: w.state.value for w in (await world.held(ref)).rollout.waves}
+    assert states[3] == "pending"
+    await world.pass_time(600)
+    assert (await world.states(ref)) == {
+        "confirmed": 4,
+        "reverted by device": 3,
+    }
+    assert "halted" in await world.turns(ref)
+    assert {device.version for device in world.devices.values()} == {"1.0.0"}
+    async with world.act() as connection:
+        with pytest.raises(RefusedError, match="nobody joins: it is reverted"):
+            await acts.join(
+                *(connection, world.organisation, ref, devices[7:]), actor=AUTHOR, now=world.now
+            )
