@@ -337,6 +337,9 @@ def silent(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.rfile.read(1)  # until the device hangs up
 
 
+SLOWER = (dribbled_head, silent)
+
+
 @pytest.mark.parametrize("role", ["root", "timestamp", "snapshot", "targets"])
 def test_x36_data_without_end_is_refused_at_its_cap(world: World, role: str) -> None:
     target = world.target
@@ -378,7 +381,7 @@ def test_x36_who_signs_that_a_file_is_endless_is_believed_up_to_the_cap(world: W
 
 
 @pytest.mark.parametrize(
-    "slow", [dribbled_body, dribbled_head, pytest.param(silent, marks=pytest.mark.long)]
+    "slow", [dribbled_body, *(pytest.param(s, marks=pytest.mark.long) for s in SLOWER)]
 )
 async def test_x36_a_byte_now_and_then_is_refused_in_time(world: World, slow: Any) -> None:
     target = world.target
@@ -609,7 +612,7 @@ def test_x38_whoever_holds_every_online_key_installs_nothing_that_was_not_approv
     trust, new = world.state / "update", world.top / "as installed"
     shutil.copytree(trust, new)
     outcomes: dict[str, int] = {}
-    for number in range(30):
+    for number in range(24):
         world.served.clear()
         if rng.random() < 0.5:  # else it is a device that has seen what he did before
             shutil.rmtree(trust)
@@ -752,7 +755,7 @@ def test_files_that_rotted_are_fetched_anew(world: World) -> None:
     trust = world.state / "update" / "trust"
     names = [path for path in trust.rglob("*.json") if path.name != "root.json"]
     assert len(names) >= 5
-    for path, content in itertools.product(names, (b"", b"{", b"null")):
+    for path, content in itertools.product(names, (b"", b"null")):
         path.write_bytes(content)
         world.ask(world.assignment(target))
 
