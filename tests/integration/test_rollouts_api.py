@@ -22,7 +22,7 @@ from tests.firmware_world import APPROVER, BAD, World, firmware_world
 pytestmark = pytest.mark.services
 POLICY: dict[str, Any] = {
     "waves": [{"count": 4}, {}],
-    "gate": {"success_pct": 90, "min_sample": 2, "soak_s": 60},
+    "gate": {"success_pct": 90, "min_sample": 2, "soak_s": 5},
     "guards": {"fail_abs": 2, "fail_pct": 50, "min_sample": 5, "counts": False},
     "ramp": {"base": 600, "top": 600},
     "windows": None,
@@ -119,7 +119,7 @@ async def test_a_rollout_is_planned_approved_watched_and_ends(api: Api) -> None:
     assert sum(found["funnel"].values()) == 8
     assert [wave["state"] for wave in found["waves"]] == ["open", "open", "pending", "pending"]
     assert found["next_window"] is None, "it installs at any time"
-    await api.world.pass_time(400)
+    await api.world.pass_time(140)
     found = await api.get(f"/rollouts/{ref}")
     assert (found["summary"]["state"], found["funnel"]) == ("completed", {"confirmed": 8})
     assert {site["confirmed"] for site in found["sites"]} == {1}
@@ -181,7 +181,7 @@ async def test_a_halt_shows_its_guard_its_failures_and_what_may_follow(api: Api)
 
 
 async def test_what_was_rolled_out_is_taken_back(api: Api) -> None:
-    ref = await api.planned()
+    ref = await api.planned(policy={**POLICY, "gate": {"min_sample": 2, "soak_s": 600}})
     await api.do(ref, "submitted")
     await api.do(ref, "approved", {})
     await api.world.pass_time(60)
@@ -195,7 +195,7 @@ async def test_what_was_rolled_out_is_taken_back(api: Api) -> None:
     one = await api.get(f"/rollouts/{back}")
     assert one["summary"]["reverses"] == ref
     assert (await api.get(f"/rollouts/{back}/plan"))["plan"] is None
-    await api.world.pass_time(300)
+    await api.world.pass_time(120)
     found = await api.get(f"/rollouts/{ref}")
     assert found["summary"]["state"] == "reverted"
     assert {device.version for device in api.world.devices.values()} == {"1.0.0"}

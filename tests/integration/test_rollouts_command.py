@@ -21,7 +21,7 @@ from tests.firmware_world import APPROVER, BAD, GOOD, World, firmware_world
 pytestmark = pytest.mark.services
 POLICY: dict[str, Any] = {
     "waves": [{"count": 2}, {}],
-    "gate": {"success_pct": 90, "min_sample": 2, "soak_s": 60},
+    "gate": {"success_pct": 90, "min_sample": 2, "soak_s": 5},
     "guards": {"fail_abs": 2, "fail_pct": 50, "min_sample": 5, "counts": False},
     "ramp": {"base": 600, "top": 600},
     "windows": None,
@@ -122,6 +122,7 @@ async def test_a_rollout_is_planned_approved_watched_and_completed(shell: Shell)
 async def test_a_halted_rollout_is_shown_resumed_and_taken_back(shell: Shell) -> None:
     for device in shell.world.devices.values():
         device.script = BAD
+    shell.policy.write_text(json.dumps({**POLICY, "gate": {"min_sample": 2, "soak_s": 600}}))
     ref = await shell.planned()
     await shell.run("submit", ref)
     await shell.run("approve", ref)
