@@ -183,10 +183,14 @@ class _Bucket:
 
 
 class Allowance:
-    """How many bytes each site may take, whoever of its devices does; times are monotonic."""
+    """How much each may take: bytes a site, whoever of its devices does; times are monotonic.
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    A bucket that nobody has used for a while holds `least`, or what flows in within `BURST_S`.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], *, least: int = CHUNK) -> None:
         self._monotonic = monotonic
+        self._least = least
         self._buckets: dict[int, _Bucket] = {}
 
     def wait_s(self, site: int, *, rate: int) -> float:
@@ -201,7 +205,7 @@ class Allowance:
         return max(0.0, -bucket.level / rate)
 
     def _filled(self, site: int, rate: int) -> _Bucket:
-        now_s, most = self._monotonic(), max(float(CHUNK), rate * BURST_S)
+        now_s, most = self._monotonic(), max(float(self._least), rate * BURST_S)
         bucket = self._buckets.get(site)
         if bucket is None:
             if len(self._buckets) >= MOST_SITES:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import structlog
 from aiohttp import web
+from cryptography import x509
 
 from server import metrics
 from server.db.engine import transaction
@@ -31,8 +32,9 @@ from server.firmware.office import Office
 from server.firmware.wanted import Grant, granted
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
-from server.provisioning.web import answered, refusal
+from server.provisioning.web import Act, answered, refusal
 
+MOST_ASKS = 60
 SEND_S = 60.0  # for one chunk of 64 kB: less than the slowest line that a shop has
 _METADATA = re.compile(r"timestamp|(?:[1-9][0-9]{0,15}\.)?(?:root|targets|snapshot)")
 
@@ -47,10 +49,12 @@ class Files:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     allowance: Allowance = field(init=False)
+    asks: Allowance = field(init=False)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
         self.allowance = Allowance(self.monotonic)
+        self.asks = Allowance(self.monotonic, least=MOST_ASKS)
         self.store = Store(self.folder / "artifacts")
 
     def metadata(self, name: str) -> bytes | None:
@@ -61,6 +65,22 @@ class Files:
             return (self.folder / "metadata" / f"{name}.json").read_bytes()
         except FileNotFoundError:
             return None
+
+
+def unhurried(act: Act, files: Files) -> Act:
+    """Let one certificate ask `MOST_ASKS` times at once, and once a second from then on."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        shown = peer_certificate(request)
+        if shown is not None:
+            number = x509.load_der_x509_certificate(shown).serial_number
+            wait_s = files.asks.wait_s(number, rate=1)
+            if wait_s > 0:
+                return refusal(request, "too_many", retry_after_s=math.ceil(wait_s))
+            files.asks.take(number, 1, rate=1)
+        return await act(request)
+
+    return handler
 
 
 def add_fetching(app: web.Application, *, office: Office, files: Files) -> None:
@@ -91,8 +111,9 @@ def add_fetching(app: web.Application, *, office: Office, files: Files) -> None:
             return refusal(request, "unavailable")
         return await _sent(request, files, path, sha256, grant)
 
-    app.router.add_get("/v1/update/metadata/{name}.json", answered(metadata), allow_head=False)
-    app.router.add_get("/v1/update/artifacts/{sha256}", answered(artifact), allow_head=False)
+    for path, act in (("metadata/{name}.json", metadata), ("artifacts/{sha256}", artifact)):
+        handler = unhurried(answered(act), files)
+        app.router.add_get(f"/v1/update/{path}", handler, allow_head=False)
 
 
 async def _sent(

@@ -7,7 +7,7 @@ and of `offers`; `protocol.update` says what goes to and fro. What it fetches is
 from aiohttp import web
 
 from protocol.update import MAX_REPORT, read_report, write_answer
-from server.firmware.fetching import Files, add_fetching
+from server.firmware.fetching import Files, add_fetching, unhurried
 from server.firmware.offers import exchange
 from server.firmware.office import Office
 from server.provisioning.listener import peer_certificate
@@ -22,5 +22,5 @@ def add_updates(app: web.Application, *, office: Office, files: Files) -> None:
         answer = await exchange(office, peer_certificate(request), signed)
         return web.Response(body=write_answer(answer), content_type="application/json")
 
-    app.router.add_post("/v1/update", answered(update))
+    app.router.add_post("/v1/update", unhurried(answered(update), files))
     add_fetching(app, office=office, files=files)

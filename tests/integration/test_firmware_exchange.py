@@ -31,6 +31,7 @@ from server import metrics
 from server.clock import ManualClock, SystemClock
 from server.desired.settings import CHANGED
 from server.firmware.conductor import Conductor
+from server.firmware.fetching import MOST_ASKS
 from server.firmware.greetings import Greetings
 from server.firmware.policy import Policy, Timers, write_policy
 from server.firmware.reports import MOST_STEPS
@@ -462,6 +463,23 @@ async def test_a_site_without_windows_is_assigned_nothing(updates: Updates) -> N
     device, release = await updates.device(), await updates.release("1.1.0")
     await updates.rollout(release, devices=(device,), policy=NIGHTLY)  # it never closes
     assert (await told(device)).assignment is None
+
+
+async def test_x10_who_asks_without_end_is_told_to_wait_and_keeps_nobody_waiting(
+    updates: Updates,
+) -> None:
+    device, other = await updates.device(), await updates.device()
+    path = "/v1/update/metadata/timestamp.json"
+    got = [(await device.asks("GET", path))[0] for _ in range(MOST_ASKS)]
+    assert set(got) == {404}
+    status, body, headers = await device.asks("GET", path)
+    assert (status, b"too_many" in body, headers["Retry-After"]) == (429, True, "1")
+    assert (await device.post(device.signed(device.report())))[0] == 429
+    assert (await other.says()).nonce
+    updates.counted.at_s += 1.5
+    await device.says()
+    assert (await device.asks("GET", path))[0] == 404
+    assert (await device.asks("GET", path))[0] == 429
 
 
 async def test_two_reports_of_one_device_at_once_are_both_answered(updates: Updates) -> None:
