@@ -173,11 +173,10 @@ async def last_change(
 
 
 async def names(connection: asyncpg.Connection, actors: Iterable[str]) -> dict[str, str]:
-    """Return how people read who did something: a name, or the actor as it is."""
+    """Return how people read who did something: a person's name, or the actor as it is."""
     found = {actor: actor for actor in actors}
     rows = await connection.fetch(
-        "select 'user ' || ref as actor, name from users where 'user ' || ref = any($1::text[]) "
-        "union all select 'device ' || id, device from devices where 'device ' || id = any($1)",
+        "select 'user ' || ref as actor, name from users where 'user ' || ref = any($1::text[])",
         list(found),
     )
     return found | {row["actor"]: row["name"] for row in rows if row["name"]}
