@@ -53,6 +53,7 @@ from server.provisioning.renew import GRACE, Holder, hear, names_of
 
 AGAIN_S = 3_600
 BUSY_AGAIN_S = 300  # while something is under way
+WAITING_AGAIN_S = 900  # for its turn, in which the bell rings: ten thousand may wait
 NOW_S = 1  # a nonce came too late for what the device had to say
 CANCELLED_FOR = timedelta(days=30)
 BEFORE = ("offered", "accepted", "downloading", "ready", "waiting window", "waiting idle")
@@ -143,7 +144,8 @@ async def _taken(
     granted = await granting.grant(connection, device, now=now)
     waits, again_s = "", AGAIN_S
     if isinstance(granted, granting.Waits):
-        waits, again_s = granted.why.value, min(again_s, granted.again_s)
+        least_s = 0 if granted.why is granting.Why.LATER else WAITING_AGAIN_S
+        waits, again_s = granted.why.value, min(again_s, max(least_s, granted.again_s))
     stored = {Attempt(ref, attempt): seq for ref, attempt, seq in heard.heard}
     if not fresh and _held_back(report, stored):
         again_s = NOW_S

@@ -247,6 +247,21 @@ async def test_a_replayed_report_confirms_nothing_and_is_asked_for_anew(updates:
     assert (await updates.execution(device))["state"] == "confirmed"
 
 
+async def test_who_waits_for_its_turn_asks_seldom_and_at_its_own_time_when_it_is_known(
+    updates: Updates,
+) -> None:
+    first, second = await updates.device(), await updates.device()  # of one site: one at a time
+    release = await updates.release("1.1.0")
+    await updates.rollout(release, devices=(first, second))
+    await told(first)
+    answer = await told(second)
+    assert (answer.assignment, answer.again_s) == (None, 900)
+    execution = await updates.execution(first)
+    failed = step(execution, 1, Phase.FAILED, code="unreachable", kind=Class.NETWORK)
+    again_s = (await first.says(failed)).again_s  # tried again, after a while
+    assert 290 <= again_s <= 301
+
+
 async def test_steps_that_come_twice_or_late_change_nothing(updates: Updates) -> None:
     device, release = await updates.device(), await updates.release("1.1.0")
     await updates.rollout(release, devices=(device,))
