@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 import msgspec
 
-from server.firmware import acts, plan, planning
+from server.firmware import acts, plan, planning, reads
 from server.firmware.nights import instant
 from server.firmware.planning import Asked, DryRun
 from server.firmware.policy import write_policy
@@ -171,14 +171,15 @@ def told(dry: DryRun) -> Told:
 
 async def told_of(connection: asyncpg.Connection, known: Loaded) -> Told | None:
     """Return what is told of a rollout's plan; None where none was made, as for a way back."""
-    if "told" not in known.plan:
+    content = await reads.plan(connection, known.line.id)
+    if "told" not in content:
         return None
-    kept = msgspec.convert(known.plan, type=_Kept)
+    kept = msgspec.convert(content, type=_Kept)
     rows = await connection.fetch(
         "select id, device from devices where id = any($1::int[])",
         [device for device, _ in kept.excluded[:MOST_NAMED]],
     )
-    return _told(known.plan, {row["id"]: row["device"] for row in rows})
+    return _told(content, {row["id"]: row["device"] for row in rows})
 
 
 class _Wave(msgspec.Struct):

@@ -17,7 +17,7 @@ from server.firmware.guards import filled, pace
 from server.firmware.life import FLYING
 from server.firmware.life import State as Stage
 from server.firmware.nights import instant, nights
-from server.firmware.reads import Loaded, find, load
+from server.firmware.reads import Loaded, find, load, plan
 from server.firmware.rows import COLUMNS, execution_of
 from server.firmware.waves import PREPARING
 from server.firmware.why import Facts, Freeze, Why, why
@@ -226,7 +226,7 @@ async def _facts(
     if caps.region is not None and row["region_id"] is not None:
         in_region = await connection.fetchval(_IN_REGION, line.id, row["region_id"], _FLYING)
     on = (await load_freezes(connection, organisation, now=now)).at(site, int(now.timestamp()))
-    wave, left_out = _planned(known, row["id"], member)
+    wave, left_out = await _planned(connection, known, row["id"], member)
     return Facts(
         now=now,
         rollout=rollout.state,
@@ -252,14 +252,16 @@ async def _facts(
     )
 
 
-def _planned(known: Loaded, device: int, member: Member | None) -> tuple[int | None, str]:
+async def _planned(
+    connection: asyncpg.Connection, known: Loaded, device: int, member: Member | None
+) -> tuple[int | None, str]:
     """Return a device's wave and why it is left out, by its execution or, before, by the plan."""
     if member is not None:
         return member.wave, member.excluded
     if known.rollout.state not in PREPARING:
         return None, ""
-    plan = known.plan
-    waves, excluded = plan.get("waves", []), plan.get("excluded", [])
+    kept = await plan(connection, known.line.id)
+    waves, excluded = kept.get("waves", []), kept.get("excluded", [])
     assert isinstance(waves, list)
     assert isinstance(excluded, list)
     said = next((str(each[1]) for each in excluded if each[0] == device), "")

@@ -181,7 +181,6 @@ class One:
     version: str
     policy: Policy
     bundle: Bundle | None
-    plan: Mapping[str, object]
     waves: tuple[WaveNow, ...]
     funnel: Mapping[Stage, int]
     failures: tuple[Failure, ...]
@@ -343,12 +342,15 @@ async def _waves(
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A rollout as it is decided on, and what of its row is not part of that."""
+    """A rollout as it is decided on, and what of its row is not part of that.
+
+    `second`: why its plan is for a second person to approve, its size and policy apart.
+    """
 
     line: Line
     rollout: Rollout
     version: str
-    plan: Mapping[str, object]
+    second: tuple[str, ...]
     tokens: float
     tokens_at: datetime | None
     counted: tuple[CountedWave, ...]
@@ -357,9 +359,9 @@ class Loaded:
     @property
     def second_person(self) -> bool:
         """Whether somebody else than its author approves it."""
-        policy, told = self.rollout.policy, self.plan.get("told")
-        said = isinstance(told, Mapping) and bool(told.get("second_person"))
-        return self.line.devices > policy.blast_radius or policy.override_freezes or said
+        policy = self.rollout.policy
+        many = self.line.devices > policy.blast_radius
+        return many or policy.override_freezes or bool(self.second)
 
 
 async def load(connection: asyncpg.Connection, organisation: int, ref: str) -> Loaded:
@@ -377,10 +379,10 @@ async def load(connection: asyncpg.Connection, organisation: int, ref: str) -> L
         line.reverses is not None,
         OnHalt(row["revert"]),
     )
-    plan: dict[str, object] = json.loads(row["plan"])
+    second: list[str] = json.loads(row["second"] or "[]")
     counted = msgspec.json.decode(row["counted"], type=dict[str, dict[str, Any]])
     return Loaded(
-        *(line, rollout, str(row["version"]), plan, row["tokens"], row["tokens_at"]),
+        *(line, rollout, str(row["version"]), tuple(second), row["tokens"], row["tokens_at"]),
         tuple(
             msgspec.convert({"wave": int(wave), **said}, type=CountedWave)
             for wave, said in sorted(counted.items(), key=lambda each: int(each[0]))
@@ -390,10 +392,18 @@ async def load(connection: asyncpg.Connection, organisation: int, ref: str) -> L
 
 
 _REST = """
-    select policy, epoch, revert, plan, tokens, tokens_at, counted, counted_at,
+    select policy, epoch, revert, tokens, tokens_at, counted, counted_at,
+           plan -> 'told' -> 'second_person' as second,
            coalesce((select max(id) from rollout_events where rollout_id = $1), 0) as version
     from rollouts where id = $1
 """
+
+
+async def plan(connection: asyncpg.Connection, rollout: int) -> Mapping[str, object]:
+    """Return what a rollout (its row) keeps of its plan: large, and asked for only where needed."""
+    text = await connection.fetchval("select plan from rollouts where id = $1", rollout)
+    found: dict[str, object] = json.loads(text)
+    return found
 
 
 async def one(connection: asyncpg.Connection, organisation: int, ref: str, *, now: datetime) -> One:
@@ -407,7 +417,6 @@ async def one(connection: asyncpg.Connection, organisation: int, ref: str, *, no
         version=known.version,
         policy=rollout.policy,
         bundle=bundle,
-        plan=known.plan,
         waves=tuple(WaveNow(wave, passing(rollout.policy.gate, wave)) for wave in rollout.waves),
         funnel=await _funnel(connection, line.id),
         failures=await _failures(connection, line.id),
