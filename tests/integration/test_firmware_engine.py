@@ -403,6 +403,7 @@ async def test_a_device_that_leaves_after_it_accepted_counts_as_lost(world: Worl
     assert (await world.states(ref)).get("lost") == 1
 
 
+@pytest.mark.long
 async def test_updated_devices_that_fall_ill_while_others_do_not_halt_and_are_taken_back(
     world: World,
 ) -> None:
