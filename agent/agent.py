@@ -145,6 +145,7 @@ class Agent:
     def leave(self, said: Goodbye | None = None) -> None:
         """Be about to stop in order: `said`, or what can be found out, goes to the server."""
         self._goodbye = said or goodbye(self.config.state)
+        self.updates.stop()
         self.starts.ended(self._goodbye.reason)
 
     def restart(self, reason: str = "restart") -> None:

@@ -13,8 +13,9 @@ import hashlib
 import http.client
 import os
 import re
+import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -60,6 +61,27 @@ class Source:
 
     connect: Callable[[], http.client.HTTPSConnection]
     monotonic: Callable[[], float] = time.monotonic
+
+
+def make_room(items: Sequence[Item], folder: Path, *, reserve_bytes: int) -> None:
+    """Remove what is of no use to these, and see that they fit, and so much more. SlotError.
+
+    A release needs its length twice: as an archive, and unpacked.
+    """
+    wanted = {each.sha256 for each in items}
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in folder.iterdir():
+            if path.name.removesuffix(".part") not in wanted:
+                path.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise disk_error(error) from error
+    here = sum(have(each, folder) for each in items)
+    needs = 2 * sum(each.length for each in items) - here + reserve_bytes
+    if free < needs:
+        said = f"{free >> 20} MB are free, {needs >> 20} MB are needed"
+        raise SlotError(Class.STORAGE, "disk_full", said)
 
 
 async def bring(

@@ -15,8 +15,8 @@ soon after anything has happened. What is assigned is held to its rules in a pro
 """
 
 import asyncio
-import shutil
 import signal
+import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -36,11 +36,11 @@ from agent.renewal import backoff_ms
 from agent.update import trust
 from agent.update.agreement import Installed, Refused, class_of
 from agent.update.alone import Alone
-from agent.update.download import CutError, Source, bring, download, have
+from agent.update.download import CutError, Source, bring, download, have, make_room
 from agent.update.hands import SlotHands, item_of, places_of
 from agent.update.journal import Journal, JournalError, Paper
 from agent.update.launch import COMMITTED, FELL_BACK, FOLDER, PACKAGE, TRIAL, Launched
-from agent.update.slots import Held, SlotError, Slots, disk_error
+from agent.update.slots import Held, SlotError, Slots
 from agent.update.states import (
     Action,
     Cancelled,
@@ -127,6 +127,8 @@ class Updates(Asking, SlotHands):
         self._turn, self._download, self._talk = Alone(), Alone(), asyncio.Lock()
         self._left: list[Event] = []
         self._lease = ("", 0)  # who wants to be left alone, and until when
+        self._closing = self._stopping = False
+        self._fetching: socket.socket | None = None
         self._asked_later: deque[Event] = deque()
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._wanted: deque[tuple[str, _Work, Update]] = deque()
@@ -174,10 +176,22 @@ class Updates(Asking, SlotHands):
         if self._around.show is not None:
             with suppress(SlotError):
                 await asyncio.to_thread(self.slots.mend, "kiosk")
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._serve(group), name="update lanes")
-            await self._happen(self._started())
-            group.create_task(super().run(), name="update asking")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._serve(group), name="update lanes")
+                await self._happen(self._started())
+                group.create_task(super().run(), name="update asking")
+        finally:
+            self._closing = True
+            if self._fetching is not None:  # or its thread would wait for bytes, and we for it
+                with suppress(OSError):
+                    self._fetching.shutdown(socket.SHUT_RDWR)
+            if self._stopping and self.update.stage is Stage.TRIAL:
+                self._take(Failed(Failure(Class.INTERNAL, "stopped")))
+
+    def stop(self) -> None:
+        """Somebody ends this process in order: that is no word against code on trial."""
+        self._stopping = True
 
     def _started(self) -> Started:
         launched = self._launched
@@ -247,7 +261,7 @@ class Updates(Asking, SlotHands):
     def _still(self, update: Update) -> None:
         """Raise StoppedError unless the machine is where it was."""
         now = self.update
-        if (now.stage, now.attempt) != (update.stage, update.attempt):
+        if self._closing or (now.stage, now.attempt) != (update.stage, update.attempt):
             raise StoppedError
 
     # -- what the machine wants --------------------------------------------------------------
@@ -347,7 +361,9 @@ class Updates(Asking, SlotHands):
         job, loop = update.job, asyncio.get_running_loop()
         assert job is not None
         try:
-            await self._download.do(self._make_room, job)
+            await self._download.do(
+                make_room, job.bundle, self._downloads, reserve_bytes=self._reserve
+            )
             for place in update.places:
                 item = item_of(job, place)
                 archive = await bring(
@@ -370,23 +386,6 @@ class Updates(Asking, SlotHands):
     def _fill(self, update: Update, place: Place, item: Item, archive: Path) -> None:
         self._still(update)
         self.slots.fill(place.new, item, archive)
-
-    def _make_room(self, job: Assignment) -> None:
-        """Remove what is of no use here, and see that counts will still fit. Raises SlotError."""
-        wanted = {each.sha256 for each in job.bundle}
-        try:
-            self._downloads.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path in self._downloads.iterdir():
-                if path.name.removesuffix(".part") not in wanted:
-                    path.unlink(missing_ok=True)
-            free = shutil.disk_usage(self._downloads).free
-        except OSError as error:
-            raise disk_error(error) from error
-        here = sum(have(each, self._downloads) for each in job.bundle)
-        needs = 2 * sum(each.length for each in job.bundle) - here + self._reserve
-        if free < needs:
-            said = f"{free >> 20} MB are free, {needs >> 20} MB are needed"
-            raise SlotError(Class.STORAGE, "disk_full", said)
 
     def _fetch_one(self, update: Update, item: Item, loop: asyncio.AbstractEventLoop) -> Path:
         """Fetch one release while the machine wants it, and tell of its eighths."""
@@ -418,6 +417,7 @@ class Updates(Asking, SlotHands):
         except ValueError:
             connection.close()
             raise
+        self._fetching = connection.sock
         return connection
 
     # -- waiting -----------------------------------------------------------------------------

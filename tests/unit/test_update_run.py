@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,7 @@ from agent.content import Terms
 from agent.enrol import Answered
 from agent.update import run, trust
 from agent.update.agreement import Fault, Refused
-from agent.update.download import CutError
+from agent.update.download import CutError, Source
 from agent.update.launch import Launched
 from agent.update.run import Updates
 from agent.update.states import Stage
@@ -364,6 +366,53 @@ async def test_an_execution_that_is_taken_back_is_dropped(tmp_path: Path) -> Non
     device.server.cancelled = (device.server.offer.execution,)
     last = await settled(device)
     assert (last.phase, last.kind, last.code) == (Phase.FAILED, Class.REFUSED, "cancelled")
+
+
+async def test_who_stops_the_agent_in_order_says_nothing_against_the_new_code(
+    tmp_path: Path,
+) -> None:
+    device = Device(server(trial_s=600), tmp_path, failing="doctor.disk")
+    for stops, code in ((True, "stopped"), (False, "crashed")):
+        device.server.offer = job(1 + stops, trial_s=600, not_after_ms=FAR_MS)
+        device.server.steps.clear()
+
+        seen: list[Updates] = []
+
+        def on_trial(stops: bool = stops, seen: list[Updates] = seen) -> bool:
+            if not seen and device.now is not None and device.stage is Stage.TRIAL:
+                seen.append(device.now)
+                if stops:
+                    device.now.stop()
+            return bool(seen)
+
+        await device.live(on_trial)
+        last = await settled(device)
+        assert (last.phase, last.code) == (Phase.REVERTED, code)
+
+
+async def test_a_download_ends_at_once_where_the_agent_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    ours, theirs = socket.socketpair()
+
+    def endless(item: Any, folder: Path, source: Source, told: Callable[[int], None]) -> Path:
+        source.connect()
+        begun.set()
+        while True:
+            ours.recv(1)
+            told(1)
+
+    def connect(self: Updates) -> Any:
+        self._fetching = ours
+
+    monkeypatch.setattr(run, "download", endless)
+    monkeypatch.setattr(Updates, "_connection", connect)
+    with ours, theirs:
+        device = Device(server(), tmp_path)
+        await device.live(begun.is_set)
+        # what asyncio does at its end: it waits for its threads
+        await asyncio.get_running_loop().shutdown_default_executor()
 
 
 async def test_a_journal_that_cannot_be_written_ends_a_trial_all_the_same(tmp_path: Path) -> None:
