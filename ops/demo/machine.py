@@ -14,6 +14,7 @@ import structlog
 from agent.clock import SystemClock
 from agent.link import Identity, Link, LinkOptions
 from agent.outbox import Outbox
+from ops.demo.engineer import Engineer
 from ops.demo.inspector import InspectedDevice
 from ops.demo.kiosk import OpenKiosk
 from ops.demo.meter import Door, Meter, Sum
@@ -61,6 +62,7 @@ class Machine:
     meter: Meter
     spots: dict[str, Spot]
     newcomer: Newcomer | None
+    engineer: Engineer
     unplugged: list[DeviceId] = field(default_factory=list)
 
     @property
@@ -187,11 +189,15 @@ async def running(
             meter=meter,
             spots=spots_of(state),
             newcomer=newcomer,
+            engineer=_engineer(folder, supervisor, endpoints),
             unplugged=[d for d, place in state.places().items() if place.device.unplugged],
         )
         # before anybody presses; where no server answers it is tried again, and the last plan holds
         await asyncio.gather(*(each.plans.step() for each in devices if each.plans is not None))
-        watch = group.create_task(supervisor.watch(), name="supervisor")
+        watches = [
+            group.create_task(supervisor.watch(), name="supervisor"),
+            group.create_task(machine.engineer.watch(), name="workshop"),
+        ]
         uploads = [
             group.create_task(upload(identities[device], folder.outbox(device)))
             for device in machine.unplugged
@@ -202,11 +208,17 @@ async def running(
                 yield machine
                 asking.cancel()
         finally:
-            for task in (watch, *uploads):
+            for task in (*watches, *uploads):
                 task.cancel()
+            await asyncio.to_thread(machine.engineer.end)
             await meter.close()
             truth.close()
             marker.unlink()
+
+
+def _engineer(folder: Folder, supervisor: Supervisor, endpoints: Endpoints) -> Engineer:
+    assert supervisor.settings is not None
+    return Engineer(folder.root / "workshop", supervisor.settings, dsn=endpoints.dsn("owner"))
 
 
 async def _welcome(machine: Machine) -> None:

@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler
 from markupsafe import Markup
 
 from ops.demo.build import EMPTY_SITE, EMPTY_SPOT
+from ops.demo.engineer import BAD, GOOD
 from ops.demo.impostor import speak_as
 from ops.demo.kiosk import CROWD_MS, SAD
 from ops.demo.machine import Machine
@@ -45,6 +46,21 @@ COOKIE = "vestibule_tour"
 REFRESH_S = 1.0
 PROFILE_MS = 21 * DAY_MS  # with less history before it, nothing that was missed is estimated
 PROVED_AGO_MIN = 3  # devices are live: what is younger may still be on its way
+CARE = {
+    "preset": "usual",
+    "wave1": "1",
+    "wave2": "rest",
+    "gate_sample": "1",
+    "soak_h": "0",
+    "fail_abs": "1",
+    "site": "3",
+    "trial_min": "2",
+    "when": "any",
+    "on_halt": "keep",
+    "health": "yes",
+    "counts": "yes",
+}
+"""A rollout's form for the workshop: one counter first, and its shop is nobody's to disturb."""
 _HOSTS = ("127.0.0.1", "localhost")
 
 
@@ -88,6 +104,7 @@ class Tour:
         app.router.add_get("/go/manager", self._go_manager)
         app.router.add_get("/go/survey", self._go_survey)
         app.router.add_get("/go/operator", self._go_operator)
+        app.router.add_get("/go/engineer", self._go_engineer)
         app.router.add_get("/go/{number}", self._go)
         app.router.add_post("/cable", self._cable)
         app.router.add_post("/mall", self._mall)
@@ -97,6 +114,7 @@ class Tour:
         app.router.add_post("/press", self._press)
         app.router.add_post("/crowd", self._crowd)
         app.router.add_post("/proof", self._proof)
+        app.router.add_post("/engineer/{do}", self._engineer)
         return app
 
     @web.middleware
@@ -147,7 +165,7 @@ class Tour:
         last: dict[str, str] = {}
         with suppress(ConnectionError):
             while not self._closing.is_set():
-                for name in ("strip", "parts", "door", "frames", "newcomer", "kiosk"):
+                for name in ("strip", "parts", "door", "frames", "newcomer", "kiosk", "workshop"):
                     html = self._fragment(name)
                     if last.get(name) != html:
                         last[name] = html
@@ -190,6 +208,19 @@ class Tour:
             ref = await self._as_desk("demo operator", owner, lambda db: db.fetchval(find, owner))
             to = f"/console/o/{ref}/now"
         await self._lead("Operator", Grant(Role.NOC), to=to)
+
+    async def _go_engineer(self, request: web.Request) -> NoReturn:
+        """Lead to a new rollout of a version in the workshop, looked at; or to all of them."""
+        engineer = self._machine.engineer
+        owner, version = engineer.organisation, request.query.get("version", "")
+        if owner is None:
+            raise web.HTTPNotFound(text="there is no workshop yet: set it up first")
+        find = "select ref from organisations where id = $1"
+        ref = await self._as_desk("demo engineer", owner, lambda db: db.fetchval(find, owner))
+        to = f"/console/o/{ref}/rollouts"
+        if version in engineer.ready:
+            to += "/new?" + urlencode({"do": "look", "bundle": engineer.ready[version], **CARE})
+        await self._lead("Engineer", Grant(Role.NOC, owner), to=to)
 
     async def _go_survey(self, _: web.Request) -> NoReturn:
         """Lead to the survey by a link of one visitor's own, made for this."""
@@ -284,6 +315,16 @@ class Tour:
             self._machine.kiosk.press(SAD, after_ms=after_ms)
         return _html(self._fragment("kiosk"))
 
+    async def _engineer(self, request: web.Request) -> web.Response:
+        """Set the workshop up, or sign there what crashes."""
+        engineer = self._machine.engineer
+        acts = {"begin": engineer.prepare, "spoil": engineer.spoil}
+        act = acts.get(request.match_info["do"])
+        if act is None:
+            raise web.HTTPNotFound(text="no such act")
+        await act()
+        return _html(self._fragment("workshop"))
+
     async def _proof(self, _: web.Request) -> web.Response:
         """Verify every minute that is old enough, now."""
         before = int(time.time()) // 60 - PROVED_AGO_MIN
@@ -319,6 +360,9 @@ class Tour:
             "frames": list(machine.inspected.shoulder.frames)[:6],
             "newcomer": machine.newcomer,
             "kiosk": machine.kiosk,
+            "engineer": machine.engineer,
+            "good": GOOD,
+            "bad": BAD,
             "shop": machine.spots[machine.kiosk.spec.device],
             "survey": machine.state.survey,
             "moment": moment(time.time_ns() // 1_000_000),

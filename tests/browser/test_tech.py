@@ -124,7 +124,7 @@ def fresh(store: Store) -> Iterator[Callable[[Label], Agent]]:
 def picture(page: Page, name: str) -> None:
     """Keep a picture, where somebody wants to look at it."""
     if shots := os.environ.get("VESTIBULE_SHOTS"):
-        page.screenshot(path=f"{shots}/{name}.png", full_page=True)
+        page.screenshot(path=f"{shots}/{name}.png", full_page=True, caret="initial")
 
 
 def ready(page: Page) -> Page:
