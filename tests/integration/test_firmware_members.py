@@ -8,11 +8,16 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import pytest
+from rich.console import Console
 
+from ops import rollout_tables
 from ops.services.stack import Stack
 from server.errors import NotFoundError
 from server.firmware import granting, members, reads
+from server.firmware.counts import Judged, Look, Verdict
 from server.firmware.granting import Granted, Waits
+from server.firmware.watching import take
+from server.firmware.waves import State
 from server.firmware.why import Reason
 from tests.firmware_world import START, World, firmware_world
 
@@ -240,3 +245,35 @@ async def test_a_site_that_opens_by_the_clock_is_told_when(world: World) -> None
         *(START.replace(hour=2) + timedelta(days=1), 2),
         *(0, 0),
     )
+
+
+async def test_what_the_counts_guard_saw_last_is_shown_with_its_numbers(world: World) -> None:
+    ref = await world.rollout([list(world.devices)])
+    row = await world.owner.fetchval("select id from rollouts where ref = $1", ref)
+    look = Look(
+        3, 0, effect=-0.05, low=-0.08, high=-0.02, p=0.001, spent=0.004, updated=80, control=78
+    )
+    judged = {
+        1: Judged(Verdict.REGRESSED, (look,), {"7": "too few days"}),
+        2: Judged(Verdict.UNKNOWN, why="fewer than 5 doors wait"),
+    }
+    await take(world.owner, row, judged, now=world.now)
+    found = await reads.one(world.owner, world.organisation, ref, now=world.now)
+    first, second = found.counted
+    assert (
+        first.wave,
+        first.verdict,
+        first.effect,
+        first.updated,
+        first.left_out,
+        first.halted,
+    ) == (*(1, "regressed", -0.05, 80, 1, True),)
+    assert (second.verdict, second.why, second.effect) == (
+        *("unknown", "fewer than 5 doors wait", None),
+    )
+    assert (found.counted_at, found.line.state) == (world.now, State.HALTED)
+    console = Console(width=200, markup=False)
+    with console.capture() as shown:
+        console.print(rollout_tables.one(found, now=world.now))
+    assert "updated doors count -5.0% (-8.0% to -2.0%; 80 beside 78, day 3)" in shown.get()
+    assert "counts of wave 2" in shown.get()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ops.command import main
 from ops.rollout import HOW_IT_ENDED, follow
@@ -90,7 +91,9 @@ async def shell(
         yield Shell(world, capfd, policy)
 
 
-async def test_a_rollout_is_planned_approved_watched_and_completed(shell: Shell) -> None:
+async def test_a_rollout_is_planned_approved_watched_and_completed(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = "plan", "shops", "bundle-2.0.0", "--policy", str(shell.policy)
     out = await shell.run(*words, "--dry-run")
     assert "4 devices at 4 sites, 4.0 kB in all" in out
@@ -106,6 +109,9 @@ async def test_a_rollout_is_planned_approved_watched_and_completed(shell: Shell)
     ended, shown = await shell.watched(ref)
     assert (ended.line.state, shown) == (State.COMPLETED, ["scheduled", "running", "completed"])
     assert "completed at" in await shell.run("watch", ref)
+    with monkeypatch.context() as patched:
+        patched.setattr("ops.rollout._console", lambda: Console(force_terminal=True, width=150))
+        assert "devices: 4 confirmed" in await shell.run("watch", ref)
     out = await shell.run("show", ref, "--plan", "--history", "--devices")
     for said in ("devices: 4 confirmed", "wave passed", "Agent 2", "soaked at", "4 devices at 4"):
         assert said in out
