@@ -18,9 +18,10 @@ from server.clock import ManualClock, at
 from server.db.engine import acting, open_pool, transaction
 from server.firmware import acts, granting, reports
 from server.firmware.conductor import Conductor
+from server.firmware.life import Counters, tally
 from server.firmware.policy import Caps, Gate, Guards, OnHalt, Policy, Ramp, write_policy
 from server.firmware.rollout import Json, Transition, Turn, replayed
-from server.firmware.rows import Held, hold
+from server.firmware.rows import COLUMNS, Held, execution_of, hold
 from server.firmware.waves import Rollout
 from tests.ingest_world import owning
 
@@ -275,6 +276,20 @@ class World:
             "from rollouts)))"
         )
         return found
+
+    async def agrees(self, ref: str) -> None:
+        """Hold a rollout to the fold of its rows, and its counters to its executions."""
+        held = await self.held(ref)
+        assert without_counters(await self.folded(ref)) == without_counters(held.rollout)
+        rows = await self.owner.fetch(
+            f"select e.pool, {COLUMNS} from executions e "
+            "where e.rollout_id = $1 and e.excluded = ''",
+            held.facts.id,
+        )
+        for wave in held.rollout.waves:
+            own = [execution_of(row) for row in rows if row["pool"] == wave.number]
+            assert len(own) == wave.size
+            assert sum(map(tally, own), Counters()) == wave.total
 
     async def folded(self, ref: str) -> Rollout:
         """Return what the rows of rollout_events make of a draft."""

@@ -29,7 +29,6 @@ from tests.firmware_world import (
     World,
     firmware_world,
     step_of,
-    without_counters,
 )
 
 pytestmark = pytest.mark.services
@@ -55,8 +54,7 @@ async def test_a_rollout_goes_through_its_waves_and_its_rows_fold_to_its_state(
         *("planned", "submitted", "approved", "started", "wave opened", "wave soaking"),
         *("wave passed", "wave opened", "wave soaking", "wave passed", "completed"),
     ]
-    held = await world.held(ref)
-    assert without_counters(await world.folded(ref)) == without_counters(held.rollout)
+    await world.agrees(ref)
 
 
 @pytest.mark.long
@@ -91,11 +89,11 @@ async def test_a_bad_image_in_wave_one_of_two_thousand_halts_and_is_taken_back_b
     back = await world.owner.fetchval(
         "select b.ref from rollouts b join rollouts o on o.id = b.reverses where o.ref = $1", ref
     )
+    await world.agrees(back)
     assert await world.states(back) == {"confirmed": states["confirmed"]}
     assert {"planned", "offered"}.isdisjoint(states)
     assert (await world.turns(ref))[-3:] == ["halted", "reverting", "reverted"]
-    held = await world.held(ref)
-    assert without_counters(await world.folded(ref)) == without_counters(held.rollout)
+    await world.agrees(ref)
 
 
 _FLYING = """
@@ -123,6 +121,7 @@ async def test_two_conductors_at_once_come_to_what_one_comes_to(world: World) ->
             world.clock.advance(2.5)
             if await world.state(ref) == "completed":
                 break
+        await world.agrees(ref)
         ends.append((await world.states(ref), await world.turns(ref)))
     assert ends[0] == ends[1]
     assert ends[0][0] == {"confirmed": 9, "failed": 3}
@@ -171,8 +170,7 @@ async def test_a_turn_that_is_cut_off_anywhere_has_happened_whole_or_not_at_all(
     assert await world.state(ref) == "reverted"
     assert cut > 5
     assert {device.version for device in world.devices.values()} == {"1.0.0"}
-    held = await world.held(ref)
-    assert without_counters(await world.folded(ref)) == without_counters(held.rollout)
+    await world.agrees(ref)
 
 
 async def _cut_off(world: World, *, after: int) -> bool:
@@ -245,6 +243,7 @@ async def test_what_is_off_waits_outside_of_all_shares_and_is_offered_when_it_ap
     assert (await world.held(ref)).rollout.wave(0).total.confirmed == 1  # among the stragglers
     await world.pass_time(7_200, step_s=300)
     assert await world.state(ref) == "completed with stragglers"
+    await world.agrees(ref)
     assert await world.states(ref) == {"confirmed": 5, "unreachable": 1}
 
 
@@ -313,8 +312,7 @@ async def test_what_confirmed_and_runs_another_version_has_reverted_even_if_ackn
     assert (await world.states(ref))["reverted by device"] == 1
     assert await world.state(ref) == "halted"
     assert (await world.turns(ref))[-2:] == ["reopened", "halted"]
-    held = await world.held(ref)
-    assert without_counters(await world.folded(ref)) == without_counters(held.rollout)
+    await world.agrees(ref)
 
 
 async def test_there_is_no_way_back_below_a_floor_and_it_says_so(world: World) -> None:
@@ -385,6 +383,7 @@ async def test_what_matters_more_takes_over_what_has_not_begun_to_install(world:
     slow = await world.rollout([other], policy=msgspec.structs.replace(QUICK, priority=1))
     urgent = await world.rollout([devices + other], policy=more, bundle="bundle-3.0.0")
     assert await world.states(slow) == {"superseded": 3}
+    await world.agrees(slow)
     found = await world.states(urgent)
     assert found["excluded"] == 5
     excluded = await world.owner.fetch("select excluded from executions where excluded <> ''")
