@@ -173,7 +173,7 @@ def test_no_page_of_the_console_is_heavy(world: Noc, new_page: NewPage) -> None:
         world.open(*trouble)
     page = world.enter(new_page())
     for path in ("/now", "/incidents", "/incidents/incident-offline", "/devices",
-                 "/devices/dc-fleet0005x", ""):  # fmt: skip
+                 "/devices/dc-fleet0005x", "/rollouts", "/rollouts/freezes", ""):  # fmt: skip
         page.goto(f"{world.base}{OWN}{path}")
         loaded = page.evaluate(
             "[performance.getEntriesByType('navigation')[0], "

@@ -75,7 +75,7 @@
     on.checked = stored();
     on.addEventListener("change", () => { try { localStorage.setItem("keys", on.checked ? "on" : "off"); } catch { /* for this page alone */ } });
   }
-  const goes = { n: "/now", i: "/incidents", d: "/devices" };
+  const goes = { n: "/now", i: "/incidents", d: "/devices", r: "/rollouts" };
   document.addEventListener("keydown", (event) => {
     if (!on || !on.checked || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.closest("input, select, textarea")) return;
