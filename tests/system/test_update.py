@@ -7,6 +7,7 @@ tree of this checkout. A stand-in for systemd starts the launcher again whenever
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -191,6 +192,20 @@ def wait(condition: Callable[[], Any], what: str, *, log: Callable[[], str]) -> 
         time.sleep(0.2)
 
 
+def gaps_s(log: str) -> list[float]:
+    """Return for how long nobody counted at each restart: from an agent's end to the next start."""
+    found: list[float] = []
+    ended: datetime | None = None
+    for line in log.splitlines():
+        stamp = re.match(r"timestamp=(\S+)", line)
+        if stamp and 'event="agent stopped"' in line:
+            ended = datetime.fromisoformat(stamp[1])
+        elif stamp and 'event="agent started"' in line and ended is not None:
+            found.append((datetime.fromisoformat(stamp[1]) - ended).total_seconds())
+            ended = None
+    return found
+
+
 def asked(system: System, query: str, *values: object) -> list[asyncpg.Record]:
     async def ask() -> list[asyncpg.Record]:
         connection = await asyncpg.connect(system.dsn)
@@ -209,7 +224,10 @@ def approval(system: System, tmp_path: Path) -> Approval:
 
 
 def test_an_agent_updates_itself_and_goes_back_from_a_bad_one_without_losing_a_count(
-    approval: Approval, system: System, tmp_path: Path
+    approval: Approval,
+    system: System,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     [device] = system.enrol(1, settings=AgentSettings(max_mb=1.0))
     device.agent.command = python("-I", "-m", "agent.update.launch")
@@ -264,6 +282,9 @@ def test_an_agent_updates_itself_and_goes_back_from_a_bad_one_without_losing_a_c
         machine.close_door()
         verdict = system.converge()
         assert verdict.proved, verdict
+    gaps = gaps_s(device.agent.log.read_text())
+    assert len(gaps) == 2  # into the good release, and back from the bad one
+    request.node.user_properties.append(("gaps_s", gaps))
     kept = Journal(File(device.state / "update"), now_ms=lambda: 0).update
     assert kept.settled
     assert [each.phase.value for each in kept.ended] == ["confirmed", "reverted"]

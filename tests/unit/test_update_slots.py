@@ -6,6 +6,9 @@ import hashlib
 import io
 import os
 import random
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from typing import Any
 import pytest
 
 from agent.update import launch
-from agent.update.journal import ASIDE, FILE, File, Journal
+from agent.update.journal import ASIDE, FILE, File, Journal, encode
 from agent.update.launch import PACKAGE, TRIAL, Record, UnfitError
 from agent.update.slots import Directories, SlotError
 from agent.update.states import Proof, Stage, Update
@@ -272,9 +275,6 @@ def test_a_screen_that_rotted_gives_way_to_the_packages(slots: Directories) -> N
 
 
 def test_the_launcher_needs_the_standard_library_alone() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; sys.argv=['x']; import runpy; "
         f"runpy.run_path({launch.__file__!r}); "
@@ -324,8 +324,6 @@ def test_a_journal_that_is_torn_or_altered_is_put_aside(tmp_path: Path) -> None:
     paper = File(tmp_path)
     update = Update(Stage.TRIAL, proofs=frozenset({Proof.HEALTH}), seq=3,
                     steps=(Step(Attempt("exe-simulated1", 1), 3, Phase.TRIAL),))  # fmt: skip
-    from agent.update.journal import encode
-
     content = encode(update)
     paper.write(content)
     assert Journal(paper, now_ms=lambda: 0).update == update
@@ -428,3 +426,17 @@ def test_a_power_cut_at_any_change_of_the_disk_ends_where_it_says(
         assert device.tried <= 1
         ends.add(last.phase)
     assert (Phase.CONFIRMED in ends) is (conduct is Conduct.GOOD)
+
+
+def test_a_trial_that_hangs_is_ended_by_the_alarm_that_outlives_exec(slots: Directories) -> None:
+    made = filled(slots, content=archive(("agent/__main__.py", b"while True: pass\n")))
+    slots.arm(record(made))
+    code = (
+        "from agent.update import launch; "
+        "launch.GRACE_S = 1.0 - 600; launch.main([])"  # a second, instead of the trial's time
+    )
+    env = {**os.environ, "VESTIBULE_AGENT_STATE": str(slots.root.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=False)
+    assert done.returncode == -signal.SIGALRM
+    again = launch.choose(slots.root, kernel=launch._kernel(), now_s=launch._uptime_s())
+    assert (again.slot, again.why) == (PACKAGE, "crashed")
