@@ -33,6 +33,14 @@ class Engineers:
         """Let the conductor take its turns, and devices do their steps."""
         self.noc.run(self.firmware.pass_time(seconds, step_s=step_s))
 
+    def until(self, state: str) -> None:
+        """Let time pass until the rollout that was made last stands so."""
+        for _ in range(20):
+            self.pass_time(60)
+            if self.noc.sql("select state from rollouts order by id desc")[0]["state"] == state:
+                return
+        raise AssertionError(f"no rollout is {state} after so long")
+
     def spoil(self, script: Sequence[Phase]) -> None:
         """Let every device that does not run 2.0.0 yet do otherwise than it should."""
         for device in self.firmware.devices.values():

@@ -1,5 +1,6 @@
 """A rollout in a real browser: planned, approved by another, watched, halted, taken back."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,17 +82,21 @@ def test_a_rollout_is_planned_approved_watched_halted_and_taken_back(
     expect(kim.locator("#funnel-title").locator("../..")).to_contain_text("downloading")
     fine(kim)
     shot(kim, "running")
-    world.pass_time(240)
+    world.pass_time(120)
     expect(first).to_contain_text("passed")
     expect(first).to_contain_text("4 of 4 confirmed")
 
+    counted = {"verdict": "watching", "effect": -0.013, "low": -0.042, "high": 0.017, "look": 2}
+    world.noc.sql("update rollouts set counted = $1", json.dumps({"1": counted}))
     world.spoil(BAD)
-    world.pass_time(400)
+    world.until("halted")
     halted = kim.get_by_role("alert").filter(has_text="A guard has halted it:")
     expect(halted).to_contain_text("the limit is 2,")  # without a reload
     failures = kim.locator("#failures-title").locator("..")
     expect(failures).to_contain_text("fell back by itself")
-    expect(kim.locator("#guards-title").locator("..")).to_contain_text("halts")
+    guards = kim.locator("#guards-title").locator("..")
+    expect(guards).to_contain_text("halts")
+    expect(guards).to_contain_text("Wave 1: −1 % 95 % between −4 % and +2 %")
     fine(kim)
     shot(kim, "halted")
     device = failures.get_by_role("link").first.get_attribute("href") or ""
@@ -105,7 +110,7 @@ def test_a_rollout_is_planned_approved_watched_halted_and_taken_back(
     kim.locator("#sure-revert").check()
     kim.get_by_role("button", name="Take it back").click()
     expect(kim.locator("#live .lead")).to_contain_text("takes back")
-    world.pass_time(600)
+    world.until("completed")
     expect(kim.locator("#live .lead")).to_contain_text("completed")
     shot(kim, "reverse")
     kim.locator("#live .lead a").click()
