@@ -3,13 +3,15 @@
 A `Board` is what survives when the power fails: journal, slots, links, the launcher's record,
 floors. An `UpdateDevice` is what runs on it: the real machine, journal and hands, with downloads,
 trials and time scripted, so that a device lives through nights in milliseconds. It says and hears
-what is said at `/v1/update` (`report`, `hear`); who carries that to the server is the caller.
+what is said at `/v1/update` (`report`, `hear`); `carry` takes that to a server and back, with key
+and certificate of the device's enrolment.
 
 What may be wrong with one (`Conduct`): its new image crashes at once, or hangs until the kernel's
 alarm; it lies, and says that it runs what it never started; it reports late; its disk is full; it
 loses power, at the step that is chosen (`cut_at`), before or after that is on the disk.
 """
 
+import asyncio
 import errno
 import random
 from collections.abc import Callable, Iterable
@@ -17,6 +19,12 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent import identity, keys
+from agent.enrol import exchange, refused
+from agent.link import tls_context
 from agent.update.hands import SlotHands, item_of, places_of
 from agent.update.journal import Journal, JournalError, Paper
 from agent.update.launch import (
@@ -27,7 +35,6 @@ from agent.update.launch import (
     HUNG,
     PACKAGE,
     POWER,
-    SLOTS,
     TRIAL,
     UNFIT,
     Record,
@@ -44,7 +51,6 @@ from agent.update.states import (
     Heard,
     Looked,
     Offered,
-    Progress,
     Proof,
     Proved,
     Refused,
@@ -52,9 +58,19 @@ from agent.update.states import (
     Started,
     Update,
 )
-from protocol.assignment import Assignment, Item
+from protocol.assignment import Assignment, Item, read_assignment, read_envelope
 from protocol.release import COMPONENTS
-from protocol.update import Attempt, Class, Component, Phase, Report, Step
+from protocol.update import (
+    Attempt,
+    Class,
+    Component,
+    Phase,
+    Report,
+    Step,
+    read_answer,
+    signed_message,
+    write_report,
+)
 
 TICK_MS = 60_000
 LATE_ASKS = 3
@@ -536,4 +552,30 @@ class UpdateDevice(SlotHands):
             self.cut_power()
 
 
-__all__ = ["SLOTS", "Board", "BoardSlots", "Conduct", "PowerCut", "Progress", "UpdateDevice"]
+async def carry(device: UpdateDevice, state: Path, server: tuple[str, int]) -> bool:
+    """Let a device that is enrolled in `state` ask once; False while it says nothing.
+
+    Raises EnrolError, ContentError, OSError, HTTPException.
+    """
+    report = device.report()
+    if report is None:
+        return False
+    key = keys.read(identity.files(state).key)
+    body = write_report(report, key.sign(signed_message(report), ec.ECDSA(hashes.SHA256())))
+    context = tls_context(identity.for_link(state))
+    got = await asyncio.to_thread(
+        exchange, *server, context, method="POST", path="/v1/update", body=body
+    )
+    if got.status != 200:
+        raise refused(got)
+    answer, offer = read_answer(got.text.encode()), None
+    if answer.assignment is not None:
+        offer = read_assignment(read_envelope(answer.assignment).assignment)
+    device.hear(
+        answer.nonce,
+        heard=dict(answer.heard),
+        offer=offer,
+        trial_ok=answer.trial_ok,
+        cancel=answer.cancel,
+    )
+    return True

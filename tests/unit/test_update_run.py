@@ -18,7 +18,7 @@ import pytest
 from agent.clock import SystemClock
 from agent.content import Terms
 from agent.enrol import Answered
-from agent.update import run, trust
+from agent.update import run, trial, trust
 from agent.update.agreement import Fault, Refused
 from agent.update.download import CutError, Source
 from agent.update.launch import Launched
@@ -186,6 +186,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(trust, "check", check)
     monkeypatch.setattr(run, "download", lambda item, folder, source, told: folder / item.sha256)
+    monkeypatch.setattr(trial, "HEALTH_S", 0.02)
     monkeypatch.setattr(run, "SAY_S", 0.01)
     monkeypatch.setattr(run, "LOOK_S", 0.02)
     monkeypatch.setattr(run, "LEFT_S", 0.05)
