@@ -129,7 +129,7 @@ class Reversal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RolloutRow(msgspec.Struct, frozen=True):
     """A rollout. `wave`: the one that must pass next, of `waves`; null: none is left, or it has not
-    begun. `bytes`: what one device fetches at most. `under_way`: offered and not ended."""
+    begun. `bytes`: what one device fetches at most. `flying`: offered and not ended."""
 
     rollout: str
     name: str
@@ -150,7 +150,7 @@ class RolloutRow(msgspec.Struct, frozen=True):
     devices: int
     bytes: int
     attempted: int
-    under_way: int
+    flying: int
     confirmed: int
     failed: int
     lost: int
@@ -322,7 +322,7 @@ def detail_of(found: One) -> RolloutDetail:
         summary=row_of(found.line),
         acts=list(found.acts),
         waits_for_people=found.waits_for_people,
-        second_person=found.four_eyes,
+        second_person=found.second_person,
         policy=found.policy,
         waves=[_wave(each) for each in found.waves],
         funnel={state.value: number for state, number in found.funnel.items()},

@@ -15,7 +15,6 @@ from server.errors import RefusedError
 from server.firmware.windows import Rules
 
 _DAY_S = 86_400
-_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 _Share = Annotated[float, msgspec.Meta(gt=0, le=100)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 _Short = Annotated[int, msgspec.Meta(ge=10, le=7 * _DAY_S)]

@@ -21,7 +21,7 @@ from server.firmware.life import FAILURES, FLYING, OPEN, Counters
 from server.firmware.life import State as Stage
 from server.firmware.nights import nights
 from server.firmware.policy import OnHalt, Policy, read_policy
-from server.firmware.rows import counters_of
+from server.firmware.rows import WAVE, wave_of
 from server.firmware.standing import (
     Act,
     Passing,
@@ -32,7 +32,7 @@ from server.firmware.standing import (
     standings,
     waits_for_people,
 )
-from server.firmware.waves import OVER, Rollout, State, Wave, WaveKind, WaveState
+from server.firmware.waves import OVER, Rollout, State, Wave, WaveKind
 
 MOST_SITES = 100
 """Sites that a rollout is shown with, those in trouble first; of how many windows are looked up."""
@@ -191,7 +191,7 @@ class One:
     counted_at: datetime | None
     next_window: NextWindow | None
     acts: tuple[Act, ...]
-    four_eyes: bool
+    second_person: bool
     waits_for_people: bool
     ended: bool
 
@@ -319,24 +319,13 @@ async def _waves(
     connection: asyncpg.Connection, rollouts: Sequence[int]
 ) -> dict[int, tuple[Wave, ...]]:
     rows = await connection.fetch(
-        "select rollout_id, number, kind, state, size, total, baseline, opened_at, met_at "
-        "from waves where rollout_id = any($1::int[]) order by rollout_id, number",
+        f"select rollout_id, {WAVE} from waves "  # noqa: S608 - columns of ours
+        "where rollout_id = any($1::int[]) order by rollout_id, number",
         list(rollouts),
     )
     found: dict[int, list[Wave]] = defaultdict(list)
     for row in rows:
-        found[row["rollout_id"]].append(
-            Wave(
-                row["number"],
-                WaveKind(row["kind"]),
-                WaveState(row["state"]),
-                row["size"],
-                counters_of(row["total"]),
-                counters_of(row["baseline"]),
-                row["opened_at"],
-                row["met_at"],
-            )
-        )
+        found[row["rollout_id"]].append(wave_of(row))
     return {rollout: tuple(waves) for rollout, waves in found.items()}
 
 
@@ -427,7 +416,7 @@ async def one(connection: asyncpg.Connection, organisation: int, ref: str, *, no
         counted_at=known.counted_at,
         next_window=await _next_window(connection, organisation, known, now=now),
         acts=possible(line.state, reverse=rollout.reverse),
-        four_eyes=known.second_person,
+        second_person=known.second_person,
         waits_for_people=waits_for_people(rollout),
         ended=ended(rollout),
     )

@@ -25,10 +25,8 @@ select id, organisation_id, ref, name, payload, bundle_id, bytes, policy, state,
        devices, author, approver, starts_at, fence, tokens, tokens_at, reverses
 from rollouts
 """
-_WAVES = """
-select number, kind, state, size, total, baseline, opened_at, met_at from waves
-where rollout_id = $1 order by number
-"""
+WAVE = "number, kind, state, size, total, baseline, opened_at, met_at"
+_WAVES = f"select {WAVE} from waves where rollout_id = $1 order by number"  # noqa: S608
 COLUMNS = """
 e.state, e.attempt, e.seq, e.attempted, e.epoch, e.due_at, e.offered_at, e.accepted_at, e.phase_at,
 e.deferred_at, e.ended_at, e.code, e.class, e.bytes, e.tries
@@ -164,7 +162,7 @@ async def hold_named(
 
 
 async def _held(connection: asyncpg.Connection, row: asyncpg.Record, *, now: datetime) -> Held:
-    waves = tuple(_wave(each) for each in await connection.fetch(_WAVES, row["id"]))
+    waves = tuple(wave_of(each) for each in await connection.fetch(_WAVES, row["id"]))
     rollout = Rollout(
         read_policy(row["policy"]),
         row["author"],
@@ -190,21 +188,21 @@ where rollout_id = $1 and ended_at is null and state <> 'planned'
 """
 
 
-def _wave(row: asyncpg.Record) -> Wave:
+def wave_of(row: asyncpg.Record) -> Wave:
+    """Return a wave from `WAVE`."""
     return Wave(
         row["number"],
         WaveKind(row["kind"]),
         WaveState(row["state"]),
         row["size"],
-        counters_of(row["total"]),
-        counters_of(row["baseline"]),
+        _counters_of(row["total"]),
+        _counters_of(row["baseline"]),
         row["opened_at"],
         row["met_at"],
     )
 
 
-def counters_of(text: str) -> Counters:
-    """Return counters as they are stored."""
+def _counters_of(text: str) -> Counters:
     found: Mapping[str, int] = json.loads(text)
     return Counters(*(found.get(name, 0) for name in COUNTED))
 
