@@ -429,14 +429,14 @@ def test_a_power_cut_at_any_change_of_the_disk_ends_where_it_says(
 
 
 def test_a_trial_that_hangs_is_ended_by_the_alarm_that_outlives_exec(slots: Directories) -> None:
-    made = filled(slots, content=archive(("agent/__main__.py", b"while True: pass\n")))
-    slots.arm(record(made))
+    hangs = ("agent/__init__.py", b""), ("agent/__main__.py", b"print(1, flush=True)\nwhile 1: 1\n")
+    slots.arm(record(filled(slots, content=archive(*hangs))))
     code = (
         "from agent.update import launch; "
         "launch.GRACE_S = 1.0 - 600; launch.main([])"  # a second, instead of the trial's time
     )
     env = {**os.environ, "VESTIBULE_AGENT_STATE": str(slots.root.parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=False)
-    assert done.returncode == -signal.SIGALRM
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=False, capture_output=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGALRM, b"1\n")
     again = launch.choose(slots.root, kernel=launch._kernel(), now_s=launch._uptime_s())
     assert (again.slot, again.why) == (PACKAGE, "crashed")
