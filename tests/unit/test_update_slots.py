@@ -433,7 +433,7 @@ def test_a_trial_that_hangs_is_ended_by_the_alarm_that_outlives_exec(slots: Dire
     slots.arm(record(filled(slots, content=archive(*hangs))))
     code = (
         "from agent.update import launch; "
-        "launch.GRACE_S = 1.0 - 600; launch.main([])"  # a second, instead of the trial's time
+        "launch.GRACE_S = 2.0 - 600; launch.main([])"  # two seconds, instead of the trial's time
     )
     env = {**os.environ, "VESTIBULE_AGENT_STATE": str(slots.root.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=False, capture_output=True)
