@@ -23,6 +23,7 @@ from server.firmware.waves import PREPARING
 from server.firmware.why import Facts, Freeze, Why, why
 from server.firmware.windows import Night
 from server.fleet import filters, search
+from server.rollup.places import load_sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,14 @@ async def members(
     after: int = 0,
     limit: int = 1_000,
 ) -> list[Member]:
-    """Return a rollout's devices, in the order of the plan. Raises NotFoundError, FilterError.
+    """Return a rollout's devices, in the order of the plan.
 
-    `kind`: a class of failure; `expression`: a filter that finds devices.
+    `kind`: a class of failure; `expression`: a filter that finds devices. Raises NotFoundError,
+    UnknownPlaceError, FilterError.
     """
     line = await find(connection, organisation, ref)
+    if site is not None:
+        await load_sites(connection, [site])
     chosen = None
     if expression:
         selected = search.selection(filters.parse(expression), organisation=organisation, now=now)

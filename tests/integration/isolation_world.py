@@ -332,7 +332,8 @@ async def on_its_way(
     )
     await owner.execute(
         "with moved as (insert into rollouts (organisation_id, ref, name, payload, bundle_id, "
-        "policy, state, since, author) select $1, $2, $3, 'bundle', id, '{}', 'running', $4, $3 "
+        "policy, state, since, author) select $1, $2, $3, 'bundle', id, "
+        "'{\"ramp\": {\"top\": 900}}', 'running', $4, $3 "
         "from bundles returning *), told as (insert into rollout_events (organisation_id, "
         "rollout_id, at, event, actor, reason, counters) select organisation_id, id, $4, "
         "'started', $3, $3, '{}' from moved), wave as (insert into waves (rollout_id, number, "

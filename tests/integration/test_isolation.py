@@ -21,7 +21,10 @@ NAMELESS = ("/settings:table", "/definitions", "/experiments:learning", "/compar
 READS = [each for each in routes.READS if each.method == "GET" and each.path not in NAMELESS]
 """Definitions are everyone's, and a question that is a body is asked in test_metrics_form. Of what
 names nothing, or needs many sites, another's answer is looked at in test_experiments."""
-NAMES_NOTHING = ("/alarm-settings", "/calendar", "/periods", "/device-fields")
+NAMES_NOTHING = (
+    *("/alarm-settings", "/calendar", "/periods", "/device-fields"),
+    *("/releases", "/bundles"),  # the operator's
+)
 """What these answer has no name of anything in it, whoever asks."""
 HYPERTABLES = (
     "readings",
@@ -235,6 +238,8 @@ def named(path: str, organisation: str) -> str:
         "rounds": "round",
         "commands": "command",
         "batches": "batch",
+        "rollouts": "rollout",
+        "freezes": "freeze",
     }
     if path.startswith("/devices/"):
         return path.replace("{ref}", f"device-{organisation}-door")
@@ -245,7 +250,9 @@ def paths() -> list[str]:
     found: list[str] = []
     for route in READS:
         fields = set(route.parameters.__struct_fields__)
-        if "since" not in fields:
+        if "device" in fields:
+            found.append(f"{named(route.path, 'own')}?device=device-own-door")
+        elif "since" not in fields:
             found.append(named(route.path, "own"))
         elif "bucket" in fields and "scope" not in fields:
             found += [
@@ -284,7 +291,7 @@ async def test_anothers_references_are_as_unknown_as_those_that_do_not_exist(
     assert (await world.ask("/sites/other-site"))[0] == 404
     for route in READS:
         fields = set(route.parameters.__struct_fields__)
-        path = route.path.replace("{ref}", "own-survey")
+        path = named(route.path, "own")
         range_ = f"{RANGE}&" if "since" in fields else ""
         for field in {"site", "spot"} & fields:
             ref = {"site": "other-site", "spot": "other-door"}[field]
