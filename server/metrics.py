@@ -93,14 +93,18 @@ FIRMWARE_SIGNINGS_FAILED = Counter(
 )
 
 # firmware: rollouts
-ROLLOUT_TURNS = Counter("vestibule_rollout_turns", "Transitions of rollouts and waves", ["turn"])
+ROLLOUT_TRANSITIONS = Counter(
+    "vestibule_rollout_transitions", "Transitions of rollouts and waves", ["transition"]
+)
 ROLLOUTS_HALTED = Counter("vestibule_rollouts_halted", "Rollouts halted, by guard", ["guard"])
 EXECUTIONS_OFFERED = Counter("vestibule_rollout_offers", "Devices that a rollout was offered to")
 EXECUTIONS_ENDED = Counter("vestibule_rollout_ends", "Executions that ended, by how", ["state"])
 ROLLOUTS_LATE = Gauge(
     "vestibule_rollouts_late_seconds", "For how long the rollout has been due that waits longest"
 )
-CONDUCTED = Histogram("vestibule_rollout_tick_seconds", "One look at one rollout", buckets=_FAST)
+CONDUCTED = Histogram(
+    "vestibule_rollout_turn_seconds", "One turn of the conductor at one rollout", buckets=_FAST
+)
 
 # firmware: what devices run, and what they fetch
 UPDATE_REPORTS = Counter(

@@ -88,7 +88,7 @@ class Held:
         )
         await self.connection.executemany(_EVENT, [self._values(row) for row in self.transitions])
         for row in self.transitions:
-            metrics.ROLLOUT_TURNS.labels(row.turn.value).inc()
+            metrics.ROLLOUT_TRANSITIONS.labels(row.turn.value).inc()
             if row.turn is Turn.HALTED:
                 metrics.ROLLOUTS_HALTED.labels(str(row.detail["guard"])).inc()
         self.loaded = after
