@@ -100,31 +100,38 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("organisation", help="its name or ref")
     listing.add_argument("--open", action="store_true", help="those alone that are not over")
     _showing(_one(verb("show", "one rollout: waves, guards, failures, sites, next window", _show)))
-    _one(verb("submit", "ask for approval", _submit))
-    approving = _one(verb("approve", "let it begin, now or later", _approve))
-    approving.add_argument("--at", type=_instant, metavar="TIME", help="2026-03-02T22:00+01:00")
-    _one(verb("start", "begin now what was approved for later", _start))
+    _acting(verb)
     watching = _one(verb("watch", "follow it live until it ends; the exit code says how", _watch))
     watching.add_argument(
         "--every", type=float, default=2.0, metavar="SECONDS", help="(default: 2)"
     )
-    for name, summary, action in (
-        ("pause", "offer nothing more; what is on its way goes on", _pause),
-        ("resume", "go on, acknowledging what has failed until now", _resume),
-        ("cancel", "end it; what installs already goes on", _cancel),
-        ("revert", "take devices back to what they ran, by a rollout of its own", _revert),
-    ):
-        acting_on = _one(verb(name, summary, action))
-        acting_on.add_argument("--reason", required=True, help="kept in its history")
-        if action is _revert:
-            acting_on.add_argument(
-                "--failed", action="store_true", help="those alone that failed, timed out, or lost"
-            )
     explaining = verb("explain", "why a device does not have it yet, and until when", _explain)
     explaining.add_argument("device", help="its id")
     explaining.add_argument("--rollout", help="of this one (default: what is under way, or last)")
     _freezing(verbs.add_parser("freeze", help="when nothing is installed: list, add, end"))
     return parser
+
+
+def _acting(verb: Callable[[str, str, Action], argparse.ArgumentParser]) -> None:
+    _one(verb("submit", "ask for approval", _doing(acts.submit)))
+    approve = _doing(acts.approve, "starts_at")
+    approving = _one(verb("approve", "let it begin, now or later", approve))
+    approving.add_argument(
+        "--at", dest="starts_at", type=_instant, metavar="TIME", help="2026-03-02T22:00+01:00"
+    )
+    _one(verb("start", "begin now what was approved for later", _doing(acts.start)))
+    for name, summary, action in (
+        ("pause", "offer nothing more; what is on its way goes on", _doing(acts.pause, "reason")),
+        ("resume", "go on, acknowledging what has failed until now", _doing(acts.resume, "reason")),
+        ("cancel", "end it; what installs already goes on", _doing(acts.cancel, "reason")),
+        ("revert", "take devices back to what they ran, by a rollout of its own", _revert),
+    ):
+        reasoned = _one(verb(name, summary, action))
+        reasoned.add_argument("--reason", required=True, help="kept in its history")
+        if action is _revert:
+            reasoned.add_argument(
+                "--failed", action="store_true", help="those alone that failed, timed out, or lost"
+            )
 
 
 def _one(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -334,40 +341,16 @@ async def follow(
 # -- acting ----------------------------------------------------------------------------------------
 
 
-async def _submit(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
-    await acts.submit(*given, actor=_actor(), now=_now())
-    return await _done(*given, options)
+def _doing(act: Callable[..., Awaitable[None]], *said: str) -> Action:
+    """Return what a verb does that is one act, told these of its options."""
 
+    async def do(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
+        given = connection, await _owner(connection, options.rollout), options.rollout
+        told = {name: getattr(options, name) for name in said}
+        await act(*given, **told, actor=_actor(), now=_now())
+        return await _done(*given, options)
 
-async def _approve(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
-    await acts.approve(*given, starts_at=options.at, actor=_actor(), now=_now())
-    return await _done(*given, options)
-
-
-async def _start(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
-    await acts.start(*given, actor=_actor(), now=_now())
-    return await _done(*given, options)
-
-
-async def _pause(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
-    await acts.pause(*given, reason=options.reason, actor=_actor(), now=_now())
-    return await _done(*given, options)
-
-
-async def _resume(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
-    await acts.resume(*given, reason=options.reason, actor=_actor(), now=_now())
-    return await _done(*given, options)
-
-
-async def _cancel(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
-    await acts.cancel(*given, reason=options.reason, actor=_actor(), now=_now())
-    return await _done(*given, options)
+    return do
 
 
 async def _revert(connection: asyncpg.Connection, options: argparse.Namespace) -> int:

@@ -497,22 +497,18 @@ async def _start(act: Act) -> RolloutDetail:
     return await _shown(act)
 
 
-async def _pause(act: Act, body: Said) -> RolloutDetail:
-    await _unchanged(act)
-    await acts.pause(act.connection, act.organisation, act.ref, reason=body.reason, **act.by)
-    return await _shown(act)
+def _saying(
+    act: Callable[..., Awaitable[None]],
+) -> Callable[[Act, Said], Awaitable[RolloutDetail]]:
+    """Return the handler of an act for which a reason is all there is to say."""
 
+    async def do(called: Act, body: Said) -> RolloutDetail:
+        await _unchanged(called)
+        given = called.connection, called.organisation, called.ref
+        await act(*given, reason=body.reason, **called.by)
+        return await _shown(called)
 
-async def _resume(act: Act, body: Said) -> RolloutDetail:
-    await _unchanged(act)
-    await acts.resume(act.connection, act.organisation, act.ref, reason=body.reason, **act.by)
-    return await _shown(act)
-
-
-async def _cancel(act: Act, body: Said) -> RolloutDetail:
-    await _unchanged(act)
-    await acts.cancel(act.connection, act.organisation, act.ref, reason=body.reason, **act.by)
-    return await _shown(act)
+    return do
 
 
 async def _revert(act: Act, body: Reversal) -> RolloutDetail:
@@ -563,8 +559,8 @@ ACTS: tuple[ActRoute, ...] = written(
     _done("submitted", "Ask for approval", _submit),
     _done("approved", "Approve a rollout", _approve, Approval),
     _done("started", "Begin now what is scheduled", _start),
-    _done("paused", "Offer nothing more for now", _pause, Said),
-    _done("resumed", "Acknowledge what failed, and go on", _resume, Said),
-    _done("cancelled", "End a rollout", _cancel, Said),
+    _done("paused", "Offer nothing more for now", _saying(acts.pause), Said),
+    _done("resumed", "Acknowledge what failed, and go on", _saying(acts.resume), Said),
+    _done("cancelled", "End a rollout", _saying(acts.cancel), Said),
     _done("reverted", "Take devices back to what they ran", _revert, Reversal),
 )
