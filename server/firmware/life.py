@@ -443,9 +443,13 @@ def _next(execution: Execution, due: datetime) -> Execution:
 def _end(
     execution: Execution, state: State, here: Here, *, code: str = "", kind: str = ""
 ) -> Execution:
+    begun = execution.accepted_at
+    if state is State.CONFIRMED:  # whoever says so alone is held to it like any other
+        begun = begun or here.now
     return replace(
         execution,
         state=state,
+        accepted_at=begun,
         ended_at=here.now,
         epoch=here.epoch,
         due_at=None,

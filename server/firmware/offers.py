@@ -138,7 +138,8 @@ async def _taken(
     heard = await reports.hear(connection, device, report.steps, fresh=fresh, now=now)
     await _keep(connection, holder, signed, nonce=nonce, now=now)
     versions = {name: each.version for name, each in report.components.items()}
-    if await reports.runs(connection, device, versions, now=now):  # 4
+    confirms = any(step.phase is Phase.CONFIRMED for step in report.steps)
+    if await reports.runs(connection, device, versions, now=now, whole=confirms):  # 4
         metrics.MISMATCHES.inc()
         log.warning("another version than confirmed", device=holder.device)
     granted = await granting.grant(connection, device, now=now)

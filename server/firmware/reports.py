@@ -180,9 +180,17 @@ def _columns(row: asyncpg.Record, steps: Sequence[Step], *, now: datetime) -> tu
         [step.code for step in steps],
         ["" if step.kind is None else step.kind.value for step in steps],
         [step.bytes for step in steps],
-        [datetime.fromtimestamp(step.at_ms / 1000, UTC) if step.at_ms else None for step in steps],
+        [_instant(step.at_ms) for step in steps],
         [step.tail for step in steps],
     )
+
+
+def _instant(at_ms: int) -> datetime | None:
+    """Return a device's own time; None if it has none, or one beyond all calendars."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC) if 0 < at_ms < _END_MS else None
+
+
+_END_MS = 253_402_300_799_000  # of the year 9999
 
 
 # -- what a device runs ----------------------------------------------------------------------------
@@ -194,10 +202,12 @@ async def runs(
     versions: Mapping[str, str],
     *,
     now: datetime,
+    whole: bool = False,
 ) -> bool:
     """Hold what a device (its row) runs, by component, against what it confirmed last.
 
-    True if it runs another version of any of them: that execution has reverted.
+    True if it runs another version of any of them: that execution has reverted. `whole`: what is
+    not named does not run.
     """
     row = await connection.fetchrow(_CONFIRMED, device)
     if row is None:
@@ -205,7 +215,8 @@ async def runs(
     wanted = await connection.fetch(
         "select component, version from releases where id = any($1::int[])", row["installed"]
     )
-    if all(versions.get(each["component"], each["version"]) == each["version"] for each in wanted):
+    parts = [(each["component"], each["version"]) for each in wanted]
+    if all(versions.get(name, "" if whole else version) == version for name, version in parts):
         return False
     held = await hold(connection, row["rollout_id"], now=now)
     assert held is not None
