@@ -17,6 +17,7 @@ import hashlib
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from server.provisioning.renew import hear
 from server.provisioning.web import Act, answered, refusal
 
 MOST_ASKS = 60
+MOST_OPEN = 4  # downloads of one device at once: one, and what was cut off and not noticed yet
 SEND_S = 60.0  # for one chunk of 64 kB: less than the slowest line that a shop has
 _METADATA = re.compile(r"timestamp|(?:[1-9][0-9]{0,15}\.)?(?:root|targets|snapshot)")
 
@@ -50,6 +52,7 @@ class Files:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     allowance: Allowance = field(init=False)
     asks: Allowance = field(init=False)
+    open: Counter[str] = field(default_factory=Counter)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +112,15 @@ def add_fetching(app: web.Application, *, office: Office, files: Files) -> None:
             metrics.ARTIFACTS_MISSING.inc()
             log.error("artifact is missing", sha256=sha256, device=grant.device)
             return refusal(request, "unavailable")
-        return await _sent(request, files, path, sha256, grant)
+        if files.open[grant.device] >= MOST_OPEN:
+            return refusal(request, "too_many", retry_after_s=math.ceil(SEND_S))
+        files.open[grant.device] += 1
+        try:
+            return await _sent(request, files, path, sha256, grant)
+        finally:
+            files.open[grant.device] -= 1
+            if not files.open[grant.device]:
+                del files.open[grant.device]
 
     for path, act in (("metadata/{name}.json", metadata), ("artifacts/{sha256}", artifact)):
         handler = unhurried(answered(act), files)
