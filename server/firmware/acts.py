@@ -204,14 +204,17 @@ async def join(
     """Let devices (their rows) join what runs, in its tail; return how many take part.
 
     Who takes part already, is here no longer or is busy elsewhere does not. Above the policy's
-    blast radius that is another rollout, which somebody approves. Raises NotFoundError,
+    blast radius that is another rollout, which somebody approves; where its author alone approved
+    this one, all of it counts. Raises NotFoundError,
     RefusedError.
     """
     held = await hold_named(connection, organisation, ref, now=now)
     if held.rollout.state not in UNDER_WAY or held.rollout.reverse:
         raise RefusedError("bad_transition", f"nobody joins: it is {held.rollout.state.value}")
     limit = held.rollout.policy.blast_radius
-    if held.rollout.waves[-1].size + len(set(devices)) > limit:
+    alone = held.facts.approver == held.rollout.author
+    there = held.rollout.devices if alone else held.rollout.waves[-1].size
+    if there + len(set(devices)) > limit:
         raise RefusedError("too_many_devices", f"at most {limit} join without another approval")
     joined = await starting.join(held, [starting.Member(each, 0) for each in set(devices)])
     await _written(held, "joined", {"devices": joined}, actor=actor)
