@@ -273,7 +273,7 @@ async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
         "select pg_advisory_xact_lock($1, $2)", _GATE, held.facts.organisation
     )
     # a statement of its own after the lock's: it sees whom another let through before
-    busy = await held.connection.fetch(_BUSY, list(sites))
+    busy = await held.connection.fetch(_BUSY, list(sites), held.now)
     regions: Counter[int] = Counter()
     if caps.region is not None:
         rows = await held.connection.fetch(_BUSY_REGIONS, held.facts.id)
@@ -281,7 +281,7 @@ async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
     return _Room(
         int(_tokens(held)),
         _free(held),
-        Counter(row["site_id"] for row in busy),
+        Counter(row["site_id"] for row in busy if row["site_id"] is not None),
         {row["door_id"] for row in busy if row["door_id"] is not None},
         regions,
     )
@@ -290,7 +290,12 @@ async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
 _FLYING = ", ".join(f"'{state.value}'" for state in sorted(FLYING))
 _BUSY = f"""
 select site_id, door_id from executions where site_id = any($1::int[]) and state in ({_FLYING})
-"""  # noqa: S608
+union all
+select nullif(s.site_id, e.site_id), s.door_id from spots s
+join assignments a on a.spot_id = s.id and a.valid @> $2::timestamptz
+join executions e on e.device_id = a.device_id and e.ended_at is null and e.state <> 'planned'
+where s.site_id = any($1::int[]) and s.door_id is distinct from e.door_id
+"""  # noqa: S608 - where they stood when they were offered it, and where they were put since
 _BUSY_REGIONS = f"""
 select region_id, count(*) from executions
 where rollout_id = $1 and region_id is not null and state in ({_FLYING}) group by 1
