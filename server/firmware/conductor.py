@@ -7,6 +7,7 @@ Invariants:
 - A turn looks at what is due and nothing else, at most `A_TURN` executions of each kind; what is
   left makes the rollout due again at once. Killed anywhere, all of a turn has happened or nothing,
   and the lease ends by itself.
+- What a clock that ran ahead has put off or leased, more than `CLOCKS_DIFFER` from now, is due.
 - What a turn does follows from the rows alone. One rollout that cannot be moved is looked at again
   later, and keeps no other from its turn.
 """
@@ -26,6 +27,7 @@ from server.db.turns import repeat
 from server.errors import RefusedError
 from server.firmware import life, starting, unwell
 from server.firmware.granting import budget, candidates, offer
+from server.firmware.guards import CLOCKS_DIFFER
 from server.firmware.life import FLYING, Contact, Execution
 from server.firmware.policy import OnHalt
 from server.firmware.reports import change
@@ -107,8 +109,9 @@ update rollouts set due_at = $2 where id in (
 """  # whoever holds it may be waiting for this one
 _LEASE = """
 update rollouts r set fence = r.fence + 1, lease_until = $2
-from (select id, due_at from rollouts where due_at <= $1
-      and (lease_until is null or lease_until <= $1) order by due_at limit $3
+from (select id, least(due_at, $1) as due_at from rollouts
+      where (due_at <= $1 or (due_at > $4 and (starts_at <= $1 or state <> 'scheduled')))
+      and (lease_until is null or lease_until <= $1 or lease_until > $4) order by 2 limit $3
       for no key update skip locked) d
 where r.id = d.id returning r.id, r.fence, d.due_at
 """
@@ -119,7 +122,7 @@ async def lease(
 ) -> list[tuple[int, int]]:
     """Take the rollouts that are due and nobody's; return each with the fence to write by."""
     async with transaction(pool, "lease rollouts") as connection:
-        rows = await connection.fetch(_LEASE, now, now + LEASE, limit)
+        rows = await connection.fetch(_LEASE, now, now + LEASE, limit, now + CLOCKS_DIFFER)
     late = max((now - row["due_at"] for row in rows), default=timedelta())
     metrics.ROLLOUTS_LATE.set(late.total_seconds())
     return [(row["id"], row["fence"]) for row in sorted(rows, key=lambda row: row["due_at"])]

@@ -11,13 +11,15 @@ Decided here:
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from server.firmware.life import Counters
 from server.firmware.policy import Caps, Gate, Guards, Ramp
 
 BURST_S = 10.0
+CLOCKS_DIFFER = timedelta(hours=1)
+"""What lies so far ahead was written by a clock that ran ahead."""
 
 
 class Guard(StrEnum):
@@ -88,5 +90,7 @@ def filled(tokens: float, tokens_at: datetime | None, *, per_minute: float, now:
     most = max(1.0, per_minute * BURST_S / 60)
     if tokens_at is None:
         return 1.0
+    if tokens_at > now + CLOCKS_DIFFER:
+        return min(most, max(1.0, tokens))
     passed_s = max(0.0, (now - tokens_at).total_seconds())
     return min(most, tokens + per_minute * passed_s / 60)

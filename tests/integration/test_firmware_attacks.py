@@ -1,0 +1,141 @@
+"""What an adversary tried on rollouts, their devices and their listener, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import msgspec
+import pytest
+
+from ops.services.stack import Stack
+from protocol.update import Attempt, Class, Phase
+from server.errors import RefusedError
+from server.firmware import acts
+from server.firmware.policy import Caps, write_policy
+from tests.firmware_world import AUTHOR, QUICK, World, firmware_world
+from tests.integration.firmware_world import Updates, step
+from tests.integration.firmware_world import updates as updates
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+async def world(stack: Stack, database: str) -> AsyncIterator[World]:
+    """A world of firmware."""
+    async with firmware_world(stack, database) as found:
+        yield found
+
+
+async def test_a_lone_confirmation_of_code_that_does_not_run_is_no_success(
+    updates: Updates,
+) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    await device.says()
+    await device.says()
+    execution = await updates.execution(device)
+    assert execution["state"] == "offered"
+    await device.says(step(execution, 1, Phase.CONFIRMED))  # of all that is said before, nothing
+    ended = await updates.execution(device)
+    assert (ended["state"], ended["code"]) == ("reverted by device", "version")
+
+
+async def test_who_confirms_and_does_not_say_what_it_runs_has_not_confirmed(
+    updates: Updates,
+) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    await device.says()
+    await device.says()
+    execution = await updates.execution(device)
+    await device.says(step(execution, 1, Phase.INSTALLING))
+    await device.says(step(execution, 2, Phase.TRIAL), trial=Attempt(execution["ref"], 1))
+    await device.says(step(execution, 3, Phase.CONFIRMED), components={})
+    assert (await updates.execution(device))["state"] == "reverted by device"
+
+
+async def test_a_step_with_the_largest_numbers_is_taken_in_like_any_other(
+    updates: Updates,
+) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    await device.says()
+    await device.says()
+    execution = await updates.execution(device)
+    accepted = step(execution, 1, Phase.ACCEPTED, at_ms=1 << 48)  # a clock in the year 10889
+    last = (1 << 31) - 1
+    failed = step(execution, last, Phase.FAILED, kind=Class.TRUST, bytes=1 << 40)
+    answer = await device.says(accepted, failed)
+    assert answer.heard == {Attempt(execution["ref"], 1): last}
+    assert (await updates.execution(device))["state"] == "failed"
+    beyond = step(execution, last + 1, Phase.FAILED, kind=Class.TRUST)
+    status, _ = await device.post(device.signed(device.report(beyond)))
+    assert status == 400
+
+
+async def test_one_device_holds_few_downloads_open_at_once(updates: Updates) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    await device.says()
+    await device.says()
+    updates.files.open[device.name] = 4
+    status, _, headers = await device.fetches(release)
+    assert (status, "Retry-After" in headers) == (429, True)
+    updates.files.open[device.name] = 3
+    assert (await device.fetches(release))[0] == 200
+    assert updates.files.open == {device.name: 3}
+
+
+async def test_who_approved_alone_lets_no_more_join_than_he_may_approve(world: World) -> None:
+    devices = await world.fleet(8)
+    policy = msgspec.structs.replace(QUICK, blast_radius=4)
+    plan = {"waves": [devices[:3]], "excluded": []}
+    async with world.act() as connection:
+        given = connection, world.organisation
+        new = acts.New("Agent", write_policy(policy), bundle="bundle-2.0.0")
+        ref = await acts.draft(*given, new, actor=AUTHOR, now=world.now)
+        await acts.plan(*given, ref, plan, actor=AUTHOR, now=world.now)
+        await acts.submit(*given, ref, actor=AUTHOR, now=world.now)
+        await acts.approve(*given, ref, actor=AUTHOR, now=world.now)
+    await world.conductor.turn()
+    async with world.act() as connection:
+        given_ref = connection, world.organisation, ref
+        with pytest.raises(RefusedError, match="at most 4"):
+            await acts.join(*given_ref, devices[3:5], actor=AUTHOR, now=world.now)
+        assert await acts.join(*given_ref, devices[3:4], actor=AUTHOR, now=world.now) == 1
+
+
+async def test_a_device_that_is_moved_on_its_way_keeps_others_of_its_new_entrance_waiting(
+    world: World,
+) -> None:
+    first, second = await world.fleet(2)
+    policy = msgspec.structs.replace(QUICK, caps=Caps(in_flight=50, site=3))
+    await world.rollout([[first]], policy=policy)
+    await world.conductor.turn()
+    await world.owner.execute(
+        "with made as (insert into spots (organisation_id, site_id, door_id, ref, name, kind) "
+        "select s.organisation_id, s.site_id, s.door_id, 'spot-new', 'New', 'counter' from spots s "
+        "join assignments a on a.spot_id = s.id where a.device_id = $2 returning id) "
+        "update assignments set spot_id = made.id from made where device_id = $1",
+        *(first, second),
+    )
+    await world.rollout([[second]], policy=policy)
+    for _ in range(3):
+        world.clock.advance(30)
+        await world.conductor.turn()
+    rows = await world.owner.fetch("select device_id, state from executions order by id")
+    assert [tuple(row) for row in rows] == [(first, "offered"), (second, "planned")]
+
+
+async def test_a_clock_that_ran_ahead_and_was_put_back_stops_no_rollout(world: World) -> None:
+    devices = await world.fleet(6)
+    ref = await world.rollout([devices[:3], devices[3:]])
+    await world.pass_time(20)
+    world.clock.advance(30 * 86_400)
+    await world.owner.execute(
+        "update rollouts set due_at = $1, lease_until = $1, tokens_at = $1", world.now
+    )  # as a turn wrote them that was cut off
+    world.clock.advance(-30 * 86_400)
+    await world.pass_time(timedelta(minutes=10).total_seconds())
+    assert await world.state(ref) == "completed"
