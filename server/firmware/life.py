@@ -11,7 +11,8 @@ Decided here:
   for `confirmed` while nothing of the next attempt has begun.
 - It is attempted once the device has accepted it, or said anything that implies so.
 - A failure of a class with budget left is planned again, later, as another attempt; trust and
-  refusals never are. `deferred` is no failure, and may add up to a total.
+  refusals never are. `deferred` is no failure: the device has what it was
+  offered, waits, and installs by itself; so it stays on its way, for no longer than a total.
 - A phase's clock begins with the device's word, begins anew with progress or when the device comes
   back, and stands while it is away; then the clock of the lost runs instead, while its site is
   open. All phases together end with `attempt_s`, so nothing proceeds for ever.
@@ -95,6 +96,7 @@ _ENDS = {
     Phase.REJECTED: State.REJECTED,
 }
 CANCELLED_CODE = "cancelled"
+DEFERRED_CODE = "deferred too long"
 NO_TRIES: Mapping[str, int] = MappingProxyType({})
 
 
@@ -372,11 +374,11 @@ def _deferred(execution: Execution, said: Said, here: Here) -> Execution:
         return execution
     timers, since = here.policy.timers, execution.deferred_at or here.now
     if here.now - since >= timedelta(seconds=timers.most_deferred_s):
-        return _end(execution, State.REJECTED, here, code="deferred too long")
+        return _end(execution, State.REJECTED, here, code=DEFERRED_CODE)
     if here.withdrawn:
         return _end(execution, State.CANCELLED, here, code=CANCELLED_CODE)
-    again = _next(execution, here.later(timers.defer_s))
-    return replace(again, deferred_at=since, code=said.code)
+    waits = replace(said, phase=Phase.WAITING_IDLE, bytes=0)
+    return replace(_moved(execution, waits, here), deferred_at=since)
 
 
 def _ended(execution: Execution, said: Said, here: Here) -> Execution:

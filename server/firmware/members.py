@@ -206,8 +206,17 @@ _DEVICE = f"""
 _FLYING = [state.value for state in FLYING]
 _NEIGHBOURS = """
     select d.device, e.site_id, e.door_id from executions e join devices d on d.id = e.device_id
-    where e.site_id = $1 and e.state = any($2) and e.device_id <> $3 order by e.id limit 500
+    where e.site_id = $1 and e.state = any($2) and e.device_id <> $3
+    union all
+    select d.device, nullif(s.site_id, e.site_id), s.door_id from spots s
+    join assignments a on a.spot_id = s.id and a.valid @> $4::timestamptz
+    join executions e on e.device_id = a.device_id and e.ended_at is null
+    join devices d on d.id = e.device_id
+    where s.site_id = $1 and s.door_id is distinct from e.door_id and e.state = any($2)
+      and e.device_id <> $3
+    limit 500
 """
+"""Who is on its way beside a device, as `granting` counts them: also who was put there since."""
 _IN_REGION = """
     select count(*) from executions where rollout_id = $1 and region_id = $2 and state = any($3)
 """
@@ -225,7 +234,7 @@ async def _facts(
     """Return what is known of a device (`_DEVICE`) and its rollout."""
     line, rollout, site = known.line, known.rollout, row["site_id"]
     caps, door = rollout.policy.caps, row["door_id"]
-    near = await connection.fetch(_NEIGHBOURS, site, _FLYING, row["id"])
+    near = await connection.fetch(_NEIGHBOURS, site, _FLYING, row["id"], now)
     in_region = None
     if caps.region is not None and row["region_id"] is not None:
         in_region = await connection.fetchval(_IN_REGION, line.id, row["region_id"], _FLYING)
@@ -249,7 +258,7 @@ async def _facts(
         offers=_offers(known, now=now),
         flying=rollout.flying,
         at_door=tuple(e["device"] for e in near if door is not None and e["door_id"] == door),
-        at_site=tuple(each["device"] for each in near),
+        at_site=tuple(each["device"] for each in near if each["site_id"] is not None),
         in_region=in_region,
         night=await _night(connection, organisation, known, site, now=now),
         frozen=None if on is None else Freeze(on.ref, on.name, instant(on.end_s)),

@@ -44,6 +44,7 @@ from server.db.engine import ACQUIRE_TIMEOUT_S, measured, transaction
 from server.firmware import granting, reports
 from server.firmware.assignments import AssignmentSigner, Order, assignment_of
 from server.firmware.freezes import load
+from server.firmware.life import DEFERRED_CODE
 from server.firmware.nights import nights
 from server.firmware.office import Office
 from server.firmware.wanted import Execution, runs, under_way
@@ -339,9 +340,9 @@ async def _cancelled(
     """
     rows = await connection.fetch(
         "select ref from executions where device_id = $1 and offered_at is not null "
-        "and ended_at > $2 and state in ('cancelled', 'superseded', 'timed out', 'lost', "
-        "'unreachable') order by id desc limit $3",
-        *(device, now - CANCELLED_FOR, MAX_CANCELLED),
+        "and ended_at > $2 and (state in ('cancelled', 'superseded', 'timed out', 'lost', "
+        "'unreachable') or state = 'rejected' and code = $4) order by id desc limit $3",
+        *(device, now - CANCELLED_FOR, MAX_CANCELLED, DEFERRED_CODE),
     )
     back = [open_now.ref] if open_now is not None and open_now.withdrawn else []
     refs = dict.fromkeys([*back, *unwanted, *(row["ref"] for row in rows)])

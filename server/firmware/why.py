@@ -165,6 +165,9 @@ def _step(execution: Execution, facts: Facts) -> Why:
             return Why(Reason.WINDOW, f"{text}{f', from {_at(opens)}' if opens else ''}.", opens)
         case Stage.WAITING_IDLE:
             limit = (since or facts.now) + timedelta(seconds=facts.policy.device.delay_s)
+            if execution.deferred_at is not None:
+                text = f"It asked to be left alone at {_at(execution.deferred_at)}"
+                return Why(Reason.DEFERRED, f"{text}, at most until {_at(limit)}.", limit)
             text = f"It waits until nobody uses it, at most until {_at(limit)}."
             return Why(Reason.IDLE, text, limit)
         case Stage.INSTALLING | Stage.REBOOTING:
@@ -218,9 +221,6 @@ def _turn(facts: Facts) -> Iterator[Why]:
         cause = " ".join(part for part in (execution.kind, execution.code) if part)
         text = f"Attempt {execution.attempt - 1} failed ({cause}); the next is from {_at(due)} on."
         yield Why(Reason.RETRY, text, due, values)
-    elif execution.deferred_at is not None:
-        text = f"It asked to be left alone at {_at(execution.deferred_at)}, until {_at(due)}."
-        yield Why(Reason.DEFERRED, text, due, values)
     elif execution.offered_at is not None:
         text = f"It did not answer an offer; it is offered again from {_at(due)} on."
         yield Why(Reason.LAPSED, text, due, values)

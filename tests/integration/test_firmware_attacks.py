@@ -74,6 +74,26 @@ async def test_a_step_with_the_largest_numbers_is_taken_in_like_any_other(
     assert status == 400
 
 
+async def test_who_asked_to_be_left_alone_is_still_on_its_way_and_its_trial_counts(
+    updates: Updates,
+) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    await device.says()
+    await device.says()
+    execution = await updates.execution(device)
+    await device.says(step(execution, 1, Phase.ACCEPTED), step(execution, 2, Phase.READY))
+    await device.says(step(execution, 3, Phase.DEFERRED))  # it keeps what it has, and goes on soon
+    waits = await updates.execution(device)
+    assert (waits["state"], waits["attempt"]) == ("waiting idle", 1)
+    device.components["agent"] = release.part
+    trial = Attempt(execution["ref"], 1)
+    said = step(execution, 4, Phase.INSTALLING), step(execution, 5, Phase.TRIAL)
+    assert (await device.says(*said, trial=trial)).trial_ok == trial
+    await device.says(step(execution, 6, Phase.CONFIRMED))
+    assert (await updates.execution(device))["state"] == "confirmed"
+
+
 async def test_one_device_holds_few_downloads_open_at_once(updates: Updates) -> None:
     device, release = await updates.device(), await updates.release("1.1.0")
     await updates.rollout(release, devices=(device,))

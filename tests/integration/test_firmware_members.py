@@ -25,6 +25,12 @@ pytestmark = pytest.mark.services
 MINE = "update executions set {} where device_id = $1"
 ROLLOUT = "update rollouts set {}"
 NEAR = "update executions set state = 'accepted', accepted_at = $2 {} where device_id = $3"
+MOVED = NEAR.format(", door_id = null, site_id = null")  # where it was offered it, it is no more
+DOORLESS = """
+    update spots set door_id = null
+    where id = (select spot_id from assignments where device_id = $3)
+"""
+NOWHERE = "delete from assignments where device_id = $3"
 WAVE = "update waves set {}"
 GRANTED, NOTHING = "granted", "nothing"
 FROZEN = """
@@ -60,9 +66,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[Reason, ...], str]] = {
         granting.Why.LATER,
     ),
     "asked to be left alone": (
-        (MINE.format("attempt = 2, deferred_at = $2, due_at = $2 + interval '1 h'"),),
-        (Reason.DEFERRED,),
-        granting.Why.LATER,
+        (MINE.format("state = 'waiting idle', deferred_at = $2"),), (Reason.DEFERRED,), GRANTED
     ),
     "let an offer lapse": (
         (MINE.format("offered_at = $2, due_at = $2 + interval '1 h'"),),
@@ -91,14 +95,18 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[Reason, ...], str]] = {
     "another at the same door": (
         (NEAR.format(""),), (Reason.DOOR, Reason.SITE), granting.Why.DOOR
     ),
+    "another that was put at the same door on its way": (
+        (MOVED,), (Reason.DOOR, Reason.SITE), granting.Why.DOOR
+    ),
     "another at the same site": (
-        (NEAR.format(", door_id = null"),), (Reason.SITE,), granting.Why.SITE
+        (NEAR.format(", door_id = null"), DOORLESS), (Reason.SITE,), granting.Why.SITE
     ),
     "enough in its region": (
         (
             REGION,
             ROLLOUT.format("policy = jsonb_set(policy, '{caps,region}', '1')"),
             NEAR.format(", door_id = null, site_id = null"),
+            NOWHERE,
         ),
         (Reason.REGION,),
         granting.Why.REGION,

@@ -194,7 +194,7 @@ class Reference:
                 elif self.withdrawn():
                     self.became(device, "cancelled")
                 else:
-                    self.plan_again(device, self.policy.timers.defer_s)
+                    self.moved(device, seq, "waiting_idle", 0)
         elif phase in ends:
             if phase != "failed" or not self.failed(device, kind):
                 device.attempted = device.attempted or phase != "rejected"

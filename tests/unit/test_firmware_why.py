@@ -79,8 +79,8 @@ CASES: list[tuple[Reason, dict[str, Any], datetime | None, str]] = [
     ),
     (
         Reason.DEFERRED,
-        {"execution": Execution(attempt=2, due_at=LATER, deferred_at=NOW)},
-        LATER,
+        {"execution": at(Stage.WAITING_IDLE, deferred_at=NOW)},
+        NOW + timedelta(days=1),
         "left alone",
     ),
     (Reason.LAPSED, {"execution": Execution(due_at=LATER, offered_at=NOW)}, LATER, "offered again"),
