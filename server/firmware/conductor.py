@@ -28,11 +28,11 @@ from server.errors import RefusedError
 from server.firmware import life, starting, unwell
 from server.firmware.granting import budget, candidates, offer
 from server.firmware.guards import CLOCKS_DIFFER
-from server.firmware.life import FLYING, Contact, Execution
+from server.firmware.life import FLYING, RECALLABLE, Contact, Execution
 from server.firmware.policy import OnHalt
 from server.firmware.reports import change
 from server.firmware.rollout import SERVER, Cancelled, RevertEnded, RevertRefused, Ticked
-from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, put, ring
+from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
 from server.firmware.waves import OVER, STRAGGLERS, State, WaveKind
 from server.rollup.opening import overlap
 from server.rollup.places import load_sites
@@ -230,7 +230,7 @@ async def _take_back(held: Held) -> bool:
     """Take back what has not begun; what has is asked to, by the exchange."""
     rows = await held.connection.fetch(_UNBEGUN, held.facts.id, A_TURN)
     await _each(held, rows, lambda row, each: life.cancelled(each, held.here))
-    flying = await held.connection.fetch(_REVOCABLE, held.facts.id, A_TURN)
+    flying = await held.connection.fetch(_RECALLED, held.facts.id, A_TURN)
     await ring(held.connection, [row["device_id"] for row in [*rows, *flying]])
     return len(rows) == A_TURN
 
@@ -311,12 +311,12 @@ async def _come_back(held: Held) -> None:
 
 # -- statements ------------------------------------------------------------------------------------
 
-_IN_FLIGHT = ", ".join(f"'{state.value}'" for state in sorted(FLYING))
 _DUE = f"""
 select e.id, e.pool, e.site_id, {COLUMNS}, p.session, p.session_at, p.heartbeat_at, f.reported_at,
        (select watermark from platform) as watermark,
        d.admitted and d.organisation_id = e.organisation_id as own
-from (select id from executions where rollout_id = $1 and state in ({_IN_FLIGHT}) and due_at <= $2
+from (select id from executions
+      where rollout_id = $1 and state in ({named(FLYING)}) and due_at <= $2
       order by due_at limit $3 for no key update skip locked) chosen
 join executions e using (id) join devices d on d.id = e.device_id
 left join presences p on p.device_id = e.device_id
@@ -333,7 +333,7 @@ select e.id, e.pool, e.device_id, {COLUMNS} from executions e
 where e.rollout_id = $1 and e.state in ('planned', 'offered')
 order by e.id limit $2 for no key update skip locked
 """  # noqa: S608
-_REVOCABLE = """
-select device_id from executions where rollout_id = $1 and state in ('accepted', 'downloading',
-    'ready', 'waiting window', 'waiting idle', 'trial') limit $2
-"""
+_RECALLED = f"""
+select device_id from executions
+where rollout_id = $1 and state in ({named(RECALLABLE - {life.State.OFFERED})}) limit $2
+"""  # noqa: S608

@@ -7,9 +7,9 @@ what its rollout holds for it if, in this order:
 2. its wave is open or behind, the rollout runs, and its own time has come (`due_at`);
 3. it is there: its session is open, or it is asking;
 4. the ramp has an offer left, and not too many are on their way;
-5. none at its door, and fewer than the caps at its site and in its region, are on their way, of
-   whatever rollout. Who asks this holds the organisation's gate until the transaction ends, so no
-   two are let through at once.
+5. none at its door, and fewer than the cap at its site, are on their way, of whatever rollout; and
+   fewer than the cap in its region, of this one. Who asks this holds the organisation's gate until
+   the transaction ends, so no two are let through at once.
 
 `Waits.why` says the first that does not hold.
 """
@@ -30,7 +30,7 @@ from server.firmware.guards import filled, pace
 from server.firmware.life import FLYING, Execution
 from server.firmware.reports import change
 from server.firmware.rollout import SERVER, Strayed
-from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, put, ring
+from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
 from server.firmware.waves import State
 
 _GATE = 0x6677_6761  # "fwga"
@@ -287,9 +287,9 @@ async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
     )
 
 
-_FLYING = ", ".join(f"'{state.value}'" for state in sorted(FLYING))
 _BUSY = f"""
-select site_id, door_id from executions where site_id = any($1::int[]) and state in ({_FLYING})
+select site_id, door_id from executions
+where site_id = any($1::int[]) and state in ({named(FLYING)})
 union all
 select nullif(s.site_id, e.site_id), s.door_id from spots s
 join assignments a on a.spot_id = s.id and a.valid @> $2::timestamptz
@@ -298,7 +298,7 @@ where s.site_id = any($1::int[]) and s.door_id is distinct from e.door_id
 """  # noqa: S608 - where they stood when they were offered it, and where they were put since
 _BUSY_REGIONS = f"""
 select region_id, count(*) from executions
-where rollout_id = $1 and region_id is not null and state in ({_FLYING}) group by 1
+where rollout_id = $1 and region_id is not null and state in ({named(FLYING)}) group by 1
 """  # noqa: S608
 
 

@@ -74,6 +74,8 @@ FLYING = OPEN - {State.PLANNED}
 """On their way: what caps count."""
 REVOCABLE = frozenset(state for state in FLYING if _RANK[state] < _RANK[State.INSTALLING])
 """On their way and not yet installing: what can be taken back, or superseded."""
+RECALLABLE = REVOCABLE | {State.TRIAL}
+"""Whom a rollout that is taken back asks to end: also who only tries the new version yet."""
 SUPPOSED = frozenset(
     {State.TIMED_OUT, State.LOST, State.UNREACHABLE, State.CANCELLED, State.SUPERSEDED}
 )

@@ -44,7 +44,7 @@ from server.db.engine import ACQUIRE_TIMEOUT_S, measured, transaction
 from server.firmware import granting, reports
 from server.firmware.assignments import AssignmentSigner, Order, assignment_of
 from server.firmware.freezes import load
-from server.firmware.life import DEFERRED_CODE
+from server.firmware.life import DEFERRED_CODE, REVOCABLE, State
 from server.firmware.nights import nights
 from server.firmware.office import Office
 from server.firmware.wanted import Execution, runs, under_way
@@ -57,9 +57,7 @@ BUSY_AGAIN_S = 300  # while something is under way
 WAITING_AGAIN_S = 900  # for its turn, in which the bell rings: ten thousand may wait
 NOW_S = 1  # a nonce came too late for what the device had to say
 CANCELLED_FOR = timedelta(days=30)
-BEFORE = ("offered", "accepted", "downloading", "ready", "waiting window", "waiting idle")
-"""States in which a device is told what to install; later it knows, and is not to begin anew."""
-TRYING = ("installing", "rebooting", "trial")
+TRYING = frozenset({State.INSTALLING, State.REBOOTING, State.TRIAL})
 
 log = structlog.get_logger(__name__)
 
@@ -102,7 +100,7 @@ async def exchange(office: Office, shown: bytes | None, signed: Signed) -> Answe
         told = await _told(connection, taken, now=now)
     report, trial, assigned = signed.report, None, None
     if taken.fresh and told.under_way is not None and _proves(report, told.under_way):
-        trial = told.under_way.under_way
+        trial = told.under_way.attempt
     if told.order is not None:
         # read at each answer: a certificate that was replaced needs no restart
         signer = await asyncio.to_thread(AssignmentSigner.load, office.pki)
@@ -266,7 +264,7 @@ def _held_back(report: Report, heard: Mapping[Attempt, int]) -> bool:
 def _proves(report: Report, open_now: Execution) -> bool:
     """Rules 5 and 6, of a report that is fresh."""
     return (
-        report.trial == open_now.under_way
+        report.trial == open_now.attempt
         and not open_now.withdrawn
         and open_now.state in TRYING
         and runs(report.components, open_now.releases)
@@ -280,8 +278,9 @@ async def _order(
     connection: asyncpg.Connection, holder: Holder, open_now: Execution, *, now: datetime
 ) -> Order | None:
     """Return what is to be assigned; None while nothing may begin, or it has."""
-    begins = open_now.state == "offered"
-    if open_now.state not in BEFORE or open_now.withdrawn or (begins and not open_now.running):
+    begins = open_now.state is State.OFFERED
+    # who installs already knows what, and is not to begin anew
+    if open_now.state not in REVOCABLE or open_now.withdrawn or (begins and not open_now.running):
         return None
     if any(each.withdrawn for each in open_now.releases):
         return None
@@ -293,7 +292,7 @@ async def _order(
         spans = ((now_ms - 2, now_ms - 1),)
     return Order(
         open_now.rollout,
-        open_now.under_way,
+        open_now.attempt,
         open_now.model,
         open_now.releases,
         spans,

@@ -19,8 +19,7 @@ import asyncpg
 
 from protocol.update import Phase, Step
 from server.firmware import life
-from server.firmware.life import REVOCABLE, Execution, Here, Said, tally
-from server.firmware.life import State as Stage
+from server.firmware.life import RECALLABLE, SUPPOSED, Execution, Here, Said, tally
 from server.firmware.policy import read_policy
 from server.firmware.rollout import Changed
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, put
@@ -113,8 +112,8 @@ async def _take(
         assert held is not None
         after = await _judge(held, row, before, said)
         withdrawn = held.rollout.state in WITHDRAWN
-    gone = after.ended and after.state in life.SUPPOSED
-    return gone or (withdrawn and (after.state in REVOCABLE or after.state is Stage.TRIAL))
+    gone = after.state in SUPPOSED
+    return gone or (withdrawn and after.state in RECALLABLE)
 
 
 def _bounded(step: Step, row: asyncpg.Record) -> bool:

@@ -210,6 +210,11 @@ def _counters_of(text: str) -> Counters:
 # -- executions ------------------------------------------------------------------------------------
 
 
+def named(states: Iterable[Stage]) -> str:
+    """Return states as a statement lists them: a partial index serves no parameter."""
+    return ", ".join(f"'{state.value}'" for state in sorted(states))
+
+
 def execution_of(row: asyncpg.Record) -> Execution:
     """Return an execution from `COLUMNS`."""
     tries: Mapping[str, int] = json.loads(row["tries"])

@@ -11,6 +11,7 @@ import asyncpg
 
 from protocol.update import Attempt, Component
 from server.firmware.assignments import Offered
+from server.firmware.life import State
 from server.firmware.policy import Policy, read_policy
 from server.firmware.waves import WITHDRAWN
 
@@ -21,8 +22,8 @@ _WITHDRAWN = [state.value for state in WITHDRAWN]
 class Execution:
     """What is under way of a device, and what its rollout says of it.
 
-    `running`: more may begin; `withdrawn`: the rollout is being cancelled or taken back. `model`
-    and `site`: what the device is, and where it stands now.
+    `attempt`: the try that the device is at. `running`: more may begin; `withdrawn`: the rollout is
+    being cancelled or taken back. `model` and `site`: what the device is, and where it stands now.
     """
 
     id: int
@@ -30,17 +31,12 @@ class Execution:
     rollout: str
     running: bool
     withdrawn: bool
-    state: str
-    attempt: int
+    state: State
+    attempt: Attempt
     model: str
     site: int | None
     releases: tuple[Offered, ...]
     policy: Policy
-
-    @property
-    def under_way(self) -> Attempt:
-        """The try that the device is at."""
-        return Attempt(self.ref, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +85,8 @@ async def under_way(
         rollout=row["rollout"],
         running=row["running"],
         withdrawn=row["withdrawn"],
-        state=row["state"],
-        attempt=row["attempt"],
+        state=State(row["state"]),
+        attempt=Attempt(row["ref"], row["attempt"]),
         model=row["model"],
         site=row["site"],
         releases=tuple(Offered(*each) for each in releases),
