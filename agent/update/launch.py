@@ -44,6 +44,7 @@ TOLD = "VESTIBULE_LAUNCHED"
 VARIABLES = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 GRACE_S = 60.0  # beyond the trial's own time, for an orderly way back
 MAX_MARKER = 1 << 20
+MOST_TRIAL_S = 86_400
 _KERNEL_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 TRIAL, COMMITTED = "trial", "committed"
@@ -95,6 +96,9 @@ class Launched:
     before: Mapping[str, str | None]  # the variables of Python's that were set for a slot
 
 
+_NO_MARKER = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
 # -- slots -----------------------------------------------------------------------------------------
 
 
@@ -105,7 +109,7 @@ def marker(slot: Path) -> Marker:
             said = json.loads(file.read(MAX_MARKER))
         files = {str(name): (int(size), str(sha)) for name, (size, sha) in said["files"].items()}
         texts = [str(said[name]) for name in ("component", "version", "floor", "sha256")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_NO_MARKER, OSError) as error:
         raise UnfitError(f"{slot}: its marker can't be read: {error!r}") from error
     for name in files:
         path = PurePosixPath(name)
@@ -175,9 +179,10 @@ def read_record(root: Path) -> Record | None:
             str(said["kernel"]),
             float(said["began_s"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if found.slot in SLOTS and 0 <= found.left <= 1 else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None  # whatever it is, the device starts
+    right = found.slot in SLOTS and 0 <= found.left <= 1 and 0 < found.trial_s <= MOST_TRIAL_S
+    return found if right else None
 
 
 def write_record(root: Path, record: Record) -> None:

@@ -271,7 +271,7 @@ class Directories(Slots):
     def floors(self) -> dict[str, str]:
         """Return the file's floors, or those of what is committed, whichever is higher."""
         found: dict[str, str] = {}
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, TypeError, RecursionError):
             said = json.loads(self._floors.read_bytes())
             found = {name: str(said[name]) for name in COMPONENTS if name in said}
         return {
@@ -289,8 +289,9 @@ class Directories(Slots):
 
 
 def highest(one: str, other: str) -> str:
-    """Return the higher of two versions; what is none is the lowest."""
-    return max(one, other, key=_key)
+    """Return the higher of two versions; "" if neither is one."""
+    found = max(one, other, key=_key)
+    return found if _key(found) else ""
 
 
 def _key(version: str) -> tuple[int, ...]:

@@ -163,6 +163,8 @@ def test_bytes_that_are_not_the_releases_are_not_unpacked(slots: Directories) ->
             or (slot / "agent/__pycache__/x.pyc").write_bytes(b"")
         ),
         lambda slot: (slot / "slot.json").write_bytes(b"{"),
+        lambda slot: (slot / "slot.json").write_bytes(b"[" * 100_000),
+        lambda slot: (slot / "slot.json").write_bytes(b'{"files": {"a": [1e999, ""]}}'),
         lambda slot: (slot / "slot.json").unlink(),
         lambda slot: (slot / "agent/more").symlink_to("/etc"),
     ],
@@ -215,7 +217,19 @@ def _refuse(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"slot": "../x"}', b"\xff"])
+def noted(trial_s: str) -> bytes:
+    """Return a record as it is written, but for a number that no good device writes."""
+    said = '{"slot": "a", "sha256": "", "execution": "exe-1", "attempt": 1, "left": 0, '
+    return f'{said}"kernel": "k", "began_s": 0, "trial_s": {trial_s}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b'{"slot": "../x"}', b"\xff", b"[" * 100_000),
+        *(noted("1e999"), noted("-90"), noted("9" * 30)),
+    ],
+)
 def test_a_record_or_link_that_cannot_be_read_is_none(slots: Directories, content: bytes) -> None:
     slots.root.mkdir(parents=True)
     (slots.root / "try.json").write_bytes(content)
@@ -255,8 +269,9 @@ def test_floors_rise_and_outlive_their_file(slots: Directories, tmp_path: Path) 
     slots.raise_floor("agent", "1.2.0")
     slots.raise_floor("agent", "1.1.0")
     assert slots.floors() == {"agent": "1.2.0", "kiosk": ""}
-    (tmp_path / "identity/floors.json").write_bytes(b"{")
-    assert slots.floors()["agent"] == ""
+    for damaged in (b"{", b"5", b"[" * 100_000, b'{"agent": "zz"}', b'{"agent": "1.2"}'):
+        (tmp_path / "identity/floors.json").write_bytes(damaged)
+        assert slots.floors()["agent"] == ""
     filled(slots)
     slots.commit("agent", "a")
     assert slots.floors()["agent"] == "0.9.0"
