@@ -5,10 +5,10 @@ is, not what stands there; empty: all of them). Which sites these are is looked 
 so a shop that opens meanwhile is frozen too.
 
 Decided here:
-- Every change that may touch a count asks `load` for its sites and keeps outside `Frozen.of`, or
-  refuses by `Frozen.demand_thawed`. Windows of rollouts are made without frozen time.
+- Windows of rollouts are made without frozen time. Whatever else may touch a count asks `load` for
+  its sites and refuses by `Frozen.demand_thawed`; nothing else does yet (`ops/FIRMWARE.md`).
 - A freeze ends early by its author alone. Anyone else waits, or overrides it for one change by the
-  policy's flag, and then somebody else than that change's author approves (`demand_second`).
+  policy's flag, and then somebody else than that change's author approves (`acts.approve`).
 - It is ended, never deleted or changed; each step is audited in its own transaction.
 """
 
@@ -105,14 +105,6 @@ class Frozen:
                 raise FrozenError(
                     f"nothing may be changed before the end of {on.name!r} ({on.ref})"
                 )
-
-
-def demand_second(author: str, approver: str | None) -> None:
-    """Raise RefusedError unless somebody else than its author approves of a change in a freeze."""
-    if not approver or approver == author:
-        raise RefusedError(
-            "second_person", "overriding a freeze is approved by somebody else than its author"
-        )
 
 
 async def load(

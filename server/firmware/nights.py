@@ -34,7 +34,7 @@ async def nights(
 ) -> dict[int, Night]:
     """Return the windows of sites within the horizon, by row; `overriding`: freezes are ignored.
 
-    Whoever overrides has had it approved by a second person (`freezes.demand_second`).
+    Whoever overrides has had it approved by a second person (`acts.approve`).
     """
     if not sites:
         return {}

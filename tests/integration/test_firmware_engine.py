@@ -16,7 +16,7 @@ from server.db.engine import transaction
 from server.errors import NotFoundError, RefusedError
 from server.firmware import acts
 from server.firmware.conductor import LEASE, StaleError, conduct, lease
-from server.firmware.policy import Caps, Gate, Guards, OnHalt, Ramp, Timers
+from server.firmware.policy import Caps, Gate, Guards, OnHalt, Ramp, Timers, write_policy
 from server.firmware.rows import hold
 from tests.firmware_world import (
     APPROVER,
@@ -368,6 +368,29 @@ async def test_each_act_is_audited_and_none_is_done_in_another_organisation(
         ("rollout resumed", APPROVER),
         ("rollout cancelled", AUTHOR),
     ]
+
+
+async def test_over_a_freeze_or_without_a_way_back_somebody_else_than_its_author_approves(
+    world: World,
+) -> None:
+    devices = await world.fleet(1)
+    over = write_policy(msgspec.structs.replace(QUICK, override_freezes=True))
+    for policy, told in (
+        (over, {}),
+        (write_policy(QUICK), {"told": {"second_person": ["there is no way back for 1 device"]}}),
+    ):
+        async with world.act() as connection:
+            given = connection, world.organisation
+            new = acts.New("Agent", policy, bundle="bundle-2.0.0")
+            ref = await acts.draft(*given, new, actor=AUTHOR, now=world.now)
+            plan = {"waves": [devices], "excluded": [], **told}
+            await acts.plan(*given, ref, plan, actor=AUTHOR, now=world.now)
+            await acts.submit(*given, ref, actor=AUTHOR, now=world.now)
+            with pytest.raises(RefusedError) as refused:
+                await acts.approve(*given, ref, actor=AUTHOR, now=world.now)
+            assert refused.value.code == "four_eyes"
+            await acts.approve(*given, ref, actor=APPROVER, now=world.now)
+        assert await world.state(ref) == "scheduled"
 
 
 async def test_what_matters_more_takes_over_what_has_not_begun_to_install(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 from server.db.engine import acting
 from server.errors import NotFoundError, RefusedError
 from server.firmware import freezes
-from server.firmware.freezes import FrozenError, Wanted, demand_second
+from server.firmware.freezes import FrozenError, Wanted
 from server.firmware.nights import nights
 from server.firmware.windows import Always, NoWindow, Rules
 from server.fleet.checks import FieldError
@@ -112,14 +112,6 @@ async def test_only_its_author_ends_a_freeze_and_it_is_ended_once(fleet: Fleet) 
         ("freeze added", "user ada", made.ref),
         ("freeze ended", "user ada", made.ref),
     ]
-
-
-async def test_an_override_needs_somebody_else_than_its_author() -> None:
-    demand_second("user ada", "user bo")
-    for nobody in (None, "", "user ada"):
-        with pytest.raises(RefusedError) as refused:
-            demand_second("user ada", nobody)
-        assert refused.value.code == "second_person"
 
 
 async def test_what_a_freeze_says_is_checked_and_loses_nothing(fleet: Fleet) -> None:
