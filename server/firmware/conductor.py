@@ -31,7 +31,7 @@ from server.firmware.guards import CLOCKS_DIFFER
 from server.firmware.life import FLYING, RECALLABLE, Contact, Execution
 from server.firmware.policy import OnHalt
 from server.firmware.reports import change
-from server.firmware.rollout import SERVER, Cancelled, RevertEnded, RevertRefused, Ticked
+from server.firmware.rollout import SERVER, Cancelled, Paused, RevertEnded, RevertRefused, Ticked
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
 from server.firmware.waves import OVER, STRAGGLERS, State, WaveKind
 from server.rollup.opening import overlap
@@ -134,6 +134,8 @@ async def conduct(held: Held) -> None:
     match held.rollout.state:
         case State.SCHEDULED:
             await _start(held)
+        case State.RUNNING if await _gone(held):
+            more = await _look(held)
         case State.RUNNING:
             more = await _expire(held)
             more |= await _look(held)
@@ -187,6 +189,14 @@ async def _start(held: Held) -> None:
             await starting.start(held)
     except RefusedError as error:
         held.take(Cancelled(at=held.now, reason=str(error)))
+
+
+async def _gone(held: Held) -> bool:
+    """Pause what brings a release that was withdrawn: it would be offered, and assigned nobody."""
+    gone = await held.connection.fetchval(_GONE, held.facts.bundle)
+    if gone is not None:
+        held.take(Paused(at=held.now, reason=f"{gone} was withdrawn"))
+    return gone is not None
 
 
 async def _tick(held: Held) -> None:
@@ -328,6 +338,11 @@ where e.rollout_id = $1 and e.state = 'planned' and e.pool = any($2::smallint[])
   and e.wave = any($3::smallint[])
 order by e.id limit $4 for no key update skip locked
 """  # noqa: S608
+_GONE = """
+select string_agg(r.component || ' ' || r.version, ', ' order by r.id)
+from bundles b join releases r on r.id = any(b.releases)
+where b.id = $1 and r.withdrawn_at is not null
+"""
 _UNBEGUN = f"""
 select e.id, e.pool, e.device_id, {COLUMNS} from executions e
 where e.rollout_id = $1 and e.state in ('planned', 'offered')

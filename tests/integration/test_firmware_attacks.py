@@ -159,3 +159,19 @@ async def test_a_clock_that_ran_ahead_and_was_put_back_stops_no_rollout(world: W
     world.clock.advance(-30 * 86_400)
     await world.pass_time(timedelta(minutes=10).total_seconds())
     assert await world.state(ref) == "completed"
+
+
+async def test_a_release_that_is_withdrawn_on_its_way_pauses_its_rollout_and_says_so(
+    world: World,
+) -> None:
+    devices = await world.fleet(4)
+    ref = await world.rollout([devices[:2], devices[2:]])
+    await world.pass_time(10)
+    await world.owner.execute(
+        "update releases set withdrawn_at = $1 where version = '2.0.0'", world.now
+    )
+    await world.pass_time(120)
+    assert await world.state(ref) == "paused"
+    said = await world.owner.fetchval("select reason from rollouts where ref = $1", ref)
+    assert said == "agent 2.0.0 was withdrawn"
+    assert set(await world.states(ref)) == {"confirmed", "planned"}  # who had begun has ended
