@@ -26,7 +26,7 @@ import asyncpg
 
 from server import metrics
 from server.firmware import life
-from server.firmware.guards import filled, pace
+from server.firmware.guards import in_hand
 from server.firmware.life import FLYING, Execution
 from server.firmware.reports import change
 from server.firmware.rollout import SERVER, Strayed
@@ -248,13 +248,14 @@ async def offer(
 
 def _tokens(held: Held) -> float:
     rollout, facts = held.rollout, held.facts
-    speed = pace(
-        rollout.policy.ramp,
-        rollout.policy.caps,
+    return in_hand(
+        rollout.policy,
         confirmed=rollout.confirmed,
         bytes_each=facts.bytes,
+        tokens=facts.tokens,
+        tokens_at=facts.tokens_at,
+        now=held.now,
     )
-    return filled(facts.tokens, facts.tokens_at, per_minute=speed, now=held.now)
 
 
 def budget(held: Held) -> int:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from server.firmware.life import Counters
-from server.firmware.policy import Caps, Gate, Guards, Ramp
+from server.firmware.policy import Caps, Gate, Guards, Policy, Ramp
 
 BURST_S = 10.0
 CLOCKS_DIFFER = timedelta(hours=1)
@@ -83,6 +83,20 @@ def pace(ramp: Ramp, caps: Caps, *, confirmed: int, bytes_each: int) -> float:
     if caps.bytes_per_minute is not None and bytes_each > 0:
         wanted = min(wanted, caps.bytes_per_minute / bytes_each)
     return wanted
+
+
+def in_hand(
+    policy: Policy,
+    *,
+    confirmed: int,
+    bytes_each: int,
+    tokens: float,
+    tokens_at: datetime | None,
+    now: datetime,
+) -> float:
+    """Return the offers that a rollout may make now, by its ramp and what it had left then."""
+    speed = pace(policy.ramp, policy.caps, confirmed=confirmed, bytes_each=bytes_each)
+    return filled(tokens, tokens_at, per_minute=speed, now=now)
 
 
 def filled(tokens: float, tokens_at: datetime | None, *, per_minute: float, now: datetime) -> float:

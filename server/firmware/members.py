@@ -13,7 +13,7 @@ import asyncpg
 
 from server.errors import NotFoundError
 from server.firmware.freezes import load as load_freezes
-from server.firmware.guards import filled, pace
+from server.firmware.guards import in_hand
 from server.firmware.life import FLYING
 from server.firmware.life import State as Stage
 from server.firmware.nights import instant, nights
@@ -283,11 +283,16 @@ async def _planned(
 
 
 def _offers(known: Loaded, *, now: datetime) -> int:
-    policy = known.rollout.policy
-    speed = pace(
-        policy.ramp, policy.caps, confirmed=known.rollout.confirmed, bytes_each=known.line.bytes
+    return int(
+        in_hand(
+            known.rollout.policy,
+            confirmed=known.rollout.confirmed,
+            bytes_each=known.line.bytes,
+            tokens=known.tokens,
+            tokens_at=known.tokens_at,
+            now=now,
+        )
     )
-    return int(filled(known.tokens, known.tokens_at, per_minute=speed, now=now))
 
 
 async def _night(
