@@ -16,6 +16,7 @@ from tests.integration.tech_world import JSON, Shop
 from tests.integration.tech_world import shop as shop
 from tests.integration.test_enrolment_web import Client, ask
 from tests.integration.test_enrolment_web import client as client
+from tests.integration.test_enrolment_web import known as known
 from tests.integration.test_enrolment_web import place as place
 
 pytestmark = pytest.mark.services
@@ -131,6 +132,7 @@ async def test_x45_unknown_fields_in_what_a_device_or_a_phone_sends_are_refused(
     assert await shop.people.owner.fetchval("select count(*) from technician_claims") == 0
 
 
+@pytest.mark.usefixtures("known")
 async def test_x45_unknown_fields_at_the_devices_listener_are_refused(
     place: Provisioning, client: Client
 ) -> None:
@@ -174,6 +176,7 @@ async def test_x45_unknown_fields_in_what_the_api_writes_are_refused(
     assert str(await people.owner.fetch("select * from sites order by id")) == before
 
 
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("opening", ["[", '{"csr":', '{"acts":['])
 async def test_x18_nesting_without_end_is_refused_by_the_listener(
     place: Provisioning, client: Client, opening: str
