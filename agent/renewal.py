@@ -151,25 +151,22 @@ def after(progress: Progress, act: Act, outcome: Outcome, now_ms: int, *, dice: 
         if outcome is Outcome.DONE:
             return replace(progress, check_ms=now_ms + round(DAY_MS * (0.75 + dice / 2)))
         return replace(progress, check_ms=max(later_ms, now_ms + 30 * MINUTE_MS))
-    match outcome:
-        case Outcome.DONE:
-            done = replace(progress, step=_NEXT[act], not_before_ms=now_ms)
-            if act is Act.PROMOTE:  # the check tells the server, before all else
-                rested = replace(done, failures=0, refusals=0, check_ms=now_ms)
-                return replace(rested, not_before_ms=now_ms + 60 * MINUTE_MS)
-            return replace(done, failures=0) if act is Act.ASK else done
-        case Outcome.EARLY:  # the check says when
-            failed = replace(progress, failures=progress.failures + 1, not_before_ms=later_ms)
-            return replace(failed, check_ms=now_ms)
-        case Outcome.FAILED | Outcome.REFUSED:
-            failed = replace(progress, failures=progress.failures + 1, not_before_ms=later_ms)
-            if act is Act.TRY:
-                refusals = progress.refusals + (outcome is Outcome.REFUSED)
-                if refusals < MOST_REFUSALS:
-                    return replace(failed, step=Step.STAGED, refusals=refusals)
-            if outcome is Outcome.REFUSED:
-                return replace(failed, step=Step.REST, refusals=0)
-            return failed
+    if outcome is Outcome.DONE:
+        done = replace(progress, step=_NEXT[act], not_before_ms=now_ms)
+        if act is Act.PROMOTE:  # the check tells the server, before all else
+            rested = replace(done, failures=0, refusals=0, check_ms=now_ms)
+            return replace(rested, not_before_ms=now_ms + 60 * MINUTE_MS)
+        return replace(done, failures=0) if act is Act.ASK else done
+    step = Step.STAGED if act is Act.TRY else progress.step  # the old pair is in force
+    failures = progress.failures + 1
+    failed = replace(progress, step=step, failures=failures, not_before_ms=later_ms)
+    if outcome is Outcome.EARLY:  # the check says when
+        return replace(failed, check_ms=now_ms)
+    if outcome is Outcome.REFUSED:
+        if act is Act.TRY and progress.refusals + 1 < MOST_REFUSALS:
+            return replace(failed, refusals=progress.refusals + 1)
+        return replace(failed, step=Step.REST, refusals=0)
+    return failed
 
 
 def backoff_ms(failures: int, dice: float) -> int:

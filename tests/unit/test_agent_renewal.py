@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent import identity
@@ -55,6 +55,11 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
+@example(  # the broker is tried, and the answer is none that it gives
+    [(Outcome.DONE, 0.0, True, False)] * 3
+    + [(Outcome.EARLY, 0.0, False, False)]
+    + [(Outcome.DONE, 0.0, False, False)] * 4
+)
 def test_nothing_is_promoted_that_server_and_broker_have_not_taken(
     events: list[tuple[Outcome, float, bool, bool]],
 ) -> None:
