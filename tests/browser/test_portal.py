@@ -191,8 +191,15 @@ def test_another_organisations_site_does_not_exist(demo: Demo, new_page: NewPage
     expect(portal.locator("h1")).to_have_text("Not found")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1280, "light"),
+        pytest.param(360, "light", marks=pytest.mark.long),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+    ],
+)
 def test_the_portal_is_for_everyone(demo: Demo, new_page: NewPage, width: int, scheme: str) -> None:
     portal = open_portal(new_page(width=width, scheme=scheme), demo)
     assert violations(portal) == []

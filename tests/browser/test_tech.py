@@ -498,8 +498,15 @@ def test_what_is_refused_on_arrival_says_what_to_do(store: Store, phone: Phone, 
     expect(page.locator("#outbox-say")).to_have_text("Everything is sent.")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1280, "light"),
+        pytest.param(360, "light", marks=pytest.mark.long),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+    ],
+)
 def test_the_pages_are_for_everyone(
     store: Store, phone: Phone, lens: Path, width: int, scheme: str
 ) -> None:

@@ -145,6 +145,7 @@ async def test_tampering_with_the_brokers_list_is_mended_both_ways(
         assert await speaks(stack, good, certificates[2].tls)
 
 
+@pytest.mark.long
 async def test_a_broker_that_is_killed_in_the_middle_of_an_order_hears_it_when_it_is_back(
     own: Stack, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from tests.integration.contract_world import contract as contract
 
 pytestmark = pytest.mark.services
 
-CASES = int(os.environ.get("VESTIBULE_CONTRACT_CASES", "2"))
+CASES = int(os.environ.get("VESTIBULE_CONTRACT_CASES", "1"))
 """Of each operation and kind; `make soak` sends more."""
 SEED = int(os.environ.get("VESTIBULE_CONTRACT_SEED", "1"))
 CHECKS = [

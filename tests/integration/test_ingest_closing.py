@@ -492,7 +492,9 @@ class Machines:
         return frames
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 6))]
+)
 async def test_a_server_that_folds_whenever_it_likes_is_one_that_never_does(
     stack: Stack, database: str, ingest: Ingesting, owner: asyncpg.Connection, seed: int
 ) -> None:

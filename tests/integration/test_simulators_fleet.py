@@ -103,7 +103,7 @@ def check(outcome: Outcome, truth: Truth, server: Server, scenario: Scenario) ->
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("quiet-night", marks=LONG), "saturday", pytest.param("morning-rush", marks=LONG)],
+    [pytest.param(name, marks=LONG) for name in ("quiet-night", "saturday", "morning-rush")],
 )
 async def test_quiet_and_busy_times_are_stored_as_they_were(
     stack: Stack, tmp_path: Path, name: str

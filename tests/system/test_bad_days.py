@@ -113,6 +113,7 @@ def test_a_database_that_crashes_is_waited_for(system: System, device: Device) -
     assert system.server.pid == before
 
 
+@pytest.mark.long
 def test_a_server_that_starts_before_its_database_waits_for_it(
     system: System, device: Device
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_server_that_starts_before_its_database_waits_for_it(
     assert system.server.pid == pid
 
 
+@pytest.mark.long
 def test_a_database_that_fails_over_to_read_only_is_waited_for(
     system: System, device: Device
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_database_restored_from_an_hour_ago_gets_the_rest_again(
     proved(system)
 
 
+@pytest.mark.long
 def test_a_store_that_was_wiped_begins_anew(system: System, device: Device) -> None:
     crowd(device)
     proved(system)

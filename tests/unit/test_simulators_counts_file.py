@@ -308,7 +308,13 @@ def test_for_any_rows_what_is_served_is_the_file_less_what_a_quirk_names(
         assert all(0 <= reading.people <= 32_767 for reading in readings)
 
 
-@pytest.mark.parametrize("given", [counts_at_hand, lambda folder: stand_in(folder / "a.csv")])
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(counts_at_hand, marks=pytest.mark.long),
+        lambda folder: stand_in(folder / "a.csv"),
+    ],
+)
 def test_a_published_file_is_read_with_its_known_quirks(
     tmp_path: Path, given: Callable[[Path], Counts]
 ) -> None:
