@@ -47,11 +47,12 @@ def main(argv: list[str]) -> int:
         print("vestibule bench runs in a checkout: tests/bench is not here", file=sys.stderr)
         return 1
     sys.path.insert(0, str(Path.cwd()))
-    configure(level=logging.WARNING)  # ten thousand devices that vanish are thousands of lines
     kept = [row for row in _earlier() if _suite_of(row["name"]) not in wanted]
     measured: list[Row] = []
     for suite in wanted:
         print(f"measuring {suite} ...", file=sys.stderr, flush=True)
+        # whatever the suite before left; ten thousand devices that vanish are thousands of lines
+        configure(level=logging.WARNING)
         rows: list[Row] = importlib.import_module(f"tests.bench.{suite}").run()
         measured += rows
         RESULTS.write_text(json.dumps(kept + measured, indent=1) + "\n")
