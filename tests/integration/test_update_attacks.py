@@ -4,11 +4,9 @@ The names are python-tuf's and Uptane's. Who attacks holds what the test gives h
 online key; never enough of the people's.
 """
 
-import http.server
 import itertools
 import random
 import shutil
-import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -306,132 +304,6 @@ def test_x35_a_file_of_another_role_is_refused(world: World, role: str) -> None:
     )
 
 
-# -- X36: endless, slow --------------------------------------------------------------------------
-
-
-def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    while True:
-        handler.wfile.write(b"x" * 65_536)
-
-
-def dribbled_body(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    while True:
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.05)
-
-
-def dribbled_head(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-    while True:
-        handler.wfile.write(b"x")
-        handler.wfile.flush()
-        time.sleep(0.05)
-
-
-def silent(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.rfile.read(1)  # until the device hangs up
-
-
-SLOWER = (dribbled_head, silent)
-
-
-@pytest.mark.parametrize("role", ["root", "timestamp", "snapshot", "targets"])
-def test_x36_data_without_end_is_refused_at_its_cap(world: World, role: str) -> None:
-    target = world.target
-    world.served["2.root.json" if role == "root" else world.names()[role]] = endless
-    assert world.fault(world.assignment(target)) is Fault.ENDLESS
-    world.served.clear()
-    world.ask(world.assignment(target))  # and nothing of it stays
-
-
-def test_x36_who_signs_that_a_file_is_endless_is_believed_up_to_the_cap(world: World) -> None:
-    sent = 0
-
-    def counted(handler: http.server.BaseHTTPRequestHandler) -> None:
-        nonlocal sent
-        handler.send_response(200)
-        handler.end_headers()
-        while True:
-            sent += handler.wfile.write(b"x" * 65_536)
-
-    def long(snapshot: Any) -> None:
-        snapshot.meta["targets.json"].length = 1 << 60
-
-    newest = world.repository.metadata.joinpath(world.names()["targets"]).read_bytes()
-    world.forge("snapshot", long, world.online("snapshot"))
-    world.follow(newest)
-    forged = world.names()["snapshot"]
-    world.forge("snapshot", long, world.online("snapshot"), name=forged)
-
-    def name(timestamp: Any) -> None:
-        content = world.served[forged]
-        assert isinstance(content, bytes)
-        version = Metadata.from_bytes(content).signed.version
-        timestamp.snapshot_meta = MetaFile.from_data(version, content, ["sha256"])
-
-    world.forge("timestamp", name, world.online("timestamp"))
-    world.served[world.names()["targets"]] = counted
-    assert world.fault(world.assignment(world.target)) is Fault.ENDLESS
-    assert sent < 8 << 20  # two megabytes, and what was under way
-
-
-@pytest.mark.parametrize(
-    "slow", [dribbled_body, *(pytest.param(s, marks=pytest.mark.long) for s in SLOWER)]
-)
-async def test_x36_a_byte_now_and_then_is_refused_in_time(world: World, slow: Any) -> None:
-    target = world.target
-    world.served["timestamp.json"] = slow
-    with pytest.raises(Refused) as caught:
-        await check(world.question(world.assignment(target)), limit_s=1.2)
-    assert caught.value.fault is Fault.SLOW
-    assert class_of(Fault.SLOW) is Class.NETWORK
-
-
-def test_all_files_come_over_one_connection_and_over_another_where_the_server_hung_up(
-    world: World,
-) -> None:
-    world.ask(world.assignment(world.target))
-    listener = world.fleet.listener
-    assert (len(listener.asked), listener.connections) == (4, 1)
-
-    target = world.release("1.2.0")
-    content = world.repository.metadata.joinpath(world.names()["snapshot"]).read_bytes()
-    hung_up: list[bool] = []
-
-    def once(handler: http.server.BaseHTTPRequestHandler) -> None:
-        """Hang up before the first answer; whoever asks anew gets it."""
-        if not hung_up:
-            hung_up.append(True)
-            return
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    world.served[world.names()["snapshot"]] = once
-    world.ask(world.assignment(target))
-    assert hung_up
-
-
-def test_an_answer_that_is_cut_off_is_the_networks_fault_and_tried_again(world: World) -> None:
-    def cut(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        handler.wfile.write(b"{" * 100)
-
-    for name in world.names().values():
-        world.served[name if name != "1.root.json" else "2.root.json"] = cut
-        assert world.fault(world.assignment(world.target)) is Fault.UNREACHABLE
-        world.served.clear()
-    world.ask(world.assignment(world.target))
-    assert class_of(Fault.UNREACHABLE) is Class.NETWORK
-
-
 # -- X37, X38: the wrong software, by who holds the server ----------------------------------------
 
 
@@ -644,89 +516,6 @@ def test_x38_whoever_holds_every_online_key_installs_nothing_that_was_not_approv
         assert target.release.requires is None
     assert {"installed", Fault.UNSIGNED, Fault.ROLLED_BACK} <= outcomes.keys(), outcomes
     assert len(outcomes) >= 7, outcomes
-
-
-# -- devices without a clock -----------------------------------------------------------------------
-
-
-def test_a_device_without_a_clock_goes_by_the_time_that_the_releases_were_signed(
-    world: World,
-) -> None:
-    target = world.target
-    world.now += timedelta(days=40)
-    world.repository.resign(now=world.now)
-    found = world.ask(world.assignment(target), now_ms=None)
-    assert found.now_ms == ms(world.now)
-    ended = world.assignment(target, not_after_ms=ms(world.now) - 1)
-    assert world.fault(ended, now_ms=None) is Fault.EXPIRED
-
-
-def test_its_time_never_runs_back(world: World) -> None:
-    target = world.target
-    names = world.names().values()
-    held = {name: world.repository.metadata.joinpath(name).read_bytes() for name in names}
-    world.now += 20 * DAY
-    world.repository.resign(now=world.now)
-    world.ask(world.assignment(target), now_ms=None)
-    (world.state / "update/trust/metadata/timestamp.json").unlink()  # even if it forgot the rest
-    world.served = dict(held)
-    assert world.fault(world.assignment(target), now_ms=None) is Fault.STALE
-    assert world.fault(world.assignment(target), now_ms=ms(world.now - 20 * DAY)) is Fault.STALE
-
-
-def test_a_time_too_far_ahead_is_refused_and_leaves_nothing(world: World) -> None:
-    target = world.target
-
-    def ahead(days: float) -> None:
-        def change(signed: Any) -> None:
-            signed.version += round(10 * days)
-            signed.expires = world.now + timedelta(days=days + 1)
-            signed.unrecognized_fields["issued"] = ms(world.now + timedelta(days=days))
-
-        world.served.clear()
-        world.forge("timestamp", change, world.online("timestamp"))
-
-    ahead(560)  # its certificate was made a few minutes before now: that long ago at least
-    assert world.fault(world.assignment(target), now_ms=None) is Fault.TIME_JUMP
-    ahead(1.1)
-    assert world.fault(world.assignment(target)) is Fault.TIME_JUMP  # who has a clock: a day
-    world.served.clear()
-    assert world.ask(world.assignment(target), now_ms=None).now_ms == ms(world.now)
-    ahead(300)
-    assert world.fault(world.assignment(target), now_ms=None) is Fault.STALE  # snapshot and all
-    ahead(600)  # another 300 days from there: nobody walks
-    assert world.fault(world.assignment(target), now_ms=None) is Fault.TIME_JUMP
-
-
-def test_who_ran_ahead_with_the_time_is_undone_by_new_online_keys(world: World) -> None:
-    target = world.target
-
-    def ahead(signed: Any) -> None:
-        signed.version += 1
-        signed.expires = world.now + 600 * DAY
-        signed.unrecognized_fields["issued"] = ms(world.now + 540 * DAY)
-
-    world.forge("timestamp", ahead, world.online("timestamp"))
-    for _ in range(2):  # the targets have ended by that time, and it stays so
-        assert world.fault(world.assignment(target), now_ms=None) is Fault.STALE
-    world.served.clear()
-    world.now += timedelta(hours=1)
-    world.repository.resign(now=world.now)
-    assert world.fault(world.assignment(target), now_ms=None) is not None
-    world.rotate_online()
-    assert world.ask(world.assignment(target), now_ms=None).now_ms == ms(world.now)
-
-
-def test_a_timestamp_that_does_not_say_when_is_refused(world: World) -> None:
-    target = world.target
-    for issued in (None, "now", -1, True, 1 << 60):
-
-        def change(signed: Any, issued: object = issued) -> None:
-            signed.version += 1
-            signed.unrecognized_fields["issued"] = issued
-
-        world.forge("timestamp", change, world.online("timestamp"))
-        assert world.fault(world.assignment(target)) is Fault.BAD_METADATA
 
 
 # -- a device's own troubles -----------------------------------------------------------------------
