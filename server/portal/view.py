@@ -12,7 +12,7 @@ Decided here:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
@@ -66,14 +66,15 @@ class Opening:
 class Comparison:
     """Visits to the last whole quarter, now and a week before.
 
-    `change` is None where they are not to be compared: one of the two was not observed well
-    enough (`covered`), or they are too few.
+    `change` is None where they are not to be compared: no quarter of the opening hours is over
+    yet (`early`), one of the two was not observed well enough (`covered`), or they are too few.
     """
 
     now: int
     before: int
     change: float | None
     covered: bool
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,12 @@ class SiteDay:
 
     @property
     def covered_badly(self) -> bool:
-        return self.coverage is not None and self.coverage < COMPLETE
+        return not self.early and self.coverage is not None and self.coverage < COMPLETE
+
+    @property
+    def early(self) -> bool:
+        """Whether it is open, but no quarter of the opening hours is over: nothing can be said."""
+        return self.begun and self.comparison.early
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +200,9 @@ def compare(
     ended = len(_ended(today, until=until))
     covered = bool(ended) and min(now_share, then_share) >= COMPARABLE
     over = ended == sum(row.hours is not Hours.CLOSED for row in today)
-    return _comparison(now_visits, then_visits, few=FEW if over else FEW_SO_FAR, covered=covered)
+    few = FEW if over else FEW_SO_FAR
+    found = _comparison(now_visits, then_visits, few=few, covered=covered)
+    return replace(found, early=not ended)
 
 
 def up_to(

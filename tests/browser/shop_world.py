@@ -1,12 +1,14 @@
 """A pop-up shop in the demo's database, of an organisation of its own, with nine weeks behind it.
 
-It never closes, so that at any time of day there is something to compare; its counter is real to
-the server in all but its link: the rows are as ingest would have written them.
+It never closes and lies where it is daytime, so that whenever the tests run its day has something
+to compare; its counter is real to the server in all but its link: the rows are as ingest would have
+written them.
 """
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import asyncpg
 from playwright.sync_api import Page
@@ -19,6 +21,7 @@ from tests.browser.test_signin import accept, invited
 ORGANISATION, SITE, NAME = "org-popup", "site-popup", "Strandboden"
 WEEKS = 9
 AN_HOUR = 24  # visits
+ZONES = ("Europe/Stockholm", "Pacific/Honolulu")  # it is never night in both
 
 
 def manager_of(demo: Demo, page: Page, email: str) -> Page:
@@ -58,10 +61,11 @@ async def _fill(owner: asyncpg.Connection, hour: datetime) -> None:
         "insert into organisations (ref, name) values ($1, 'Strand AB') returning id", ORGANISATION
     )
     begins = (hour - timedelta(weeks=WEEKS)).date()
+    [where, *_] = [zone for zone in ZONES if 6 <= hour.astimezone(ZoneInfo(zone)).hour < 22]
     site = await owner.fetchval(
         "insert into sites (organisation_id, ref, name, time_zone, currency, opens_on, closes_on) "
-        "values ($1, $2, $3, 'Europe/Stockholm', 'SEK', $4, $5) returning id",
-        *(organisation, SITE, NAME, begins, hour.date() + timedelta(days=5)),
+        "values ($1, $2, $3, $6, 'SEK', $4, $5) returning id",
+        *(organisation, SITE, NAME, begins, hour.date() + timedelta(days=5), where),
     )
     counter, terminal = [
         await owner.fetchval(

@@ -111,6 +111,12 @@ def test_a_day_half_observed_is_not_compared() -> None:
     assert compare([], before, until=NOON).change is None
 
 
+def test_before_its_first_quarter_of_an_hour_is_over_a_day_is_early() -> None:
+    before, today = quarters(NOON - timedelta(days=7), 10), quarters(NOON, 10)
+    assert compare(today, before, until=NOON.replace(hour=10)).early
+    assert not compare(today, before, until=NOON.replace(hour=10, minute=15)).early
+
+
 def test_too_few_visits_are_not_compared() -> None:
     before = quarters(NOON - timedelta(days=7), 10)
     found = compare(quarters(NOON, 12), before, until=NOON.replace(hour=11))
