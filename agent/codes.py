@@ -22,7 +22,7 @@ import structlog
 
 from agent import identity
 from agent.content import Asking, Terms, vouched
-from protocol.codes import MAX_ENVELOPE, SIGNED, Stock, read_envelope, read_stock
+from protocol.codes import MAX_ENVELOPE, Stock, read_envelope, read_stock
 from protocol.content import fields_of, parsed
 from protocol.frame import Quality
 
@@ -116,10 +116,9 @@ class Codes(Asking):
 
     def _checked(self, content: bytes, *, now: datetime | None) -> Held:
         envelope = read_envelope(content)
-        message = SIGNED + envelope.stock
-        vouched(message, envelope.signature, envelope.chain, roots=self._roots(), now=now)
-        stock = read_stock(envelope.stock, device=self._device())
-        return Held(stock, hashlib.sha256(envelope.stock).hexdigest())
+        vouched(envelope, roots=self._roots(), now=now)
+        stock = read_stock(envelope.text, device=self._device())
+        return Held(stock, hashlib.sha256(envelope.text).hexdigest())
 
     def _keep(self, envelope: bytes, taken: Held) -> None:
         """Put it on disk, the mark first: cut off between the two, nothing is shown twice."""

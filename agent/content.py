@@ -36,6 +36,7 @@ from agent.enrol import Answered, EnrolError, exchange, refused
 from agent.link import tls_context
 from agent.renewal import DAY_MS, backoff_ms, signed
 from protocol.content import SIGNER, ContentError, Fault
+from protocol.envelope import Sealed
 from protocol.frame import Quality
 
 CONNECT_SPREAD = 6  # times the spread of a record: ten thousand kiosks come back at once
@@ -44,17 +45,15 @@ log = structlog.get_logger(__name__)
 
 
 def vouched(
-    message: bytes,
-    signature: bytes,
-    chain_pem: str,
+    envelope: Sealed,
     *,
     roots: Sequence[x509.Certificate],
     now: datetime | None,
     signer: str = SIGNER,
 ) -> None:
-    """Hold a signature to the module's rules; `now` None: without rule 2. ContentError."""
+    """Hold an envelope to the module's rules; `now` None: without rule 2. ContentError."""
     try:
-        chain = x509.load_pem_x509_certificates(chain_pem.encode())
+        chain = x509.load_pem_x509_certificates(envelope.chain.encode())
     except ValueError as error:
         raise _untrusted("its chain can't be read") from error
     if _names(chain[0]) != [signer]:  # 1
@@ -71,7 +70,7 @@ def vouched(
     try:  # 3
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise _untrusted("its signer's key is of another kind")
-        key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        key.verify(envelope.signature, envelope.message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise _untrusted("its signature is not its signer's") from error
 

@@ -27,7 +27,7 @@ from agent.content import Asking, Terms, vouched
 from agent.kiosk import BUILT_IN
 from protocol.content import ContentError, Fault
 from protocol.frame import Quality
-from protocol.plan import SIGNED, Plan, opened, read_envelope
+from protocol.plan import Plan, opened, read_envelope
 from protocol.questionnaire import Questionnaire
 
 log = structlog.get_logger(__name__)
@@ -55,7 +55,7 @@ def checked(
 ) -> Kept:
     """Hold an envelope to the module's rules; `now` None: whatever has ended. ContentError."""
     envelope = read_envelope(content)  # 1
-    vouched(SIGNED + envelope.plan, envelope.signature, envelope.chain, roots=roots, now=now)  # 2
+    vouched(envelope, roots=roots, now=now)  # 2
     plan, questionnaires = opened(envelope, device=device)  # 3
     if any(not each.always for each in plan.show):  # 4
         _zone(plan.zone)

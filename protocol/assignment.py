@@ -13,34 +13,29 @@ with. It may install within one of `window` (UTC in ms; none: at any time) once 
 for `idle_s`; people, and a sensor that is busy, hold it up for `delay_s` in all. Then it has
 `trial_s` to prove itself. `urgent` waits for neither.
 
-It travels in an envelope: {"assignment": its text, "signature": base64 of ECDSA P-256 with SHA-256
-over `SIGNED` and the assignment, "chain": PEM}. An assignment says what is to be installed, never
-what may be: that is said by releases, signed offline (`release`), and a device installs only where
-the two agree.
+It travels in an envelope (`envelope`) of the kind "assignment". An assignment says what is to be
+installed, never what may be: that is said by releases, signed offline (`release`), and a device
+installs only where the two agree.
 """
 
-import base64
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from protocol.content import (
     FORMAT,
     ContentError,
     Fault,
-    Json,
     bad,
     canonical,
     document,
     fields_of,
     integer,
     list_of,
-    long_text,
     parsed,
-    signature_of,
     text_of,
 )
+from protocol.envelope import Sealed
 from protocol.identity import device_id
 from protocol.release import (
     COMPONENTS,
@@ -197,25 +192,12 @@ def ref_of(value: object, where: str) -> str:
 # -- the envelope ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Sealed):
     """An assignment as it travels; nothing of it is checked yet."""
 
-    assignment: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
-    chain: str = field(repr=False)
-
-    def value(self) -> Json:
-        """Return it as JSON holds it: a part of an answer."""
-        return {
-            "assignment": self.assignment.decode(),
-            "signature": base64.b64encode(self.signature).decode(),
-            "chain": self.chain,
-        }
-
-    def content(self) -> bytes:
-        """Return the bytes that travel."""
-        return canonical(self.value())
+    __slots__ = ()
+    KIND = "assignment"
+    PREFIX = SIGNED
 
 
 def read_envelope(content: bytes) -> Envelope:
@@ -225,9 +207,9 @@ def read_envelope(content: bytes) -> Envelope:
 
 def envelope_of(value: object) -> Envelope:
     """Return the envelope that stands in an answer; ContentError if it is none."""
-    data: Mapping[str, object] = fields_of(value, "", ("assignment", "signature", "chain"))
-    text, chain = long_text(data["assignment"], "assignment"), long_text(data["chain"], "chain")
-    for part, where, most in ((text, "assignment", MAX_ASSIGNMENT), (chain, "chain", MAX_ENVELOPE)):
-        if len(part) > most:
-            raise ContentError(Fault.TOO_LARGE, where, f"{len(part)} bytes; at most {most}")
-    return Envelope(text, signature_of(data["signature"]), chain.decode())
+    found = Envelope.of(value)
+    text, chain = len(found.text), len(found.chain)
+    for where, size, most in (("assignment", text, MAX_ASSIGNMENT), ("chain", chain, MAX_ENVELOPE)):
+        if size > most:
+            raise ContentError(Fault.TOO_LARGE, where, f"{size} bytes; at most {most}")
+    return found

@@ -8,11 +8,9 @@ A stock is a document in canonical form (`content`), of one device:
 A visitor scans a QR code of the address, a slash and TOKEN; or opens the address and types TYPED
 there. From `until` on none of them is shown any more.
 
-It travels in an envelope: {"stock": its text, "signature": base64 of ECDSA P-256 with SHA-256 over
-`SIGNED` and the stock, "chain": PEM}.
+It travels in an envelope (`envelope`) of the kind "stock".
 """
 
-import base64
 import re
 from dataclasses import dataclass, field
 
@@ -23,14 +21,12 @@ from protocol.content import (
     bad,
     canonical,
     document,
-    fields_of,
     integer,
     list_of,
-    long_text,
     parsed,
-    signature_of,
     text_of,
 )
+from protocol.envelope import Sealed
 
 SIGNED = b"vestibule codes 1\n"
 MAX_CODES = 200
@@ -98,30 +94,14 @@ def _code(value: object, where: str) -> Code:
     return Code(token, typed)
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Sealed):
     """A stock as it travels; nothing of it is checked yet."""
 
-    stock: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
-    chain: str = field(repr=False)
-
-    def content(self) -> bytes:
-        """Return the bytes that travel."""
-        return canonical(
-            {
-                "stock": self.stock.decode(),
-                "signature": base64.b64encode(self.signature).decode(),
-                "chain": self.chain,
-            }
-        )
+    __slots__ = ()
+    KIND = "stock"
+    PREFIX = SIGNED
 
 
 def read_envelope(content: bytes) -> Envelope:
     """Take an envelope apart; ContentError if it is none."""
-    data = fields_of(parsed(content, MAX_ENVELOPE), "", ("stock", "signature", "chain"))
-    return Envelope(
-        long_text(data["stock"], "stock"),
-        signature_of(data["signature"]),
-        long_text(data["chain"], "chain").decode(),
-    )
+    return Envelope.of(parsed(content, MAX_ENVELOPE))

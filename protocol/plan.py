@@ -10,14 +10,12 @@ The first of `show` that is in force is shown, else the built-in smileys. Days a
 `until` included, weekdays 1 (Monday) to 7, hours in minutes of the day; where they end before they
 begin, they end on the next day.
 
-It travels in an envelope: {"plan": its text, "questionnaires": [their texts], "signature":
-base64 of ECDSA P-256 with SHA-256 over `SIGNED` and the plan, "chain": PEM}. The plan names each
-questionnaire by its whole digest, so that one signature holds for all.
+It travels in an envelope (`envelope`) of the kind "plan" with one field more, "questionnaires":
+their texts. The plan names each by its whole digest, so that one signature holds for all.
 """
 
-import base64
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import NoReturn
 
@@ -34,9 +32,9 @@ from protocol.content import (
     list_of,
     long_text,
     parsed,
-    signature_of,
     text_of,
 )
+from protocol.envelope import Sealed
 from protocol.questionnaire import MAX_BYTES, Questionnaire, read
 
 MAX_SHOWN = 16
@@ -194,24 +192,17 @@ def _day(value: object, where: str) -> date | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Sealed):
     """A plan with its questionnaires, as they travel; nothing of it is checked yet."""
 
-    plan: bytes
-    questionnaires: tuple[bytes, ...]
-    signature: bytes
-    chain: str
+    KIND = "plan"
+    PREFIX = SIGNED
+    questionnaires: tuple[bytes, ...] = field(default=(), repr=False)
 
-    def content(self) -> bytes:
-        """Return the bytes that travel."""
-        return canonical(
-            {
-                "plan": self.plan.decode(),
-                "questionnaires": [each.decode() for each in self.questionnaires],
-                "signature": base64.b64encode(self.signature).decode(),
-                "chain": self.chain,
-            }
-        )
+    def value(self) -> Json:
+        """Return it as JSON holds it."""
+        sealed = Sealed.value(self)  # super() does not know a class that dataclass made anew
+        return {**sealed, "questionnaires": [each.decode() for each in self.questionnaires]}
 
 
 def read_envelope(content: bytes) -> Envelope:
@@ -219,12 +210,8 @@ def read_envelope(content: bytes) -> Envelope:
     data = parsed(content, MAX_ENVELOPE)
     fields = fields_of(data, "", ("plan", "questionnaires", "signature", "chain"))
     contents = list_of(fields["questionnaires"], "questionnaires", 0, MAX_SHOWN)
-    return Envelope(
-        long_text(fields["plan"], "plan"),
-        tuple(long_text(each, "questionnaires") for each in contents),
-        signature_of(fields["signature"]),
-        long_text(fields["chain"], "chain").decode(),
-    )
+    texts = tuple(long_text(each, "questionnaires") for each in contents)
+    return Envelope(*Envelope.parts(fields), texts)
 
 
 def opened(envelope: Envelope, *, device: str) -> tuple[Plan, dict[str, Questionnaire]]:
@@ -232,7 +219,7 @@ def opened(envelope: Envelope, *, device: str) -> tuple[Plan, dict[str, Question
 
     ContentError: it is another device's, or one that it names is not here as it was named.
     """
-    plan = read_plan(envelope.plan)
+    plan = read_plan(envelope.text)
     if plan.device != device:
         raise ContentError(Fault.WRONG_DEVICE, "plan", f"is of {plan.device[:40]!r}")
     found = {each.digest: each for each in map(read, envelope.questionnaires)}

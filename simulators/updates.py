@@ -570,7 +570,7 @@ async def carry(device: UpdateDevice, state: Path, server: tuple[str, int]) -> b
         raise refused(got)
     answer, offer = read_answer(got.text.encode()), None
     if answer.assignment is not None:
-        offer = read_assignment(read_envelope(answer.assignment).assignment)
+        offer = read_assignment(read_envelope(answer.assignment).text)
     device.hear(
         answer.nonce,
         heard=dict(answer.heard),

@@ -504,7 +504,7 @@ class Updates(Asking, SlotHands):
 
     async def _offer(self, content: bytes, nonce: str) -> None:
         """Take an envelope to the machine, unless it says what is known. Raises ContentError."""
-        offer = read_assignment(read_envelope(content).assignment)
+        offer = read_assignment(read_envelope(content).text)
         checking = self._lanes.get("check")
         if (checking is not None and not checking.done()) or self._known(offer):
             return

@@ -160,7 +160,7 @@ def decide(question: Question, *, limit_s: float = LIMIT_S) -> Verified:
 
     try:
         envelope = said.read_envelope(question.envelope)  # 1
-        assignment = read_assignment(envelope.assignment)
+        assignment = read_assignment(envelope.text)
     except ContentError as error:
         raise Refused(Fault.MALFORMED, "", str(error)) from error
     found = identity.files(question.state)
@@ -173,9 +173,7 @@ def decide(question: Question, *, limit_s: float = LIMIT_S) -> Verified:
     now = datetime.fromtimestamp(times.own_ms() / 1000, UTC)
     try:
         vouched(  # 2
-            said.SIGNED + envelope.assignment,
-            envelope.signature,
-            envelope.chain,
+            envelope,
             roots=x509.load_pem_x509_certificates(found.bundle.read_bytes()),
             now=now,
             signer=said.SIGNER,

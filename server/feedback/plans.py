@@ -37,7 +37,7 @@ class ContentSigner(ServiceSigner):
 
     def sealed(self, plan: bytes, questionnaires: list[bytes]) -> Envelope:
         """Return a signed envelope; the same plan gets the same signature."""
-        return Envelope(plan, tuple(questionnaires), self.signed(SIGNED + plan), self.chain)
+        return Envelope(plan, self.signed(SIGNED + plan), self.chain, tuple(questionnaires))
 
 
 def add_plans(

@@ -52,8 +52,8 @@ def assigned(answer: Answer) -> Assignment:
     assert [str(name.value) for name in names] == [SIGNER]
     key = leaf.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    key.verify(envelope.signature, SIGNED + envelope.assignment, ec.ECDSA(hashes.SHA256()))
-    return read_assignment(envelope.assignment)
+    key.verify(envelope.signature, SIGNED + envelope.text, ec.ECDSA(hashes.SHA256()))
+    return read_assignment(envelope.text)
 
 
 async def told(device: Scripted) -> Answer:

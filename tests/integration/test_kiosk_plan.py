@@ -297,7 +297,7 @@ def reworded(signer: ContentSigner, plan: bytes, contents: list[bytes]) -> Envel
 
 def replanned(signer: ContentSigner, plan: bytes, contents: list[bytes]) -> Envelope:
     good = signer.sealed(plan, contents)
-    return replace(good, plan=plan.replace(b"Vasagatan", b"Avenyn"))
+    return replace(good, text=plan.replace(b"Vasagatan", b"Avenyn"))
 
 
 def anothers(signer: ContentSigner, plan: bytes, contents: list[bytes]) -> Envelope:
@@ -305,7 +305,7 @@ def anothers(signer: ContentSigner, plan: bytes, contents: list[bytes]) -> Envel
 
 
 def unprefixed(signer: ContentSigner, plan: bytes, contents: list[bytes]) -> Envelope:
-    return Envelope(plan, tuple(contents), sign_with(signer.key, plan), signer.chain)
+    return Envelope(plan, sign_with(signer.key, plan), signer.chain, tuple(contents))
 
 
 def honest(signer: ContentSigner, plan: bytes, contents: list[bytes]) -> Envelope:

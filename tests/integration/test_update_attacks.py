@@ -369,7 +369,7 @@ def test_x38_a_field_that_is_altered_without_the_services_key_is_refused(world: 
         value = other.get(name) or ALTERED[name][0]
         altered = replace(made, **{name: value})
         assert altered != made
-        false = replace(sealed, assignment=altered.content())
+        false = replace(sealed, text=altered.content())
         assert world.fault(false.content()) is Fault.UNTRUSTED, name
 
 

@@ -273,7 +273,7 @@ def test_an_envelope_holds_what_its_plan_names_and_nothing_else() -> None:
     plan = Plan("fk-1", "A", "UTC", (Shown(first.digest),))
 
     def sent(*contents: bytes) -> Envelope:
-        return read_envelope(Envelope(plan.content(), contents, b"\x01", "pem").content())
+        return read_envelope(Envelope(plan.content(), b"\x01", "pem", contents).content())
 
     assert opened(sent(first.content), device="fk-1") == (plan, {first.digest: first})
     for contents in ((), (second.content,), (first.content, second.content)):

@@ -180,7 +180,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def check(question: trust.Question) -> trust.Verified:
         envelope = read_envelope(question.envelope)
-        found = read_assignment(envelope.assignment)
+        found = read_assignment(envelope.text)
         assert found.nonce == question.nonce
         return trust.Verified(found, 0)
 
