@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 import asyncpg
 
@@ -71,7 +72,15 @@ async def draft(
         *(json.dumps(wanted.content or {}), write_policy(policy), now, actor),
     )
     detail = {"name": wanted.name, "payload": wanted.payload, "bundle": wanted.bundle or ""}
-    await _noted(connection, organisation, "drafted", ref, detail, actor=actor, now=now)
+    await record(
+        connection,
+        actor=actor,
+        act="rollout drafted",
+        subject=ref,
+        detail=detail,
+        organisation=organisation,
+        now=now,
+    )
     return ref
 
 
@@ -150,46 +159,43 @@ async def start(
     await _written(held, "started", {}, actor=actor)
 
 
-async def pause(
-    connection: asyncpg.Connection,
-    organisation: int,
-    ref: str,
-    *,
-    reason: str,
-    actor: str,
-    now: datetime,
-) -> None:
-    """Offer nothing more; what is on its way goes on. Raises NotFoundError, RefusedError."""
-    event = Paused(at=now, actor=actor, reason=checks.line(reason, "reason"))
-    await _act(connection, organisation, ref, event, "paused")
+class Reasoned(Protocol):
+    """An act for which a reason is all there is to say. Raises NotFoundError, RefusedError."""
+
+    async def __call__(
+        self,
+        connection: asyncpg.Connection,
+        organisation: int,
+        ref: str,
+        *,
+        reason: str,
+        actor: str,
+        now: datetime,
+    ) -> None: ...
 
 
-async def resume(
-    connection: asyncpg.Connection,
-    organisation: int,
-    ref: str,
-    *,
-    reason: str,
-    actor: str,
-    now: datetime,
-) -> None:
-    """Go on, and acknowledge all that has failed until now. Raises NotFoundError, RefusedError."""
-    event = Resumed(at=now, actor=actor, reason=checks.line(reason, "reason"))
-    await _act(connection, organisation, ref, event, "resumed")
+def _reasoned(event: type[Paused | Resumed | Cancelled], done: str) -> Reasoned:
+    async def act(
+        connection: asyncpg.Connection,
+        organisation: int,
+        ref: str,
+        *,
+        reason: str,
+        actor: str,
+        now: datetime,
+    ) -> None:
+        said = event(at=now, actor=actor, reason=checks.line(reason, "reason"))
+        await _act(connection, organisation, ref, said, done)
+
+    return act
 
 
-async def cancel(
-    connection: asyncpg.Connection,
-    organisation: int,
-    ref: str,
-    *,
-    reason: str,
-    actor: str,
-    now: datetime,
-) -> None:
-    """End a rollout; what already installs goes on. Raises NotFoundError, RefusedError."""
-    event = Cancelled(at=now, actor=actor, reason=checks.line(reason, "reason"))
-    await _act(connection, organisation, ref, event, "cancelled")
+pause = _reasoned(Paused, "paused")
+"""Offer nothing more; what is on its way goes on."""
+resume = _reasoned(Resumed, "resumed")
+"""Go on, and acknowledge all that has failed until now."""
+cancel = _reasoned(Cancelled, "cancelled")
+"""End a rollout; what already installs goes on."""
 
 
 async def join(
@@ -255,30 +261,12 @@ async def _act(
 
 async def _written(held: Held, done: str, detail: Mapping[str, object], *, actor: str) -> None:
     await held.write()
-    facts = held.facts
-    await _noted(
-        *(held.connection, facts.organisation, done, facts.ref, detail),
-        actor=actor,
-        now=held.now,
-    )
-
-
-async def _noted(
-    connection: asyncpg.Connection,
-    organisation: int,
-    done: str,
-    ref: str,
-    detail: Mapping[str, object],
-    *,
-    actor: str,
-    now: datetime,
-) -> None:
     await record(
-        connection,
+        held.connection,
         actor=actor,
         act=f"rollout {done}",
-        subject=ref,
+        subject=held.facts.ref,
         detail=detail,
-        organisation=organisation,
-        now=now,
+        organisation=held.facts.organisation,
+        now=held.now,
     )
