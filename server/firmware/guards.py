@@ -1,8 +1,11 @@
 """What halts a rollout, when a wave has done enough, and how fast offers may go. Pure.
 
 Decided here:
-- A guard looks at one wave's counters since the last acknowledgement, and is tripped by a limit
-  that is reached: `>=` everywhere. It is asked in the transaction in which an execution ends.
+- A guard looks at counters since the last acknowledgement, and is tripped by a limit that is
+  reached: `>=` everywhere. It is asked in the transaction in which an execution ends.
+- The absolute ones look at all waves together, stragglers and tail too: whoever is hurt is hurt in
+  this rollout. `fail_abs` counts the lost as well, so that, of those acknowledged apart, at most
+  `fail_abs` and those in flight besides are ever hurt.
 - The share of failures is of those who were attempted and have ended, so neither devices that were
   never contacted nor those still on their way dilute it; it waits for its minimum sample.
 - A gate is met by confirmations of those attempted, with a minimum sample of those eligible. What
@@ -46,12 +49,12 @@ class Tripped:
         return {"guard": self.guard.value, "found": self.found, "limit": self.limit}
 
 
-def tripped(guards: Guards, since: Counters) -> Tripped | None:
-    """Return the first guard that these counters trip."""
-    if since.failed >= guards.fail_abs:
-        return Tripped(Guard.FAIL_ABS, since.failed, guards.fail_abs)
-    if since.lost >= guards.lost_abs:
-        return Tripped(Guard.LOST_ABS, since.lost, guards.lost_abs)
+def tripped(guards: Guards, since: Counters, *, everywhere: Counters) -> Tripped | None:
+    """Return the first guard that a wave's counters trip, with those of all waves together."""
+    if everywhere.hurt >= guards.fail_abs:
+        return Tripped(Guard.FAIL_ABS, everywhere.hurt, guards.fail_abs)
+    if everywhere.lost >= guards.lost_abs:
+        return Tripped(Guard.LOST_ABS, everywhere.lost, guards.lost_abs)
     sampled = since.ended >= guards.min_sample and since.failed > 0
     if sampled and 100 * since.failed >= guards.fail_pct * since.ended:
         share = round(100 * since.failed / since.ended, 2)

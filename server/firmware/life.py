@@ -127,6 +127,11 @@ class Counters:
     def __sub__(self, other: "Counters") -> "Counters":
         return Counters(*(getattr(self, n) - getattr(other, n) for n in COUNTED))
 
+    @property
+    def hurt(self) -> int:
+        """How many are worse off for it: failed or lost."""
+        return self.failed + self.lost
+
     def value(self) -> dict[str, int]:
         """Return those that are not 0, for JSON."""
         return {name: getattr(self, name) for name in COUNTED if getattr(self, name)}

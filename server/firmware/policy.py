@@ -68,7 +68,10 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Guards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What halts, per wave since the last acknowledgement. `fail_pct` counts from `min_sample`."""
+    """What halts, since the last acknowledgement: `fail_abs` failed or lost, `lost_abs` lost.
+
+    These of all waves together; a share of one wave that failed, from `min_sample` on.
+    """
 
     fail_abs: _Count = 3
     fail_pct: _Share = 10.0

@@ -346,7 +346,11 @@ class _Deciding:
                 baseline=_acknowledged(before).value() if known else {},
             )
         if event.after.ended:
-            found = tripped(self.rollout.policy.guards, self.rollout.wave(event.wave).since)
+            found = tripped(
+                self.rollout.policy.guards,
+                self.rollout.wave(event.wave).since,
+                everywhere=self.rollout.since,
+            )
             if found is not None:
                 self._halt(event.wave, found)
             self._gate(event.wave, worse=event.after.state is not Stage.CONFIRMED)

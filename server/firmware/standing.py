@@ -1,7 +1,8 @@
 """How far a rollout is from its guards and gates, and what people may do with it now. Pure.
 
-Counted as `guards` counts: per wave, since the last acknowledgement. A share is judged from its
-minimum sample on; until then it is told beside how many are missing to it.
+Counted as `guards` counts, since the last acknowledgement: a share of one wave, the others of all
+waves together. A share is judged from its minimum sample on; until then it is told beside how many
+are missing to it.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from server.firmware.guards import Guard, met
+from server.firmware.life import Counters
 from server.firmware.policy import Gate, Guards, OnHalt
 from server.firmware.waves import (
     OVER,
@@ -66,22 +68,22 @@ class Passing:
 
 def standings(rollout: Rollout) -> tuple[Standing, ...]:
     """Return the guards of each wave in which anybody was attempted since it was acknowledged."""
-    guards = rollout.policy.guards
+    guards, everywhere = rollout.policy.guards, rollout.since
     found: list[Standing] = []
     for wave in rollout.waves:
         if wave.since.attempted:
-            found += _of_wave(guards, wave)
+            found += _of_wave(guards, wave, everywhere)
     return tuple(found)
 
 
-def _of_wave(guards: Guards, wave: Wave) -> tuple[Standing, ...]:
+def _of_wave(guards: Guards, wave: Wave, everywhere: Counters) -> tuple[Standing, ...]:
     since = wave.since
     share = round(100 * since.failed / since.ended, 2) if since.ended else 0.0
     missing = max(0, guards.min_sample - since.ended)
     return (
-        Standing(wave.number, Guard.FAIL_ABS, since.failed, guards.fail_abs),
+        Standing(wave.number, Guard.FAIL_ABS, everywhere.hurt, guards.fail_abs),
         Standing(wave.number, Guard.FAIL_PCT, share, guards.fail_pct, missing),
-        Standing(wave.number, Guard.LOST_ABS, since.lost, guards.lost_abs),
+        Standing(wave.number, Guard.LOST_ABS, everywhere.lost, guards.lost_abs),
     )
 
 

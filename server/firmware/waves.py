@@ -112,6 +112,11 @@ class Rollout:
         return sum(wave.remaining for wave in self.waves)
 
     @property
+    def since(self) -> Counters:
+        """The counters of all waves since the last acknowledgement."""
+        return sum((wave.since for wave in self.waves), NONE)
+
+    @property
     def flying(self) -> int:
         """How many are on their way."""
         return sum(wave.total.flying for wave in self.waves)
@@ -119,7 +124,7 @@ class Rollout:
     @property
     def confirmed(self) -> int:
         """How many confirmed since the last acknowledgement."""
-        return sum(wave.since.confirmed for wave in self.waves)
+        return self.since.confirmed
 
     def wave(self, number: int) -> Wave:
         """Return a wave by its number. Raises KeyError."""

@@ -80,9 +80,10 @@ class Reference:
         tried = [d for d in self.of(pool) if d.counts() and d.attempted]
         ended = [d for d in tried if d.over()]
         failed = [d for d in ended if d.state in FAILED]
-        lost = [d for d in ended if d.state == "lost"]
         limits = self.policy.guards
-        if len(failed) >= limits.fail_abs:
+        known = [d for d in self.devices if d.counts()]  # whatever wave they are of
+        lost = [d for d in known if d.state == "lost"]
+        if len([d for d in known if d.state in FAILED]) + len(lost) >= limits.fail_abs:
             return "fail_abs"
         if len(lost) >= limits.lost_abs:
             return "lost_abs"

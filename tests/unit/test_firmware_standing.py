@@ -42,7 +42,7 @@ def test_a_guard_stands_at_its_limit_exactly_when_it_halts(
     baseline = Counters(attempted=gone, ended=gone, confirmed=gone)
     wave = Wave(1, state=WaveState.OPEN, size=100, total=total, baseline=baseline)
     rollout = Rollout(Policy(), "ada", State.RUNNING, (wave,))
-    halts = tripped(rollout.policy.guards, wave.since) is not None
+    halts = tripped(rollout.policy.guards, wave.since, everywhere=rollout.since) is not None
     assert any(each.tripped for each in standings(rollout)) is halts
 
 
