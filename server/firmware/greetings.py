@@ -47,7 +47,8 @@ class Greetings:
         for row in rows:
             async with transaction(self.pool, "compare greeting") as connection:
                 versions = {"agent": row["version"]}
-                if not await reports.runs(connection, row["device_id"], versions, now=now):
+                said = row["device_id"], versions
+                if not await reports.runs(connection, *said, now=now, said_at=row["session_at"]):
                     continue
             found += 1
             metrics.MISMATCHES.inc()
@@ -59,7 +60,8 @@ class Greetings:
 _CHANGED = """
     with changed as (
         select distinct device_id from device_events where at >= $1 and kind = 'version')
-    select d.id as device_id, d.device, substring(p.agent from '[^ /]*$') as version
+    select d.id as device_id, d.device, p.session_at,
+           substring(p.agent from '[^ /]*$') as version
     from changed c join presences p using (device_id) join devices d on d.id = p.device_id
     join lateral (
         select e.state, e.ended_at, coalesce(e.releases, b.releases) as releases

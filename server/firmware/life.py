@@ -8,7 +8,8 @@
 Decided here:
 - What a device says moves its execution forwards only: a late or repeated word changes nothing, and
   the order in which words arrive does not matter. Words of an earlier attempt count no more, but
-  for `confirmed` while nothing of the next attempt has begun.
+  those that say that it was installed (`confirmed`, `reverted`) while nothing of a later one has
+  begun: then that attempt is the one that the device was at.
 - It is attempted once the device has accepted it, or said anything that implies so.
 - A failure of a class with budget left is planned again, later, as another attempt; trust and
   refusals never are. `deferred` is no failure: the device has what it was
@@ -17,8 +18,8 @@ Decided here:
   back, and stands while it is away; then the clock of the lost runs instead, while its site is
   open. All phases together end with `attempt_s`, so nothing proceeds for ever.
 - What we only supposed (timed out, lost, unreachable, cancelled, superseded) gives way to how the
-  device says that it ended. Nothing else follows an end, but: what had confirmed and runs another
-  version reverted.
+  device says that it ended. Nothing else follows an end, but: what had confirmed reverted if the
+  device says so with a later word (by attempt and number), or runs another version.
 - A device that leaves after it has accepted counts as lost: somebody may swap what we broke.
 """
 
@@ -97,6 +98,7 @@ _ENDS = {
     Phase.REVERTED: State.REVERTED_BY_DEVICE,
     Phase.REJECTED: State.REJECTED,
 }
+_INSTALLED = (Phase.CONFIRMED, Phase.REVERTED)
 CANCELLED_CODE = "cancelled"
 DEFERRED_CODE = "deferred too long"
 NO_TRIES: Mapping[str, int] = MappingProxyType({})
@@ -168,6 +170,11 @@ class Execution:
     def ended(self) -> bool:
         """Whether it is over."""
         return self.state not in OPEN
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts there were."""
+        return 1 + sum(self.tries.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,14 +346,11 @@ def heard(execution: Execution, said: Said, here: Here) -> Execution:
     """Take one step of a device in; unchanged if it says nothing new."""
     if said.phase is Phase.CONFIRMED and not said.fresh:
         return execution
+    if said.attempt < execution.attempt:
+        return _heard_of_earlier(execution, said, here)
     if execution.ended:
         return _heard_late(execution, said, here)
-    if said.attempt != execution.attempt:
-        begun = execution.state not in (State.PLANNED, State.OFFERED)
-        if said.attempt > execution.attempt or begun or said.phase is not Phase.CONFIRMED:
-            return execution
-        return _end(replace(execution, attempted=True), State.CONFIRMED, here)
-    if execution.offered_at is None:
+    if said.attempt > execution.attempt or execution.offered_at is None:
         return execution  # nobody told it to
     if said.phase in _PROGRESS:
         return _moved(execution, said, here)
@@ -404,18 +408,35 @@ def _ended(execution: Execution, said: Said, here: Here) -> Execution:
     return _end(tried, state, here, code=said.code, kind=said.kind)
 
 
+def _heard_of_earlier(execution: Execution, said: Said, here: Here) -> Execution:
+    """Take in that an attempt had installed which we had given up, while no later one has begun."""
+    waits = execution.state in (State.PLANNED, State.OFFERED)
+    supposed = execution.state in SUPPOSED and execution.accepted_at is None
+    installed = said.phase in _INSTALLED and said.code != CANCELLED_CODE
+    if not installed or not (waits or supposed):
+        return execution
+    was = replace(
+        execution,
+        attempt=said.attempt,
+        seq=said.seq,
+        attempted=True,
+        offered_at=execution.offered_at or here.now,
+        accepted_at=execution.accepted_at or here.now,
+    )
+    return _end(was, _ENDS[said.phase], here, code=said.code, kind=said.kind)
+
+
 def _heard_late(execution: Execution, said: Said, here: Here) -> Execution:
     """Take in what a device says of an end that we supposed, or of one it has undone."""
     end = _ENDS.get(said.phase)
-    if end is None or said.attempt != execution.attempt or execution.offered_at is None:
+    if end is None or said.attempt > execution.attempts or execution.offered_at is None:
         return execution
-    undone = (
-        execution.state is State.CONFIRMED
-        and end is State.REVERTED_BY_DEVICE
-        and said.seq > execution.seq
-    )
+    undone = execution.state is State.CONFIRMED and end is State.REVERTED_BY_DEVICE
+    if undone and (said.attempt, said.seq) > (execution.attempt, execution.seq):
+        after = replace(execution, attempt=said.attempt, seq=said.seq)
+        return _end(after, end, here, code=said.code, kind=said.kind)
     supposed = execution.state in SUPPOSED and said.code != CANCELLED_CODE
-    if not undone and not supposed:
+    if not supposed or said.attempt != execution.attempt:
         return execution
     tried = execution.attempted or end is not State.REJECTED
     after = replace(execution, attempted=tried, seq=max(execution.seq, said.seq))

@@ -7,8 +7,9 @@ A report counts by these rules, in this order; the same numbers stand in the cod
 
 1. The connection's certificate is heard (`server.provisioning.renew.hear`, 1 to 6).
 2. That certificate's key signed the report, which names that certificate's device.
-3. It is *fresh* if it answers the nonce that this device was given last. What is not is stored, and
-   confirms nothing: the device asks again with the nonce that it gets.
+3. It is *fresh* if it answers the nonce that this device was given last. The steps of one that is
+   not are stored, but confirm nothing, and what it says of versions is left aside: it may be from
+   before the confirmation. The device asks again with the nonce that it gets.
 4. A confirmation counts for what the same report says of versions: another one than the release's,
    now or later, and the execution has reverted (`reports.runs`).
 
@@ -133,12 +134,17 @@ async def _taken(
     report = signed.report
     holder = await hear(connection, shown, now=now)  # 1
     device = holder.row
-    fresh = await _is_fresh(connection, device, report)  # 3
+    known = await connection.fetchrow(_KNOWN, device)
+    fresh = _is_fresh(known, report)  # 3
     heard = await reports.hear(connection, device, report.steps, fresh=fresh, now=now)
-    await _keep(connection, holder, signed, nonce=nonce, now=now)
+    first = known is None or not known["nonce_given"]
+    if first or fresh:
+        await _keep(connection, holder, signed, nonce=nonce, now=now)
+    else:
+        await connection.execute(_ASKED, device, holder.organisation, nonce, report.nonce, now)
     versions = {name: each.version for name, each in report.components.items()}
     confirms = any(step.phase is Phase.CONFIRMED for step in report.steps)
-    if await reports.runs(connection, device, versions, now=now, whole=confirms):  # 4
+    if fresh and await reports.runs(connection, device, versions, now=now, whole=confirms):  # 4
         metrics.MISMATCHES.inc()
         log.warning("another version than confirmed", device=holder.device)
     granted = await granting.grant(connection, device, now=now)
@@ -147,7 +153,7 @@ async def _taken(
         least_s = 0 if granted.why is granting.Why.LATER else WAITING_AGAIN_S
         waits, again_s = granted.why.value, min(again_s, max(least_s, granted.again_s))
     stored = {Attempt(ref, attempt): seq for ref, attempt, seq in heard.heard}
-    if not fresh and _held_back(report, stored):
+    if not fresh and (_held_back(report, stored) or not (first or _says_the_known(known, report))):
         again_s = NOW_S
     return _Taken(holder, fresh, stored, heard.cancel, waits, again_s)
 
@@ -218,11 +224,22 @@ async def _nothing_to_do(
     return kept is not None
 
 
-async def _is_fresh(connection: asyncpg.Connection, device: int, report: Report) -> bool:
-    given = await connection.fetchval(
-        "select nonce_given from device_firmware where device_id = $1", device
-    )
+_KNOWN = "select nonce_given, hardware, components, slot from device_firmware where device_id = $1"
+_ASKED = """
+    update device_firmware
+    set organisation_id = $2, nonce_given = $3, nonce_asked = $4, reported_at = $5
+    where device_id = $1
+"""
+
+
+def _is_fresh(known: asyncpg.Record | None, report: Report) -> bool:
+    given = "" if known is None else known["nonce_given"]
     return bool(given) and secrets.compare_digest(str(given), report.answers)
+
+
+def _says_the_known(known: asyncpg.Record, report: Report) -> bool:
+    said = report.hardware, report.slot, json.loads(_components(report))
+    return said == (known["hardware"], known["slot"], json.loads(known["components"]))
 
 
 async def _keep(

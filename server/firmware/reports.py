@@ -8,6 +8,7 @@ Invariants:
   so that it forgets it.
 - Steps without end, or of attempts that there never were, are heard and fill no table.
 - Of a report that is not fresh nothing from a `confirmed` on is stored or heard: it is said again.
+- What a device runs counts against a confirmation that is older than the word (`runs`).
 """
 
 from collections import defaultdict
@@ -119,7 +120,8 @@ async def _take(
 def _bounded(step: Step, row: asyncpg.Record) -> bool:
     """Whether a step may fill a row: of a try that there was, and few enough, or its end."""
     ends = row["ended_at"] is None and step.phase in ENDS
-    return step.attempt.number <= row["attempt"] and (step.seq <= MOST_STEPS or ends)
+    tries = execution_of(row).attempts
+    return step.attempt.number <= tries and (step.seq <= MOST_STEPS or ends)
 
 
 def _folded(execution: Execution, said: Sequence[Said], here: Here) -> Execution:
@@ -201,14 +203,15 @@ async def runs(
     versions: Mapping[str, str],
     *,
     now: datetime,
+    said_at: datetime | None = None,
     whole: bool = False,
 ) -> bool:
     """Hold what a device (its row) runs, by component, against what it confirmed last.
 
-    True if it runs another version of any of them: that execution has reverted. `whole`: what is
-    not named does not run.
+    True if it runs another version of any of them: that execution has reverted. `said_at`: when it
+    said so, if not just now; `whole`: what is not named does not run.
     """
-    row = await connection.fetchrow(_CONFIRMED, device)
+    row = await connection.fetchrow(_CONFIRMED, device, said_at or now)
     if row is None:
         return False
     wanted = await connection.fetch(
@@ -236,6 +239,6 @@ select e.id, e.rollout_id, e.pool, d.device, coalesce(e.releases, b.releases) as
 from executions e join last using (id) join rollouts o on o.id = e.rollout_id
 join devices d on d.id = e.device_id
 left join bundles b on b.id = o.bundle_id
-where e.state = 'confirmed' and coalesce(e.releases, b.releases) is not null
+where e.state = 'confirmed' and coalesce(e.releases, b.releases) is not null and e.ended_at <= $2
 for no key update of e
 """  # noqa: S608

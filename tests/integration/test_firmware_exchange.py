@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -245,6 +246,49 @@ async def test_a_replayed_report_confirms_nothing_and_is_asked_for_anew(updates:
     assert (await updates.execution(device))["state"] == "confirmed"
     _, body = await device.post(device.signed(confirming))  # long after, and nothing comes of it
     assert (await updates.execution(device))["state"] == "confirmed"
+
+
+async def test_a_report_from_before_the_confirmation_takes_it_back_never_and_one_after_does(
+    updates: Updates,
+) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    old = dict(device.components)
+    await told(device)
+    late = device.report()  # on its way, while all of this happens
+    execution, trial = await on_trial(updates, device, release)
+    await device.says(step(execution, 8, Phase.CONFIRMED))
+    kept = await updates.kept(device)
+    for _ in range(2):  # and once more
+        _, body = await device.post(device.signed(late))
+        stale = read_answer(body)
+        assert (stale.again_s, (await updates.execution(device))["state"]) == (1, "confirmed")
+        assert (await updates.kept(device))["components"] == kept["components"]
+        device.answers = stale.nonce
+    await device.says()
+    assert (await updates.execution(device))["state"] == "confirmed"
+    answer = await device.says(step(execution, 9, Phase.REVERTED), components=old)  # it fell back
+    assert answer.heard == {trial: 9}
+    found = await updates.execution(device)
+    assert (found["state"], found["seq"]) == ("reverted by device", 9)
+    total = await updates.owner.fetchval("select total from waves where number = 1")
+    assert json.loads(total)["failed"] == 1
+
+
+async def test_a_device_that_fell_back_silently_is_seen_by_its_next_fresh_report(
+    updates: Updates,
+) -> None:
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    old = dict(device.components)
+    execution, _ = await on_trial(updates, device, release)
+    await device.says(step(execution, 8, Phase.CONFIRMED))
+    device.components, device.answers = old, "0" * 32  # our last answer was lost
+    answer = await device.says()
+    assert (answer.again_s, (await updates.execution(device))["state"]) == (1, "confirmed")
+    await device.says()
+    found = await updates.execution(device)
+    assert (found["state"], found["code"]) == ("reverted by device", "version")
 
 
 async def test_who_waits_for_its_turn_asks_seldom_and_at_its_own_time_when_it_is_known(

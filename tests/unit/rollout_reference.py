@@ -173,19 +173,29 @@ class Reference:
                 "reverted": "reverted by device"}  # fmt: skip
         if phase == "confirmed" and not fresh:
             return
-        if device.over():
-            undone = device.state == "confirmed" and phase == "reverted" and seq > device.seq
-            known = attempt == device.attempt and device.told is not None and phase in ends
-            if known and (undone or device.state in OURS):
+        if attempt < device.attempt:  # a try that was given up; did it install all the same?
+            rests = device.state in [PLANNED, OFFERED]
+            unbegun = device.state in OURS and device.began is None
+            if phase in ["confirmed", "reverted"] and (rests or unbegun):
+                device.attempt, device.seq, device.attempted = attempt, seq, True
+                device.told = self.now if device.told is None else device.told
+                device.began = self.now if device.began is None else device.began
+                self.became(device, ends[phase])
+        elif device.over():
+            if device.told is None or phase not in ends:
+                return
+            tries = 1 + sum(device.tries.values())
+            later = device.attempt < attempt <= tries or (
+                attempt == device.attempt and seq > device.seq
+            )
+            if device.state == "confirmed" and phase == "reverted" and later:
+                device.attempt, device.seq = attempt, seq
+                self.became(device, "reverted by device")
+            elif device.state in OURS and attempt == device.attempt:
                 device.attempted = device.attempted or phase != "rejected"
                 device.seq = max(seq, device.seq)
                 self.became(device, ends[phase])
-        elif attempt != device.attempt:
-            waits = device.state in [PLANNED, OFFERED]
-            if attempt < device.attempt and phase == "confirmed" and waits:
-                device.attempted = True
-                self.became(device, "confirmed")
-        elif device.told is None:
+        elif attempt > device.attempt or device.told is None:
             return
         elif phase == "deferred":
             if device.state in EARLY:
