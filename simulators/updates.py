@@ -19,12 +19,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from agent import identity, keys
+from agent import identity
 from agent.enrol import exchange, refused
 from agent.link import tls_context
+from agent.update import telling
 from agent.update.hands import SlotHands, item_of, places_of
 from agent.update.journal import Journal, JournalError, Paper
 from agent.update.launch import (
@@ -58,19 +56,9 @@ from agent.update.states import (
     Started,
     Update,
 )
-from protocol.assignment import Assignment, Item, read_assignment, read_envelope
+from protocol.assignment import Assignment, Item
 from protocol.release import COMPONENTS
-from protocol.update import (
-    Attempt,
-    Class,
-    Component,
-    Phase,
-    Report,
-    Step,
-    read_answer,
-    signed_message,
-    write_report,
-)
+from protocol.update import Attempt, Class, Phase, Report, Step, read_answer
 
 TICK_MS = 60_000
 LATE_ASKS = 3
@@ -504,21 +492,15 @@ class UpdateDevice(SlotHands):
             return None
         update = self.update
         self._nonce = f"{self._rng.getrandbits(128):032x}"
-        running = self.slots.running()
-        floor = self.slots.floors()["agent"]
-        said = Component(self.version, running.sha256, floor)
         screen = self.slots.committed("kiosk")
-        components = {"agent": said}
-        if screen.version:
-            components["kiosk"] = Component(screen.version, screen.sha256, screen.floor)
         on_trial = update.stage in (Stage.TRIAL, Stage.COMMIT) or bool(self._lies)
         return Report(
             self.device,
             self.hardware,
             self._nonce,
             self._answers,
-            components,
-            running.slot,
+            telling.components(self.slots, self.version, screen if screen.version else None),
+            self.slots.running().slot,
             update.attempt if on_trial else None,
             self.busy,
             (*update.steps, *self._lies) if self._answers else (),
@@ -560,8 +542,7 @@ async def carry(device: UpdateDevice, state: Path, server: tuple[str, int]) -> b
     report = device.report()
     if report is None:
         return False
-    key = keys.read(identity.files(state).key)
-    body = write_report(report, key.sign(signed_message(report), ec.ECDSA(hashes.SHA256())))
+    body = telling.signed(report, state)
     context = tls_context(identity.for_link(state))
     got = await asyncio.to_thread(
         exchange, *server, context, method="POST", path="/v1/update", body=body
@@ -570,7 +551,7 @@ async def carry(device: UpdateDevice, state: Path, server: tuple[str, int]) -> b
         raise refused(got)
     answer, offer = read_answer(got.text.encode()), None
     if answer.assignment is not None:
-        offer = read_assignment(read_envelope(answer.assignment).text)
+        offer = telling.offered(answer.assignment)
     device.hear(
         answer.nonce,
         heard=dict(answer.heard),

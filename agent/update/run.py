@@ -25,15 +25,13 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 import structlog
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent import identity, keys
+from agent import identity
 from agent.content import Asking, Terms
 from agent.enrol import TIMEOUT_S, EnrolError
 from agent.link import tls_context
 from agent.renewal import backoff_ms
-from agent.update import trust
+from agent.update import telling, trust
 from agent.update.agreement import Installed, Refused, class_of
 from agent.update.alone import Alone
 from agent.update.download import CutError, Source, bring, download, have, make_room
@@ -60,11 +58,10 @@ from agent.update.states import (
     Stage,
     Started,
     Update,
-    attempt_of,
 )
 from agent.update.states import Refused as NotTaken
 from agent.update.trial import ASK_S, Around, StoppedError, Trial, code_of
-from protocol.assignment import Assignment, Item, read_assignment, read_envelope
+from protocol.assignment import Assignment, Item
 from protocol.content import ContentError
 from protocol.frame import Quality
 from protocol.update import (
@@ -77,8 +74,6 @@ from protocol.update import (
     Report,
     Step,
     read_answer,
-    signed_message,
-    write_report,
 )
 
 DOWNLOADS = "download"
@@ -89,7 +84,6 @@ ROUNDS = 3
 MOST_UNTOLD = 3  # checks that came to nothing, after which the server is told
 PARTS = 8  # of a download that are told
 UNKNOWN = "unknown"
-FRESH_MS = 86_400_000
 PASSING = (Class.NETWORK, Class.STORAGE, Class.INTERNAL)
 _Work = Callable[[Update], Awaitable[None]]
 
@@ -504,28 +498,17 @@ class Updates(Asking, SlotHands):
 
     async def _offer(self, content: bytes, nonce: str) -> None:
         """Take an envelope to the machine, unless it says what is known. Raises ContentError."""
-        offer = read_assignment(read_envelope(content).text)
-        checking = self._lanes.get("check")
-        if (checking is not None and not checking.done()) or self._known(offer):
+        offer = telling.offered(content)
+        checking, job = self._lanes.get("check"), self.update.job
+        if checking is not None and not checking.done():
+            return
+        if job is not None and telling.same_offer(job, offer, now_ms=self._now_ms()):
             return
         self._offered = (content, nonce)
         await self._happen(Offered(offer))
 
-    def _known(self, offer: Assignment) -> bool:
-        """Whether an offer is what is under way, on the same terms, and these hold for a while."""
-        job = self.update.job
-        if job is None or attempt_of(job) != attempt_of(offer):
-            return False
-        now_ms = self._now_ms()
-        terms = [
-            (each.bundle, each.window, each.idle_s, each.delay_s, each.trial_s, each.urgent)
-            for each in (job, offer)
-        ]
-        return terms[0] == terms[1] and job.not_after_ms - now_ms > FRESH_MS
-
     def _report(self, nonce: str) -> Report:
         update = self.update
-        on_trial = update.stage in (Stage.TRIAL, Stage.COMMIT)
         return Report(
             self._device(),
             self._hardware,
@@ -533,24 +516,17 @@ class Updates(Asking, SlotHands):
             self._answers,
             self._components(),
             self.slots.running().slot,
-            update.attempt if on_trial else None,
+            telling.on_trial(update),
             self.busy,
             update.steps[:MAX_STEPS] if self._answers else (),
         )
 
     def _components(self) -> dict[str, Component]:
-        """Return what runs here, with the floors that were committed."""
-        floors, running = self.slots.floors(), self.slots.running()
-        found = {"agent": Component(self._around.version, running.sha256, floors["agent"])}
-        if self._around.show is not None:
-            screen = self._screen()
-            version = screen.version or self._around.version
-            found["kiosk"] = Component(version, screen.sha256, floors["kiosk"])
-        return found
+        screen = None if self._around.show is None else self._screen()
+        return telling.components(self.slots, self._around.version, screen)
 
     def _signed(self, report: Report) -> bytes:
-        key = keys.read(identity.files(self._state).key)
-        return write_report(report, key.sign(signed_message(report), ec.ECDSA(hashes.SHA256())))
+        return telling.signed(report, self._state)
 
     def _tell_soon(self) -> None:
         """Ask in a moment if there is something new to be told but progress."""
@@ -568,14 +544,7 @@ class Updates(Asking, SlotHands):
     # -- the screen --------------------------------------------------------------------------
 
     def _screen(self) -> Held:
-        """Return the screen that is to be up: on trial, the one that is tried."""
-        update = self.update
-        place = next((each for each in update.places if each.component == "kiosk"), None)
-        on_trial = update.stage in (Stage.TRIAL, Stage.COMMIT)
-        if place is not None and update.job is not None and on_trial:
-            item = item_of(update.job, place)
-            return Held(place.new, item.version, item.sha256, item.floor)
-        return self.slots.committed("kiosk")
+        return telling.screen_of(self.update, self.slots)
 
     def _show(self) -> None:
         """Put the screen up, where it is another one than before, or no more on trial."""
