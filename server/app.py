@@ -40,6 +40,7 @@ from server.feeds.worker import Webhooks
 from server.firmware.conductor import Conductor
 from server.firmware.fetching import Files
 from server.firmware.greetings import Greetings
+from server.firmware.joining import Joiners
 from server.firmware.office import Office
 from server.firmware.repository import Repository
 from server.firmware.signing import Signing
@@ -146,6 +147,8 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             workers.append(group.create_task(conductor.run(), name="rollouts"))
             guarding = CountsGuard(rollouts_pool, clock)
             workers.append(group.create_task(guarding.run(), name="counts"))
+            joiners = Joiners(rollouts_pool, clock)
+            workers.append(group.create_task(joiners.run(), name="joiners"))
             greetings = Greetings(rollouts_pool, clock)
             workers.append(group.create_task(greetings.run(), name="greetings"))
             signing = Signing(Repository(settings.firmware), clock)

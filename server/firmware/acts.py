@@ -16,7 +16,7 @@ import asyncpg
 
 from server.audit.log import record
 from server.errors import RefusedError
-from server.firmware import starting
+from server.firmware import joiners, starting
 from server.firmware.policy import OnHalt, read_policy, write_policy
 from server.firmware.rollout import (
     Approved,
@@ -28,7 +28,7 @@ from server.firmware.rollout import (
     Submitted,
 )
 from server.firmware.rows import Held, hold_named
-from server.firmware.waves import UNDER_WAY, State
+from server.firmware.waves import State
 from server.fleet import checks
 from server.fleet.checks import FieldError
 from server.fleet.register import new_ref
@@ -209,20 +209,19 @@ async def join(
 ) -> int:
     """Let devices (their rows) join what runs, in its tail; return how many take part.
 
-    Who takes part already, is here no longer or is busy elsewhere does not. Above the policy's
-    blast radius that is another rollout, which somebody approves; where its author alone approved
-    this one, all of it counts. Raises NotFoundError,
-    RefusedError.
+    Who takes part already, is here no longer or is busy elsewhere does not; whether the others fit
+    is for `joining.ask` to say. More than there is room for (`joiners.room`) is another rollout,
+    which somebody approves. Raises NotFoundError, RefusedError.
     """
     held = await hold_named(connection, organisation, ref, now=now)
-    if held.rollout.state not in UNDER_WAY or held.rollout.reverse:
-        raise RefusedError("bad_transition", f"nobody joins: it is {held.rollout.state.value}")
-    limit = held.rollout.policy.blast_radius
-    alone = held.facts.approver == held.rollout.author
-    there = held.rollout.devices if alone else held.rollout.waves[-1].size
-    if there + len(set(devices)) > limit:
-        raise RefusedError("too_many_devices", f"at most {limit} join without another approval")
-    joined = await starting.join(held, [starting.Member(each, 0) for each in set(devices)])
+    if why := joiners.admits(held.rollout):
+        raise RefusedError("bad_transition", why)
+    asked, left = sorted(set(devices)), joiners.room(held.rollout, held.facts.approver)
+    if len(asked) > left:
+        raise RefusedError("too_many_devices", f"at most {left} join without another approval")
+    joined = await starting.join(
+        held, [starting.Member(each, 0) for each in asked], actor=actor, reason="as was asked for"
+    )
     await _written(held, "joined", {"devices": joined}, actor=actor)
     return joined
 

@@ -25,7 +25,7 @@ from server.clock import Clock, at
 from server.db.engine import data_at_fault, transaction
 from server.db.turns import repeat
 from server.errors import RefusedError
-from server.firmware import life, starting, unwell
+from server.firmware import joiners, life, starting, unwell
 from server.firmware.granting import budget, candidates, offer
 from server.firmware.guards import CLOCKS_DIFFER
 from server.firmware.life import FLYING, RECALLABLE, Contact, Execution
@@ -203,6 +203,8 @@ async def _tick(held: Held) -> None:
     awaited = False
     if held.facts.reverses is not None and held.rollout.remaining == 0:
         awaited = await starting.waits_for(held.connection, held.facts.id, held.facts.reverses)
+    elif held.facts.bundle is not None:
+        awaited = joiners.awaits(held.rollout, now=held.now)
     held.take(Ticked(at=held.now, awaited=awaited))
 
 

@@ -14,12 +14,14 @@ import asyncpg
 from server.errors import NotFoundError
 from server.firmware.freezes import load as load_freezes
 from server.firmware.guards import in_hand
+from server.firmware.joiners import Outlook
+from server.firmware.joining import outlook
 from server.firmware.life import FLYING
 from server.firmware.life import State as Stage
 from server.firmware.nights import instant, nights
 from server.firmware.reads import Loaded, find, load, plan
 from server.firmware.rows import COLUMNS, execution_of
-from server.firmware.waves import PREPARING
+from server.firmware.waves import PREPARING, UNDER_WAY
 from server.firmware.why import Facts, Freeze, Why, why
 from server.firmware.windows import Night
 from server.fleet import filters, search
@@ -262,7 +264,23 @@ async def _facts(
         in_region=in_region,
         night=await _night(connection, organisation, known, site, now=now),
         frozen=None if on is None else Freeze(on.ref, on.name, instant(on.end_s)),
+        outlook=await _outlook(connection, known, row["id"], member, now=now),
     )
+
+
+async def _outlook(
+    connection: asyncpg.Connection,
+    known: Loaded,
+    device: int,
+    member: Member | None,
+    *,
+    now: datetime,
+) -> Outlook | None:
+    """Return whether a device that takes no part joins by itself; None: nobody does any more."""
+    part = member is not None and member.state is not Stage.EXCLUDED
+    if part or known.rollout.state not in UNDER_WAY:
+        return None
+    return await outlook(connection, known.line.id, device, now=now)
 
 
 async def _planned(

@@ -368,14 +368,18 @@ def _one_way(devices: Iterable[Device], bundle: Sequence[Release]) -> tuple[OneW
     found = []
     for release in bundle:
         stuck = [
-            own for device in devices
-            if (own := device.running.get(release.component)) is not None
-            and _key(own) < _key(release.floor)
+            device.running[release.component] for device in devices if raised(device, release)
         ]  # fmt: skip
         if stuck:
             versions = tuple(sorted(set(stuck), key=_key))
             found.append(OneWay(release, len(stuck), versions))
     return tuple(found)
+
+
+def raised(device: Device, release: Release) -> bool:
+    """Whether a release's floor is above what a device runs: it does not go back to that."""
+    own = device.running.get(release.component)
+    return own is not None and _key(own) < _key(release.floor)
 
 
 # -- waves ---------------------------------------------------------------------------------------

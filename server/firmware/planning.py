@@ -65,6 +65,8 @@ class DryRun:
     bundle: tuple[Release, ...]
     policy: Policy
     filter: str
+    segment: str | None
+    back: bool
     seed: str
     forecast: Forecast
     detects: Sensitivity | str
@@ -87,6 +89,8 @@ class DryRun:
             "seed": self.seed,
             "commitment": made.commitment,
             "filter": self.filter,
+            "segment": self.segment,
+            "back": self.back,
             "controls": [device.id for device in made.controls],
             "devices": made.devices,
             "sites": made.sites,
@@ -125,6 +129,60 @@ async def dry_run(
     rows = [row for row, _ in await search.found(connection, chosen, limit=MOST_DEVICES + 1)]
     if len(rows) > MOST_DEVICES:
         raise RefusedError("too_many", f"more than {MOST_DEVICES} devices: narrow the filter")
+    known = replace(asked, seed=seed)
+    made, nights = await _made(connection, organisation, known, rows, bundle, stones, now=now)
+    return DryRun(
+        made,
+        tuple(bundle),
+        policy,
+        filters.printed(filters.parse(asked.filter)),
+        asked.segment,
+        asked.back,
+        seed,
+        forecast(made, nights, policy, now_s=int(now.timestamp())),
+        await _detects(connection, made, policy, seed, now=now),
+        tuple(made.second_person(policy)),
+        await _pending(connection, organisation, made),
+    )
+
+
+async def found(
+    connection: asyncpg.Connection, organisation: int, asked: Asked, *, now: datetime
+) -> list[int]:
+    """Return the devices (rows) that are asked for, by name. Raises NotFoundError, FilterError."""
+    chosen = await _chosen(connection, organisation, asked, now=now)
+    return [row for row, _ in await search.found(connection, chosen, limit=MOST_DEVICES)]
+
+
+async def again(
+    connection: asyncpg.Connection,
+    organisation: int,
+    asked: Asked,
+    rows: Sequence[int],
+    *,
+    now: datetime,
+) -> tuple[Plan, tuple[Release, ...]]:
+    """Plan these devices (rows) of an organisation alone; return the bundle's releases, too.
+
+    Raises NotFoundError, RefusedError.
+    """
+    bundle, stones = await _releases(connection, asked.bundle)
+    made, _ = await _made(connection, organisation, asked, rows, bundle, stones, now=now)
+    return made, tuple(bundle)
+
+
+async def _made(
+    connection: asyncpg.Connection,
+    organisation: int,
+    asked: Asked,
+    rows: Sequence[int],
+    bundle: Sequence[Release],
+    stones: Sequence[Release],
+    *,
+    now: datetime,
+) -> tuple[Plan, Mapping[int, Night] | None]:
+    """Return the plan of devices, and the windows of where they stand; None: at any time."""
+    policy = asked.policy
     devices, nights = await _devices(connection, organisation, rows, policy, now=now)
     found_by = {
         rule.filter: await _found_by(connection, organisation, rule.filter, now=now)
@@ -133,19 +191,9 @@ async def dry_run(
     }
     made = await asyncio.to_thread(
         plan.plan, devices, bundle, stones, nights, policy,
-        seed=seed, found_by=found_by, back=asked.back,
+        seed=asked.seed, found_by=found_by, back=asked.back,
     )  # fmt: skip
-    return DryRun(
-        made,
-        tuple(bundle),
-        policy,
-        filters.printed(filters.parse(asked.filter)),
-        seed,
-        forecast(made, nights, policy, now_s=int(now.timestamp())),
-        await _detects(connection, made, policy, seed, now=now),
-        tuple(made.second_person(policy)),
-        await _pending(connection, organisation, made),
-    )
+    return made, nights
 
 
 async def _releases(

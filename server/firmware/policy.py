@@ -148,6 +148,18 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 _RETRIED = frozenset({"network", "storage", "timeout", "internal"})
 
 
+class Joiners(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Devices that come to fit a rollout after it was planned, and the tail that they make.
+
+    `admit`: they join by themselves while it runs, `most` of them in all. `stay_s`: for so long
+    after its last wave opened it does not complete, as more may come.
+    """
+
+    admit: bool = True
+    most: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50
+    stay_s: Annotated[int, msgspec.Meta(ge=0, le=90 * _DAY_S)] = 0
+
+
 class OnDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a device is told beside what it installs (`protocol.assignment`)."""
 
@@ -175,6 +187,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timers: Timers = Timers()
     retries: Retries = Retries()
     device: OnDevice = OnDevice()
+    joiners: Joiners = Joiners()
     windows: Rules | None = Rules()
     on_halt: OnHalt = OnHalt.REVERT_ALL
     blast_radius: Annotated[int, msgspec.Meta(ge=0, le=MOST_ALONE)] = 20

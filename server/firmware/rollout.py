@@ -415,8 +415,11 @@ class _Deciding:
         if self.rollout.state not in (State.RUNNING, State.PAUSED):
             return
         revert = OnHalt.KEEP if self.rollout.reverse else self.rollout.policy.on_halt
-        if revert is OnHalt.REVERT_FAILED and found.guard in (Guard.COUNTS, Guard.HEALTH):
+        judged = found.guard in (Guard.COUNTS, Guard.HEALTH)
+        if revert is OnHalt.REVERT_FAILED and judged:
             revert = OnHalt.REVERT_ALL  # whoever is to blame has confirmed
+        if not judged and self.rollout.wave(wave).kind is WaveKind.TAIL:
+            revert = OnHalt.KEEP  # who joined late says nothing of those who passed
         said = reason or f"{found.guard.value}: {found.found:g} of {found.limit:g} in wave {wave}"
         self._turn(Turn.HALTED, said, wave=wave, revert=revert.value, **found.value())
 

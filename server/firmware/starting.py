@@ -83,15 +83,17 @@ async def start(held: Held) -> None:
     held.take(Started(at=held.now, sizes=tuple(sizes)))
 
 
-async def join(held: Held, devices: Sequence[Member]) -> int:
-    """Add devices to the tail; return how many take part."""
+async def join(
+    held: Held, devices: Sequence[Member], *, actor: str = SERVER, reason: str = ""
+) -> int:
+    """Add devices to the tail, also who was left out before; return how many take part."""
     tail = held.rollout.waves[-1].number
     asked = [
         Member(each.device, 0 if each.why else tail, each.why, each.releases) for each in devices
     ]
     sizes = await _enlist(held, asked, waves=tail)
     if sizes[-1]:
-        held.take(Joined(at=held.now, devices=sizes[-1]))
+        held.take(Joined(at=held.now, actor=actor, reason=reason, devices=sizes[-1]))
     return sizes[-1]
 
 
@@ -131,9 +133,14 @@ left join lateral (
     select s.id as spot_id, s.door_id, s.site_id, t.region_id
     from assignments a join spots s on s.id = a.spot_id join sites t on t.id = s.site_id
     where a.device_id = d.id and a.valid @> $3::timestamptz limit 1) w on true
-on conflict (rollout_id, device_id) do nothing
+on conflict (rollout_id, device_id) do update set wave = excluded.wave, pool = excluded.pool,
+    site_id = excluded.site_id, spot_id = excluded.spot_id, door_id = excluded.door_id,
+    region_id = excluded.region_id, state = 'planned', due_at = excluded.due_at, ended_at = null,
+    excluded = '', releases = excluded.releases
+where executions.state = 'excluded' and executions.excluded <> '' and excluded.state = 'planned'
 returning wave, state
 """
+"""Who was left out of the plan and fits by now takes part; who ever took part never does again."""
 
 
 def _array(numbers: Iterable[int]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from server.firmware.joiners import Outlook
 from server.firmware.life import FLYING, OPEN, REVOCABLE, Execution
 from server.firmware.life import State as Stage
 from server.firmware.policy import Policy
@@ -24,6 +25,7 @@ class Reason(StrEnum):
     """What holds a device back, or how far it is."""
 
     NOT_IN_IT = "not_in_it"
+    JOINS = "joins"
     EXCLUDED = "excluded"
     CONFIRMED = "confirmed"
     ENDED = "ended"
@@ -85,6 +87,7 @@ class Facts:
     the wave that must pass next. `offers`, `flying`: what the ramp has left, who is on the way.
     `at_door`, `at_site`: devices on their way there, of whatever rollout; `in_region`: how many of
     this one. `night`: the site's windows, None where it may install at any time, or stands nowhere.
+    `outlook`: of one that takes no part in what is under way, whether it joins the tail by itself.
     """
 
     now: datetime
@@ -108,24 +111,38 @@ class Facts:
     in_region: int | None = None
     night: Night | None = None
     frozen: Freeze | None = None
+    outlook: Outlook | None = None
 
 
 def why(facts: Facts) -> tuple[Why, ...]:
     """Return what holds a device back, the first first; never nothing."""
     execution = facts.execution
-    if facts.left_out or (execution is not None and execution.state is Stage.EXCLUDED):
+    left_out = facts.left_out or (execution is not None and execution.state is Stage.EXCLUDED)
+    none = execution is None and facts.wave is None
+    if facts.outlook is not None and facts.outlook.joins and (left_out or none):
+        return (_joins(facts), *_contact(facts))
+    if left_out:
         said = facts.left_out or (execution.code if execution else "")
+        said = facts.outlook.text if facts.outlook is not None else said
         return (Why(Reason.EXCLUDED, f"It is left out: {said}.", values={"why": said}),)
     if execution is not None and execution.state not in OPEN:
         return (_ended(execution),)
-    if execution is None and facts.wave is None:
-        return (Why(Reason.NOT_IN_IT, "It is not in this rollout."),)
+    if none:
+        said = f": {facts.outlook.text}" if facts.outlook is not None else ""
+        return (Why(Reason.NOT_IN_IT, f"It is not in this rollout{said}."),)
     if execution is not None and execution.state in FLYING:
         return (_step(execution, facts), *_contact(facts), *_night(execution, facts))
     found = (*_rollout(facts), *_turn(facts), *_contact(facts), *_room(facts))
     if not found:
         found = (Why(Reason.NEXT, "Nothing holds it back: it is offered at the next look."),)
     return (*found, *_night(execution, facts))
+
+
+def _joins(facts: Facts) -> Why:
+    when = "at the next look"
+    if facts.rollout is not State.RUNNING:
+        when = f"once the rollout, which is {facts.rollout.value}, goes on"
+    return Why(Reason.JOINS, f"It fits by now: it joins the tail {when}.")
 
 
 # -- how far it is ---------------------------------------------------------------------------------

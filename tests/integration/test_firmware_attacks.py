@@ -121,7 +121,7 @@ async def test_who_approved_alone_lets_no_more_join_than_he_may_approve(world: W
     await world.conductor.turn()
     async with world.act() as connection:
         given_ref = connection, world.organisation, ref
-        with pytest.raises(RefusedError, match="at most 4"):
+        with pytest.raises(RefusedError, match="at most 1"):
             await acts.join(*given_ref, devices[3:5], actor=AUTHOR, now=world.now)
         assert await acts.join(*given_ref, devices[3:4], actor=AUTHOR, now=world.now) == 1
 

@@ -16,7 +16,7 @@ from server.db.engine import transaction
 from server.errors import NotFoundError, RefusedError
 from server.firmware import acts
 from server.firmware.conductor import LEASE, StaleError, conduct, lease
-from server.firmware.policy import Caps, Gate, Guards, OnHalt, Ramp, Timers, write_policy
+from server.firmware.policy import Caps, Gate, Guards, Joiners, OnHalt, Ramp, Timers, write_policy
 from server.firmware.rows import hold
 from tests.firmware_world import (
     APPROVER,
@@ -476,7 +476,8 @@ async def test_who_joins_later_is_in_a_guarded_tail_after_all_waves(world: World
     devices = await world.fleet(8)
     for row in devices[4:]:
         world.devices[row].script = BAD
-    policy = msgspec.structs.replace(QUICK, guards=Guards(fail_abs=2), blast_radius=4)
+    few = Joiners(most=4)
+    policy = msgspec.structs.replace(QUICK, guards=Guards(fail_abs=2), blast_radius=4, joiners=few)
     ref = await world.rollout([devices[:2], devices[2:4]], policy=policy)
     async with world.act() as connection:
         given = connection, world.organisation, ref
@@ -491,10 +492,11 @@ async def test_who_joins_later_is_in_a_guarded_tail_after_all_waves(world: World
         "confirmed": 4,
         "reverted by device": 3,
     }
-    assert "halted" in await world.turns(ref)
-    assert {device.version for device in world.devices.values()} == {"1.0.0"}
+    assert await world.state(ref) == "halted"  # nobody of those who passed is taken back
+    assert {world.devices[row].version for row in devices[:4]} == {"2.0.0"}
+    assert {world.devices[row].version for row in devices[4:]} == {"1.0.0"}
     async with world.act() as connection:
-        with pytest.raises(RefusedError, match="nobody joins: it is reverted"):
+        with pytest.raises(RefusedError, match="nobody joins: it is halted"):
             await acts.join(
                 *(connection, world.organisation, ref, devices[7:]), actor=AUTHOR, now=world.now
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.firmware.joiners import Outlook
 from server.firmware.life import Execution
 from server.firmware.life import State as Stage
 from server.firmware.policy import Caps, Policy
@@ -48,6 +49,25 @@ def preparing(state: State, **more: Any) -> dict[str, Any]:
 
 CASES: list[tuple[Reason, dict[str, Any], datetime | None, str]] = [
     (Reason.NOT_IN_IT, {"execution": None, "wave": None}, None, "not in this rollout"),
+    (
+        Reason.NOT_IN_IT,
+        {"execution": None, "wave": None, "outlook": Outlook(False, "its filter misses it")},
+        None,
+        "not in this rollout: its filter misses it",
+    ),
+    (Reason.JOINS, {"left_out": "it never said", "outlook": Outlook(True, "")}, None, "next look"),
+    (
+        Reason.JOINS,
+        {"execution": None, "wave": None, "outlook": Outlook(True, ""), "rollout": State.PAUSED},
+        None,
+        "once the rollout, which is paused, goes on",
+    ),
+    (
+        Reason.EXCLUDED,
+        {"left_out": "it never said", "outlook": Outlook(False, "it runs all of it")},
+        None,
+        "left out: it runs all of it",
+    ),
     (Reason.EXCLUDED, {"left_out": "it runs all of it"}, None, "left out: it runs all of it"),
     (Reason.EXCLUDED, {"execution": at(Stage.EXCLUDED, code="already there")}, None, "already"),
     (Reason.CONFIRMED, {"execution": at(Stage.CONFIRMED, ended_at=NOW)}, None, "12:00 UTC"),

@@ -64,6 +64,7 @@ create table rollouts (
     health_at timestamptz,
     counted jsonb not null default '{}',
     counted_at timestamptz,
+    joiners_at timestamptz,
     reverses int references rollouts,
     check (payload <> 'bundle' or bundle_id is not null or reverses is not null)
 ) with (fillfactor = 70);
@@ -71,6 +72,7 @@ comment on column rollouts.epoch is 'how often somebody acknowledged what had fa
 comment on column rollouts.revert is 'what the last halt wants taken back, and nobody has yet';
 comment on column rollouts.counted is
     'by wave, what the guard by counts found last (server.firmware.watching)';
+comment on column rollouts.joiners_at is 'when it was last looked for devices that join it';
 create index rollouts_due on rollouts (due_at) where due_at is not null;
 create index on rollouts (organisation_id, id);
 create unique index rollouts_reverse on rollouts (reverses) where state not in ('cancelled');

@@ -73,6 +73,7 @@ rollouts = sa.Table(
     sa.Column("health_at", columns.INSTANT),
     _object("counted"),
     sa.Column("counted_at", columns.INSTANT),
+    sa.Column("joiners_at", columns.INSTANT),
     columns.row_of("reverses", "rollouts", nullable=True),
 )
 rollout_events = sa.Table(
