@@ -51,9 +51,10 @@ class Pages:
             verified = None
             if "verify" in request.query:
                 verified = await _verify(connection, chain)
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "audit_rows.html" if "HX-Request" in request.headers else "audit.html",
+            "audit.html",
+            alone="audit_rows.html",
             at=at,
             base=f"{at.path if at else CONSOLE}/audit",
             rows=[(row, json.loads(row["detail"])) for row in rows[:PAGE]],

@@ -153,10 +153,9 @@ class Pages:
             problem = Problem("filter", "filter", str(error))
         except RefusedError:
             look = None
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "bulk.html",
-            status=problem.status if problem else 200,
             at=at,
             wanted=words,
             segment=segment,

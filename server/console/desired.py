@@ -165,10 +165,9 @@ class Pages:
             own = await settings.find(connection, at.id, place)
             commands = await orders.listed(connection, at.id, device=row["device"], limit=SHOWN)
         where = _place(at, row)
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "desired.html",
-            status=problem.status if problem else 200,
             at=at,
             device=row,
             found=found,

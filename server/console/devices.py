@@ -112,9 +112,10 @@ class Pages:
                 rows = await reads.devices(connection, [row for row, _ in found], now=now)
                 many = await search.number(connection, chosen)
             kept = await segments.every(connection, at.id)
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "device_rows.html" if "HX-Request" in request.headers else "devices.html",
+            "devices.html",
+            alone="device_rows.html",
             at=at,
             rows=rows[: reads.PAGE],
             more=len(rows) > reads.PAGE,
@@ -274,10 +275,9 @@ class Pages:
                 connection, at.id, at.reach(Permission.CHANGE_REGISTER), kind=row["kind"]
             )
         movable = self._office.ingest is not None and row["admitted"]
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "device.html",
-            status=problem.status if problem else 200,
             at=at,
             device=row,
             states=[

@@ -108,10 +108,9 @@ class Pages:
             people = [who for each in rows for who in (each.author, each.ended_by)]
             names = await reads.names(connection, people)
         reach = {each.ref: each.sites for each in frozen.spans}
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "freezes.html",
-            status=problem.status if problem else 200,
             at=at,
             rows=[(each, _standing(each, now), reach.get(each.ref)) for each in _ordered(rows)],
             months=months(frozen, now.astimezone(UTC).date()),

@@ -39,6 +39,25 @@ class Office:
     settings: Settings
     now: Callable[[], datetime]
 
+    def page(
+        self,
+        request: web.Request,
+        template: str,
+        *,
+        alone: str = "",
+        problem: "Problem | None" = None,
+        **values: object,
+    ) -> web.Response:
+        """Return a page, or if all is well the part of it `alone` that a live refresh asks for."""
+        refreshed = alone and problem is None and "HX-Request" in request.headers
+        return self.shell.page(
+            request,
+            alone if refreshed else template,
+            status=problem.status if problem else 200,
+            problem=problem,
+            **values,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Here:

@@ -83,9 +83,10 @@ class Pages:
             found = await reads.incidents(connection, at.id, reach, now=now, limit=TOP)
             health = await reads.health(connection, at.id, reach)
             unknown = await reads.unknown_since(connection)
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "now_live.html" if "HX-Request" in request.headers else "now.html",
+            "now.html",
+            alone="now_live.html",
             at=at,
             rows=[row_of(row) for row in found[:TOP]],
             more=len(found) > TOP,
@@ -110,9 +111,10 @@ class Pages:
                 limit=PAGE,
                 page=page,
             )
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "incident_rows.html" if "HX-Request" in request.headers else "incidents.html",
+            "incidents.html",
+            alone="incident_rows.html",
             at=at,
             rows=[row_of(row) for row in found[:PAGE]],
             more=len(found) > PAGE,
@@ -170,11 +172,10 @@ class Pages:
             position = await reads.position(connection, at.id)
             episodes = await reads.episodes(connection, row["id"])
             said = await reads.words(connection, row["id"])
-        alone = "HX-Request" in request.headers and problem is None
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "incident_live.html" if alone else "incident.html",
-            status=problem.status if problem else 200,
+            "incident.html",
+            alone="incident_live.html",
             at=at,
             incident=row,
             row=row_of(row),

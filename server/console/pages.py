@@ -148,10 +148,9 @@ class Pages:
                 limit=TOP,
             )
             unknown = await health_reads.unknown_since(connection)
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "overview.html",
-            status=problem.status if problem else 200,
             rows=rows,
             urgent=urgent,
             unknown=unknown,
@@ -248,11 +247,10 @@ class Pages:
             )
             regions = await organisations.regions(connection, at.id)
             known = await organisations.find(connection, at.ref)
-        alone = "HX-Request" in request.headers and problem is None
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "sites.html" if alone else "organisation.html",
-            status=problem.status if problem else 200,
+            "organisation.html",
+            alone="sites.html",
             at=at,
             rows=rows[: reads.PAGE],
             more=len(rows) > reads.PAGE,

@@ -336,10 +336,9 @@ class Pages:
                     "order by lower(name) limit 2000",
                     where.organisation,
                 )
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "people.html",
-            status=problem.status if problem else 200,
             at=where.at,
             base=where.path,
             people=listed,

@@ -117,10 +117,9 @@ class Pages:
             told = None if dry is None else drafting.told(dry)
             rollouts = await rollout_names(connection, at.id, told)
         chosen = next((each for each in bundles if each.ref == form["bundle"]), None)
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "rollout_new.html",
-            status=problem.status if problem else 200,
             at=at,
             form=form,
             bundles=bundles,

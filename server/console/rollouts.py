@@ -108,9 +108,10 @@ class Pages:
             rows = await reads.listed(connection, at.id, over=over, before=before, limit=PAGE + 1)
             position = await _position(connection, at.id)
             names = await names_of.names(connection, [each.author for each in rows])
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "rollout_rows.html" if "HX-Request" in request.headers else "rollouts.html",
+            "rollouts.html",
+            alone="rollout_rows.html",
             at=at,
             rows=rows[:PAGE],
             older=rows[PAGE - 1].ref if len(rows) > PAGE else None,
@@ -231,11 +232,10 @@ class Pages:
         if isinstance(looked, Problem):
             raise web.HTTPNotFound
         found, told = looked.one, looked.told
-        alone = "HX-Request" in request.headers and problem is None
-        return self._office.shell.page(
+        return self._office.page(
             request,
-            "rollout_live.html" if alone else "rollout.html",
-            status=problem.status if problem else 200,
+            "rollout.html",
+            alone="rollout_live.html",
             at=at,
             one=found,
             waves=sorted(found.waves, key=lambda each: _KINDS.index(each.wave.kind)),

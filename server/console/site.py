@@ -100,10 +100,9 @@ class Pages:
     ) -> web.Response:
         async with at.acting("console new site") as connection:
             regions = await organisations.regions(connection, at.id)
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "new_site.html",
-            status=problem.status if problem else 200,
             at=at,
             values={**values_of(Site("", "")), **values},
             regions=regions,
@@ -330,10 +329,9 @@ class Pages:
                 connection, at.here.id, reach, now=now, site=site.id, limit=20
             )
         words = self._office.shell.words(request)
-        return self._office.shell.page(
+        return self._office.page(
             request,
             "site.html",
-            status=problem.status if problem else 200,
             at=at.here,
             here=at,
             site=site,
