@@ -263,9 +263,8 @@ def _sendable(schema: Schema) -> Schema:
     return found
 
 
-def page(routes: Sequence[Described]) -> bytes:
+def page(document: Schema) -> bytes:
     """Return the document as a page that needs nothing from elsewhere."""
-    document = describe(routes)
     parts = [_HEAD, f"<h1>Vestibule API, v1</h1><p>{_prose(_ABOUT)}</p>"]
     parts.append("<p><a href='openapi.json'>openapi.json</a></p>")
     for path, method, operation in (

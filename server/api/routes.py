@@ -8,6 +8,7 @@ Errors of all of these become problem+json in one place.
 import re
 import uuid
 from datetime import date
+from functools import cache
 from weakref import WeakValueDictionary
 
 import asyncpg
@@ -120,12 +121,18 @@ def build_api(
             base=base,
         )
         app.router.add_route(each.method, each.path, handler)
-    everything: tuple[Described, ...] = (*READS, *ACTS)
-    document = msgspec.json.format(msgspec.json.encode(describe(everything)), indent=2)
-    readable = page(everything)
+    document, readable = _described()
     app.router.add_get("/openapi.json", _static(document, "application/json"))
     app.router.add_get("/docs", _static(readable, "text/html"))
     return app
+
+
+@cache
+def _described() -> tuple[bytes, bytes]:
+    """Return the OpenAPI document and its page; made once, as the tables never change."""
+    everything: tuple[Described, ...] = (*READS, *ACTS)
+    document = describe(everything)
+    return msgspec.json.format(msgspec.json.encode(document), indent=2), page(document)
 
 
 def _guarded(clock: Clock) -> Middleware:

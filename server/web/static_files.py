@@ -8,6 +8,7 @@ import gzip
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from aiohttp import web
@@ -46,8 +47,8 @@ class StaticFiles:
             if path.suffix in _TYPES:
                 body = path.read_bytes()
                 digest = hashlib.sha256(body).hexdigest()[:12]
-                zipped = gzip.compress(body, mtime=0)
-                self._files[path.name] = StaticFile(body, zipped, _TYPES[path.suffix], digest)
+                kind = _TYPES[path.suffix]
+                self._files[path.name] = StaticFile(body, _zipped(body), kind, digest)
                 names.append(path.name)
         return names
 
@@ -80,3 +81,8 @@ class StaticFiles:
         return web.Response(
             body=body, content_type=found.content_type, charset="utf-8", headers=headers
         )
+
+
+@cache
+def _zipped(body: bytes) -> bytes:
+    return gzip.compress(body, mtime=0)
