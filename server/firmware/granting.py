@@ -7,8 +7,9 @@ what its rollout holds for it if, in this order:
 2. its wave is open or behind, the rollout runs, and its own time has come (`due_at`);
 3. it is there: its session is open, or it is asking;
 4. the ramp has an offer left, and not too many are on their way;
-5. none at its door, and fewer than the cap at its site, are on their way, of whatever rollout; and
-   fewer than the cap in its region, of this one. Who asks this holds the organisation's gate until
+5. none at its door is on its way or may yet begin by itself, and fewer than the cap at its site are
+   on their way, of whatever rollout (`whereabouts`); and fewer than the cap in its region, of this
+   one. Who asks this holds the organisation's gate until
    the transaction ends, so no two are let through at once.
 
 `Waits.why` says the first that does not hold.
@@ -32,6 +33,7 @@ from server.firmware.reports import change
 from server.firmware.rollout import SERVER, Strayed
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
 from server.firmware.waves import State
+from server.firmware.whereabouts import busy, stands
 
 _GATE = 0x6677_6761  # "fwga"
 LOOK_AGAIN = timedelta(minutes=1)
@@ -144,11 +146,7 @@ select e.id, e.device_id, e.wave, e.pool, {COLUMNS}, coalesce(p.session = 'open'
 from {{chosen}} join executions e on e.id = chosen.id
 join rollouts o on o.id = e.rollout_id left join bundles b on b.id = o.bundle_id
 join devices d on d.id = e.device_id left join presences p on p.device_id = e.device_id
-left join device_firmware f on f.device_id = e.device_id
-left join lateral (
-    select s.id as spot_id, s.door_id, s.site_id, t.region_id
-    from assignments a join spots s on s.id = a.spot_id join sites t on t.id = s.site_id
-    where a.device_id = e.device_id and a.valid @> $2::timestamptz limit 1) w on true
+left join device_firmware f on f.device_id = e.device_id {stands("e.device_id", "$2")}
 """  # noqa: S608
 _ONE = _CANDIDATES.format(
     chosen="(select id from executions where rollout_id = $1 and id = $3) chosen"
@@ -194,7 +192,7 @@ class _Room:
     offers: int
     flying: int
     sites: Counter[int]
-    doors: set[int]
+    doors: dict[int, set[int]]  # to the devices that keep it
     regions: Counter[int]
     offered: list[Candidate] = field(default_factory=list)
 
@@ -204,7 +202,8 @@ class _Room:
         self.flying -= 1
         self.sites.update([candidate.site] if candidate.site is not None else [])
         self.regions.update([candidate.region] if candidate.region is not None else [])
-        self.doors.update([candidate.door] if candidate.door is not None else [])
+        if candidate.door is not None:
+            self.doors.setdefault(candidate.door, set()).add(candidate.device)
         self.offered.append(candidate)
 
 
@@ -269,12 +268,17 @@ def _free(held: Held) -> int:
 
 
 async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
-    caps, sites = held.rollout.policy.caps, {each.site for each in chosen} - {None}
+    caps = held.rollout.policy.caps
+    sites = sorted({each.site for each in chosen if each.site is not None})
     await held.connection.execute(
         "select pg_advisory_xact_lock($1, $2)", _GATE, held.facts.organisation
     )
     # a statement of its own after the lock's: it sees whom another let through before
-    busy = await held.connection.fetch(_BUSY, list(sites), held.now)
+    found = await busy(held.connection, sites, now=held.now)
+    doors: dict[int, set[int]] = {}
+    for each in found:
+        if each.door is not None:
+            doors.setdefault(each.door, set()).add(each.device)
     regions: Counter[int] = Counter()
     if caps.region is not None:
         rows = await held.connection.fetch(_BUSY_REGIONS, held.facts.id)
@@ -282,21 +286,12 @@ async def _room(held: Held, chosen: Iterable[Candidate]) -> _Room:
     return _Room(
         int(_tokens(held)),
         _free(held),
-        Counter(row["site_id"] for row in busy if row["site_id"] is not None),
-        {row["door_id"] for row in busy if row["door_id"] is not None},
+        Counter(each.site for each in found if each.site is not None),
+        doors,
         regions,
     )
 
 
-_BUSY = f"""
-select site_id, door_id from executions
-where site_id = any($1::int[]) and state in ({named(FLYING)})
-union all
-select nullif(s.site_id, e.site_id), s.door_id from spots s
-join assignments a on a.spot_id = s.id and a.valid @> $2::timestamptz
-join executions e on e.device_id = a.device_id and e.ended_at is null and e.state <> 'planned'
-where s.site_id = any($1::int[]) and s.door_id is distinct from e.door_id
-"""  # noqa: S608 - where they stood when they were offered it, and where they were put since
 _BUSY_REGIONS = f"""
 select region_id, count(*) from executions
 where rollout_id = $1 and region_id is not null and state in ({named(FLYING)}) group by 1
@@ -328,7 +323,7 @@ def _why_not(held: Held, each: Candidate, room: _Room, *, asking: bool) -> Why |
         return Why.RATE
     if room.flying < 1:
         return Why.IN_FLIGHT
-    if each.door is not None and each.door in room.doors:
+    if each.door is not None and room.doors.get(each.door, set()) - {each.device}:
         return Why.DOOR
     if each.site is not None and room.sites[each.site] >= caps.site:
         return Why.SITE

@@ -22,6 +22,7 @@ from server.firmware.nights import instant, nights
 from server.firmware.reads import Loaded, find, load, plan
 from server.firmware.rows import COLUMNS, execution_of
 from server.firmware.waves import PREPARING, UNDER_WAY
+from server.firmware.whereabouts import busy, stands
 from server.firmware.why import Facts, Freeze, Why, why
 from server.firmware.windows import Night
 from server.fleet import filters, search
@@ -198,27 +199,11 @@ _DEVICE = f"""
            greatest(p.session_at, p.heartbeat_at) as away_since, w.site_id, w.door_id, w.region_id,
            e.id as execution, {COLUMNS}
     from devices d left join presences p on p.device_id = d.id
-    left join executions e on e.device_id = d.id and e.rollout_id = $4
-    left join lateral (
-        select s.door_id, s.site_id, t.region_id
-        from assignments a join spots s on s.id = a.spot_id join sites t on t.id = s.site_id
-        where a.device_id = d.id and a.valid @> $3::timestamptz limit 1) w on true
+    left join executions e on e.device_id = d.id and e.rollout_id = $4 {stands("d.id", "$3")}
     where d.organisation_id = $1 and d.device = $2
 """  # noqa: S608 - columns of ours
 _FLYING = [state.value for state in FLYING]
-_NEIGHBOURS = """
-    select d.device, e.site_id, e.door_id from executions e join devices d on d.id = e.device_id
-    where e.site_id = $1 and e.state = any($2) and e.device_id <> $3
-    union all
-    select d.device, nullif(s.site_id, e.site_id), s.door_id from spots s
-    join assignments a on a.spot_id = s.id and a.valid @> $4::timestamptz
-    join executions e on e.device_id = a.device_id and e.ended_at is null
-    join devices d on d.id = e.device_id
-    where s.site_id = $1 and s.door_id is distinct from e.door_id and e.state = any($2)
-      and e.device_id <> $3
-    limit 500
-"""
-"""Who is on its way beside a device, as `granting` counts them: also who was put there since."""
+_NAMES = "select id, device from devices where id = any($1::int[])"
 _IN_REGION = """
     select count(*) from executions where rollout_id = $1 and region_id = $2 and state = any($3)
 """
@@ -236,7 +221,9 @@ async def _facts(
     """Return what is known of a device (`_DEVICE`) and its rollout."""
     line, rollout, site = known.line, known.rollout, row["site_id"]
     caps, door = rollout.policy.caps, row["door_id"]
-    near = await connection.fetch(_NEIGHBOURS, site, _FLYING, row["id"], now)
+    found = [] if site is None else await busy(connection, [site], now=now)
+    near = [each for each in found if each.device != row["id"]]
+    names = dict(await connection.fetch(_NAMES, [each.device for each in near]))
     in_region = None
     if caps.region is not None and row["region_id"] is not None:
         in_region = await connection.fetchval(_IN_REGION, line.id, row["region_id"], _FLYING)
@@ -259,8 +246,8 @@ async def _facts(
         away_since=row["away_since"],
         offers=_offers(known, now=now),
         flying=rollout.flying,
-        at_door=tuple(e["device"] for e in near if door is not None and e["door_id"] == door),
-        at_site=tuple(each["device"] for each in near if each["site_id"] is not None),
+        at_door=tuple(names[e.device] for e in near if door is not None and e.door == door),
+        at_site=tuple(names[each.device] for each in near if each.site is not None),
         in_region=in_region,
         night=await _night(connection, organisation, known, site, now=now),
         frozen=None if on is None else Freeze(on.ref, on.name, instant(on.end_s)),

@@ -43,11 +43,12 @@ from protocol.update import MAX_CANCELLED, Answer, Attempt, Phase, Report, Signe
 from server import metrics
 from server.db.engine import ACQUIRE_TIMEOUT_S, measured, transaction
 from server.firmware import granting, reports
-from server.firmware.assignments import AssignmentSigner, Order, assignment_of
+from server.firmware.assignments import LIFE, AssignmentSigner, Order, assignment_of
 from server.firmware.freezes import load
 from server.firmware.life import DEFERRED_CODE, REVOCABLE, State
 from server.firmware.nights import nights
 from server.firmware.office import Office
+from server.firmware.rows import named
 from server.firmware.wanted import Execution, runs, under_way
 from server.pki.authority import device_uri
 from server.provisioning.refusals import refused
@@ -149,6 +150,10 @@ async def _taken(
         log.warning("another version than confirmed", device=holder.device)
     granted = await granting.grant(connection, device, now=now)
     waits, again_s = "", AGAIN_S
+    if isinstance(granted, granting.Granted):  # noted before it is signed
+        await connection.execute(_ASSIGNED, granted.execution, now + LIFE)
+    if fresh and known["reported_at"] is not None:
+        await connection.execute(_PASSED_OVER, device, known["reported_at"])
     if isinstance(granted, granting.Waits):
         least_s = 0 if granted.why is granting.Why.LATER else WAITING_AGAIN_S
         waits, again_s = granted.why.value, min(again_s, max(least_s, granted.again_s))
@@ -194,7 +199,8 @@ _QUIET = """
     from asker a where f.device_id = a.id and f.organisation_id = a.organisation_id
       and f.nonce_given = $9 and f.hardware = $10 and f.components = $11::jsonb and f.slot = $12
       and not exists (select from executions e where e.device_id = a.id
-        and (e.ended_at is null or e.ended_at >= f.reported_at))
+        and (e.ended_at is null or e.ended_at >= f.reported_at
+             or (e.assigned_until is not null and e.accepted_at is null)))
     returning f.device_id
 """
 """Rules 1 and 3 for whom nothing is to be done, in one statement: what `hear` says, and no lock."""
@@ -224,12 +230,25 @@ async def _nothing_to_do(
     return kept is not None
 
 
-_KNOWN = "select nonce_given, hardware, components, slot from device_firmware where device_id = $1"
+_KNOWN = """
+    select nonce_given, hardware, components, slot, reported_at from device_firmware
+    where device_id = $1
+"""
 _ASKED = """
     update device_firmware
     set organisation_id = $2, nonce_given = $3, nonce_asked = $4, reported_at = $5
     where device_id = $1
 """
+
+
+_ASSIGNED = f"""
+    update executions set assigned_until = $2 where id = $1 and state in ({named(REVOCABLE)})
+"""  # noqa: S608
+_PASSED_OVER = """
+    update executions set assigned_until = null
+    where device_id = $1 and assigned_until is not null and accepted_at is null and ended_at < $2
+"""
+"""It has had our answer since, which took back what it had not begun."""
 
 
 def _is_fresh(known: asyncpg.Record | None, report: Report) -> bool:

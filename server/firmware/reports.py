@@ -68,7 +68,8 @@ async def hear(
 
 
 _OWN = f"""
-select e.id, e.ref, e.organisation_id, e.rollout_id, e.pool, d.device, {COLUMNS}
+select e.id, e.ref, e.organisation_id, e.rollout_id, e.pool, d.device, {COLUMNS},
+       e.assigned_until is not null as assigned
 from executions e join devices d on d.id = e.device_id
 where e.device_id = $1 and e.ref = any($2) order by e.id for no key update of e
 """  # noqa: S608
@@ -104,6 +105,8 @@ async def _take(
         "select policy, epoch, state from rollouts where id = $1", row["rollout_id"]
     )
     withdrawn = State(facts["state"]) in WITHDRAWN
+    if row["assigned"] and any(_done(each, row) for each in steps):
+        await connection.execute(_DONE, row["id"])
     here = Here(read_policy(facts["policy"]), now, facts["epoch"], withdrawn)
     after = _folded(before, said, here)
     if after != before and tally(after) == tally(before) and not (before.ended or after.ended):
@@ -115,6 +118,14 @@ async def _take(
         withdrawn = held.rollout.state in WITHDRAWN
     gone = after.state in SUPPOSED
     return gone or (withdrawn and after.state in RECALLABLE)
+
+
+_DONE = "update executions set assigned_until = null where id = $1"
+
+
+def _done(step: Step, row: asyncpg.Record) -> bool:
+    """Whether a device begins nothing more by what it was assigned last."""
+    return step.phase in ENDS and step.attempt.number >= row["attempt"]
 
 
 def _bounded(step: Step, row: asyncpg.Record) -> bool:

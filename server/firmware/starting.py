@@ -34,6 +34,7 @@ from server.firmware.rollout import (
 )
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, put, ring
 from server.firmware.waves import OVER, UNDER_WAY, State
+from server.firmware.whereabouts import stands
 from server.fleet.register import new_ref
 from server.fleet.versions import key
 
@@ -117,7 +118,7 @@ async def _enlist(held: Held, asked: Sequence[Member], *, waves: int) -> list[in
     return sizes
 
 
-_ENLIST = """
+_ENLIST = f"""
 insert into executions (organisation_id, ref, rollout_id, wave, pool, device_id, site_id, spot_id,
     door_id, region_id, state, due_at, ended_at, excluded, releases)
 select $2, n.ref, $1, n.wave, n.wave, d.id, w.site_id, w.spot_id, w.door_id, w.region_id,
@@ -129,17 +130,14 @@ from unnest($4::int[], $5::smallint[], $6::text[], $7::text[], $8::text[])
 join devices d on d.id = n.device
 cross join lateral (select case when n.said <> '' then n.said when d.organisation_id <> $2
     or not d.admitted then 'it is here no longer' else '' end) x (why)
-left join lateral (
-    select s.id as spot_id, s.door_id, s.site_id, t.region_id
-    from assignments a join spots s on s.id = a.spot_id join sites t on t.id = s.site_id
-    where a.device_id = d.id and a.valid @> $3::timestamptz limit 1) w on true
+{stands("d.id", "$3")}
 on conflict (rollout_id, device_id) do update set wave = excluded.wave, pool = excluded.pool,
     site_id = excluded.site_id, spot_id = excluded.spot_id, door_id = excluded.door_id,
     region_id = excluded.region_id, state = 'planned', due_at = excluded.due_at, ended_at = null,
     excluded = '', releases = excluded.releases
 where executions.state = 'excluded' and executions.excluded <> '' and excluded.state = 'planned'
 returning wave, state
-"""
+"""  # noqa: S608
 """Who was left out of the plan and fits by now takes part; who ever took part never does again."""
 
 

@@ -14,6 +14,7 @@ from server.firmware.assignments import Offered
 from server.firmware.life import State
 from server.firmware.policy import Policy, read_policy
 from server.firmware.waves import WITHDRAWN
+from server.firmware.whereabouts import stands
 
 _WITHDRAWN = [state.value for state in WITHDRAWN]
 
@@ -48,17 +49,16 @@ class Grant:
     rate: int | None
 
 
-_UNDER_WAY = """
+_UNDER_WAY = f"""
     select e.id, e.ref, o.ref as rollout, e.state, e.attempt, d.device, d.model, o.policy,
            o.state = 'running' as running, o.state = any($3) as withdrawn,
-           coalesce(e.releases, b.releases) as releases,
-           (select p.site_id from assignments a join spots p on p.id = a.spot_id
-            where a.device_id = d.id and a.valid @> $2::timestamptz) as site
+           coalesce(e.releases, b.releases) as releases, w.site_id as site
     from executions e
     join devices d on d.id = e.device_id and d.organisation_id = e.organisation_id
     join rollouts o on o.id = e.rollout_id left join bundles b on b.id = o.bundle_id
+    {stands("d.id", "$2")}
     where e.device_id = $1 and e.ended_at is null and e.state <> 'planned'
-"""
+"""  # noqa: S608
 _RELEASES = """
     select r.component, r.version, r.floor, r.target, r.length, r.sha256,
            r.withdrawn_at is not null as withdrawn

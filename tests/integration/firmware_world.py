@@ -29,6 +29,7 @@ from protocol.update import (
     Answer,
     Attempt,
     Component,
+    Phase,
     Report,
     Step,
     read_answer,
@@ -48,6 +49,7 @@ from server.web.deadline import listening
 
 AT_ONCE = Ramp(base=1_000, factor=1)
 AT_ANY_TIME = Policy(windows=None, ramp=AT_ONCE)
+BEFORE_INSTALLING = (Phase.ACCEPTED, Phase.DOWNLOADING, Phase.READY, Phase.WAITING_WINDOW)
 
 
 def named(prefix: str) -> str:
@@ -238,6 +240,19 @@ class Updates:
         """Return the context of who shows no certificate."""
         return ssl.create_default_context(cafile=self.stack.endpoints.pki / "bundle.pem")
 
+    async def one_door(self, *devices: Scripted) -> None:
+        """Let devices stand at one entrance."""
+        door = await self.owner.fetchval(
+            "insert into doors (organisation_id, site_id, ref, name) "
+            "values ($1, $2, $3, 'Entrance') returning id",
+            *(self.organisation, self.site, named("door")),
+        )
+        await self.owner.execute(
+            "update spots set door_id = $1 where id in "
+            "(select spot_id from assignments where device_id = any($2::int[]))",
+            *(door, [each.row for each in devices]),
+        )
+
     async def release(
         self, version: str, *, component: str = "agent", size: int = 300_000, stored: bool = True
     ) -> Release:
@@ -381,3 +396,32 @@ __all__ = [
     "step",
     "updates",
 ]
+
+
+async def told(device: Scripted) -> Answer:
+    """Ask until a report is fresh, and return that answer."""
+    await device.says()
+    return await device.says()
+
+
+async def steps_to(updates: Updates, device: Scripted, *phases: Phase, since: int = 0) -> Answer:
+    """Say the next steps of what is under way, each in a report of its own."""
+    execution = await updates.execution(device)
+    answer = None
+    for seq, phase in enumerate(phases, since + 1):
+        answer = await device.says(step(execution, seq, phase))
+    assert answer is not None
+    return answer
+
+
+async def on_trial(
+    updates: Updates, device: Scripted, release: Release
+) -> tuple[asyncpg.Record, Attempt]:
+    """Bring a device to its first start of new code, which it has not reported yet."""
+    await told(device)
+    phases = (*BEFORE_INSTALLING, Phase.INSTALLING, Phase.REBOOTING)
+    await steps_to(updates, device, *phases)
+    device.components["agent"] = release.part
+    device.slot = "b"
+    execution = await updates.execution(device)
+    return execution, Attempt(execution["ref"], execution["attempt"])

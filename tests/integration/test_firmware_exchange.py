@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import asyncpg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -36,11 +34,20 @@ from server.firmware.fetching import MOST_ASKS
 from server.firmware.greetings import Greetings
 from server.firmware.policy import Policy, Timers, write_policy
 from server.firmware.reports import MOST_STEPS
-from tests.integration.firmware_world import AT_ONCE, Release, Scripted, Updates, step
+from tests.integration.firmware_world import (
+    AT_ONCE,
+    BEFORE_INSTALLING,
+    Release,
+    Scripted,
+    Updates,
+    on_trial,
+    step,
+    steps_to,
+    told,
+)
 from tests.integration.firmware_world import updates as updates
 
 pytestmark = pytest.mark.services
-BEFORE_INSTALLING = (Phase.ACCEPTED, Phase.DOWNLOADING, Phase.READY, Phase.WAITING_WINDOW)
 NIGHTLY = Policy(ramp=AT_ONCE)
 
 
@@ -55,35 +62,6 @@ def assigned(answer: Answer) -> Assignment:
     assert isinstance(key, ec.EllipticCurvePublicKey)
     key.verify(envelope.signature, SIGNED + envelope.text, ec.ECDSA(hashes.SHA256()))
     return read_assignment(envelope.text)
-
-
-async def told(device: Scripted) -> Answer:
-    """Ask until a report is fresh, and return that answer."""
-    await device.says()
-    return await device.says()
-
-
-async def steps_to(updates: Updates, device: Scripted, *phases: Phase, since: int = 0) -> Answer:
-    """Say the next steps of what is under way, each in a report of its own."""
-    execution = await updates.execution(device)
-    answer = None
-    for seq, phase in enumerate(phases, since + 1):
-        answer = await device.says(step(execution, seq, phase))
-    assert answer is not None
-    return answer
-
-
-async def on_trial(
-    updates: Updates, device: Scripted, release: Release
-) -> tuple[asyncpg.Record, Attempt]:
-    """Bring a device to its first start of new code, which it has not reported yet."""
-    await told(device)
-    phases = (*BEFORE_INSTALLING, Phase.INSTALLING, Phase.REBOOTING)
-    await steps_to(updates, device, *phases)
-    device.components["agent"] = release.part
-    device.slot = "b"
-    execution = await updates.execution(device)
-    return execution, Attempt(execution["ref"], execution["attempt"])
 
 
 async def test_a_device_goes_through_all_phases_and_confirms(updates: Updates) -> None:
@@ -246,49 +224,6 @@ async def test_a_replayed_report_confirms_nothing_and_is_asked_for_anew(updates:
     assert (await updates.execution(device))["state"] == "confirmed"
     _, body = await device.post(device.signed(confirming))  # long after, and nothing comes of it
     assert (await updates.execution(device))["state"] == "confirmed"
-
-
-async def test_a_report_from_before_the_confirmation_takes_it_back_never_and_one_after_does(
-    updates: Updates,
-) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    old = dict(device.components)
-    await told(device)
-    late = device.report()  # on its way, while all of this happens
-    execution, trial = await on_trial(updates, device, release)
-    await device.says(step(execution, 8, Phase.CONFIRMED))
-    kept = await updates.kept(device)
-    for _ in range(2):  # and once more
-        _, body = await device.post(device.signed(late))
-        stale = read_answer(body)
-        assert (stale.again_s, (await updates.execution(device))["state"]) == (1, "confirmed")
-        assert (await updates.kept(device))["components"] == kept["components"]
-        device.answers = stale.nonce
-    await device.says()
-    assert (await updates.execution(device))["state"] == "confirmed"
-    answer = await device.says(step(execution, 9, Phase.REVERTED), components=old)  # it fell back
-    assert answer.heard == {trial: 9}
-    found = await updates.execution(device)
-    assert (found["state"], found["seq"]) == ("reverted by device", 9)
-    total = await updates.owner.fetchval("select total from waves where number = 1")
-    assert json.loads(total)["failed"] == 1
-
-
-async def test_a_device_that_fell_back_silently_is_seen_by_its_next_fresh_report(
-    updates: Updates,
-) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    old = dict(device.components)
-    execution, _ = await on_trial(updates, device, release)
-    await device.says(step(execution, 8, Phase.CONFIRMED))
-    device.components, device.answers = old, "0" * 32  # our last answer was lost
-    answer = await device.says()
-    assert (answer.again_s, (await updates.execution(device))["state"]) == (1, "confirmed")
-    await device.says()
-    found = await updates.execution(device)
-    assert (found["state"], found["code"]) == ("reverted by device", "version")
 
 
 async def test_who_waits_for_its_turn_asks_seldom_and_at_its_own_time_when_it_is_known(

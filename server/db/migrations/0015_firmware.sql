@@ -147,6 +147,7 @@ create table executions (
     releases int[],
     from_versions jsonb not null default '{}',
     excluded text not null default '',
+    assigned_until timestamptz,
     unique (rollout_id, device_id),
     check ((ended_at is null) = (state in ('planned', 'offered', 'accepted', 'downloading', 'ready',
         'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial')))
@@ -154,6 +155,9 @@ create table executions (
 comment on column executions.site_id is 'where the device stood when it was planned';
 comment on column executions.attempted is 'it was accepted once';
 comment on column executions.excluded is 'why it is not offered at all';
+comment on column executions.assigned_until is
+    'until when its device may begin by itself, as long as it has not said how that ended';
+create index executions_assigned on executions (site_id) where assigned_until is not null;
 create unique index executions_open on executions (device_id) where ended_at is null;
 create index executions_waiting on executions (rollout_id, pool, due_at) where state = 'planned';
 create index executions_due on executions (rollout_id, due_at) where state in ('offered', 'accepted',

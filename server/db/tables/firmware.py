@@ -135,6 +135,7 @@ executions = sa.Table(
     sa.Column("releases", sa.ARRAY(sa.Integer)),
     _object("from_versions"),
     columns.or_empty("excluded"),
+    sa.Column("assigned_until", columns.INSTANT),
 )
 execution_reports = sa.Table(
     "execution_reports",
