@@ -16,6 +16,7 @@ import asyncpg
 
 from ops.deployment import database, deployment
 from ops.people import organisation_of
+from ops.words import parser_of
 from server.audit.log import Heads, heads, verify
 from server.errors import RefusedError
 
@@ -28,11 +29,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule audit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("audit", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     checking = verbs.add_parser("verify", help="check every chain; 1 if one does not hold")
     checking.add_argument("--head", type=Path, help="heads noted earlier")

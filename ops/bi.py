@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from ops.deployment import carry_out, deployment, home
+from ops.deployment import Action, carry_out, deployment, home
 from ops.people import organisation_of
 from ops.services.stack import Stack
+from ops.words import Verbs, parser_of
 from server.audit.log import record
 from server.config import SettingsError
 from server.errors import NotFoundError
@@ -70,21 +71,14 @@ def _admin_dsn() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule bi",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="add|list|remove")
-    add = verbs.add_parser("add", help="make a login; prints how to connect, once")
+    parser = parser_of("bi", __doc__)
+    verbs = Verbs[Action](parser, "add|list|remove")
+    add = verbs.add("add", "make a login; prints how to connect, once", _add)
     add.add_argument("organisation", help="its name or ref")
     add.add_argument("--note", default="", help="what it is for")
-    add.set_defaults(action=_add)
-    listing = verbs.add_parser("list", help="list logins, without their passwords")
-    listing.set_defaults(action=_list)
-    removing = verbs.add_parser("remove", help="end a login and its connections at once")
+    verbs.add("list", "list logins, without their passwords", _list)
+    removing = verbs.add("remove", "end a login and its connections at once", _remove)
     removing.add_argument("login", help="as `vestibule bi list` names it")
-    removing.set_defaults(action=_remove)
     return parser
 
 

@@ -31,6 +31,7 @@ from ops.services.endpoints import BROKER_URL
 from ops.services.errors import ServicesError
 from ops.services.process import wait_until
 from ops.services.stack import Stack
+from ops.words import Verbs, parser_of
 from server.audit.log import record
 from server.pki import generations as rules
 from server.pki import rollover
@@ -45,14 +46,15 @@ NEEDED_PERCENT = 99.0
 RENEW_WITHIN = timedelta(days=30)
 BACK_WITHIN_S = 120.0
 _MOST_NAMED = 20
+Action = Callable[[argparse.Namespace], Coroutine[None, None, int]]
 
 
 def main(argv: list[str]) -> int:
     """Run the subcommand; returns its exit code: 1 is not done, with the reason."""
     options = _parser().parse_args(argv)
-    act: Callable[[argparse.Namespace], Coroutine[None, None, int]] = options.act
+    action: Action = options.action
     try:
-        return asyncio.run(act(options))
+        return asyncio.run(action(options))
     except (AuthorityError, RolloverError) as error:
         print(f"vestibule ca: {error}", file=sys.stderr)
         return 1
@@ -397,55 +399,40 @@ def _default_directory() -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule ca",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("ca", __doc__)
     parser.add_argument(
         "--directory",
         type=Path,
         default=_default_directory(),
         help="the authority's files (default: VESTIBULE_PKI, or pki in VESTIBULE_HOME)",
     )
-    parser.set_defaults(act=show)
-    commands = parser.add_subparsers(metavar="COMMAND")
-
-    def command(
-        under: "argparse._SubParsersAction[argparse.ArgumentParser]",
-        name: str,
-        act: Callable[[argparse.Namespace], Coroutine[None, None, int]],
-        text: str,
-    ) -> argparse.ArgumentParser:
-        made = under.add_parser(name, help=text, description=text)
-        made.set_defaults(act=act)
-        return made
-
-    command(commands, "show", show, "what there is, who trusts it, what ends when (the default)")
-    made = command(commands, "init", init, "make roots and authorities; the roots' keys encrypted")
+    parser.set_defaults(action=show)
+    commands = Verbs[Action](parser, "COMMAND", required=False)
+    commands.add("show", "what there is, who trusts it, what ends when (the default)", show)
+    made = commands.add("init", "make roots and authorities; the roots' keys encrypted", init)
     made.add_argument(
         "--directory", type=Path, default=argparse.SUPPRESS, help="where to make them; as above"
     )
-    made = command(
-        commands, "issue-intermediate", issue_intermediate, "begin a new authority of one kind"
+    made = commands.add(
+        "issue-intermediate", "begin a new authority of one kind", issue_intermediate
     )
     made.add_argument(
         "kind", choices=(Kind.DEVICE.value, Kind.SERVICE.value), help="whose certificates it signs"
     )
     made.add_argument("--keys", type=Path, help="the folder with the present root's key")
-    made = command(commands, "install", install, "give the broker its files: a planned restart")
+    made = commands.add("install", "give the broker its files: a planned restart", install)
     made.add_argument("--done", action="store_true", help="a broker of yours has them now")
 
-    moving = commands.add_parser("rollover", help="move the fleet to what was begun")
-    steps = moving.add_subparsers(required=True, metavar="STEP")
-    made = command(steps, "start", start, "make authorities below the next root")
+    moving = commands.add("rollover", "move the fleet to what was begun")
+    steps = Verbs[Action](moving, "STEP")
+    made = steps.add("start", "make authorities below the next root", start)
     made.add_argument("--keys", type=Path, help="the folder with the next root's key")
-    command(steps, "status", status, "how far it is, and who lags behind")
+    steps.add("status", "how far it is, and who lags behind", status)
     for name, act, text in (
         ("switch", switch, "let what was begun sign"),
         ("finish", finish, "trust what is leaving no longer"),
     ):
-        made = command(steps, name, act, text)
+        made = steps.add(name, text, act)
         made.add_argument("--force", action="store_true", help="whoever lags behind is left out")
         made.add_argument(
             "--percent",

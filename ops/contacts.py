@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from ops.deployment import carry_out
+from ops.deployment import Action, carry_out
 from ops.people import organisation_of
+from ops.words import Verbs, parser_of
 from server.health import contacts, notices
 from server.health.contacts import Contact
 from server.health.judgement import Severity
@@ -26,13 +27,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule contact",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="add|list|remove|resend")
-    add = verbs.add_parser("add", help="add somebody who is told")
+    parser = parser_of("contact", __doc__)
+    verbs = Verbs[Action](parser, "add|list|remove|resend")
+    add = verbs.add("add", "add somebody who is told", _add)
     _whose(add)
     add.add_argument("email", help="where mail goes")
     add.add_argument("--name", help="who that is (default: the address)")
@@ -48,18 +45,14 @@ def _parser() -> argparse.ArgumentParser:
         "--day", action="append", choices=_DAYS, help="a weekday; may be repeated (default: all)"
     )
     add.add_argument("--digest", action="store_true", help="mail what is open each day at seven")
-    add.set_defaults(action=_add)
-    listing = verbs.add_parser("list", help="list contacts")
+    listing = verbs.add("list", "list contacts", _list)
     _whose(listing)
-    listing.set_defaults(action=_list)
-    removing = verbs.add_parser("remove", help="tell somebody no longer")
+    removing = verbs.add("remove", "tell somebody no longer", _remove)
     _whose(removing)
     removing.add_argument("contact", help="as `vestibule contact list` names it")
-    removing.set_defaults(action=_remove)
-    again = verbs.add_parser("resend", help="try again what was given up")
+    again = verbs.add("resend", "try again what was given up", _resend)
     _whose(again)
     again.add_argument("contact", help="as `vestibule contact list` names it")
-    again.set_defaults(action=_resend)
     return parser
 
 

@@ -22,7 +22,7 @@ from server.config import Secret, Settings
 from server.db.migrate import check_schema
 
 Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
-"""What a subcommand does, as its parser has set it: `set_defaults(action=...)`."""
+"""What a subcommand does: its verb's `action` (`ops.words`)."""
 HOME = "VESTIBULE_HOME"
 
 

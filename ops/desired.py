@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from ops.deployment import carry_out
+from ops.deployment import Action, carry_out
 from ops.keys import span
 from ops.people import organisation_of
+from ops.words import Verbs, parser_of
 from protocol.settings import TABLE
 from server.commands import orders
 from server.commands.life import KINDS
@@ -36,28 +37,25 @@ def main(argv: list[str]) -> int:
 
 
 def _config() -> argparse.ArgumentParser:
-    parser = _parser("config")
-    verbs = parser.add_subparsers(required=True, metavar="show|layers|set")
-    one = verbs.add_parser("show", help="a device's settings, why they are so, what became of them")
+    parser = parser_of("config", __doc__)
+    verbs = Verbs[Action](parser, "show|layers|set")
+    one = verbs.add("show", "a device's settings, why they are so, what became of them", _show)
     one.add_argument("device", help="its id")
-    one.set_defaults(action=_show)
-    one = verbs.add_parser("layers", help="who has ever said something of settings")
+    one = verbs.add("layers", "who has ever said something of settings", _layers)
     one.add_argument("organisation", help="its name or ref")
-    one.set_defaults(action=_layers)
-    one = verbs.add_parser("set", help="change some settings of one layer")
+    one = verbs.add("set", "change some settings of one layer", _set)
     one.add_argument("organisation", help="its name or ref")
     one.add_argument("scope", choices=_SCOPES, help="whose layer")
     one.add_argument("of", help="a site's ref, a device's id, a model; '-' for the organisation")
     one.add_argument("values", nargs="+", metavar="KEY=VALUE", help="KEY= takes it out")
     one.add_argument("--dry-run", action="store_true", help="only say whom it would reach")
-    one.set_defaults(action=_set)
     return parser
 
 
 def _command() -> argparse.ArgumentParser:
-    parser = _parser("command")
-    verbs = parser.add_subparsers(required=True, metavar="ask|list|show|file|cancel")
-    one = verbs.add_parser("ask", help="tell devices to do something, once")
+    parser = parser_of("command", __doc__)
+    verbs = Verbs[Action](parser, "ask|list|show|file|cancel")
+    one = verbs.add("ask", "tell devices to do something, once", _ask)
     one.add_argument("organisation", help="its name or ref")
     one.add_argument("kind", choices=list(KINDS), help="what is to be done")
     one.add_argument("--device", action="append", default=[], help="this one (may be repeated)")
@@ -66,28 +64,16 @@ def _command() -> argparse.ArgumentParser:
     one.add_argument("--within", type=span, metavar="SPAN", help="or not at all: 30m, 12h, 2d")
     one.add_argument("--lines", type=int, default=100, help="of a log (default: 100)")
     one.add_argument("--dry-run", action="store_true", help="only say whom it would reach")
-    one.set_defaults(action=_ask)
-    one = verbs.add_parser("list", help="the last commands")
+    one = verbs.add("list", "the last commands", _list)
     one.add_argument("organisation", help="its name or ref")
     one.add_argument("--device", help="of this one alone")
-    one.set_defaults(action=_list)
     for name, action, said in (
         ("show", _one, "one command and its outcome"),
         ("file", _file, "write what a device sent with it (gzip) to standard output"),
         ("cancel", _cancel, "take back what has not begun"),
     ):
-        one = verbs.add_parser(name, help=said)
-        one.add_argument("command", help="its ref, cmd-…")
-        one.set_defaults(action=action)
+        verbs.add(name, said, action).add_argument("command", help="its ref, cmd-…")
     return parser
-
-
-def _parser(name: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"vestibule {name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 # -- settings ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from ops.deployment import deployment
+from ops.words import parser_of
 from server.insight.pos import (
     CAMPAIGNED,
     EXCHANGE,
@@ -32,11 +33,7 @@ WHAT = ("pos", "shifts", "campaigns", "rates")
 
 def main(argv: list[str]) -> int:
     """Import, or with --dry-run say what would be; exit code 1 if lines are wrong."""
-    parser = argparse.ArgumentParser(
-        prog="vestibule import",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("import", __doc__)
     parser.add_argument("what", choices=WHAT, help="sales, rosters, campaigns, rates of exchange")
     parser.add_argument("file", type=Path, help="CSV, columns as above")
     parser.add_argument("--organisation", help="its ref: only its sites may be named")

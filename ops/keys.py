@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from ops.deployment import carry_out
+from ops.deployment import Action, carry_out
 from ops.people import organisation_of
+from ops.words import Verbs, parser_of
 from server.api.keys import SCOPES, create_api_key, revoke_api_key, rotate_api_key
 from server.errors import NotFoundError
 
@@ -27,29 +28,21 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule key",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="add|list|rotate|revoke")
-    add = verbs.add_parser("add", help="make a key")
+    parser = parser_of("key", __doc__)
+    verbs = Verbs[Action](parser, "add|list|rotate|revoke")
+    add = verbs.add("add", "make a key", _add)
     add.add_argument("organisation", help="its name or ref")
     add.add_argument("--note", default="", help="what it is for")
     add.add_argument("--scope", action="append", choices=sorted(SCOPES), help="(default: read)")
     add.add_argument("--expires", type=span, metavar="SPAN", help="after so long: 90d, 12h")
-    add.set_defaults(action=_add)
-    listing = verbs.add_parser("list", help="list keys, without their secrets")
-    listing.set_defaults(action=_list)
-    rotating = verbs.add_parser("rotate", help="make a key's successor, and let it end")
+    verbs.add("list", "list keys, without their secrets", _list)
+    rotating = verbs.add("rotate", "make a key's successor, and let it end", _rotate)
     rotating.add_argument("prefix", help="the 8 characters after vk_")
     rotating.add_argument(
         "--overlap", type=span, default=timedelta(days=7), metavar="SPAN", help="(default: 7d)"
     )
-    rotating.set_defaults(action=_rotate)
-    revoking = verbs.add_parser("revoke", help="end a key at once")
+    revoking = verbs.add("revoke", "end a key at once", _revoke)
     revoking.add_argument("prefix", help="the 8 characters after vk_")
-    revoking.set_defaults(action=_revoke)
     return parser
 
 

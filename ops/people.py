@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import asyncpg
 
 from ops.deployment import Deployment, acting, deployment
+from ops.words import Verbs, parser_of
 from server.errors import NotFoundError, RefusedError
 from server.people import links, users
 from server.people.links import Purpose
@@ -36,36 +37,27 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule user",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="add|list|grant|revoke|reset|...")
+    parser = parser_of("user", __doc__)
+    verbs = Verbs[Action](parser, "add|list|grant|revoke|reset|...")
 
-    def verb(name: str, summary: str, action: Action) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=summary, description=summary)
-        made.set_defaults(action=action)
-        return made
-
-    add = verb("add", "add a user with a role; prints the invitation", _add)
+    add = verbs.add("add", "add a user with a role; prints the invitation", _add)
     _who(add)
     _scope(add)
     add.add_argument("--name", default="", help="what to call them")
     add.add_argument(
         "--language", choices=sorted(LANGUAGES), default="en", help="of their pages (default en)"
     )
-    verb("list", "list users and what they may", _list)
-    _who(verb("disable", "shut a user out at once: every session ends", _disable))
-    _who(verb("enable", "let a disabled user in again", _enable))
-    reset = verb("reset", "print a link by which a user chooses another password", _reset)
+    verbs.add("list", "list users and what they may", _list)
+    _who(verbs.add("disable", "shut a user out at once: every session ends", _disable))
+    _who(verbs.add("enable", "let a disabled user in again", _enable))
+    reset = verbs.add("reset", "print a link by which a user chooses another password", _reset)
     _who(reset)
     reset.add_argument("--codes", action="store_true", help="lost phone: ask for codes no more")
     for name, summary, action in (
         ("grant", "give a role", _grant),
         ("revoke", "take a role away", _revoke),
     ):
-        changing = verb(name, summary, action)
+        changing = verbs.add(name, summary, action)
         _who(changing)
         _scope(changing)
     return parser

@@ -29,6 +29,7 @@ from ops import sites as site_files
 from ops.admission import Follow, add_commands
 from ops.deployment import Deployment, database, deployment
 from ops.places import ACTOR, places
+from ops.words import parser_of
 from protocol.identity import DeviceId
 from protocol.label import Label, LabelError, label, serial_number, typed
 from server.config import Settings
@@ -61,11 +62,7 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("", __doc__)
     nouns = parser.add_subparsers(required=True, metavar="site|device")
 
     site = nouns.add_parser("site", help="sites").add_subparsers(required=True)

@@ -19,6 +19,7 @@ from ops import archive
 from ops.deployment import acting, deployment
 from ops.drafts import ONLINE, Draft, Folder, Standing
 from ops.passwords import password
+from ops.words import Verbs, parser_of
 from protocol.content import ContentError
 from protocol.release import COMPONENTS, Component, Release, component_of, version_key
 from server.errors import RefusedError
@@ -27,15 +28,16 @@ from server.firmware.releases import Row, listed, note_published, withdraw
 from server.firmware.repository import Repository, read_targets
 
 PASSWORD_FILE = "VESTIBULE_RELEASE_PASSWORD_FILE"  # noqa: S105 - a name
+Action = Callable[[argparse.Namespace], int]
 _MIN_PASSWORD = 16  # PKCS#8 stretches a password little
 
 
 def main(argv: list[str]) -> int:
     """Run the subcommand; returns its exit code: 1 is not done, with the reason."""
     options = _parser().parse_args(argv)
-    act: Callable[[argparse.Namespace], int] = options.act
+    action: Action = options.action
     try:
-        return act(options)
+        return action(options)
     except ContentError as error:
         print(f"vestibule release: {error}", file=sys.stderr)
         return 1
@@ -277,30 +279,25 @@ def _now() -> datetime:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule release",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "release",
+        __doc__,
         epilog=f"{PASSWORD_FILE}: a file with your key's password, where there is no terminal.",
     )
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    verbs = Verbs[Action](parser, "COMMAND")
+    _keys(verbs)
+    _approval(verbs)
+    _upkeep(verbs)
+    return parser
 
-    def verb(
-        name: str, act: Callable[[argparse.Namespace], int], text: str
-    ) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=text, description=text)
-        made.set_defaults(act=act)
-        return made
 
-    def within(made: argparse.ArgumentParser) -> None:
-        made.add_argument("folder", type=Path, help="the folder in which releases are approved")
-
-    made = verb("key", key, "make keys: yours, or with --online the server's two")
+def _keys(verbs: Verbs[Action]) -> None:
+    made = verbs.add("key", "make keys: yours, or with --online the server's two", key)
     made.add_argument("files", type=Path, nargs="*", help="anna.pem; beside it comes anna.pub")
     made.add_argument("--online", action="store_true", help="on the server: its two keys")
 
-    made = verb("init", init, "begin: a first root that names everybody's keys")
-    within(made)
+    made = verbs.add("init", "begin: a first root that names everybody's keys", init)
+    _within(made)
     for name, text in (("root", "who names keys"), ("targets", "who approves releases")):
         made.add_argument(
             f"--{name}", type=Path, action="append", required=True, metavar="PUB", help=text
@@ -309,40 +306,47 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(f"--{name}", type=Path, required=True, metavar="PUB", help="the server's")
     made.add_argument("--threshold", type=int, default=2, help="so many must sign (default: 2)")
 
-    made = verb("build", build, "pack a tree: the same bytes from the same files")
+
+def _approval(verbs: Verbs[Action]) -> None:
+    made = verbs.add("build", "pack a tree: the same bytes from the same files", build)
     made.add_argument("source", type=Path, help="of agent: the folder with agent/ and protocol/")
     made.add_argument("--component", choices=COMPONENTS, required=True, help="what it is")
     made.add_argument("--version", required=True, help="1.2.3")
     made.add_argument("-o", "--out", type=Path, required=True, help="where to: x.tar")
 
-    made = verb("add", add, "draft the approval of a release")
-    within(made)
+    made = verbs.add("add", "draft the approval of a release", add)
+    _within(made)
     made.add_argument("file", type=Path, help="as `build` made it")
     made.add_argument("--hardware", action="append", required=True, help="a model that may run it")
     made.add_argument("--floor", help="devices that have it never go below (default: as before)")
     made.add_argument("--requires", help="the least version from which it is installed")
     made.add_argument("--notes", default="", help="one line about it")
 
-    made = verb("sign", sign, "read what is drafted, and sign it")
-    within(made)
+    made = verbs.add("sign", "read what is drafted, and sign it", sign)
+    _within(made)
     made.add_argument("--key", type=Path, required=True, help="your key; its .pub beside it")
     made.add_argument("--yes", action="store_true", help="it was read")
 
-    within(verb("show", show, "what is drafted, and who has signed"))
-    within(verb("publish", publish, "on the server: give devices what enough have signed"))
+    _within(verbs.add("show", "what is drafted, and who has signed", show))
+    _within(verbs.add("publish", "on the server: give devices what enough have signed", publish))
 
-    made = verb("rotate", rotate, "draft a root that names other keys")
-    within(made)
+
+def _upkeep(verbs: Verbs[Action]) -> None:
+    made = verbs.add("rotate", "draft a root that names other keys", rotate)
+    _within(made)
     made.add_argument("role", choices=("root", "targets", ONLINE), help="whose keys")
     for name, kind, text in (("add", Path, "a key more"), ("remove", str, "a key less, by name")):
         made.add_argument(f"--{name}", type=kind, action="append", default=[], help=text)
     made.add_argument("--threshold", type=int, help="so many must sign")
 
-    within(verb("renew", renew, "draft root and targets that are good for longer"))
-    verb("list", listing, "on the server: every release that there was")
-    made = verb(
-        "withdraw", take_back, "offer a release to nobody; with --folder refuse it for good"
+    _within(verbs.add("renew", "draft root and targets that are good for longer", renew))
+    verbs.add("list", "on the server: every release that there was", listing)
+    made = verbs.add(
+        "withdraw", "offer a release to nobody; with --folder refuse it for good", take_back
     )
     made.add_argument("release", help="agent/1.2.3")
     made.add_argument("--folder", type=Path, help="draft that it is approved no longer")
-    return parser
+
+
+def _within(made: argparse.ArgumentParser) -> None:
+    made.add_argument("folder", type=Path, help="the folder in which releases are approved")

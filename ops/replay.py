@@ -29,6 +29,7 @@ from agent.link import Identity
 from ops.deployment import Deployment, acting, deployment, home
 from ops.places import ACTOR, Places, places
 from ops.serving import server_running
+from ops.words import parser_of
 from server.api.keys import temporary_api_key
 from server.errors import RefusedError
 from server.fleet import sites
@@ -85,11 +86,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule replay",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("replay", __doc__)
     parser.add_argument("file", type=Path, help="the counts, as above")
     parser.add_argument("--timezone", required=True, help="of the file's hours: Europe/London")
     parser.add_argument(

@@ -34,6 +34,7 @@ from rich.live import Live
 from ops import rollout_tables as tables
 from ops.deployment import acting, database, deployment
 from ops.people import organisation_of
+from ops.words import Verbs, parser_of
 from server.api import freezes as freeze_rows
 from server.api import releases as release_rows
 from server.api import rollouts as rows
@@ -74,16 +75,11 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vestibule rollout",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="bundle|plan|list|show|watch|...")
+    parser = parser_of("rollout", __doc__)
+    verbs = Verbs[Action](parser, "bundle|plan|list|show|watch|...")
 
     def verb(name: str, summary: str, action: Action) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=summary, description=summary)
-        made.set_defaults(action=action)
+        made = verbs.add(name, summary, action)
         if name != "policy":
             made.add_argument("--json", action="store_true", help="as the API answers it")
         return made
@@ -108,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     explaining = verb("explain", "why a device does not have it yet, and until when", _explain)
     explaining.add_argument("device", help="its id")
     explaining.add_argument("--rollout", help="of this one (default: what is under way, or last)")
-    _freezing(verbs.add_parser("freeze", help="when nothing is installed: list, add, end"))
+    _freezing(verbs.add("freeze", "when nothing is installed: list, add, end"))
     return parser
 
 

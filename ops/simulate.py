@@ -26,6 +26,7 @@ from ops.deployment import Deployment, database, deployment, home
 from ops.proof import Proof, Sources, Spot, verify
 from ops.register import add_claimed_devices
 from ops.serving import server_running
+from ops.words import parser_of
 from protocol.counter import Counts
 from protocol.frame import read_header
 from server.api.keys import create_api_key, revoke_api_key
@@ -70,11 +71,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     known = "\n".join(f"  {name:<14} {each.about}" for name, each in SCENARIOS.items())
-    parser = argparse.ArgumentParser(
-        prog="vestibule simulate",
-        description=f"{__doc__}\nscenarios:\n{known}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("simulate", f"{__doc__}\nscenarios:\n{known}")
     parser.add_argument("--devices", type=int, default=20, help="how many (default 20)")
     parser.add_argument(
         "--scenario",

@@ -7,7 +7,6 @@ DEMO_SECONDS=60 does the same with 3 days of history, kills the broker, reboots 
 with a proof: exit code 0 only if nobody was lost.
 """
 
-import argparse
 import asyncio
 import logging
 import os
@@ -35,6 +34,7 @@ from ops.deployment import embedded, home
 from ops.services.errors import ServicesError
 from ops.services.process import Daemon
 from ops.services.stack import Stack
+from ops.words import parser_of
 from protocol.identity import DeviceId
 from server.config import Settings
 from server.db.migrate import migrate
@@ -89,11 +89,7 @@ def _noted(path: Path) -> Iterator[None]:
 
 
 def _options(argv: list[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="vestibule demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("demo", __doc__)
     given = os.environ.get("DEMO_SECONDS", "")
     parser.add_argument(
         "--seconds",
