@@ -14,13 +14,14 @@ import asyncpg
 import structlog
 from aiohttp import web
 
-from protocol.state import MAX_FILE, MAX_REPORT, Answer, read_report, write_answer
+from protocol.state import MAX_FILE, MAX_REPORT, Answer, Report, read_report, write_answer
 from server.clock import Clock, at
 from server.commands import orders
 from server.db.engine import transaction
 from server.db.turns import repeat
 from server.desired import settings
 from server.errors import NotFoundError
+from server.firmware import granting, steering
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
 from server.provisioning.web import answered, body_of, refusal
@@ -37,14 +38,9 @@ def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], dat
         report = read_report(await body_of(request, MAX_REPORT))
         async with transaction(pool, "exchange state") as connection:
             asking = await hear(connection, peer_certificate(request), now=now())
-            await settings.noted(connection, asking.row, report, now=now())
-            heard, withdrawn = await orders.heard(
-                connection, asking.row, report.commands, now=now()
-            )
-            version, wanted = await settings.told(connection, asking.row, now=now())
-            given = await orders.offer(connection, asking.row, now=now())
-        answer = Answer(version, wanted, settings.CONFIRM_S, given, heard, withdrawn)
-        log.info("state told", device=asking.device, version=version, commands=len(given))
+            answer = await answer_of(connection, asking.row, report, now=now())
+        told = {"version": answer.version, "commands": len(answer.commands)}
+        log.info("state told", device=asking.device, **told)
         return web.Response(text=write_answer(answer), content_type="application/json")
 
     async def file(request: web.Request) -> web.Response:
@@ -62,6 +58,20 @@ def add_state(app: web.Application, *, pool: asyncpg.Pool, now: Callable[[], dat
 
     app.router.add_post("/v1/state", answered(state))
     app.router.add_post("/v1/commands/{command}/file", answered(file))
+
+
+async def answer_of(
+    connection: asyncpg.Connection, device: int, report: Report, *, now: datetime
+) -> Answer:
+    """Take in what a device (its row, locked) says, and return what it is told now."""
+    await steering.heard(connection, device, report, now=now)
+    await settings.noted(connection, device, report, now=now)
+    await granting.grant(connection, device, now=now, payload=steering.SETTINGS)
+    heard, withdrawn = await orders.heard(connection, device, report.commands, now=now)
+    version, wanted = await settings.told(connection, device, now=now)
+    await steering.told(connection, device, version, now=now)
+    given = await orders.offer(connection, device, now=now)
+    return Answer(version, wanted, settings.CONFIRM_S, given, heard, withdrawn)
 
 
 async def sweeping(pool: asyncpg.Pool, clock: Clock) -> None:

@@ -7,6 +7,7 @@ never enters a layer (`checked_edit`), so a merge cannot fail.
 Invariants:
 - `merged` depends on the layers alone, not on the order in which they come.
 - A device that has all of `delta` put into force has what is wanted.
+- An overlay is what a rollout lays over a layer for one device: there the later writing counts.
 - Of a setting's states `pending` and `in sync` follow from the device's last report; nothing here
   is taken back because time has passed.
 """
@@ -62,6 +63,15 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Overlay:
+    """What a rollout makes a layer say for one device, before it says so for all."""
+
+    scope: Scope
+    of: str
+    entries: Mapping[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A value, and where it comes from; the default has no entry."""
 
@@ -93,6 +103,21 @@ class State:
     standing: Standing
     reported: Value | None
     code: str = ""
+
+
+def overlaid(layers: Iterable[Layer], overlays: Iterable[Overlay]) -> list[Layer]:
+    """Return a device's layers as they are for it; of two writings of a key the later counts."""
+    found = {(layer.scope, layer.of): layer for layer in layers}
+    for each in overlays:
+        place = each.scope, each.of
+        before = found[place].entries if place in found else {}
+        later = {
+            key: entry
+            for key, entry in each.entries.items()
+            if key not in before or before[key].number <= entry.number
+        }
+        found[place] = Layer(each.scope, each.of, {**before, **later})
+    return list(found.values())
 
 
 def merged(layers: Iterable[Layer], *, kind: str) -> dict[str, Merged]:

@@ -5,6 +5,9 @@ what it has (`noted`); the bell only says that there is something else. So nothi
 
 Invariants:
 - Who edits a layer says which version of it he has seen, and comes second at most once.
+- A rollout changes a layer device by device (`server.firmware.steering`): what it lays over a
+  device's layers lies in `executions.settings`, and counts there as if the layer said it. While one
+  is under way nobody else changes the same key of the same layer.
 - `device_settings.version` rises with each telling that differs from the one before it; a report
   that names it says what the device made of exactly that.
 """
@@ -24,20 +27,23 @@ from server.desired.layers import (
     Entry,
     Layer,
     Merged,
+    Overlay,
     Scope,
     State,
     checked_edit,
     merged,
+    overlaid,
     states,
     wanted,
 )
-from server.errors import NotFoundError
+from server.errors import ConflictError, NotFoundError
 from server.fleet.checks import ChangedError, FieldError
 from server.fleet.register import lock_organisation
 
 CHANGED = "desired_changed"
 """The channel that carries a device's id when what it is to be, or to do, has changed."""
 
+_LAYERS_LOCK = 0x6465_7369  # "desi"
 CONFIRM_S = 300
 """How long a device tries what may cut it off, before it goes back."""
 
@@ -115,6 +121,20 @@ from settings_layers l left join sites s on s.id = l.site_id
 left join devices d on d.id = l.device_id where l.organisation_id = $1 and l.entries <> '{}'
 """
 
+_OVERLAYS = """
+select e.device_id, e.settings from executions e where e.organisation_id = $1
+and e.settings is not null and ($2::int is null or e.device_id = $2) order by e.id
+"""
+_CHANGING = """
+select o.ref, key from rollouts o cross join unnest($5::text[]) key
+where o.organisation_id = $1 and o.payload = 'settings' and o.reverses is null
+and o.state in ('running', 'paused', 'halted', 'reverting', 'cancelling')
+and o.content ->> 'scope' = $2 and o.content -> 'values' ? key
+and case when $2 = 'device' then exists (
+    select from executions e where e.rollout_id = o.id and e.device_id = $4
+    and e.settings is not null) else o.content ->> 'of' = $3 end
+order by o.id, key limit 1
+"""
 _LAYER = """
 select version, entries, changed_at from settings_layers where organisation_id = $1
 and scope = $2 and model = $3 and site_id is not distinct from $4
@@ -199,12 +219,14 @@ async def edit(
 ) -> Held:
     """Change a layer; `seen`: its version, None for whatever it is. FieldError, ChangedError."""
     await lock_organisation(connection, organisation)
+    await lock_layers(connection, organisation)
     before = await find(connection, organisation, found, lock=True)
     if seen is not None and seen != str(before.version):
         raise ChangedError(f"{before.ref} was changed by somebody else meanwhile")
     made = _edited(before, values, whole=whole, by=actor, now=now)
     if not made.changes and made.entries == before.entries:
         return before
+    await _demand_free(connection, organisation, found, made)
     version = await connection.fetchval(
         "insert into settings_layers (organisation_id, scope, model, site_id, device_id, entries, "
         "changed_at) values ($1, $2, $3, $4, $5, $6, $7) on conflict (organisation_id, scope, "
@@ -228,6 +250,22 @@ async def edit(
         now=now,
     )
     return Held(found, version, made.entries, now)
+
+
+async def lock_layers(connection: asyncpg.Connection, organisation: int) -> None:
+    """Be the only one who edits an organisation's layers, or begins or ends a rollout of them."""
+    await connection.execute("select pg_advisory_xact_lock($1, $2)", _LAYERS_LOCK, organisation)
+
+
+async def _demand_free(
+    connection: asyncpg.Connection, organisation: int, found: Place, made: Edit
+) -> None:
+    """Raise ConflictError if a rollout is changing one of these keys here."""
+    row = await connection.fetchrow(
+        _CHANGING, *(organisation, found.scope.value, found.of, found.device, list(made.changes))
+    )
+    if row is not None:
+        raise ConflictError(f"{row['ref']} is changing {row['key']} here; cancel it first")
 
 
 def _edited(
@@ -259,20 +297,23 @@ async def preview(
     before = await find(connection, organisation, found)
     made = _edited(before, values, whole=whole, by="", now=now)
     layers = await _all(connection, organisation)
+    laid = await connection.fetch(_OVERLAYS, organisation, None)
+    rollouts = {row["device_id"] for row in laid}
     key = _key(found)
     changed, sites = 0, dict[str, int]()
     reached = await devices(connection, organisation, found, now=now)
     known: dict[tuple[object, ...], bool] = {}
     for device in reached:
-        own = _own(layers, device)
+        own = _own(layers, device) or device.id in rollouts
         like = (device.kind, device.model, device.site, device.id if own else None)
         if like not in known:
             was = _stack(layers, device)
             layer = Layer(found.scope, found.of, made.entries)
             will = [*(each for k, each in was.items() if k != key), layer]
-            known[like] = _values(merged(was.values(), kind=device.kind)) != _values(
-                merged(will, kind=device.kind)
-            )
+            over = _overlays(laid, device) if own else []
+            known[like] = _values(
+                merged(overlaid(was.values(), over), kind=device.kind)
+            ) != _values(merged(overlaid(will, over), kind=device.kind))
         changed += known[like]
         sites[device.site_ref or ""] = sites.get(device.site_ref or "", 0) + 1
     return Preview(len(reached), changed, dict(sorted(sites.items())))
@@ -291,6 +332,22 @@ async def devices(
     return [Device(*row) for row in rows]
 
 
+async def stacks(
+    connection: asyncpg.Connection, organisation: int, found: Sequence[Device]
+) -> dict[int, list[Layer]]:
+    """Return the layers of each of these devices, with what rollouts lay over them."""
+    layers = await _all(connection, organisation)
+    laid: dict[int, list[asyncpg.Record]] = {}
+    for row in await connection.fetch(_OVERLAYS, organisation, None):
+        laid.setdefault(row["device_id"], []).append(row)
+    return {
+        device.id: overlaid(
+            _stack(layers, device).values(), _overlays(laid.get(device.id, ()), device)
+        )
+        for device in found
+    }
+
+
 # -- a device ------------------------------------------------------------------------------------
 
 
@@ -301,7 +358,7 @@ async def told(
     organisation = await connection.fetchval(
         "select organisation_id from devices where id = $1", device
     )
-    settings = wanted(await _merged(connection, organisation, device, now=now))
+    settings = wanted(await merged_of(connection, organisation, device, now=now))
     said = json.dumps(settings, sort_keys=True)
     version = await connection.fetchval(
         "insert into device_settings as s (device_id, organisation_id, told, told_at) "
@@ -345,7 +402,7 @@ async def configuration(
     if row is None:
         raise NotFoundError(f"no device {device[:40]!r}")
     found = Device(*row)
-    settings = await _merged(connection, organisation, found.id, now=now)
+    settings = await merged_of(connection, organisation, found.id, now=now)
     kept = await connection.fetchrow(
         "select version, told, report, reported_version, reported_at from device_settings "
         "where device_id = $1",
@@ -378,9 +435,10 @@ def _report(said: str | None) -> Report | None:
     return Report(found["agent"], "", 0, tuple(found["known"]), found["values"], refused, nothing)
 
 
-async def _merged(
+async def merged_of(
     connection: asyncpg.Connection, organisation: int, device: int, *, now: datetime
 ) -> dict[str, Merged]:
+    """Return a device's (its row's) settings, with what a rollout lays over its layers."""
     row = await connection.fetchrow(f"{_DEVICES} and d.id = $3", organisation, now, device)
     found = Device(*row)
     rows = await connection.fetch(
@@ -388,7 +446,27 @@ async def _merged(
         "or l.site_id = $3 or l.device_id = $4)",
         *(organisation, found.model, found.site, found.id),
     )
-    return merged(_layers(rows).values(), kind=found.kind)
+    overlays = await connection.fetch(_OVERLAYS, organisation, device)
+    own = overlaid(_layers(rows).values(), _overlays(overlays, found))
+    return merged(own, kind=found.kind)
+
+
+def _overlays(rows: Sequence[asyncpg.Record], device: Device) -> list[Overlay]:
+    """Return what is laid over layers that this device gets its settings from."""
+    places = {
+        Scope.MODEL: device.model,
+        Scope.ORGANISATION: "",
+        Scope.SITE: device.site_ref,
+        Scope.DEVICE: device.device,
+    }
+    found = []
+    for row in rows:
+        said = json.loads(row["settings"])
+        scope, of = Scope(said["scope"]), said["of"]
+        if row["device_id"] == device.id and places[scope] == of:
+            entries = {key: Entry(**each) for key, each in said["entries"].items()}
+            found.append(Overlay(scope, of, entries))
+    return found
 
 
 _Key = tuple[str, str, int | None, int | None]

@@ -25,7 +25,7 @@ from server.clock import Clock, at
 from server.db.engine import data_at_fault, transaction
 from server.db.turns import repeat
 from server.errors import RefusedError
-from server.firmware import joiners, life, starting, unwell
+from server.firmware import joiners, life, starting, steering, unwell
 from server.firmware.granting import budget, candidates, offer
 from server.firmware.guards import CLOCKS_DIFFER
 from server.firmware.life import FLYING, RECALLABLE, Contact, Execution
@@ -164,6 +164,8 @@ async def _rest(held: Held, *, more: bool) -> None:
     """Write what was decided, and when to look again; the lease ends."""
     moved = bool(held.transitions)
     await held.write()
+    if held.rollout.state in OVER:
+        await steering.settle(held)
     state, due = held.rollout.state, None
     if state is State.SCHEDULED:
         due = held.facts.starts_at
@@ -205,6 +207,8 @@ async def _tick(held: Held) -> None:
         awaited = await starting.waits_for(held.connection, held.facts.id, held.facts.reverses)
     elif held.facts.bundle is not None:
         awaited = joiners.awaits(held.rollout, now=held.now)
+    if held.rollout.remaining == 0:
+        awaited |= await steering.frozen(held)
     held.take(Ticked(at=held.now, awaited=awaited))
 
 

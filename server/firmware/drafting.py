@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 import msgspec
 
-from server.firmware import acts, plan, planning, reads
+from server.firmware import acts, plan, planning, reads, steering
 from server.firmware.nights import instant
 from server.firmware.planning import Asked, DryRun
 from server.firmware.policy import write_policy
@@ -138,13 +138,17 @@ async def draft(
     actor: str,
     now: datetime,
 ) -> Drafted:
-    """Plan a bundle's rollout and keep the plan. Raises NotFoundError, FilterError, RefusedError.
+    """Plan a rollout of a bundle, or of settings, and keep the plan.
 
+    Raises NotFoundError, FilterError, RefusedError; of settings FieldError, ConflictError, too.
     Who would reach nobody is refused (EmptyPlanError), with the reasons.
     """
     dry = await planning.dry_run(connection, organisation, asked, now=now)
     plan.demand_devices(dry.plan)
     wanted = acts.New(name, write_policy(dry.policy), bundle=asked.bundle)
+    if dry.change is not None:
+        content = dry.change.content()
+        wanted = acts.New(name, write_policy(dry.policy), steering.SETTINGS, None, content)
     ref = await acts.draft(connection, organisation, wanted, actor=actor, now=now)
     await acts.plan(connection, organisation, ref, content_of(dry), actor=actor, now=now)
     return Drafted(ref, dry)

@@ -9,8 +9,9 @@ what its rollout holds for it if, in this order:
 4. the ramp has an offer left, and not too many are on their way;
 5. none at its door is on its way or may yet begin by itself, and fewer than the cap at its site are
    on their way, of whatever rollout (`whereabouts`); and fewer than the cap in its region, of this
-   one. Who asks this holds the organisation's gate until
-   the transaction ends, so no two are let through at once.
+   one. Who asks this holds the organisation's gate until the transaction ends, so no two are let
+   through at once;
+6. of settings, which no device holds back itself: its site is not frozen, and has a window open.
 
 `Waits.why` says the first that does not hold.
 """
@@ -26,7 +27,7 @@ from typing import assert_never
 import asyncpg
 
 from server import metrics
-from server.firmware import life
+from server.firmware import life, steering
 from server.firmware.guards import in_hand
 from server.firmware.life import FLYING, Execution
 from server.firmware.reports import change
@@ -53,6 +54,7 @@ class Why(StrEnum):
     DOOR = "door"
     SITE = "site"
     REGION = "region"
+    SHUT = "shut"  # a freeze, or no window
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +75,19 @@ class Waits:
 
 
 async def grant(
-    connection: asyncpg.Connection, device: int, *, now: datetime
+    connection: asyncpg.Connection, device: int, *, now: datetime, payload: str = "bundle"
 ) -> Granted | Waits | None:
     """Offer a device (its row) that is asking what is planned for it; None: there is nothing.
+
+    `payload`: it asks for this, and hears of nothing else.
 
     What is under way already is granted again, however often. Within the caller's transaction.
     """
     row = await connection.fetchrow(
         "select e.id, e.ref, e.state, e.attempt, e.rollout_id, o.state as rollout "
         "from executions e join rollouts o on o.id = e.rollout_id "
-        "where e.device_id = $1 and e.ended_at is null for no key update of e",
-        device,
+        "where e.device_id = $1 and e.ended_at is null and o.payload = $2 for no key update of e",
+        *(device, payload),
     )
     if row is None:
         return None
@@ -217,6 +221,7 @@ async def offer(
     left: dict[int, Waits | Execution] = {}
     moved: list[Moved] = []
     room = await _room(held, chosen)
+    shut = await steering.shut(held, [each.site for each in chosen])
     tokens = room.offers
     for each in chosen:
         ended = _ended(held, each)
@@ -226,6 +231,11 @@ async def offer(
             moved.append(Moved(each.id, each.pool, ended))
             continue
         why = _why_not(held, each, room, asking=asking)
+        if why is None and each.site in shut:
+            left[each.id] = Waits(Why.SHUT, _MOST_S)
+            later = life.postponed(each.execution, shut[each.site])
+            moved.append(Moved(each.id, each.pool, later))
+            continue
         if why is None:
             moved.append(_offered(held, each))
             room.use(each)
@@ -235,6 +245,7 @@ async def offer(
             moved.append(Moved(each.id, each.pool, due))
     await put(held.connection, moved)
     await _place(held, room.offered)
+    await steering.bring(held, [(e.id, e.device, e.execution.attempt) for e in room.offered])
     await held.connection.execute(
         "update rollouts set tokens = $2, tokens_at = $3 where id = $1",
         *(held.facts.id, _tokens(held) - (tokens - room.offers), held.now),
@@ -351,6 +362,8 @@ def _postponed(held: Held, each: Candidate, why: Why) -> Execution | None:
             wait = LOOK_AGAIN
         case Why.NOT_RUNNING | Why.WAVE | Why.LATER | Why.RATE | Why.IN_FLIGHT:
             return None
+        case Why.SHUT:
+            return None  # it is put off where that is found
         case _:
             assert_never(why)
     return life.postponed(each.execution, held.now + wait)

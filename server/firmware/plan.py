@@ -41,6 +41,8 @@ class Why(StrEnum):
 
     NOT_WORKING = "not working"
     NEVER_REPORTED = "never reported"
+    UNKNOWN_SETTING = "unknown setting"
+    NEARER_LAYER = "nearer layer"
     WRONG_HARDWARE = "wrong hardware"
     ALREADY = "already there"
     NEWER = "newer already"
@@ -195,8 +197,9 @@ def plan(
     seed: str,
     found_by: Mapping[str, frozenset[int]] | None = None,
     back: bool = False,
+    given: Mapping[int, tuple[Why, str]] | None = None,
 ) -> Plan:
-    """Return the plan of a bundle for devices.
+    """Return the plan of a bundle for devices, or of what leaves out who is in `given`.
 
     `stones`: all releases that may be offered. `nights`: windows by site, None: at any time.
     `found_by`: the devices that each wave's filter finds. `back`: newer devices go back to this.
@@ -206,7 +209,9 @@ def plan(
     excluded: list[Excluded] = []
     conflicts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for device in sorted(devices, key=lambda each: _lot(seed, each.name)):
-        out = _excluded(device, bundle, steps, nights, policy, back=back)
+        out = _left_out(device, nights, policy, given) if given is not None else None
+        if given is None:
+            out = _excluded(device, bundle, steps, nights, policy, back=back)
         if out is None:
             fit.append(device)
         else:
@@ -257,6 +262,20 @@ def _excluded(
         or _taken(device, policy)
         or _awake(device, nights)
     )
+
+
+def _left_out(
+    device: Device,
+    nights: Mapping[int, Night] | None,
+    policy: Policy,
+    given: Mapping[int, tuple[Why, str]],
+) -> Excluded | None:
+    """Return why a device is left out of what is no bundle."""
+    if device.state not in WORKING:
+        return Excluded(device, Why.NOT_WORKING, f"it is {device.state}")
+    if device.id in given:
+        return Excluded(device, *given[device.id])
+    return _taken(device, policy) or _awake(device, nights)
 
 
 def _unfit(device: Device, bundle: Sequence[Release], *, back: bool) -> Excluded | None:

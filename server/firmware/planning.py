@@ -16,7 +16,8 @@ from datetime import datetime
 import asyncpg
 
 from server.errors import NotFoundError, RefusedError
-from server.firmware import counts, life, plan
+from server.firmware import counts, life, plan, reach
+from server.firmware.change import Change, SettingsChange
 from server.firmware.counted import LATE, Place, doors, formats_of
 from server.firmware.counts import Sensitivity
 from server.firmware.forecast import Forecast, forecast, needs_s
@@ -24,6 +25,7 @@ from server.firmware.freezes import Frozen, load
 from server.firmware.nights import told, usually_quiet
 from server.firmware.plan import Device, Plan, Release
 from server.firmware.policy import Policy
+from server.firmware.reach import Reach
 from server.firmware.waves import State
 from server.firmware.windows import Night
 from server.fleet import filters, search, segments
@@ -43,6 +45,7 @@ class Asked:
     """What is to be planned: devices that a filter finds, or a segment that fits it too.
 
     `seed`: 64 hex digits of the lot; empty: a fresh one. `back`: newer devices go back to this.
+    `change`: settings instead of a bundle; of a layer other than devices' own it is for all of it.
     """
 
     bundle: str
@@ -51,6 +54,7 @@ class Asked:
     policy: Policy = field(default_factory=Policy)
     seed: str = ""
     back: bool = False
+    change: SettingsChange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class DryRun:
     detects: Sensitivity | str
     second_person: tuple[str, ...]
     pending: Mapping[str, int]
+    change: Change | None = None
 
     def kept(self) -> dict[str, object]:
         """Return what a rollout keeps of its plan, as JSON; devices are kept as its executions."""
@@ -124,13 +129,27 @@ async def dry_run(
 ) -> DryRun:
     """Return the plan. Raises NotFoundError, FilterError, RefusedError (`EmptyPlanError` not)."""
     policy, seed = asked.policy, asked.seed or secrets.token_hex(32)
-    bundle, stones = await _releases(connection, asked.bundle)
-    chosen = await _chosen(connection, organisation, asked, now=now)
-    rows = [row for row, _ in await search.found(connection, chosen, limit=MOST_DEVICES + 1)]
+    bundle: list[Release] = []
+    stones: list[Release] = []
+    rows: Sequence[int] = ()
+    to: Reach | None = None
+    if asked.change is None:
+        bundle, stones = await _releases(connection, asked.bundle)
+    if asked.change is None or asked.filter or asked.segment is not None:
+        chosen = await _chosen(connection, organisation, asked, now=now)
+        rows = [row for row, _ in await search.found(connection, chosen, limit=MOST_DEVICES + 1)]
+    if asked.change is not None:
+        filtered = rows if asked.filter or asked.segment is not None else None
+        to = await reach.reach(connection, organisation, asked.change, filtered, now=now)
+        rows = to.rows
     if len(rows) > MOST_DEVICES:
         raise RefusedError("too_many", f"more than {MOST_DEVICES} devices: narrow the filter")
     known = replace(asked, seed=seed)
-    made, nights = await _made(connection, organisation, known, rows, bundle, stones, now=now)
+    made, nights = await _made(
+        connection, organisation, known, rows, bundle, stones, now=now, to=to
+    )
+    if to is not None:
+        reach.demand_waves(to.change, made)
     return DryRun(
         made,
         tuple(bundle),
@@ -143,6 +162,7 @@ async def dry_run(
         await _detects(connection, made, policy, seed, now=now),
         tuple(made.second_person(policy)),
         await _pending(connection, organisation, made),
+        None if to is None else to.change,
     )
 
 
@@ -180,6 +200,7 @@ async def _made(
     stones: Sequence[Release],
     *,
     now: datetime,
+    to: Reach | None = None,
 ) -> tuple[Plan, Mapping[int, Night] | None]:
     """Return the plan of devices, and the windows of where they stand; None: at any time."""
     policy = asked.policy
@@ -192,6 +213,7 @@ async def _made(
     made = await asyncio.to_thread(
         plan.plan, devices, bundle, stones, nights, policy,
         seed=asked.seed, found_by=found_by, back=asked.back,
+        given=None if to is None else to.given,
     )  # fmt: skip
     return made, nights
 

@@ -17,6 +17,7 @@ import asyncpg
 import msgspec
 
 from server.errors import NotFoundError
+from server.firmware.change import SettingsChange, read_change
 from server.firmware.life import FAILURES, FLYING, OPEN, Counters
 from server.firmware.life import State as Stage
 from server.firmware.nights import nights
@@ -79,7 +80,10 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A rollout in a list. `wave`: the one that must pass next, of `waves`; None: none is left."""
+    """A rollout in a list. `wave`: the one that must pass next, of `waves`; None: none is left.
+
+    `settings`: what it changes, or the one that it takes back did.
+    """
 
     id: int
     ref: str
@@ -87,6 +91,7 @@ class Line:
     payload: str
     bundle: str | None
     bundle_name: str | None
+    settings: SettingsChange | None
     state: State
     since: datetime
     reason: str
@@ -286,9 +291,10 @@ async def _lines(
 
 
 _LINES = """
-    select o.id, o.ref, o.name, o.payload, b.ref as bundle, b.name as bundle_name, o.state, o.since,
-           o.reason, o.author, o.approver, o.approved_at, o.starts_at, o.devices, o.bytes,
-           origin.ref as reverses, back.ref as reversed_by
+    select o.id, o.ref, o.name, o.payload, b.ref as bundle, b.name as bundle_name,
+           case o.payload when 'settings' then coalesce(origin.content, o.content) end as settings,
+           o.state, o.since, o.reason, o.author, o.approver, o.approved_at, o.starts_at, o.devices,
+           o.bytes, origin.ref as reverses, back.ref as reversed_by
     from rollouts o left join bundles b on b.id = o.bundle_id
     left join rollouts origin on origin.id = o.reverses
     left join lateral (select ref from rollouts r where r.reverses = o.id
@@ -304,8 +310,10 @@ _LINES = """
 def _line(row: asyncpg.Record, waves: Sequence[Wave]) -> Line:
     rollout = Rollout(_ANY, "", State(row["state"]), tuple(waves))
     current = rollout.current() if waves else None
+    said = row["settings"]
+    change = None if said is None else read_change(json.loads(said)).asked()
     return Line(
-        **{**row, "state": rollout.state},
+        **{**row, "state": rollout.state, "settings": change},
         wave=None if current is None else current.number,
         waves=sum(wave.kind is WaveKind.WAVE for wave in waves),
         totals=sum((wave.total for wave in waves), Counters()),

@@ -243,8 +243,9 @@ async def runs(
 
 _CONFIRMED = f"""
 with last as (
-    select id from executions where device_id = $1 and accepted_at is not null
-    order by ended_at desc nulls first, id desc limit 1)
+    select e.id from executions e join rollouts o on o.id = e.rollout_id
+    where device_id = $1 and accepted_at is not null and o.payload = 'bundle'
+    order by ended_at desc nulls first, e.id desc limit 1)
 select e.id, e.rollout_id, e.pool, d.device, coalesce(e.releases, b.releases) as installed,
        {COLUMNS}
 from executions e join last using (id) join rollouts o on o.id = e.rollout_id

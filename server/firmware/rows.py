@@ -14,7 +14,7 @@ import asyncpg
 from server import metrics
 from server.desired.settings import CHANGED
 from server.errors import NotFoundError
-from server.firmware.life import COUNTED, Counters, Execution, Here
+from server.firmware.life import COUNTED, FLYING, Counters, Execution, Here
 from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt, read_policy
 from server.firmware.rollout import Event, Transition, Turn, decide
@@ -257,18 +257,21 @@ async def put(connection: asyncpg.Connection, moved: Sequence[Moved]) -> None:
             metrics.EXECUTIONS_ENDED.labels(each.execution.state.value).inc()
 
 
-_PUT = """
+_HAS = ", ".join(f"'{state.value}'" for state in sorted({*FLYING, Stage.CONFIRMED}))
+_PUT = f"""
 update executions e set pool = n.pool, state = n.state, attempt = n.attempt, seq = n.seq,
     attempted = n.attempted, epoch = n.epoch, due_at = n.due_at, offered_at = n.offered_at,
     accepted_at = n.accepted_at, phase_at = n.phase_at, deferred_at = n.deferred_at,
-    ended_at = n.ended_at, code = n.code, class = n.class, bytes = n.bytes, tries = n.tries::jsonb
+    ended_at = n.ended_at, code = n.code, class = n.class, bytes = n.bytes, tries = n.tries::jsonb,
+    settings = case when n.state in ({_HAS}) then e.settings end,
+    told = case when n.state in ({_HAS}) then e.told end
 from unnest($1::bigint[], $2::smallint[], $3::text[], $4::int[], $5::int[], $6::bool[], $7::int[],
     $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::timestamptz[],
     $12::timestamptz[], $13::timestamptz[], $14::text[], $15::text[], $16::bigint[], $17::text[])
     n (id, pool, state, attempt, seq, attempted, epoch, due_at, offered_at, accepted_at, phase_at,
        deferred_at, ended_at, code, class, bytes, tries)
 where e.id = n.id
-"""
+"""  # noqa: S608 - who is neither on the way nor there has nothing laid over its settings
 
 
 def _values(moved: Moved) -> tuple[object, ...]:

@@ -148,6 +148,8 @@ create table executions (
     from_versions jsonb not null default '{}',
     excluded text not null default '',
     assigned_until timestamptz,
+    settings jsonb,
+    told bigint,
     unique (rollout_id, device_id),
     check ((ended_at is null) = (state in ('planned', 'offered', 'accepted', 'downloading', 'ready',
         'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial')))
@@ -158,6 +160,11 @@ comment on column executions.excluded is 'why it is not offered at all';
 comment on column executions.assigned_until is
     'until when its device may begin by itself, as long as it has not said how that ended';
 create index executions_assigned on executions (site_id) where assigned_until is not null;
+comment on column executions.settings is
+    'what it lays over a layer of its device, from its grant on: {scope, of, entries}';
+comment on column executions.told is 'the version of settings in which the device was told so';
+create index executions_settings on executions (organisation_id, device_id)
+    where settings is not null;
 create unique index executions_open on executions (device_id) where ended_at is null;
 create index executions_waiting on executions (rollout_id, pool, due_at) where state = 'planned';
 create index executions_due on executions (rollout_id, due_at) where state in ('offered', 'accepted',
@@ -241,5 +248,41 @@ grant insert on execution_reports to vestibule_ingest;
 grant insert, update on device_firmware to vestibule_ingest;
 grant insert, update (name, starts_at, ends_at, sites, reason, ended_at, ended_by) on freezes
     to vestibule_desk;
+
+-- A rollout of settings that is over: the layer itself says what it brought. Where it was cancelled,
+-- devices keep as their own what they have of it; where it was taken back, nothing of it is left.
+create function settle_settings(rollout int, at timestamptz) returns void
+language plpgsql security definer set search_path = public as $$
+declare r rollouts;
+begin
+    select * into r from rollouts where id = rollout and payload = 'settings' and reverses is null
+        and state in ('completed', 'completed with stragglers', 'cancelled', 'reverted');
+    if r.state like 'completed%' and r.content ->> 'scope' <> 'device' then
+        insert into settings_layers as l (organisation_id, scope, model, site_id, entries,
+            changed_at)
+        select r.organisation_id, r.content ->> 'scope',
+               case r.content ->> 'scope' when 'model' then r.content ->> 'of' else '' end,
+               case r.content ->> 'scope' when 'site' then (select id from sites
+                   where organisation_id = r.organisation_id and ref = r.content ->> 'of') end,
+               e.settings -> 'entries', at
+        from executions e where e.rollout_id = r.id and e.settings is not null
+        order by e.id limit 1
+        on conflict (organisation_id, scope, model, site_id, device_id) do update
+        set entries = l.entries || excluded.entries, version = l.version + 1,
+            changed_at = excluded.changed_at;
+    elsif r.state <> 'reverted' then
+        insert into settings_layers as l (organisation_id, scope, device_id, entries, changed_at)
+        select r.organisation_id, 'device', e.device_id, e.settings -> 'entries', at
+        from executions e join devices d on d.id = e.device_id
+            and d.organisation_id = e.organisation_id
+        where e.rollout_id = r.id and e.settings is not null
+        on conflict (organisation_id, scope, model, site_id, device_id) do update
+        set entries = l.entries || excluded.entries, version = l.version + 1,
+            changed_at = excluded.changed_at;
+    end if;
+    update executions set settings = null where rollout_id = r.id and settings is not null;
+end $$;
+revoke all on function settle_settings from public;
+grant execute on function settle_settings to vestibule_maint;
 
 update schema_compatibility set version = 15, compatible_from = 15;

@@ -136,6 +136,8 @@ executions = sa.Table(
     _object("from_versions"),
     columns.or_empty("excluded"),
     sa.Column("assigned_until", columns.INSTANT),
+    sa.Column("settings", JSONB),
+    sa.Column("told", sa.BigInteger),
 )
 execution_reports = sa.Table(
     "execution_reports",

@@ -1,0 +1,347 @@
+"""Rollouts of settings: laid over the devices that were granted them, moved by what devices say.
+
+A rollout changes one layer of settings, device by device. What it brings lies in its executions
+(`executions.settings`) from the grant on, in the grant's transaction, and counts for that device as
+if the layer said so (`server.desired.settings`). Once the rollout has completed the layer itself is
+written, with the same writings: no device is told anything else then but who was left out.
+
+Invariants:
+- Who is neither on its way nor has confirmed has nothing laid over its settings (`rows.put`): so
+  whoever fails, lapses or is lost is told again what its layers say.
+- An execution is accepted by the asking that is answered with the change, and ends by a report that
+  has dealt with exactly what the device was told last. What we sent moves nothing.
+- Going back takes away what was laid over: a device has again what its layers say, and nobody else
+  could change those keys of that layer meanwhile. What it had is kept (`from_versions`).
+- One rollout at a time changes a key of a layer. Where the layer has been edited since the plan,
+  the rollout does not begin.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+
+import asyncpg
+
+from protocol.state import Report
+from protocol.update import Attempt, Class, Phase, Step
+from server.audit.log import record
+from server.desired import settings
+from server.desired.layers import Scope
+from server.errors import ConflictError, RefusedError
+from server.firmware import life, reports
+from server.firmware.change import (
+    Change,
+    SettingsChange,
+    checked_change,
+    judged,
+    read_change,
+)
+from server.firmware.freezes import load
+from server.firmware.life import FLYING
+from server.firmware.life import State as Stage
+from server.firmware.nights import instant, nights
+from server.firmware.policy import OnHalt
+from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
+from server.firmware.waves import WITHDRAWN, State
+
+SETTINGS = "settings"
+_ACCEPTED, _ENDED = 1, 2  # the numbers of the two steps that an attempt has
+
+
+# -- before it begins ------------------------------------------------------------------------------
+
+
+async def known(
+    connection: asyncpg.Connection, organisation: int, asked: SettingsChange
+) -> tuple[Change, settings.Place | None]:
+    """Return a change with what its layer says now, and the layer; None: each device's own.
+
+    Raises FieldError, NotFoundError, ConflictError where another rollout changes the same.
+    """
+    change = checked_change(asked)
+    await _demand_alone(connection, organisation, change, but=None)
+    if change.scope is Scope.DEVICE:
+        return change, None
+    place = await settings.place(connection, organisation, change.scope.value, change.of)
+    return replace(change, was=await _was(connection, organisation, change, place)), place
+
+
+async def _was(
+    connection: asyncpg.Connection, organisation: int, change: Change, place: settings.Place
+) -> Mapping[str, tuple[int | str, int] | None]:
+    held = await settings.find(connection, organisation, place)
+    return {
+        key: (held.entries[key].value, held.entries[key].number) if key in held.entries else None
+        for key in change.values
+    }
+
+
+async def _demand_alone(
+    connection: asyncpg.Connection, organisation: int, change: Change, *, but: int | None
+) -> None:
+    ref = await connection.fetchval(
+        _ALONE, *(organisation, change.scope.value, change.of, list(change.values), but)
+    )
+    if ref is not None:
+        raise ConflictError(f"{ref} is changing the same setting of the same layer")
+
+
+_ALONE = """
+select ref from rollouts where organisation_id = $1 and payload = 'settings' and reverses is null
+and state in ('scheduled', 'running', 'paused', 'halted', 'reverting', 'cancelling')
+and content ->> 'scope' = $2 and content ->> 'of' = $3 and content -> 'values' ?| $4::text[]
+and ($5::int is null or id <> $5 and state <> 'scheduled') order by id limit 1
+"""
+
+
+async def demand_unchanged(held: Held) -> None:
+    """Let a rollout begin only where its layer is as it was planned. Raises RefusedError."""
+    if held.facts.payload != SETTINGS:
+        return
+    connection, organisation = held.connection, held.facts.organisation
+    await settings.lock_layers(connection, organisation)  # before it nobody edits, after it we run
+    change = await change_of(connection, held.facts.id)
+    try:
+        await _demand_alone(connection, organisation, change, but=held.facts.id)
+    except ConflictError as error:
+        raise RefusedError("conflict", str(error)) from error
+    if change.scope is Scope.DEVICE:
+        return
+    place = await settings.place(connection, organisation, change.scope.value, change.of)
+    for key, was in (await _was(connection, organisation, change, place)).items():
+        if was != change.was.get(key):
+            raise RefusedError("changed", f"{key} was changed by somebody else since the plan")
+
+
+async def change_of(connection: asyncpg.Connection, rollout: int) -> Change:
+    """Return what a rollout (its row), or the one that it takes back, changes."""
+    text = await connection.fetchval(
+        "select coalesce(x.content, o.content) from rollouts o "
+        "left join rollouts x on x.id = o.reverses where o.id = $1",
+        rollout,
+    )
+    return read_change(json.loads(text))
+
+
+# -- granted ---------------------------------------------------------------------------------------
+
+
+async def shut(held: Held, sites: Iterable[int | None]) -> dict[int | None, datetime]:
+    """Return where nothing may be changed now, and until when; settings wait on no device."""
+    if held.facts.payload != SETTINGS:
+        return {}
+    policy, found = held.rollout.policy, dict[int | None, datetime]()
+    here = sorted({site for site in sites if site is not None})
+    if not policy.override_freezes:
+        frozen = await load(held.connection, held.facts.organisation, now=held.now)
+        for site in {None, *here}:
+            on = frozen.at(site, int(held.now.timestamp()))
+            if on is not None:
+                found[site] = instant(on.end_s)
+    if policy.windows is None or policy.urgent:
+        return found
+    known_nights = await nights(
+        *(held.connection, held.facts.organisation, here, policy.windows),
+        now=held.now,
+        overriding=policy.override_freezes,
+    )
+    for site in here:
+        night = known_nights.get(site)
+        opens = instant(night.windows[0][0]) if night is not None and night.windows else None
+        if opens is None or opens > held.now:
+            found[site] = opens or held.here.later(86_400)
+    return found
+
+
+async def bring(held: Held, executions: Sequence[tuple[int, int, int]]) -> None:
+    """Lay a change over devices, or take it away again: (execution, device, attempt)."""
+    if held.facts.payload != SETTINGS or not executions:
+        return
+    connection, facts = held.connection, held.facts
+    change = await change_of(connection, facts.id)
+    devices = [device for _, device, _ in executions]
+    if facts.reverses is not None:
+        await connection.execute(
+            "update executions set settings = null where rollout_id = $1 "
+            "and device_id = any($2::int[])",
+            *(facts.reverses, devices),
+        )
+    rows = await connection.fetch(
+        "select device_id, report -> 'values' as has from device_settings "
+        "where device_id = any($1::int[])",
+        devices,
+    )
+    has = {row["device_id"]: json.loads(row["has"] or "{}") for row in rows}
+    began = facts.starts_at or held.now
+    brought = []
+    for execution, device, attempt in executions:
+        number = change.number(round(began.timestamp() * 1000), attempt)
+        entries = change.entries(number, at=held.now.timestamp(), by=facts.ref)
+        laid = {
+            "scope": change.scope.value,
+            "of": change.of,
+            "entries": {key: asdict(entry) for key, entry in entries.items()},
+        }
+        own = has.get(device, {})
+        before = {key: str(own[key]) for key in change.values if key in own}
+        forwards = None if facts.reverses is not None else json.dumps(laid)
+        brought.append((execution, forwards, json.dumps(before)))
+    await connection.executemany(
+        "update executions e set told = null, settings = case when $2::jsonb ->> 'scope' = 'device'"
+        " then jsonb_set($2::jsonb, '{of}', to_jsonb(d.device)) else $2::jsonb end, "
+        "from_versions = case from_versions when '{}' then $3::jsonb else from_versions end "
+        "from devices d where e.id = $1 and d.id = e.device_id",
+        brought,
+    )
+
+
+# -- what a device says ----------------------------------------------------------------------------
+
+_OPEN = f"""
+select e.id, e.ref, e.pool, e.settings, e.told, e.rollout_id, o.ref as rollout, o.reverses,
+       o.state as stands, o.organisation_id, s.version, d.device, {COLUMNS}
+from executions e join rollouts o on o.id = e.rollout_id join devices d on d.id = e.device_id
+left join device_settings s on s.device_id = e.device_id
+where e.device_id = $1 and e.state in ({named(FLYING)}) and o.payload = 'settings'
+for no key update of e
+"""  # noqa: S608
+
+
+async def heard(
+    connection: asyncpg.Connection, device: int, report: Report, *, now: datetime
+) -> None:
+    """Take in what a device (its row, locked) says of its settings, before it is told anew."""
+    row = await connection.fetchrow(_OPEN, device)
+    if row is None:
+        return
+    dealt_with = row["told"] is not None and report.version == row["version"] >= row["told"]
+    withdrawn = State(row["stands"]) in WITHDRAWN and row["reverses"] is None
+    if (
+        withdrawn and row["settings"] is not None
+    ):  # it is told without it, and ends by its next word
+        await connection.execute(
+            "update executions set settings = null, told = null where id = $1", row["id"]
+        )
+        return
+    if not dealt_with:
+        return
+    if withdrawn:
+        step = Step(_attempt(row), _ENDED, Phase.FAILED, life.CANCELLED_CODE, Class.REFUSED)
+        await reports.hear(connection, device, [step], fresh=True, now=now)
+        return
+    change = await change_of(connection, row["rollout_id"])
+    told = await settings.merged_of(connection, row["organisation_id"], device, now=now)
+    by = row["rollout"] if row["reverses"] is None else ""
+    outcome = judged(change, told, report, by=by)
+    if outcome is None:
+        return
+    if outcome.phase is None:
+        await _superseded(connection, row, now=now)
+        return
+    step = Step(
+        *(_attempt(row), _ENDED, outcome.phase, outcome.code, outcome.kind), tail=outcome.about
+    )
+    await reports.hear(connection, device, [step], fresh=True, now=now)
+
+
+async def told(connection: asyncpg.Connection, device: int, version: int, *, now: datetime) -> None:
+    """Note that a device that asked is being answered with what its execution brings."""
+    row = await connection.fetchrow(_OPEN, device)
+    if row is None or row["told"] is not None:
+        return
+    await connection.execute("update executions set told = $2 where id = $1", row["id"], version)
+    if Stage(row["state"]) is Stage.OFFERED:
+        step = Step(_attempt(row), _ACCEPTED, Phase.ACCEPTED)
+        await reports.hear(connection, device, [step], fresh=True, now=now)
+
+
+def _attempt(row: asyncpg.Record) -> Attempt:
+    return Attempt(row["ref"], row["attempt"])
+
+
+async def _superseded(
+    connection: asyncpg.Connection, row: asyncpg.Record, *, now: datetime
+) -> None:
+    """End what a nearer layer has decided meanwhile: it counts for nothing."""
+    held = await hold(connection, row["rollout_id"], now=now)
+    assert held is not None
+    before = execution_of(row)
+    after = life.superseded(before, held.here)
+    reports.change(held, row["pool"], before, after, actor=f"device {row['device']}")
+    await put(connection, [Moved(row["id"], row["pool"], after)])
+    await held.write()
+
+
+# -- once it is over, and the way back -------------------------------------------------------------
+
+
+async def frozen(held: Held) -> bool:
+    """Whether a layer that all have taken waits for the end of a freeze: others would get it."""
+    policy, facts = held.rollout.policy, held.facts
+    if facts.payload != SETTINGS or facts.reverses is not None or policy.override_freezes:
+        return False
+    change = await change_of(held.connection, facts.id)
+    if change.scope is Scope.DEVICE:
+        return False
+    found = await settings.place(held.connection, facts.organisation, change.scope.value, change.of)
+    reached = await settings.devices(held.connection, facts.organisation, found, now=held.now)
+    known = await load(held.connection, facts.organisation, now=held.now)
+    at_s = int(held.now.timestamp())
+    return any(known.at(site, at_s) is not None for site in {each.site for each in reached})
+
+
+async def settle(held: Held) -> None:
+    """Let the layer itself say what a rollout that has ended brought; its row is written."""
+    connection, facts = held.connection, held.facts
+    if facts.payload != SETTINGS or facts.reverses is not None:
+        return
+    change = await change_of(connection, facts.id)
+    await settings.lock_layers(connection, facts.organisation)
+    has = await connection.fetchval(
+        "select count(*) from executions where rollout_id = $1 and settings is not null", facts.id
+    )
+    await connection.execute("select settle_settings($1, $2)", facts.id, held.now)
+    whole = held.rollout.state in (State.COMPLETED, State.COMPLETED_WITH_STRAGGLERS)
+    layer = f"{change.scope.value} {change.of}".strip()
+    if not has:
+        return
+    if whole and change.scope is not Scope.DEVICE:
+        place = await settings.place(connection, facts.organisation, change.scope.value, change.of)
+        reached = await settings.devices(connection, facts.organisation, place, now=held.now)
+        await ring(connection, await _others(connection, facts.id, [each.id for each in reached]))
+    await record(
+        connection,
+        actor=facts.ref,
+        act="settings changed",
+        subject=layer if whole else "device",
+        detail={**change.values, "devices": has},
+        organisation=facts.organisation,
+        now=held.now,
+    )
+
+
+async def _others(
+    connection: asyncpg.Connection, rollout: int, devices: Sequence[int]
+) -> list[int]:
+    """Return who of these has not confirmed: what they are told has changed just now."""
+    rows = await connection.fetch(
+        "select device_id from executions where rollout_id = $1 and state = 'confirmed'", rollout
+    )
+    there = {row["device_id"] for row in rows}
+    return [device for device in devices if device not in there]
+
+
+async def back(held: Held, how: OnHalt, *, but: int | None = None) -> list[tuple[int, str]]:
+    """Return who is to give back what a rollout brought, or why not; not those of `but`."""
+    rows = await held.connection.fetch(_BACK, *(held.facts.id, but, how is OnHalt.REVERT_ALL))
+    return [(row["device_id"], "" if row["has"] else "it has what it had before") for row in rows]
+
+
+_BACK = """
+select e.device_id, e.settings is not null as has from executions e
+where e.rollout_id = $1 and e.offered_at is not null
+and (e.state in ('failed', 'timed out', 'lost') or $3 and e.state = 'confirmed')
+and not exists (select from executions r where r.rollout_id = $2 and r.device_id = e.device_id)
+order by e.id
+"""
