@@ -194,10 +194,14 @@ async def _start(held: Held) -> None:
 
 
 async def _gone(held: Held) -> bool:
-    """Pause what brings a release that was withdrawn: it would be offered, and assigned nobody."""
-    gone = await held.connection.fetchval(_GONE, held.facts.bundle)
+    """Pause what brings a release that was withdrawn: it would be offered, and assigned nobody.
+
+    Also a way back: made anew, it leaves out by name whom it has nothing for, and takes the others.
+    """
+    gone = await held.connection.fetchval(_GONE, held.facts.bundle, held.facts.id)
     if gone is not None:
-        held.take(Paused(at=held.now, reason=f"{gone} was withdrawn"))
+        way = "" if held.facts.reverses is None else "; cancel this, and take back the others anew"
+        held.take(Paused(at=held.now, reason=f"{gone} was withdrawn{way}"))
     return gone is not None
 
 
@@ -345,9 +349,11 @@ where e.rollout_id = $1 and e.state = 'planned' and e.pool = any($2::smallint[])
 order by e.id limit $4 for no key update skip locked
 """  # noqa: S608
 _GONE = """
-select string_agg(r.component || ' ' || r.version, ', ' order by r.id)
-from bundles b join releases r on r.id = any(b.releases)
-where b.id = $1 and r.withdrawn_at is not null
+select string_agg(r.component || ' ' || r.version, ', ' order by r.id) from releases r
+where r.withdrawn_at is not null and case
+    when $1::int is null then exists (select from executions e
+        where e.rollout_id = $2 and e.ended_at is null and r.id = any(e.releases))
+    else r.id = any((select releases from bundles where id = $1)::int[]) end
 """
 _UNBEGUN = f"""
 select e.id, e.pool, e.device_id, {COLUMNS} from executions e

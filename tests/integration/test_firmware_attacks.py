@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -12,7 +13,7 @@ from ops.services.stack import Stack
 from protocol.update import Attempt, Class, Phase
 from server.errors import RefusedError
 from server.firmware import acts
-from server.firmware.policy import Caps, write_policy
+from server.firmware.policy import Caps, OnHalt, write_policy
 from tests.firmware_world import AUTHOR, QUICK, World, firmware_world
 from tests.integration.firmware_world import Updates, step
 from tests.integration.firmware_world import updates as updates
@@ -175,3 +176,47 @@ async def test_a_release_that_is_withdrawn_on_its_way_pauses_its_rollout_and_say
     said = await world.owner.fetchval("select reason from rollouts where ref = $1", ref)
     assert said == "agent 2.0.0 was withdrawn"
     assert set(await world.states(ref)) == {"confirmed", "planned"}  # who had begun has ended
+
+
+async def test_a_way_back_to_what_was_withdrawn_pauses_and_made_anew_takes_back_the_others(
+    world: World,
+) -> None:
+    devices = await world.fleet(4)
+    await world.release("1.1.0")
+    components = json.dumps({"agent": {"version": "1.1.0", "sha256": "", "floor": ""}})
+    for row in devices[:2]:
+        world.devices[row].version = "1.1.0"
+    await world.owner.execute(
+        "update device_firmware set components = $1 where device_id = any($2)",
+        *(components, devices[:2]),
+    )
+    ref = await world.rollout([devices])
+    await world.pass_time(40)
+    assert await world.states(ref) == {"confirmed": 4}
+    first = await taken_back(world, ref)
+    await world.owner.execute(
+        "update releases set withdrawn_at = $1 where version = '1.1.0'", world.now
+    )
+    await world.pass_time(60)
+    assert (await world.state(first), await world.state(ref)) == ("paused", "reverting")
+    said = await world.owner.fetchval("select reason from rollouts where ref = $1", first)
+    assert said.startswith("agent 1.1.0 was withdrawn; cancel this")
+    async with world.act() as connection:
+        given = connection, world.organisation, first
+        await acts.cancel(*given, reason="it is gone", actor=AUTHOR, now=world.now)
+    await world.pass_time(60)
+    assert (await world.state(first), await world.state(ref)) == ("cancelled", "halted")
+    again = await taken_back(world, ref)
+    await world.pass_time(120)
+    assert await world.states(again) == {"confirmed": 2, "excluded": 2}
+    why = await world.owner.fetch("select distinct excluded from executions where excluded <> ''")
+    assert [row["excluded"] for row in why] == ["no release of agent 1.1.0"]
+    assert await world.state(ref) == "reverted"
+    assert [world.devices[row].version for row in devices] == [*["2.0.0"] * 2, *["1.0.0"] * 2]
+
+
+async def taken_back(world: World, ref: str) -> str:
+    """Let somebody take a rollout back; the way back's name."""
+    async with world.act() as connection:
+        given = connection, world.organisation, ref, OnHalt.REVERT_ALL
+        return await acts.revert(*given, reason="it counts less", actor=AUTHOR, now=world.now)
