@@ -13,13 +13,11 @@ device is looked at every `DEVICE`; a kiosk that was just pressed every `PRESSED
 button ruins a result in minutes.
 """
 
-import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from math import log as ln
 
 import asyncpg
 import structlog
@@ -28,7 +26,7 @@ from server import metrics
 from server.clock import Clock, at
 from server.db.engine import DATABASE_AWAY, data_at_fault, transaction
 from server.db.turns import repeat
-from server.health import loading, memory
+from server.health import loading, looking, memory
 from server.health.conditions import (
     backlog,
     certificate,
@@ -41,13 +39,10 @@ from server.health.conditions import (
     temperature,
 )
 from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
-from server.health.loading import Weeks
 from server.health.memory import Memory
-from server.health.rounds import DAILY_DAYS, QUICK_DAYS, Counter, daily, quick
-from server.health.usual import NOTHING, Usual, learn
+from server.health.usual import Usual
 from server.health.verdict import Case
 from server.rollup.buckets import local
-from server.rollup.perimeter import load_perimeters
 from server.rollup.places import Site, Spot, load_sites, load_spots
 
 log = structlog.get_logger(__name__)
@@ -66,7 +61,8 @@ _REST_MOST_S = 30.0
 _AFTER_CLOSING = timedelta(minutes=75)
 _RECENTLY = timedelta(minutes=10)
 _A_DAY = 24
-_KEPT = 5_000
+KEPT = 20_000
+"""Counters of which it is kept what they are used to: some 3 kB each."""
 _AHEAD = timedelta(days=120)
 _SOON = timedelta(days=60)
 
@@ -78,6 +74,7 @@ class Checks:
     pool: asyncpg.Pool
     clock: Clock
     _usual: OrderedDict[int, "_Learnt"] = field(default_factory=OrderedDict)
+    _kept: int = 0
 
     async def run(self) -> None:
         """Judge for ever; a database that is away is tried again."""
@@ -140,104 +137,63 @@ class Checks:
             await connection.execute(_LOOKED, row["id"], now, now + NOBODY, None, None)
             return
         now_s = int(now.timestamp())
-        subjects = [Subject(SubjectKind.SITE, site.id), *map(_subject, spots)]
-        known = await memory.remembered(connection, subjects)
-        if await memory.undo(connection, known, subjects, now=now):
+
+        async def known_of(subjects: Sequence[Subject]) -> Memory:
+            return await memory.remembered(connection, subjects)
+
+        undone = 0
+        for low in range(0, len(spots), looking.PART):
+            subjects = [looking.subject(spot) for spot in spots[low : low + looking.PART]]
+            undone += await memory.undo(connection, await known_of(subjects), subjects, now=now)
+        if undone:
             log.info("masks undone", site=site.ref)
-        found = await self._quick(connection, site, spots, known, now_s=now_s)
+        learnt = await self._learnt(connection, site, spots, now_s=now_s)
+        look = await looking.look(connection, site, spots, learnt.usual, now_s=now_s)
         today = local(site.time_zone, now_s).date()
         whole = _days_due(site, row["daily_on"], today, now)
-        days = None
         if whole:
-            more, days = await self._daily(connection, row, site, spots, known, now_s=now_s)
-            silent = {j.subject for j in more if _fires(j, Condition.FLATLINE)}
-            # the longer look is the surer one: a quiet door's silence is known after days
-            found = [
-                j for j in found if j.condition is not Condition.FLATLINE or j.subject not in silent
-            ]
-            found += [
-                j for j in more if j.condition is not Condition.FLATLINE or j.subject in silent
-            ]
-        await self._take(connection, found, known, row, now=now)
-        soon = self._usual[site.id].arriving or _is_awake(site, now_s)
+            peers: dict[int, list[float]] = {}
+            for (days,) in await connection.fetch(_PEERS, row["organisation_id"], site.id):
+                for day, ratio in json.loads(days).items():
+                    peers.setdefault(int(day), []).append(ratio)
+            await looking.look_at_weeks(connection, look, site, peers, now_s=now_s)
+        async for found, known in look.judged(known_of):
+            await self._take(connection, found, known, row, now=now)
+        soon = learnt.arriving or _is_awake(site, now_s)
         await connection.execute(
             _LOOKED,
             *(row["id"], now, now + (OPEN if soon else CLOSED)),
-            *(today if whole else None, None if days is None else json.dumps(days)),
+            *(today if whole else None, None if look.ratios is None else json.dumps(look.ratios)),
         )
-
-    async def _quick(
-        self,
-        connection: asyncpg.Connection,
-        site: Site,
-        spots: Sequence[Spot],
-        known: Memory,
-        *,
-        now_s: int,
-    ) -> list[Judgement]:
-        usual = await self._learnt(connection, site, spots, now_s=now_s)
-        counted = await loading.counters(connection, spots, now_s=now_s, days=QUICK_DAYS)
-
-        def judged() -> list[Judgement]:
-            return quick(_counters(counted, spots, usual), known, now_s=now_s)
-
-        return await asyncio.to_thread(judged)
-
-    async def _daily(
-        self,
-        connection: asyncpg.Connection,
-        row: asyncpg.Record,
-        site: Site,
-        spots: Sequence[Spot],
-        known: Memory,
-        *,
-        now_s: int,
-    ) -> tuple[list[Judgement], dict[str, float]]:
-        """Return what the last weeks tell, and the site's log ratios by day."""
-        today = local(site.time_zone, now_s).date()
-        past = await loading.weeks(connection, site, spots, today)
-        usual = await asyncio.to_thread(_learn, past, spots, DAILY_DAYS)
-        counted = await loading.counters(connection, spots, now_s=now_s, days=DAILY_DAYS)
-        perimeter = await load_perimeters(
-            connection, [site], spans={site.id: (now_s - 86_400, now_s)}
-        )
-        peers: dict[int, list[float]] = {}
-        for (days,) in await connection.fetch(_PEERS, row["organisation_id"], site.id):
-            for day, ratio in json.loads(days).items():
-                peers.setdefault(int(day), []).append(ratio)
-
-        def judged() -> list[Judgement]:
-            counters = [
-                replace(each, perimeter=spot.id in perimeter[site.id].spots)
-                for each, spot in zip(_counters(counted, spots, usual), spots, strict=True)
-            ]
-            subject = Subject(SubjectKind.SITE, site.id)
-            return daily(subject, counters, peers, known, now_s=now_s)
-
-        return await asyncio.to_thread(judged), _ratios(usual)
 
     async def _learnt(
         self, connection: asyncpg.Connection, site: Site, spots: Sequence[Spot], *, now_s: int
-    ) -> Mapping[int, Usual]:
+    ) -> "_Learnt":
         """Return what the site's counters are used to, learnt once a local day."""
         today = local(site.time_zone, now_s).date()
         kept = self._usual.get(site.id)
         if kept is not None and kept.day == today and set(kept.usual) == {s.id for s in spots}:
             self._usual.move_to_end(site.id)
             if kept.known:
-                return kept.usual
+                return kept
             hours = await loading.hours_known(connection, spots)
             if hours <= kept.hours + _A_DAY * len(spots):
                 kept.arriving = False
-                return kept.usual
+                return kept
         hours = await loading.hours_known(connection, spots)
-        past = await loading.weeks(connection, site, spots, today)
-        usual = await asyncio.to_thread(_learn, past, spots, QUICK_DAYS)
+        usual = await looking.learn(connection, site, spots, today=today)
         known = all(any(rate > 0 for rate in each.entered) for each in usual.values())
-        self._usual[site.id] = _Learnt(today, usual, hours, known, arriving=not known)
-        if len(self._usual) > _KEPT:
-            self._usual.popitem(last=False)
-        return usual
+        return self._keep(site.id, _Learnt(today, usual, hours, known, arriving=not known))
+
+    def _keep(self, site: int, learnt: "_Learnt") -> "_Learnt":
+        """Keep what was learnt; of all sites the one that was looked at longest ago gives way."""
+        before = self._usual.pop(site, None)
+        self._kept += len(learnt.usual) - (0 if before is None else len(before.usual))
+        self._usual[site] = learnt
+        while self._kept > KEPT and len(self._usual) > 1:
+            _, oldest = self._usual.popitem(last=False)
+            self._kept -= len(oldest.usual)
+        return learnt
 
     # -- devices -----------------------------------------------------------------------------
 
@@ -253,7 +209,7 @@ class Checks:
         if stands is not None:
             (spot,) = await load_spots(connection, ids=[stands["spot_id"]])
         kiosk = spot if spot is not None and spot.kind == "kiosk" else None
-        subjects = [subject] if kiosk is None else [subject, _subject(kiosk)]
+        subjects = [subject] if kiosk is None else [subject, looking.subject(kiosk)]
         known = await memory.remembered(connection, subjects)
         await memory.undo(connection, known, subjects, now=now)
         told = await loading.device(
@@ -261,7 +217,7 @@ class Checks:
         )
         found = _judged(subject, told, known, spot, now=now)
         if kiosk is not None:
-            case = _case(_subject(kiosk), stuck_button.CONDITION, known, now)
+            case = _case(looking.subject(kiosk), stuck_button.CONDITION, known, now)
             stored = None if told.stored_s is None else int(told.stored_s)
             found.append(stuck_button.judge(case, told.presses, observed_to_s=stored))
         await self._take(connection, found, known, row, now=now)
@@ -303,40 +259,6 @@ class _Learnt:
     hours: int
     known: bool
     arriving: bool
-
-
-def _counters(
-    counted: loading.Counters, spots: Sequence[Spot], usual: Mapping[int, Usual]
-) -> list[Counter]:
-    return [
-        Counter(
-            _subject(spot),
-            loading.series(counted, spot, usual[spot.id]),
-            counted.readings[spot.id],
-            usual[spot.id].days,
-        )
-        for spot in spots
-    ]
-
-
-def _learn(past: Weeks, spots: Sequence[Spot], back_days: int) -> dict[int, Usual]:
-    found = learn(past.cells, past.doors, today=past.today, back_days=back_days)
-    return {spot.id: usual for spot, usual in zip(spots, found or [NOTHING], strict=True)}
-
-
-def _ratios(usual: Mapping[int, Usual]) -> dict[str, float]:
-    """Return the site's log ratio of counted and usual by ordinal day."""
-    sums: dict[int, list[float]] = {}
-    for each in usual.values():
-        for day in each.days:
-            pair = sums.setdefault(day.day, [0.0, 0.0])
-            pair[0] += day.counted
-            pair[1] += day.usual
-    return {
-        str(day): round(ln(counted / people), 4)
-        for day, (counted, people) in sums.items()
-        if counted > 0 and people > 0
-    }
 
 
 def _judged(
@@ -390,14 +312,6 @@ def _opens_s(spot: Spot | None, told: loading.Device, now: datetime) -> float | 
 
 def _case(subject: Subject, condition: Condition, known: Memory, now: datetime) -> Case:
     return Case(subject, int(now.timestamp()), known(subject, condition))
-
-
-def _subject(spot: Spot) -> Subject:
-    return Subject(SubjectKind.SPOT, spot.id)
-
-
-def _fires(judgement: Judgement, condition: Condition) -> bool:
-    return judgement.condition is condition and judgement.standing is Standing.FIRING
 
 
 def _is_awake(site: Site, now_s: int) -> bool:

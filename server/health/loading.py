@@ -3,12 +3,17 @@
 Counts are as the calibrations of their time make them, so a counter that was turned round in the
 register is right again from there on. What is usual leaves masked time out; what is judged does
 not.
+
+What many counters are read at once is packed into arrays, and unpacked one by one where it is
+looked at (`server.health.looking`).
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
+from typing import NamedTuple
 
 import asyncpg
 
@@ -32,53 +37,78 @@ PRESSES = timedelta(hours=1)
 MOST_PRESSES = 3_600
 """One a second for the whole hour: no hand does that, and a stuck button shows in the last."""
 _FULL = (1 << 60) - 1
+_PREFETCH = 500
+"""Rows that are packed before others have their turn: some milliseconds."""
+
+
+class Column(NamedTuple):
+    """One counter's quarters as it counted them, on its site's grid, packed: 18 bytes each.
+
+    `seen` are the slots of 15 s that were observed, `masked` is 1 where one of them is masked.
+    """
+
+    entered: "array[float]"
+    left: "array[float]"
+    seen: bytearray
+    masked: bytearray
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """A site's quarters as its counters counted them, on one grid."""
+    """Quarters of some of a site's counters, on one grid; `is_open` by quarter."""
 
     starts: range
-    counted: Mapping[int, Mapping[int, tuple[float, float, int, bool]]]
-    readings: Mapping[int, Sequence[Reading]]
+    is_open: bytearray
+    columns: Mapping[int, Column]
 
 
 async def counters(
     connection: asyncpg.Connection, spots: Sequence[Spot], *, now_s: int, days: int
 ) -> Counters:
-    """Read the quarters of the last `days`, whole days of the site, and the latest readings."""
+    """Read the quarters of the last `days`, whole days of the site.
+
+    Within a transaction: rows are streamed, and packed as they come.
+    """
     ids = [spot.id for spot in spots]
-    zone = spots[0].site.time_zone
+    zone, calendar = spots[0].site.time_zone, spots[0].site.calendar
     low_s = day_start(zone, local(zone, now_s).date() - timedelta(days=days))
     starts = range(low_s, now_s // QUARTER_S * QUARTER_S + 1, QUARTER_S)
+    is_open = bytearray(len(starts))
+    for opens, closes in calendar.open_between(low_s, starts[-1] + QUARTER_S):
+        for at_s in range(opens, closes, QUARTER_S):
+            if (at_s - low_s) % QUARTER_S == 0:
+                is_open[(at_s - low_s) // QUARTER_S] = 1
+    found = {
+        spot: Column(_zeros(len(starts)), _zeros(len(starts)), bytearray(len(starts)),
+                     bytearray(len(starts)))
+        for spot in ids
+    }  # fmt: skip
     weights = await _weights(connection, ids, span=(low_s, now_s))
-    found: dict[int, dict[int, tuple[float, float, int, bool]]] = {each: {} for each in ids}
-    rows = await connection.fetch(_QUARTERS, ids, _at(low_s), _at(now_s))
-    for spot, at_s, observed, masked, *counts in rows:
-        came, went = _weighed(counts, weights[spot], at_s)
-        seen_s = 15 * (observed & _FULL).bit_count()
-        found[spot][at_s] = came, went, seen_s, bool(observed & (masked or 0))
-    return Counters(starts, found, await _readings(connection, ids, now_s=now_s))
+    sql = connection.cursor(_QUARTERS, ids, _at(low_s), _at(now_s), prefetch=_PREFETCH)
+    async for spot, at_s, observed, masked, *counts in sql:
+        column, number = found[spot], (at_s - low_s) // QUARTER_S
+        column.entered[number], column.left[number] = _weighed(counts, weights[spot], at_s)
+        column.seen[number] = (observed & _FULL).bit_count()
+        column.masked[number] = bool(observed & (masked or 0))
+    return Counters(starts, is_open, found)
 
 
 def series(counters: Counters, spot: Spot, usual: Usual) -> Series:
     """Return one counter's quarters with what is usual in them; of many, that is for a thread."""
-    counted = counters.counted[spot.id]
-    calendar = spot.site.calendar
-    opened = {
-        at
-        for low, high in calendar.open_between(counters.starts[0], counters.starts[-1] + QUARTER_S)
-        for at in range(low, high, QUARTER_S)
-    }
     quarters = []
-    for start_s in counters.starts:
-        came, went, observed_s, masked = counted.get(start_s, (0.0, 0.0, 0, False))
-        is_open = start_s in opened
+    columns = zip(counters.starts, counters.is_open, *counters.columns[spot.id], strict=True)
+    for start_s, is_open, came, went, seen, masked in columns:
         usual_in, usual_out = usual.at(start_s) if is_open else (None, None)
         quarters.append(
-            Quarter(start_s, came, went, observed_s, is_open, usual_in, usual_out, masked)
+            Quarter(
+                start_s, came, went, 15 * seen, bool(is_open), usual_in, usual_out, bool(masked)
+            )
         )
     return Series(quarters, usual.spread, usual.share_variance, usual.tails, usual.silence)
+
+
+def _zeros(length: int) -> "array[float]":
+    return array("d", bytes(8 * length))
 
 
 async def _weights(
@@ -96,10 +126,11 @@ def _weighed(
     return entered / UNIT, left / UNIT
 
 
-async def _readings(
-    connection: asyncpg.Connection, ids: Sequence[int], *, now_s: int
+async def readings(
+    connection: asyncpg.Connection, spots: Sequence[Spot], *, now_s: int
 ) -> dict[int, list[Reading]]:
     """Return the latest readings by spot, every line's in and out in one row of columns."""
+    ids = [spot.id for spot in spots]
     rows = await connection.fetch(_READINGS, ids, _at(now_s) - READINGS, _at(now_s))
     merged: dict[int, dict[tuple[int, int], list[int]]] = {each: {} for each in ids}
     for spot, start_s, interval_s, line, counts in rows:
@@ -119,29 +150,60 @@ async def _readings(
 # -- what is usual -------------------------------------------------------------------------------
 
 
+class Hours(NamedTuple):
+    """One counter's hours, packed, cell by cell; `observed_s` is -1 where nothing is known."""
+
+    entered: "array[float]"
+    left: "array[float]"
+    observed_s: "array[int]"
+
+
 @dataclass(frozen=True, slots=True)
 class Weeks:
-    """A site's hours of its last weeks, and of today and tomorrow, which hold nothing yet."""
+    """Hours of some of a site's counters: of its last weeks, and of today and tomorrow, which hold
+    nothing yet."""
 
     cells: Sequence[Cell]
-    doors: Sequence[Door]
-    today: int
+    end_s: int
+    columns: Mapping[int, Hours]
+
+    def door(self, spot: int) -> Door:
+        """Return one counter's hours as they are learnt from; of many, that is for a thread."""
+        came: list[float | None] = []
+        went: list[float | None] = []
+        coverage: list[float | None] = []
+        for cell, *counts, observed_s in zip(self.cells, *self.columns[spot], strict=True):
+            if observed_s < 0:
+                came.append(None)
+                went.append(None)
+                coverage.append(None if cell.start_s >= self.end_s else 0.0)
+                continue
+            came.append(counts[0])
+            went.append(counts[1])
+            coverage.append(observed_s / (cell.end_s - cell.start_s))
+        return Door(Counted(came, coverage), Counted(went, coverage))
 
 
 async def weeks(
-    connection: asyncpg.Connection, site: Site, spots: Sequence[Spot], today: date
+    connection: asyncpg.Connection, cells: Sequence[Cell], spots: Sequence[Spot], today: date
 ) -> Weeks:
-    """Read what is learnt from: the hours of the weeks before `today`."""
-    cells, since = _cells(site, today)
-    end_s = day_start(site.time_zone, today)
-    ids = [spot.id for spot in spots]
+    """Read what is learnt from: the hours of the weeks before `today`; `cells`: see there.
+
+    Within a transaction: rows are streamed, and packed as they come.
+    """
+    since, end_s = cells[0].start_s, day_start(spots[0].site.time_zone, today)
+    ids, length = [spot.id for spot in spots], len(cells)
     weights = await _weights(connection, ids, span=(since, end_s))
-    hours: dict[int, dict[int, tuple[float, float, float]]] = {each: {} for each in ids}
-    for spot, at_s, observed_s, *counts in await connection.fetch(
-        _HOURS, ids, _at(since), _at(end_s)
-    ):
-        hours[spot][at_s] = (*_weighed(counts, weights[spot], at_s), observed_s)
-    return Weeks(cells, [_door(cells, hours[spot], end_s) for spot in ids], today.toordinal())
+    found = {spot: Hours(_zeros(length), _zeros(length), array("i", [-1]) * length) for spot in ids}
+    numbers = {cell.start_s: number for number, cell in enumerate(cells)}
+    sql = connection.cursor(_HOURS, ids, _at(since), _at(end_s), prefetch=_PREFETCH)
+    async for spot, at_s, observed_s, *counts in sql:
+        number = numbers.get(at_s)
+        if number is not None:
+            hours = found[spot]
+            hours.entered[number], hours.left[number] = _weighed(counts, weights[spot], at_s)
+            hours.observed_s[number] = observed_s
+    return Weeks(cells, end_s, found)
 
 
 async def hours_known(connection: asyncpg.Connection, spots: Sequence[Spot]) -> int:
@@ -151,9 +213,9 @@ async def hours_known(connection: asyncpg.Connection, spots: Sequence[Spot]) -> 
     return found
 
 
-def _cells(site: Site, today: date) -> tuple[list[Cell], int]:
-    """Return the hours to learn from and to expect, and the first instant of them."""
-    cells: list[Cell] = []
+def cells(site: Site, today: date) -> list[Cell]:
+    """Return the hours to learn from and to expect; that is for a thread."""
+    found: list[Cell] = []
     exceptions = {day for day, _ in site.calendar.opening.exceptions}
     first = today - timedelta(days=HISTORY_DAYS + 35)
     day = first
@@ -165,28 +227,9 @@ def _cells(site: Site, today: date) -> tuple[list[Cell], int]:
             open_s = sum(b - a for a, b in site.calendar.open_between(low, high))
             usual = day not in exceptions and not shown.fold
             slot = shown.weekday() * 24 + shown.hour
-            cells.append(Cell(low, high, slot, day.toordinal(), open_s, usual))
+            found.append(Cell(low, high, slot, day.toordinal(), open_s, usual))
         day = following
-    return cells, cells[0].start_s
-
-
-def _door(
-    cells: Sequence[Cell], hours: Mapping[int, tuple[float, float, float]], end_s: int
-) -> Door:
-    came: list[float | None] = []
-    went: list[float | None] = []
-    coverage: list[float | None] = []
-    for cell in cells:
-        known = hours.get(cell.start_s)
-        if cell.start_s >= end_s or known is None:
-            came.append(None)
-            went.append(None)
-            coverage.append(None if cell.start_s >= end_s else 0.0)
-            continue
-        came.append(known[0])
-        went.append(known[1])
-        coverage.append(known[2] / (cell.end_s - cell.start_s))
-    return Door(Counted(came, coverage), Counted(went, coverage))
+    return found
 
 
 # -- a device ------------------------------------------------------------------------------------

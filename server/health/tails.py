@@ -34,20 +34,17 @@ class Hour(NamedTuple):
 
 
 def tails(
-    own: Sequence[Hour | None], others: Sequence[Sequence[Hour | None]], *, variance: float
+    own: Sequence[Hour | None], others: Sequence[Hour], *, variance: float
 ) -> tuple[float, ...]:
     """Return the variance of a door's share by its worst windows, by `HOURS`; 0 of a calm door.
 
-    `own` and each of `others` are the same hours, None where too little is known.
+    `own` are the hours, None where too little is known, that `others` are the other doors' sums of.
     """
     least = QUIET * max((each.usual for each in own if each is not None), default=0.0)
     rows: list[tuple[float, float, float, float]] = []
-    for at, each in enumerate(own):
-        if each is None or each.usual <= least:
-            continue
-        beside = [hour for other in others if (hour := other[at]) is not None]
-        people, usual = sum(hour.people for hour in beside), sum(hour.usual for hour in beside)
-        rows.append((each.people, each.usual, people, usual))
+    for each, other in zip(own, others, strict=True):
+        if each is not None and each.usual > least:
+            rows.append((*each, *other))
     sums = [list(accumulate(column, initial=0.0)) for column in zip(*rows, strict=True)]
     return tuple(_tail(sums, size, variance) if sums else 0.0 for size in HOURS)
 

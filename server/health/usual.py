@@ -4,6 +4,9 @@ The expectation of each hour of the coming week is `server.insight.profile`'s: t
 comparable weeks, times the level of the last two; so holidays, hours of another length and the
 second pass of a repeated hour have none. What was masked or not observed is not learnt from.
 
+A site's doors are gone through twice, `add` and `learn`, in parts if they are many: what is summed
+up over all of them does not grow with them.
+
 Beside it, how counts scatter around that: `spread`, k of a negative binomial count, and the
 variance of each door's share of its site's people from hour to hour, both by the method of moments,
 within bounds that keep a few odd weeks from making a counter seem certain, or hopeless. What a
@@ -16,7 +19,7 @@ from dataclasses import dataclass, field
 from math import isnan, nan
 
 from server.health.conditions.level_shift import Day
-from server.health.series import GROUP, QUARTER_S
+from server.health.series import GROUP, HOUR_S, QUARTER_S
 from server.health.tails import Hour, longest_silence, tails
 from server.insight.profile import NO_LEVEL, Cell, Counter, Level, expectations, levels
 
@@ -32,12 +35,14 @@ _SHIFT_DAYS = 14
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """People in and out of each quarter of an hour from `first_s` on; see `at`.
+    """People in and out of a quarter of an hour, one value each `step_s` from `first_s` on; see
+    `at`.
 
     `days` are the last days' sums, for whoever looks for a shift of the level.
     """
 
     first_s: int = 0
+    step_s: int = HOUR_S
     entered: "array[float]" = field(default_factory=lambda: array("f"))
     left: "array[float]" = field(default_factory=lambda: array("f"))
     spread: float = 10.0
@@ -48,7 +53,7 @@ class Usual:
 
     def at(self, start_s: int) -> tuple[float | None, float | None]:
         """Return how many come in and go out in an open quarter; None: too little is known."""
-        number = (start_s - self.first_s) // QUARTER_S
+        number = (start_s - self.first_s) // self.step_s
         if not 0 <= number < len(self.entered):
             return None, None
         came, went = self.entered[number], self.left[number]
@@ -74,37 +79,109 @@ def learn(
 
     `cells` go on for `AHEAD_DAYS`, today the first, of which the counters must hold nothing.
     """
-    since = today - back_days
-    ways_in, ways_out = [door.entered for door in doors], [door.left for door in doors]
-    expected_in = [expectations(cells, way) for way in ways_in]
-    expected_out = [expectations(cells, way) for way in ways_out]
-    variances = _share_variances(cells, doors, expected_in)
-    levels_in = [levels(cells, *each) for each in zip(ways_in, expected_in, strict=True)]
-    levels_out = [levels(cells, *each) for each in zip(ways_out, expected_out, strict=True)]
-    hours = [
-        _hours(cells, door, way_in, days_in, way_out, days_out, since=today - HISTORY_DAYS)
-        for door, way_in, days_in, way_out, days_out in zip(
-            doors, expected_in, levels_in, expected_out, levels_out, strict=True
+    shared = Shared(cells, today, back_days)
+    known = [shared.expect(door) for door in doors]
+    for each in known:
+        shared.add(each)
+    return [shared.learn(each) for each in known]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A door with what was to be expected of it: by cell in and out, and `hours` of opening."""
+
+    door: Door
+    entered: Sequence[float | None]
+    left: Sequence[float | None]
+    levels_in: Mapping[int, Level]
+    levels_out: Mapping[int, Level]
+    hours: Sequence[Hour | None]
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the doors of a site did together, of however many: `add` all before any is learnt."""
+
+    cells: Sequence[Cell]
+    today: int
+    back_days: int
+    _doors: int = 0
+    _entered: "array[float]" = field(init=False)
+    _expected: "array[float]" = field(init=False)
+    _people: "array[float]" = field(init=False)
+    _usual: "array[float]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        nothing = array("d", bytes(8 * len(self.cells)))
+        self._entered, self._expected, self._people, self._usual = (nothing[:] for _ in range(4))
+
+    def expect(self, door: Door) -> Expected:
+        """Return a door with what was to be expected of it."""
+        cells, since = self.cells, self.today - HISTORY_DAYS
+        way_in, way_out = expectations(cells, door.entered), expectations(cells, door.left)
+        days_in, days_out = levels(cells, door.entered, way_in), levels(cells, door.left, way_out)
+        hours = _hours(cells, door, way_in, days_in, way_out, days_out, since=since)
+        return Expected(door, way_in, way_out, days_in, days_out, hours)
+
+    def add(self, known: Expected) -> None:
+        """Sum up what a door counted, where it is known what was to be expected."""
+        self._doors += 1
+        for at, (cell, people) in enumerate(zip(self.cells, known.entered, strict=True)):
+            counted = known.door.entered.measured(at) if cell.open_s else None
+            if counted is not None and people is not None:
+                self._entered[at] += counted
+                self._expected[at] += people
+        for at, hour in enumerate(known.hours):
+            if hour is not None:
+                self._people[at] += hour.people
+                self._usual[at] += hour.usual
+
+    def learn(self, known: Expected) -> Usual:
+        """Return what a door is used to beside the others."""
+        cells, today, since = self.cells, self.today, self.today - self.back_days
+        variance = self._share_variance(known)
+        others = [
+            Hour(people - hour.people, usual - hour.usual) if hour else Hour(people, usual)
+            for hour, people, usual in zip(known.hours, self._people, self._usual, strict=False)
+        ]
+        step_s = HOUR_S
+        if any((cell.end_s - cell.start_s) % HOUR_S for cell in cells if cell.day >= since):
+            step_s = QUARTER_S  # clocks that go back by half an hour
+        return Usual(
+            next((cell.start_s for cell in cells if cell.day >= since), 0),
+            step_s,
+            _rates(cells, known.entered, known.levels_in, since=since, today=today, step_s=step_s),
+            _rates(cells, known.left, known.levels_out, since=since, today=today, step_s=step_s),
+            _spread(cells, known.door.entered, known.entered, known.levels_in),
+            variance,
+            _days(cells, known.door.entered, known.entered, today),
+            tails(known.hours, others, variance=variance) if self._doors > 1 else (),
+            longest_silence(known.hours),
         )
-    ]
-    found: list[Usual] = []
-    for number, (door, way_in, days_in, way_out, days_out, variance) in enumerate(
-        zip(doors, expected_in, levels_in, expected_out, levels_out, variances, strict=True)
-    ):
-        others = hours[:number] + hours[number + 1 :]
-        found.append(
-            Usual(
-                next((cell.start_s for cell in cells if cell.day >= since), 0),
-                _rates(cells, way_in, days_in, since=since, today=today),
-                _rates(cells, way_out, days_out, since=since, today=today),
-                _spread(cells, door.entered, way_in, days_in),
-                variance,
-                _days(cells, door.entered, way_in, today),
-                tails(hours[number], others, variance=variance) if others else (),
-                longest_silence(hours[number]),
-            )
-        )
-    return found
+
+    def _share_variance(self, known: Expected) -> float:
+        """Return the variance of a door's share, relative to it, of one hour.
+
+        It is its share of the doors that are known in that hour: a door that is new, or away for
+        weeks, leaves it known of the others.
+        """
+        beyond = squares = 0.0
+        hours = 0
+        for at, (cell, own) in enumerate(zip(self.cells, known.entered, strict=True)):
+            came = known.door.entered.measured(at) if cell.open_s and self._doors > 1 else None
+            if came is None or own is None:
+                continue
+            others, usual_others = self._entered[at] - came, self._expected[at] - own
+            if own < 1 or others < 5 or usual_others < 5:
+                continue
+            mean = own * others / usual_others
+            chance = GROUP * mean + GROUP * mean * mean / others
+            beyond += (came - mean) ** 2 - chance
+            squares += mean * mean
+            hours += 1
+        if hours < _FEWEST_HOURS:
+            return 0.1
+        return min(SHARES[1], max(SHARES[0], beyond / squares))
 
 
 def _hours(
@@ -144,8 +221,9 @@ def _rates(
     *,
     since: int,
     today: int,
+    step_s: int,
 ) -> "array[float]":
-    """Return what the quarters of each hour hold, NaN where that is not known."""
+    """Return what the quarters of each step hold, NaN where that is not known."""
     found = array("f")
     for cell, people in zip(cells, expected, strict=True):
         if cell.day < since:
@@ -154,7 +232,7 @@ def _rates(
         if people is not None:
             level = _factor(days, min(cell.day, today))
             rate = people * level * QUARTER_S / cell.open_s if cell.open_s else 0.0
-        found.extend([rate] * ((cell.end_s - cell.start_s) // QUARTER_S))
+        found.extend([rate] * ((cell.end_s - cell.start_s) // step_s))
     return found
 
 
@@ -177,39 +255,6 @@ def _spread(
     if hours < _FEWEST_HOURS:
         return 10.0
     return SPREADS[1] if beyond <= 0 else min(SPREADS[1], max(SPREADS[0], squares / beyond))
-
-
-def _share_variances(
-    cells: Sequence[Cell], doors: Sequence[Door], expected: Sequence[Sequence[float | None]]
-) -> list[float]:
-    """Return the variance of each door's share, relative to it, of one hour.
-
-    It is its share of the doors that are known in that hour: a door that is new, or away for
-    weeks, leaves it known of the others.
-    """
-    sums = [[0.0, 0.0, 0.0] for _ in doors]
-    for at, cell in enumerate(cells):
-        if not cell.open_s or len(doors) < 2:
-            continue
-        known: list[tuple[float, float, list[float]]] = []
-        for door, each, sum_ in zip(doors, expected, sums, strict=True):
-            counted, people = door.entered.measured(at), each[at]
-            if counted is not None and people is not None:
-                known.append((counted, people, sum_))
-        whole, usual = sum(c for c, _, _ in known), sum(p for _, p, _ in known)
-        for came, own, sum_ in known:
-            others, usual_others = whole - came, usual - own
-            if own < 1 or others < 5 or usual_others < 5:
-                continue
-            mean = own * others / usual_others
-            chance = GROUP * mean + GROUP * mean * mean / others
-            sum_[0] += (came - mean) ** 2 - chance
-            sum_[1] += mean * mean
-            sum_[2] += 1
-    return [
-        min(SHARES[1], max(SHARES[0], beyond / squares)) if hours >= _FEWEST_HOURS else 0.1
-        for beyond, squares, hours in sums
-    ]
 
 
 def _days(

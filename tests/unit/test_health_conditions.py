@@ -33,6 +33,7 @@ from server.health.conditions import (
 )
 from server.health.conditions.gauge import Value
 from server.health.conditions.stuck_counter import Reading, kolmogorov
+from server.health.doors import Doors
 from server.health.judgement import Condition, Judgement, Standing, Subject, SubjectKind
 from server.health.memory import MASKING
 from server.health.series import QUARTER_S, Quarter, Series, deviation, turns
@@ -63,9 +64,35 @@ def open_quarters(
     return Series(quarters, share_variance=0.01)
 
 
+def doors(*site: Series) -> Doors:
+    """Return the sums of a site's doors, `SPOT` the first."""
+    found = Doors(blocked_view.LEAST)
+    for each in site:
+        found.add(each)
+        found.ask(blocked_view.windows(each))
+    for number, each in enumerate(site):
+        found.weigh(SPOT.row + number, each)
+    return found
+
+
+def perimeter(*site: Series) -> imbalance.Days:
+    found = imbalance.Days()
+    for each in site:
+        found.add(each)
+    return found
+
+
+def flat(before: Case, door: Series, *others: Series) -> Judgement:
+    return flatline.judge(before, door, doors(door, *others))
+
+
+def blocked(before: Case, door: Series, *others: Series) -> Judgement:
+    return blocked_view.judge(before, door, doors(door, *others))
+
+
 def test_a_door_that_counts_nobody_while_the_next_one_does_is_a_flat_line() -> None:
     door = open_quarters([(10, 10)] * 8 + [(0, 0)] * 4)
-    found = flatline.judge(case(), door, [open_quarters([(9, 11)] * 12)])
+    found = flat(case(), door, open_quarters([(9, 11)] * 12))
     assert found.standing is Standing.FIRING
     assert found.affected_from == datetime.fromtimestamp(NOW - 4 * QUARTER_S, UTC)
     assert found.evidence["others_counted"] == 80
@@ -73,24 +100,24 @@ def test_a_door_that_counts_nobody_while_the_next_one_does_is_a_flat_line() -> N
 
 def test_where_all_doors_count_nobody_the_shop_may_be_shut() -> None:
     door = open_quarters([(10, 10)] * 4 + [(0, 0)] * 12)
-    assert flatline.judge(case(), door, [door]).standing is Standing.UNKNOWN
+    assert flat(case(), door, door).standing is Standing.UNKNOWN
 
 
 def test_a_quiet_door_says_after_how_long_its_silence_would_tell() -> None:
     door = open_quarters([(1, 0)] * 4 + [(0, 0)] * 8, usual=0.5)
-    found = flatline.judge(case(), door, [open_quarters([(9, 11)] * 12)])
+    found = flat(case(), door, open_quarters([(9, 11)] * 12))
     assert found.standing is not Standing.FIRING
     assert 10 < float(found.evidence["known_after_h"]) < 30
 
 
 def test_a_door_without_a_past_is_not_judged() -> None:
     door = open_quarters([(0, 0)] * 40, usual=None)
-    assert flatline.judge(case(), door, []).standing is Standing.UNKNOWN
+    assert flat(case(), door).standing is Standing.UNKNOWN
 
 
 def test_a_door_that_counts_again_clears_from_when_it_did() -> None:
     door = open_quarters([(0, 0)] * 8 + [(10, 9)] * 4)
-    found = flatline.judge(case(Before(True, NOW - 3 * HOUR, NOW - 3 * HOUR)), door, [])
+    found = flat(case(Before(True, NOW - 3 * HOUR, NOW - 3 * HOUR)), door)
     assert found.standing is Standing.CLEAR
     assert found.since == datetime.fromtimestamp(NOW - HOUR, UTC)
 
@@ -101,8 +128,8 @@ def test_a_door_alone_is_not_called_dead_on_a_morning_that_may_be_a_holiday() ->
         night = [q._replace(is_open=False) for q in whole.quarters[8:16]]
         return replace(whole, quarters=[*whole.quarters[:8], *night, *whole.quarters[16:]])
 
-    assert flatline.judge(case(), morning(3), []).standing is Standing.UNKNOWN
-    assert flatline.judge(case(), morning(4), []).standing is Standing.FIRING
+    assert flat(case(), morning(3)).standing is Standing.UNKNOWN
+    assert flat(case(), morning(4)).standing is Standing.FIRING
 
 
 @settings(deadline=None)
@@ -229,9 +256,9 @@ def test_two_days_out_of_balance_fire_and_one_does_not() -> None:
             ],
         )
 
-    assert imbalance.judge(case(), [days(0.5, 0.5)]).standing is Standing.FIRING
-    assert imbalance.judge(case(), [days(0.0, 0.5)]).standing is not Standing.FIRING
-    assert imbalance.judge(case(), [days()]).standing is Standing.CLEAR
+    assert imbalance.judge(case(), perimeter(days(0.5, 0.5))).standing is Standing.FIRING
+    assert imbalance.judge(case(), perimeter(days(0.0, 0.5))).standing is not Standing.FIRING
+    assert imbalance.judge(case(), perimeter(days())).standing is Standing.CLEAR
 
 
 def test_people_at_night_fire_but_not_those_who_open_and_close_the_shop() -> None:
@@ -253,30 +280,28 @@ def shift(*ratios: float) -> list[level_shift.Day]:
 def test_a_level_that_shifts_with_everybody_s_is_the_season() -> None:
     half = shift(*[0.4] * 7)
     assert level_shift.judge(case(), half, {}).standing is Standing.FIRING
-    season = dict.fromkeys(range(7), [-0.9] * 6)
+    season = dict.fromkeys(range(7), -0.9)
     assert level_shift.judge(case(), half, season).standing is Standing.CLEAR
     assert level_shift.judge(case(), shift(1, 1, 1, 0.3, 0.3), {}).standing is Standing.CLEAR
     assert level_shift.judge(case(), half[:3], {}).standing is Standing.UNKNOWN
 
 
 def test_a_door_that_loses_its_share_of_the_people_is_blocked() -> None:
-    others = [open_quarters([(10, 10)] * 16)]
+    other = open_quarters([(10, 10)] * 16)
     door = open_quarters([(10, 10)] * 8 + [(2, 2)] * 8)
-    found = blocked_view.judge(case(), door, others)
+    found = blocked(case(), door, other)
     assert found.standing is Standing.FIRING
     assert found.evidence["compared_with"] == "others"
-    assert blocked_view.judge(case(), open_quarters([(10, 10)] * 16), others).standing is (
-        Standing.CLEAR
-    )
+    assert blocked(case(), open_quarters([(10, 10)] * 16), other).standing is (Standing.CLEAR)
 
 
 def test_a_quiet_day_of_the_whole_site_blocks_nobody() -> None:
     quiet = open_quarters([(10, 10)] * 8 + [(5, 5)] * 8)
-    assert blocked_view.judge(case(), quiet, [quiet]).standing is Standing.CLEAR
+    assert blocked(case(), quiet, quiet).standing is Standing.CLEAR
 
 
 def test_a_lens_half_covered_loses_one_direction() -> None:
-    found = blocked_view.judge(case(), open_quarters([(1, 12)] * 8), [])
+    found = blocked(case(), open_quarters([(1, 12)] * 8))
     assert found.standing is Standing.FIRING
     assert (found.evidence["compared_with"], found.evidence["direction"]) == (
         "other direction",
@@ -396,14 +421,14 @@ def test_gauges_have_two_thresholds_and_old_words_say_nothing() -> None:
 
 NOTHING = Series([])
 SILENT: list[Judgement] = [
-    flatline.judge(case(FIRED), NOTHING, []),
+    flat(case(FIRED), NOTHING),
     stuck_counter.judge(case(FIRED), []),
     stuck_button.judge(case(FIRED), [], observed_to_s=None),
     reversed_door.judge(case(FIRED), NOTHING),
-    imbalance.judge(case(FIRED), []),
+    imbalance.judge(case(FIRED), perimeter()),
     closed_counting.judge(case(FIRED), NOTHING),
     level_shift.judge(case(FIRED), [], {}),
-    blocked_view.judge(case(FIRED), NOTHING, []),
+    blocked(case(FIRED), NOTHING),
     clock_drift.judge(case(FIRED), [], [], wild=0, undated=0),
     reboot_loop.judge(case(FIRED), [], heard_s=None),
     flapping.judge(case(FIRED), [], heard_s=None),

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+from server.health.doors import Beside, Doors, Window
 from server.health.judgement import Condition, Judgement
 from server.health.series import ALIVE, GROUP, Quarter, Series, backwards, deviation, telling
 from server.health.verdict import Case, clear, firing, held, unknown
@@ -63,31 +64,35 @@ class _Found(NamedTuple):
         return self.part < PART and self.deviation < FIRES
 
 
-def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
-    """Judge a counter by its last hours of opening time."""
-    least = telling(door.quarters)
-    numbers: list[int] = []
-    for n in range(len(door.quarters) - 1, -1, -1):
-        each = door.quarters[n]
-        if each.is_open and each.observed_s and each.usual > least and not _dead(each):
-            numbers.append(n)
-            if len(numbers) == WINDOWS[-1]:
-                break
-    numbers.reverse()
+def windows(door: Series) -> list[Window]:
+    """Return the quarters in which `judge` compares a counter with the other doors."""
+    numbers = _numbers(door)
+    found: list[Window] = []
+    for size in WINDOWS:
+        if len(numbers) >= size:
+            window = numbers[-size:]
+            found += [window, *_halves(window)]
+    return found
+
+
+def judge(case: Case, door: Series, doors: Doors) -> Judgement:
+    """Judge a counter by its last hours of opening time; `doors` are all of its site."""
+    numbers = _numbers(door)
     if len(numbers) < WINDOWS[0]:
         return unknown(case, CONDITION, "too little is known of these hours")
     if not any(q.people for q, _ in zip(backwards(door.quarters), range(_SILENT), strict=False)):
         return unknown(case, CONDITION, "it counts nobody at all")
+    row = case.subject.row
     found: list[_Found] = []
     for size in WINDOWS:
         if len(numbers) >= size:
-            found += _compared(door, others, numbers[-size:])
+            found += _compared(row, door, doors, numbers[-size:])
     if not found:
         return unknown(case, CONDITION, "too few people come by here")
 
     @cache
     def lasts(each: _Found) -> bool:
-        return each.fires and _lasts(each, door, others, numbers)
+        return each.fires and _lasts(each, row, door, doors, numbers)
 
     worst = min(found, key=lambda each: (not lasts(each), each.deviation))
     shortest = [each for each in found if each.quarters == WINDOWS[0]] or found
@@ -100,6 +105,23 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
             return clear(case, CONDITION, evidence, since_s=_since(case, shortest))
         return unknown(case, CONDITION, "too few people come by here", evidence)
     return held(case, CONDITION, evidence)
+
+
+def _numbers(door: Series) -> Window:
+    """Return the last quarters of opening time that tell something of a door's view."""
+    least = telling(door.quarters)
+    numbers: list[int] = []
+    for n in range(len(door.quarters) - 1, -1, -1):
+        each = door.quarters[n]
+        if each.is_open and each.observed_s and each.usual > least and not _dead(each):
+            numbers.append(n)
+            if len(numbers) == WINDOWS[-1]:
+                break
+    return tuple(reversed(numbers))
+
+
+def _halves(window: Window) -> tuple[Window, Window]:
+    return window[: len(window) // 2], window[len(window) // 2 :]
 
 
 def _dead(quarter: Quarter) -> bool:
@@ -123,7 +145,7 @@ def _evidence(found: _Found) -> dict[str, float | str]:
     }
 
 
-def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) -> list[_Found]:
+def _compared(row: int, door: Series, doors: Doors, numbers: Window) -> list[_Found]:
     """Compare a window's counts in every way that it allows."""
     own = [door.quarters[n] for n in numbers]
     entered, left = sum(q.entered for q in own), sum(q.left for q in own)
@@ -139,7 +161,7 @@ def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) ->
             off = deviation(counted, expected, factor=factor, variance=var)
             found.append(_Found(by, way, counted, expected, off, n, start))
 
-    beside = _beside(others, numbers)
+    beside = _beside(doors.within(numbers, row, door))
     if beside is not None and beside.rate >= ALIVE and not beside.falls:
         rate, noise = beside.rate, beside.noise
         size = WINDOWS.index(n) if n in WINDOWS else 0
@@ -160,14 +182,12 @@ def _compared(door: Series, others: Sequence[Series], numbers: Sequence[int]) ->
     return found
 
 
-def _lasts(found: _Found, door: Series, others: Sequence[Series], numbers: Sequence[int]) -> bool:
+def _lasts(found: _Found, row: int, door: Series, doors: Doors, numbers: Window) -> bool:
     """Return whether both halves of a window are as low: one hour that is lost is no bad view."""
-    window = numbers[-found.quarters :]
-    half = found.quarters // 2
     return all(
         each.part < PART
-        for part in (window[:half], window[half:])
-        for each in _compared(door, others, part)
+        for part in _halves(numbers[-found.quarters :])
+        for each in _compared(row, door, doors, part)
         if (each.by, each.way) == (found.by, found.way)
     )
 
@@ -181,19 +201,10 @@ class _Beside(NamedTuple):
     falls: bool
 
 
-def _beside(others: Sequence[Series], numbers: Sequence[int]) -> _Beside | None:
-    """Return how the other doors do in these quarters, as far as they can be relied upon."""
-    doors: list[tuple[float, float]] = []
-    for other in others:
-        part: list[Quarter] = [other.quarters[n] for n in numbers]
-        if all(q.observed_s and not q.masked and q.usual_in is not None for q in part):
-            usual = sum(((q.usual_in or 0.0) + (q.usual_out or 0.0)) * q.share for q in part)
-            doors.append((sum(q.people for q in part), usual))
-    people, usual = sum(each for each, _ in doors), sum(each for _, each in doors)
-    if usual < LEAST or people < LEAST:
+def _beside(others: Beside) -> _Beside | None:
+    """Return how the other doors do in some quarters, as far as they can be relied upon."""
+    if others.usual < LEAST or others.counted < LEAST:
         return None
-    rate = people / usual
-    falls = len(doors) > 1 and any(
-        expected >= LEAST and counted < PART * rate * expected for counted, expected in doors
-    )
-    return _Beside(rate, 2 * GROUP / people, falls)
+    rate, least = others.counted / others.usual, others.least
+    falls = others.doors > 1 and least is not None and least.counted < PART * rate * least.usual
+    return _Beside(rate, 2 * GROUP / others.counted, falls)

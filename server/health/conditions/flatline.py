@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, log1p
 
+from server.health.doors import Doors
 from server.health.judgement import Condition, Evidence, Judgement
 from server.health.series import (
     ALIVE,
@@ -66,8 +67,8 @@ class _Run:
         return max(self.usual_in, self.usual_out)
 
 
-def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
-    """Judge a counter against the other counters of its site."""
+def judge(case: Case, door: Series, doors: Doors) -> Judgement:
+    """Judge a counter against the other counters of its site; `doors` are all of them."""
     latest = next(backwards(door.quarters), None)
     if latest is None:
         return unknown(case, CONDITION, "nothing was observed in opening time")
@@ -87,9 +88,8 @@ def judge(case: Case, door: Series, others: Sequence[Series]) -> Judgement:
         if run.usual_in + run.usual_out < LONGER * door.silence:
             return held(case, CONDITION, evidence)
     low = max(0, (run.start_s - door.quarters[0].start_s) // QUARTER_S)
-    beside = [summed([q for q in other.quarters[low:] if not q.masked]) for other in others]
-    usual, counted = sum(s.usual for s in beside), sum(s.people for s in beside)
-    evidence |= {"others_counted": counted, "others_usual": round(usual, 1)}
+    counted, usual = doors.since(low, door)
+    evidence |= {"others_counted": round(counted, 4), "others_usual": round(usual, 1)}
     if usual >= _ALIVE_LEAST:
         if counted < ALIVE * usual:
             return unknown(case, CONDITION, "the other doors count nobody either", evidence)

@@ -9,12 +9,13 @@ beyond it on one side. It clears when the last day, and the one before, lie with
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 from statistics import median
 from typing import NamedTuple
 
 from server.health.judgement import Condition, Judgement
-from server.health.series import HOUR_S, QUARTER_S, Quarter, Series, turns
+from server.health.series import HOUR_S, QUARTER_S, Quarter, Series, Turn, turns
 from server.health.verdict import Case, clear, firing, held, unknown
 
 DAYS = 2
@@ -34,9 +35,69 @@ class _Day(NamedTuple):
     imbalance: float
 
 
-def judge(case: Case, doors: Sequence[Series]) -> Judgement:
+@dataclass(slots=True)
+class _Sum:
+    """A day's people over the doors so far; `whole`: each of them observed all of it."""
+
+    turn: Turn
+    opened_s: int
+    closed_s: int
+    quarters: int
+    whole: bool = True
+    entered: float = 0.0
+    left: float = 0.0
+
+
+@dataclass(slots=True)
+class Days:
+    """A site's days, summed up door by door."""
+
+    _sums: list[_Sum] | None = None
+
+    def add(self, door: Series) -> None:
+        """Take in a door that makes the site's visits."""
+        quarters = door.quarters
+        if self._sums is None:
+            self._sums = [_sum_of(quarters, turn) for turn in turns(quarters) if turn.closes]
+        for each in self._sums:
+            part = _part(quarters, each.turn)
+            each.whole = each.whole and all(
+                quarter.observed_s == QUARTER_S and not quarter.masked
+                for quarter in part
+                if quarter.is_open
+            )
+            for quarter in part:
+                each.entered += quarter.entered
+                each.left += quarter.left
+
+    def observed(self) -> list[_Day]:
+        """Return the days that every counter observed throughout, in order."""
+        return [
+            _Day(
+                each.opened_s,
+                each.closed_s,
+                each.entered,
+                (each.entered - each.left) / each.entered,
+            )
+            for each in self._sums or ()
+            if each.whole
+            and each.entered >= LEAST
+            and each.quarters >= each.turn.high - each.turn.low + _AROUND
+        ]
+
+
+def _part(quarters: Sequence[Quarter], turn: Turn) -> Sequence[Quarter]:
+    return quarters[max(0, turn.low - _AROUND) : turn.high + _AROUND]
+
+
+def _sum_of(quarters: Sequence[Quarter], turn: Turn) -> _Sum:
+    first, last = quarters[turn.low], quarters[turn.high - 1]
+    return _Sum(turn, first.start_s, last.end_s, len(_part(quarters, turn)))
+
+
+def judge(case: Case, site: Days) -> Judgement:
     """Judge a site by all of its counters."""
-    days = _days(doors)
+    days = site.observed()
     if len(days) < DAYS:
         return unknown(case, CONDITION, "no two days were observed throughout")
     last, before = days[-DAYS:], days[:-DAYS][-USUAL_DAYS:]
@@ -63,30 +124,3 @@ def judge(case: Case, doors: Sequence[Series]) -> Judgement:
     if all(abs(each) < limit / 2 for each, limit in zip(off, limits, strict=True)):
         return clear(case, CONDITION, evidence, since_s=last[0].opened_s)
     return held(case, CONDITION, evidence)
-
-
-def _days(doors: Sequence[Series]) -> list[_Day]:
-    """Return the days that every counter observed throughout, in order."""
-    found: list[_Day] = []
-    if not doors:
-        return found
-    for low, high, closes in turns(doors[0].quarters):
-        if not closes:
-            continue
-        parts = [door.quarters[max(0, low - _AROUND) : high + _AROUND] for door in doors]
-        whole = all(
-            each.observed_s == QUARTER_S and not each.masked
-            for part in parts
-            for each in part
-            if each.is_open
-        )
-        entered = sum(each.entered for part in parts for each in part)
-        left = sum(each.left for part in parts for each in part)
-        if whole and entered >= LEAST and len(parts[0]) >= high - low + _AROUND:
-            first, last = doors[0].quarters[low], doors[0].quarters[high - 1]
-            found.append(_Day(first.start_s, _end(last), entered, (entered - left) / entered))
-    return found
-
-
-def _end(quarter: Quarter) -> int:
-    return quarter.end_s

@@ -9,7 +9,10 @@ beyond a factor of `FIRES` up or down, `ALONE` where there is nobody to compare 
 within `CLEARS`. It touches no count: a shop that is rebuilt has other numbers, and they are right.
 """
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import exp, log
 from statistics import median
 from typing import NamedTuple
@@ -38,15 +41,15 @@ class Day(NamedTuple):
     usual: float
 
 
-def judge(case: Case, days: Sequence[Day], peers: Mapping[int, Sequence[float]]) -> Judgement:
-    """Judge a counter by its last days; `peers`: log ratios of other sites, by day."""
+def judge(case: Case, days: Sequence[Day], beside: Mapping[int, float]) -> Judgement:
+    """Judge a counter by its last days; `beside`: the median of what others did, by day."""
     last = [day for day in days if day.usual > 0][-DAYS:]
     if len(last) < DAYS or last[-1].day - last[0].day >= LATE_DAYS:
         return unknown(case, CONDITION, "too few days of the last were observed")
     if sum(day.usual for day in last) < LEAST:
         return unknown(case, CONDITION, "too few people come by here")
-    compared = all(len(peers.get(day.day, ())) >= PEERS for day in last)
-    apart = [_ratio(day) - (median(peers[day.day]) if compared else 0.0) for day in last]
+    compared = all(day.day in beside for day in last)
+    apart = [_ratio(day) - (beside[day.day] if compared else 0.0) for day in last]
     middle = median(apart)
     limit = FIRES if compared else ALONE
     evidence: dict[str, float | str] = {
@@ -63,20 +66,46 @@ def judge(case: Case, days: Sequence[Day], peers: Mapping[int, Sequence[float]])
     return held(case, CONDITION, evidence)
 
 
-def ratios(days: Sequence[Day]) -> dict[int, float]:
-    """Return a counter's log ratios by day."""
-    return {day.day: _ratio(day) for day in days if day.usual > 0}
+@dataclass(slots=True)
+class Together:
+    """The log ratios of a site's doors, and of other sites, by day; `add` all before `beside`."""
+
+    _days: "dict[int, array[float]]" = field(default_factory=dict)
+    _sorted: bool = False
+
+    def add(self, days: Sequence[Day]) -> None:
+        """Take in a door of the site."""
+        for day in days:
+            if day.usual > 0:
+                self.add_peer(day.day, _ratio(day))
+
+    def add_peer(self, day: int, ratio: float) -> None:
+        """Take in what another site did."""
+        self._days.setdefault(day, array("d")).append(ratio)
+        self._sorted = False
+
+    def beside(self, days: Sequence[Day]) -> dict[int, float]:
+        """Return the median of all but the door with these days, by day, of `PEERS` or more."""
+        if not self._sorted:
+            self._days = {day: array("d", sorted(each)) for day, each in self._days.items()}
+            self._sorted = True
+        return {
+            day.day: _median_without(self._days[day.day], _ratio(day))
+            for day in days
+            if day.usual > 0 and len(self._days[day.day]) > PEERS
+        }
 
 
-def together(
-    doors: Sequence[Mapping[int, float]], peers: Mapping[int, Sequence[float]]
-) -> dict[int, list[float]]:
-    """Return what other doors of a site and other sites did, by day."""
-    found = {day: list(each) for day, each in peers.items()}
-    for door in doors:
-        for day, ratio in door.items():
-            found.setdefault(day, []).append(ratio)
-    return found
+def _median_without(ratios: "array[float]", own: float) -> float:
+    """Return the median of sorted ratios, one of which is left out."""
+    at, left = bisect_left(ratios, own), len(ratios) - 1
+
+    def other(number: int) -> float:
+        return ratios[number + (number >= at)]
+
+    if left % 2:
+        return other(left // 2)
+    return (other(left // 2 - 1) + other(left // 2)) / 2
 
 
 def _ratio(day: Day) -> float:
