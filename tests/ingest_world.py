@@ -167,26 +167,37 @@ async def register(
     kind: str = "counter",
     since_ms: int = NOON - DAY,
     prefix: str = "dc-test",
+    sites: Sequence[int] = (),
 ) -> Fleet:
-    """Register `count` devices, each assigned to a spot of its own since then."""
+    """Register `count` devices, each assigned to a spot of its own since then.
+
+    `sites`: how many stand at each site, one after the other; else all stand at one.
+    """
     organisation = await owner.fetchval(
         "insert into organisations (ref, name) values ($1, 'Test') "
         "on conflict (ref) do update set name = 'Test' returning id",
         prefix,
     )
-    site = await owner.fetchval(
+    refs = [f"site-{prefix}", *(f"site-{prefix}-{number}" for number in range(1, len(sites)))]
+    found = await owner.fetch(
         "insert into sites (organisation_id, ref, name, time_zone) "
-        "values ($1, $2, 'Test', 'Europe/Stockholm') "
-        "on conflict (ref) do update set name = 'Test' returning id",
+        "select $1, r, 'Test', 'Europe/Stockholm' from unnest($2::text[]) r "
+        "on conflict (ref) do update set name = 'Test' returning id, ref",
         organisation,
-        f"site-{prefix}",
+        refs,
     )
+    site_of = {row["ref"]: row["id"] for row in found}
+    standing = [
+        site_of[ref] for ref, size in zip(refs, sites or [count], strict=True) for _ in range(size)
+    ]
+    assert len(standing) == count, "the sites hold another number of devices"
     names = [f"{prefix}-{i:06d}" for i in range(count)]
     spots = await owner.fetch(
         "insert into spots (organisation_id, site_id, ref, name, kind) "
-        "select $1, $2, 'spot-' || n, n, $4 from unnest($3::text[]) n returning id, ref",
+        "select $1, s, 'spot-' || n, n, $4 from unnest($2::int[], $3::text[]) v (s, n) "
+        "returning id, ref",
         organisation,
-        site,
+        standing,
         names,
         kind,
     )

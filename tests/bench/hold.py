@@ -8,6 +8,9 @@ hold; the broker is killed, all seal a frame, it starts again `AWAY_S` later wit
 back, catch up, seal what is open and drain. Then each device's people in SQL must be the people
 that its agent has journalled.
 
+They stand at thousands of sites, of one to five devices each, and `MALL` of them at one, which is
+the hard case: what is in memory for a site must not grow with it (BENCH_HOLD_MALL: all at one).
+
 Not as in a shop: certificates are signed here by the authority instead of 10,000 enrolments over
 HTTPS, and devices are rows made by SQL. Agents share the cores with what is measured.
 """
@@ -29,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import IO, TypedDict, TypeVar
 
@@ -61,6 +64,8 @@ QUIETER = 8  # doors have an eighth of their public: sessions are measured here,
 HOLD_S = 90.0
 AWAY_S = 20.0
 PATIENCE_S = 600.0  # past this a phase is given up, and the rows say how far it came
+MALL = int(os.environ.get("BENCH_HOLD_MALL", "200"))  # devices at the one big site
+SHOPS = (2, 1, 3, 5, 4)  # devices at the others, over and over
 HANDSHAKES = 16  # in flight, per process
 PEER_HANDSHAKES = 400
 SPARE_FILES = 256
@@ -231,6 +236,15 @@ def spec_of(number: int) -> DeviceSpec:
     return DeviceSpec(name, door, SEED, sensor=Sensor(lines=(0.5, 0.5)))
 
 
+def sites_of(devices: int) -> list[int]:
+    """Return how many of the devices stand at each site: at the mall, then at shops."""
+    found = [min(MALL, devices)]
+    sizes = cycle(SHOPS)
+    while (left := devices - sum(found)) > 0:
+        found.append(min(left, next(sizes)))
+    return found
+
+
 def identity_of(folder: Path, number: int, *, port: int) -> Identity:
     """Return who this agent is; `certify` has made its files."""
     name = f"hold-{number:06d}"
@@ -250,7 +264,8 @@ def run() -> list[Row]:
         stack = Stack(folder / "stack", role="bench")
         try:
             with running(stack, root=folder / "run") as system:
-                say(f"certifying and registering {devices:,} devices")
+                sites = len(sites_of(devices))
+                say(f"certifying and registering {devices:,} devices at {sites:,} sites")
                 certify(folder, system, devices)
                 return measure(system, folder, devices)
         finally:
@@ -354,7 +369,9 @@ def certify(folder: Path, system: System, devices: int) -> None:
     async def rows(connection: asyncpg.Connection) -> None:
         for name in ("fsync", "full_page_writes", "synchronous_commit"):
             assert await connection.fetchval(f"show {name}") == "on", f"{name} is off"
-        made = await register(connection, devices, prefix="hold", since_ms=since_ms)
+        made = await register(
+            connection, devices, prefix="hold", since_ms=since_ms, sites=sites_of(devices)
+        )
         assert made.devices[0] == "hold-000000"
 
     blocking(_owned(system, rows))
