@@ -39,7 +39,7 @@ from server.api import freezes as freeze_rows
 from server.api import releases as release_rows
 from server.api import rollouts as rows
 from server.errors import NotFoundError
-from server.firmware import acts, bundles, drafting, freezes, members, planning, reads
+from server.firmware import acts, bundles, drafting, freezes, joining, members, planning, reads
 from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt, Policy, read_policy, write_policy
 from server.firmware.reads import One
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--open", action="store_true", help="those alone that are not over")
     _showing(_one(verb("show", "one rollout: waves, guards, failures, sites, next window", _show)))
     _acting(verb)
+    _joining(_one(verb("join", "let devices join the tail of what runs", _join)))
     watching = _one(verb("watch", "follow it live until it ends; the exit code says how", _watch))
     watching.add_argument(
         "--every", type=float, default=2.0, metavar="SECONDS", help="(default: 2)"
@@ -128,6 +129,10 @@ def _acting(verb: Callable[[str, str, Action], argparse.ArgumentParser]) -> None
             reasoned.add_argument(
                 "--failed", action="store_true", help="those alone that failed, timed out, or lost"
             )
+
+
+def _joining(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("devices", nargs="+", metavar="DEVICE", help="their ids")
 
 
 def _one(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -356,6 +361,18 @@ async def _revert(connection: asyncpg.Connection, options: argparse.Namespace) -
     if not options.json:
         print(f"{back} takes it back; vestibule rollout watch {options.rollout}")
     return await _done(*given, options)
+
+
+async def _join(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
+    given = connection, await _owner(connection, options.rollout), options.rollout
+    found = await joining.ask(*given, options.devices, actor=_actor(), now=_now())
+    if options.json:
+        _say(rows.joined_of(options.rollout, found))
+        return 0
+    print(f"{len(found.devices)} join the tail: {', '.join(found.devices) or 'nobody'}")
+    for each in found.left_out:
+        print(f"  not {each.device}: {each.why}")
+    return 0
 
 
 async def _done(

@@ -196,6 +196,9 @@ EXAMPLES: dict[str, Example] = {
         body={"reason": "Doors count 4 % less", "how": "revert all"},
         refused="no_way_back",
     ),
+    "PUT /rollouts/{ref}/joiners": Example(
+        _ref("rollout"), body={"devices": [name_of("device")]}, refused="bad_transition"
+    ),
     "PUT /rollouts/{ref}/cancelled": Example(
         _ref("rollout"), body={"reason": "The next release replaces it"}
     ),

@@ -21,7 +21,7 @@ from server.api.reads import Call, Route
 from server.api.releases import ExecutionRow, Explanation, execution_row, explanation
 from server.api.types import Page
 from server.errors import RefusedError
-from server.firmware import acts, drafting, members, planning, reads
+from server.firmware import acts, drafting, joining, members, planning, reads
 from server.firmware.drafting import (
     Conflict,
     Detects,
@@ -33,6 +33,7 @@ from server.firmware.drafting import (
     WaveTold,
 )
 from server.firmware.guards import Guard
+from server.firmware.joiners import KEY
 from server.firmware.life import Counters, State
 from server.firmware.policy import OnHalt, Policy, read_policy, write_policy
 from server.firmware.reads import CountedWave, Failure, Line, NextWindow, One, SiteNow, WaveNow
@@ -42,8 +43,6 @@ from server.firmware.waves import State as RolloutState
 from server.firmware.waves import WaveKind, WaveState
 from server.fleet.checks import ChangedError
 
-KEY = "key "
-"""How the name of an actor begins that is a key, and so no person."""
 _Ref = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Filter = Annotated[str, msgspec.Meta(max_length=4_000)]
 
@@ -122,6 +121,12 @@ class Reversal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
     how: OnHalt = OnHalt.REVERT_ALL
+
+
+class Joiners(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Devices by their ids that are to join what runs, whatever its filter says."""
+
+    devices: Annotated[list[_Ref], msgspec.Meta(min_length=1, max_length=joining.MOST_NAMED)]
 
 
 # -- answered --------------------------------------------------------------------------------------
@@ -275,6 +280,21 @@ class RolloutDetail(msgspec.Struct, frozen=True):
     counted: list[CountedWave]
     counted_at: datetime | None
     next_window: NextWindow | None
+
+
+class NotJoined(msgspec.Struct, frozen=True):
+    """A device that does not join, and why."""
+
+    device: str
+    why: str
+
+
+class JoinedRecord(msgspec.Struct, frozen=True):
+    """Who has joined the tail of a rollout, and who has not."""
+
+    rollout: str
+    devices: list[str]
+    left_out: list[NotJoined]
 
 
 Detail = str | int | float | list[int] | dict[str, int]
@@ -519,6 +539,17 @@ async def _revert(act: Act, body: Reversal) -> RolloutDetail:
     return await _shown(act)
 
 
+async def _join(act: Act, body: Joiners) -> JoinedRecord:
+    given = act.connection, act.organisation, act.ref
+    return joined_of(act.ref, await joining.ask(*given, body.devices, **act.by))
+
+
+def joined_of(ref: str, found: joining.Joined) -> JoinedRecord:
+    """Return who has joined as it is answered."""
+    left = [NotJoined(each.device, each.why) for each in found.left_out]
+    return JoinedRecord(ref, list(found.devices), left)
+
+
 _ONE = "/rollouts/{ref}"
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -563,4 +594,5 @@ ACTS: tuple[ActRoute, ...] = written(
     _done("resumed", "Acknowledge what failed, and go on", _saying(acts.resume), Said),
     _done("cancelled", "End a rollout", _saying(acts.cancel), Said),
     _done("reverted", "Take devices back to what they ran", _revert, Reversal),
+    ActRoute("PUT", f"{_ONE}/joiners", "Let devices join what runs", JoinedRecord, _join, Joiners),
 )

@@ -92,6 +92,7 @@ TICKS: Mapping[str, tuple[str, str]] = {
     "health": ("guards", "health"),
     "counts": ("guards", "counts"),
     "override_freezes": ("", "override_freezes"),
+    "admit": ("joiners", "admit"),
 }
 
 

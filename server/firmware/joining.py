@@ -36,6 +36,8 @@ A_LOOK = 500
 MOST_NAMED = 500
 """Devices that are asked for by name at once."""
 
+PART = "it takes part"
+
 log = structlog.get_logger(__name__)
 
 
@@ -191,7 +193,8 @@ async def ask(
 ) -> Joined:
     """Let devices join what runs, whatever its filter says; the plan's exclusions hold.
 
-    Raises NotFoundError, FieldError, RefusedError: also where none of them joins.
+    Asked for again, who has joined takes part. Raises NotFoundError, FieldError, RefusedError: also
+    where none of them joins.
     """
     wanted = sorted(set(names))
     if not 1 <= len(wanted) <= MOST_NAMED:
@@ -207,10 +210,11 @@ async def ask(
     rows = await _rows(connection, organisation, wanted)
     left = await _left_out(connection, known, rows, now=now)
     fit = [row for name, row in rows.items() if name not in left]
-    if not fit:
+    if not fit and set(left.values()) != {PART}:
         why = "; ".join(sorted({f"{name}: {text}" for name, text in left.items()})[:5])
         raise RefusedError("no_devices", f"nobody joins: {why}")
-    await acts.join(connection, organisation, ref, fit, actor=actor, now=now)
+    if fit:
+        await acts.join(connection, organisation, ref, fit, actor=actor, now=now)
     there = {row["device_id"]: row for row in await connection.fetch(_NOW, number, fit)}
     for name, row in rows.items():
         if name not in left and (text := there[row]["excluded"]):
@@ -241,8 +245,8 @@ async def _left_out(
 ) -> dict[str, str]:
     """Return which devices do not fit, and why."""
     there = await connection.fetch(_NOW, known.id, list(rows.values()))
-    part = {row["device_id"]: row["state"] for row in there if not row["excluded"]}
-    left = {name: f"it takes part: {part[row]}" for name, row in rows.items() if row in part}
+    part = {row["device_id"] for row in there if not row["excluded"]}
+    left = {name: PART for name, row in rows.items() if row in part}
     fresh = [row for row in rows.values() if row not in part]
     if not fresh:
         return left

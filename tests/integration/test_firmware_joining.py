@@ -273,14 +273,15 @@ async def test_who_is_asked_for_by_name_joins_unless_the_plan_would_leave_it_out
 
     found = await asked(strange, silent, there, planned[0])
     assert found.devices == (names[strange],)
-    assert {each.device: each.why.split(":")[0] for each in found.left_out} == {
+    assert {each.device: each.why for each in found.left_out} == {
         names[silent]: "it has never said what it runs",
         names[there]: "it runs all of it",
         names[planned[0]]: "it takes part",
     }
     assert await _tail(world, ref) == [strange]
-    with pytest.raises(RefusedError, match=r"nobody joins.*it takes part: planned"):
-        await asked(strange)
+    assert await asked(strange) == joining.Joined((), (joining.Left(names[strange], joining.PART),))
+    with pytest.raises(RefusedError, match=r"nobody joins: .*it runs all of it"):
+        await asked(strange, there)
     with pytest.raises(FieldError, match="no device 'dc-none'"):
         await asked(strange, extra=("dc-none",))
     with pytest.raises(NotFoundError):

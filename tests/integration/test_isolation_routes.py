@@ -362,6 +362,7 @@ JSON: dict[tuple[str, str], Asked] = {
             *("submitted", "approved", "started", "paused", "resumed", "cancelled", "reverted"),
         )
     },
+    ("PUT", "/v1/rollouts/{ref:rollout}/joiners"): Asked({}, {"devices": 'json:["{device}"]'}),
     ("POST", "/v1/freezes"): Asked(
         {"name": "A", "reason": "A", "ends_at": "1999-01-01T00:00:00Z"}, {"sites": "site = {site}"}
     ),

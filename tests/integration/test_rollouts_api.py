@@ -96,6 +96,40 @@ async def api(stack: Stack, database: str) -> AsyncIterator[Api]:
         yield Api(world, session, str(server.make_url("/v1")), key)
 
 
+async def test_devices_are_let_into_what_runs_by_name_and_who_does_not_fit_is_named(
+    api: Api,
+) -> None:
+    ref = await api.planned()
+    late, silent = await api.world.fleet(2)
+    await api.world.owner.execute(
+        "update device_firmware set reported_at = $2 where device_id = $1", late, api.world.now
+    )
+    names = [
+        await api.world.owner.fetchval("select device from devices where id = $1", row)
+        for row in (late, silent)
+    ]
+    path = f"/rollouts/{ref}/joiners"
+    status, found = await api.ask("PUT", path, {"devices": names})
+    assert (status, found["code"]) == (409, "bad_transition")
+    await api.do(ref, "submitted")
+    await api.do(ref, "approved", {})
+    await api.world.conductor.turn()
+    why = await api.get(f"/rollouts/{ref}/why", device=names[0])
+    assert why["reasons"][0]["reason"] == "joins"
+    assert await api.do(ref, "joiners", {"devices": names}) | {"etag": ""} == {
+        "rollout": ref,
+        "devices": names[:1],
+        "left_out": [{"device": names[1], "why": "it has never said what it runs"}],
+        "etag": "",
+    }
+    again = await api.do(ref, "joiners", {"devices": names[:1]})
+    assert (again["devices"], again["left_out"][0]["why"]) == ([], "it takes part")
+    status, found = await api.ask("PUT", path, {"devices": ["dc-none"]})
+    assert (status, found["parameter"]) == (422, "devices")
+    tail = (await api.get(f"/rollouts/{ref}"))["waves"][-1]
+    assert (tail["kind"], tail["size"], tail["state"]) == ("tail", 1, "pending")
+
+
 async def test_a_rollout_is_planned_approved_watched_and_ends(api: Api) -> None:
     preview = {"bundle": "bundle-2.0.0", "policy": POLICY}
     status, plan = await api.ask("POST", "/rollouts:preview", preview)
