@@ -7,7 +7,7 @@ reader cannot keep the writer waiting.
 import asyncio
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from server.api.routes import build_api
 from server.audit import anchor
 from server.clock import Clock, SystemClock, at
 from server.commands.listener import add_state, sweeping
-from server.config import Settings
+from server.config import Secret, Settings
 from server.console.pages import add_console
 from server.db import lingering, purge
 from server.db.engine import DATABASE_AWAY, DATABASE_SILENT, open_pool
@@ -108,90 +108,119 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Running]:
     """Open pools, workers and listeners; a worker that fails takes the server down with it."""
-    clock = SystemClock()
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        pool = await _open(stack, settings.dsn_ingest.reveal(), size=6, name="ingest")
-        workers: list[asyncio.Task[None]] = []
-        running = Running(settings, pool, None)
+        crew = _Crew(settings, SystemClock(), stack, group, [])
+        pool = await crew.pool(settings.dsn_ingest, size=6, name="ingest")
+        ingest = None
         if "ingest" in settings.roles:
-            ingest = Ingest(pool, _broker(settings), clock)
-            running = Running(settings, pool, ingest)
-            workers.append(group.create_task(ingest.run(), name="ingest"))
-        if "admission" in settings.roles:
-            order_pool = await _open(stack, settings.dsn_ingest.reveal(), size=2, name="admission")
-            control = _broker(settings, "svc-control")
-            admission = Admission(order_pool, control, _devices(settings), clock)
-            workers.append(group.create_task(admission.run(), name="admission"))
-            bell_pool = await _open(stack, settings.dsn_ingest.reveal(), size=1, name="bell")
-            bell = Bell(bell_pool, _broker(settings, "svc-downlink"))
-            workers.append(group.create_task(bell.run(), name="bell"))
-        if "health" in settings.roles:
-            health_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="health")
-            presence = PresenceWatch(health_pool, clock)
-            workers.append(group.create_task(presence.run(), name="presence"))
-            calling = canary.run(_broker(settings, canary.IDENTITY), clock)
-            workers.append(group.create_task(calling, name="canary"))
-            checks_pool = await _open(stack, settings.dsn_maint.reveal(), size=1, name="checks")
-            checks = Checks(checks_pool, clock)
-            workers.append(group.create_task(checks.run(), name="checks"))
-            told_of = await _open(stack, settings.dsn_maint.reveal(), size=3, name="incidents")
-            engine = Engine(told_of, clock)
-            workers.append(group.create_task(engine.run(), name="incidents"))
-            workers.append(group.create_task(ranking.run(told_of, clock), name="stakes"))
-            if settings.smtp_url.reveal():
-                notices = _notices(settings, told_of, clock)
-                workers.append(group.create_task(notices.run(), name="notices"))
-        if "firmware" in settings.roles:
-            rollouts_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollouts")
-            conductor = Conductor(rollouts_pool, clock)
-            workers.append(group.create_task(conductor.run(), name="rollouts"))
-            guarding = CountsGuard(rollouts_pool, clock)
-            workers.append(group.create_task(guarding.run(), name="counts"))
-            joiners = Joiners(rollouts_pool, clock)
-            workers.append(group.create_task(joiners.run(), name="joiners"))
-            greetings = Greetings(rollouts_pool, clock)
-            workers.append(group.create_task(greetings.run(), name="greetings"))
-            signing = Signing(Repository(settings.firmware), clock)
-            workers.append(group.create_task(signing.run(), name="releases"))
-        if "rollup" in settings.roles:
-            maint_pool = await _open(stack, settings.dsn_maint.reveal(), size=2, name="rollup")
-            refreshing = refresh_rollups(maint_pool)
-            workers.append(group.create_task(refreshing, name="rollup"))
-            filtering = filter_presses(maint_pool)
-            workers.append(group.create_task(filtering, name="misuse filter"))
-            watch = Watch(maint_pool, clock)
-            workers.append(group.create_task(watch.run(), name="alerts"))
-            workers.append(group.create_task(anchor.run(maint_pool), name="audit heads"))
-            workers.append(group.create_task(purge.run(maint_pool, clock), name="purge"))
-            workers.append(group.create_task(lingering.run(maint_pool), name="lingering"))
-            workers.append(group.create_task(sweeping(maint_pool, clock), name="commands"))
-            if settings.session_secret.reveal():  # which opens the webhooks' own
-                told_pool = await _open(stack, settings.dsn_maint.reveal(), size=4, name="webhooks")
-                telling = Webhooks(told_pool, Seal(settings.session_secret), clock)
-                workers.append(group.create_task(telling.run(), name="webhooks"))
-            else:
-                log.warning("webhooks are told nothing here: VESTIBULE_SESSION_SECRET is not set")
+            ingest = Ingest(pool, _broker(settings), crew.clock)
+            crew.employ(ingest.run(), name="ingest")
+        running = Running(settings, pool, ingest)
+        for role, work in _WORK.items():
+            if role in settings.roles:
+                await work(crew)
         try:
             pages = web.Application()
             if "api" in settings.roles:
-                api_pool = await _open(stack, settings.dsn_api.reveal(), size=10, name="api")
-                desk_pool = await _open(stack, settings.dsn_desk.reveal(), size=8, name="desk")
-                passwords = Passwords()
-                stack.callback(passwords.close)
-                pages = build_pages(
-                    settings, api_pool, desk_pool, passwords, clock, ingest=running.pool
-                )
-                await _listen_for_devices(stack, running)
-                if settings.smtp_url.reveal():
-                    digests = _digests(settings, api_pool, desk_pool, clock)
-                    workers.append(group.create_task(digests.run(), name="digests"))
+                pages = await _answer(crew, running)
             _add_operations(pages, running)
             await _start(stack, pages, host=settings.http_host, port=settings.http_port, tls=None)
             log.info("serving", http_port=settings.http_port, compiled_decoder=COMPILED)
             yield running
         finally:
-            for worker in workers:
+            for worker in crew.workers:
                 worker.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Crew:
+    """The workers of this process, and what they are opened with."""
+
+    settings: Settings
+    clock: Clock
+    stack: AsyncExitStack
+    group: asyncio.TaskGroup
+    workers: list[asyncio.Task[None]]
+
+    async def pool(self, dsn: Secret, *, size: int, name: str) -> asyncpg.Pool:
+        return await _open(self.stack, dsn.reveal(), size=size, name=name)
+
+    def employ(self, work: Coroutine[None, None, None], *, name: str) -> None:
+        self.workers.append(self.group.create_task(work, name=name))
+
+
+async def _admit(crew: _Crew) -> None:
+    settings, clock = crew.settings, crew.clock
+    orders = await crew.pool(settings.dsn_ingest, size=2, name="admission")
+    control = _broker(settings, "svc-control")
+    crew.employ(Admission(orders, control, _devices(settings), clock).run(), name="admission")
+    bells = await crew.pool(settings.dsn_ingest, size=1, name="bell")
+    crew.employ(Bell(bells, _broker(settings, "svc-downlink")).run(), name="bell")
+
+
+async def _watch_health(crew: _Crew) -> None:
+    settings, clock = crew.settings, crew.clock
+    health = await crew.pool(settings.dsn_maint, size=2, name="health")
+    crew.employ(PresenceWatch(health, clock).run(), name="presence")
+    crew.employ(canary.run(_broker(settings, canary.IDENTITY), clock), name="canary")
+    checks = await crew.pool(settings.dsn_maint, size=1, name="checks")
+    crew.employ(Checks(checks, clock).run(), name="checks")
+    incidents = await crew.pool(settings.dsn_maint, size=3, name="incidents")
+    crew.employ(Engine(incidents, clock).run(), name="incidents")
+    crew.employ(ranking.run(incidents, clock), name="stakes")
+    if settings.smtp_url.reveal():
+        crew.employ(_notices(settings, incidents, clock).run(), name="notices")
+
+
+async def _roll_out(crew: _Crew) -> None:
+    clock = crew.clock
+    rollouts = await crew.pool(crew.settings.dsn_maint, size=2, name="rollouts")
+    crew.employ(Conductor(rollouts, clock).run(), name="rollouts")
+    crew.employ(CountsGuard(rollouts, clock).run(), name="counts")
+    crew.employ(Joiners(rollouts, clock).run(), name="joiners")
+    crew.employ(Greetings(rollouts, clock).run(), name="greetings")
+    crew.employ(Signing(Repository(crew.settings.firmware), clock).run(), name="releases")
+
+
+async def _derive(crew: _Crew) -> None:
+    settings, clock = crew.settings, crew.clock
+    maint = await crew.pool(settings.dsn_maint, size=2, name="rollup")
+    crew.employ(refresh_rollups(maint), name="rollup")
+    crew.employ(filter_presses(maint), name="misuse filter")
+    crew.employ(Watch(maint, clock).run(), name="alerts")
+    crew.employ(anchor.run(maint), name="audit heads")
+    crew.employ(purge.run(maint, clock), name="purge")
+    crew.employ(lingering.run(maint), name="lingering")
+    crew.employ(sweeping(maint, clock), name="commands")
+    if settings.session_secret.reveal():  # which opens the webhooks' own
+        told = await crew.pool(settings.dsn_maint, size=4, name="webhooks")
+        webhooks = Webhooks(told, Seal(settings.session_secret), clock)
+        crew.employ(webhooks.run(), name="webhooks")
+    else:
+        log.warning("webhooks are told nothing here: VESTIBULE_SESSION_SECRET is not set")
+
+
+_WORK: Mapping[str, Callable[[_Crew], Awaitable[None]]] = {
+    "admission": _admit,
+    "health": _watch_health,
+    "firmware": _roll_out,
+    "rollup": _derive,
+}
+"""What each role does beside ingest and what is asked of the API, in the order of opening."""
+
+
+async def _answer(crew: _Crew, running: Running) -> web.Application:
+    """Listen for devices; return what people and their programs are answered with."""
+    settings, clock = crew.settings, crew.clock
+    api = await crew.pool(settings.dsn_api, size=10, name="api")
+    desk = await crew.pool(settings.dsn_desk, size=8, name="desk")
+    passwords = Passwords()
+    crew.stack.callback(passwords.close)
+    pages = build_pages(settings, api, desk, passwords, clock, ingest=running.pool)
+    await _listen_for_devices(crew.stack, running)
+    if settings.smtp_url.reveal():
+        crew.employ(_digests(settings, api, desk, clock).run(), name="digests")
+    return pages
 
 
 def build_pages(

@@ -104,11 +104,39 @@ def build_enrolment(
     `releases`: the root of the releases' metadata, which a device keeps as its first one.
     """
     authority = Authority.load(pki)
-    signer = VoucherSigner.load(pki)
-    guesses = Guesses(monotonic)
 
     async def trust(_: web.Request) -> web.Response:
         return web.Response(text=authority.bundle(), content_type="application/x-pem-file")
+
+    async def swept(_: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(sweeping(pool, now=now), name="sweep")
+        task.add_done_callback(_ended)
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    ask = _asking(pool, authority, VoucherSigner.load(pki), Guesses(monotonic), now=now)
+    app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_bounded])
+    app.router.add_get("/v1/trust", trust)
+    app.router.add_post("/v1/enrol", _enrolment(ask, authority, broker, releases))
+    _add_renewal(app, pool=pool, authority=authority, now=now, releases=releases)
+    app.cleanup_ctx.append(swept)
+    return app
+
+
+Ask = Callable[[EnrolRequest, str | None], Awaitable[Enrolment | Pending]]
+
+
+def _asking(
+    pool: asyncpg.Pool,
+    authority: Authority,
+    signer: VoucherSigner,
+    guesses: Guesses,
+    *,
+    now: Callable[[], datetime],
+) -> Ask:
+    """Return what enrols by a claim or by a label, and counts what was guessed from where."""
 
     async def ask(wanted: EnrolRequest, address: str | None) -> Enrolment | Pending:
         if wanted.claim:
@@ -130,6 +158,17 @@ def build_enrolment(
             guesses=guesses,
             address=address,
         )
+
+    return ask
+
+
+def _enrolment(
+    ask: Ask,
+    authority: Authority,
+    broker: tuple[str, int],
+    releases: Callable[[], bytes | None],
+) -> Act:
+    """Return the handler of `/v1/enrol`."""
 
     async def enrolment(request: web.Request) -> web.Response:
         try:
@@ -164,20 +203,7 @@ def build_enrolment(
             }
         )
 
-    async def swept(_: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(sweeping(pool, now=now), name="sweep")
-        task.add_done_callback(_ended)
-        yield
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-    app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_bounded])
-    app.router.add_get("/v1/trust", trust)
-    app.router.add_post("/v1/enrol", enrolment)
-    _add_renewal(app, pool=pool, authority=authority, now=now, releases=releases)
-    app.cleanup_ctx.append(swept)
-    return app
+    return enrolment
 
 
 def _ended(task: asyncio.Task[None]) -> None:
