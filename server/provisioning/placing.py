@@ -73,33 +73,13 @@ async def complete(
     if claim is None:
         raise refused("no_such_claim")
     devices = await lock_devices(connection, claim["device_id"], claim["replaces_id"])
-    await connection.execute("select from spots where id = $1 for update", claim["spot_id"])
-    open_still = await connection.fetchval(
-        "select used_at is null and ended_at is null from technician_claims where id = $1 "
-        "for update",
-        claim["id"],
-    )
-    if not open_still:
+    if not await _is_open(connection, claim):
         return False
     device = devices[claim["device_id"]]
     if not device["admitted"]:
         raise refused("device_not_admitted")
     if not await is_placed(connection, claim["device_id"], claim["spot_id"]):
-        await demand_free(
-            connection,
-            device=claim["device_id"],
-            spot=claim["spot_id"],
-            replaced=claim["replaces_id"],
-            since=claim["since"],
-            may_move=True,
-            may_be_gone=True,
-        )
-        try:
-            await reassign(
-                connection, device=device["device"], spot=claim["spot"], since=claim["since"]
-            )
-        except ConflictError as error:
-            raise refused("bad_time") from error
+        await _place(connection, claim, device["device"])
     await advance(connection, claim["device_id"], State.INSTALLED, now=now)
     replaced = devices.get(claim["replaces_id"])
     if replaced is not None and not await is_placed(connection, replaced["id"]):
@@ -129,6 +109,33 @@ async def complete(
         now=now,
     )
     return True
+
+
+async def _is_open(connection: asyncpg.Connection, claim: asyncpg.Record) -> bool:
+    """Lock a claim's spot and then the claim; True if it is not over."""
+    await connection.execute("select from spots where id = $1 for update", claim["spot_id"])
+    is_open: bool = await connection.fetchval(
+        "select used_at is null and ended_at is null from technician_claims where id = $1 "
+        "for update",
+        claim["id"],
+    )
+    return is_open
+
+
+async def _place(connection: asyncpg.Connection, claim: asyncpg.Record, device: str) -> None:
+    await demand_free(
+        connection,
+        device=claim["device_id"],
+        spot=claim["spot_id"],
+        replaced=claim["replaces_id"],
+        since=claim["since"],
+        may_move=True,
+        may_be_gone=True,
+    )
+    try:
+        await reassign(connection, device=device, spot=claim["spot"], since=claim["since"])
+    except ConflictError as error:
+        raise refused("bad_time") from error
 
 
 async def complete_or_end(

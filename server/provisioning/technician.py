@@ -284,9 +284,7 @@ async def _open(
     spot = await lock_spot(connection, spot_ref)  # 3
     demand_fit(found, spot, voucher)
     again = await connection.fetchval(
-        "select ref from technician_claims where device_id = $1 and spot_id = $2 and user_id = $3 "
-        "and since = $4 and replaces_id is not distinct from $5 and ended_at is null "
-        "and expires_at > $6",
+        _SAME_CLAIM,
         *(found.row, spot.row, user_id, since, replaced.row if replaced else None, now),
     )
     if again is not None:
@@ -308,14 +306,9 @@ async def _open(
     ref = new_ref("claim")
     life = CLAIM_LIFE if voucher is None else BOUND_LIFE
     await connection.execute(
-        "insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, "
-        "replaces_id, since, created_at, expires_at, voucher_id) "
-        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        _ADD_CLAIM,
         *(found.organisation, ref, user_id, found.row, spot.row),
-        replaced.row if replaced else None,
-        min(since, now),
-        now,
-        now + life,
+        *(replaced.row if replaced else None, min(since, now), now, now + life),
         voucher.row if voucher else None,
     )
     await advance(connection, found.row, State.CLAIMED, now=now)
@@ -347,3 +340,14 @@ async def _organisation(connection: asyncpg.Connection, spot_ref: str) -> int:
     if found is None:
         raise refused("unknown_spot")
     return found
+
+
+_SAME_CLAIM = """
+    select ref from technician_claims where device_id = $1 and spot_id = $2 and user_id = $3
+    and since = $4 and replaces_id is not distinct from $5 and ended_at is null and expires_at > $6
+"""
+_ADD_CLAIM = """
+    insert into technician_claims (organisation_id, ref, user_id, device_id, spot_id, replaces_id,
+        since, created_at, expires_at, voucher_id)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+"""
