@@ -165,19 +165,12 @@ def decide(question: Question, *, limit_s: float = LIMIT_S) -> Verified:
         raise Refused(Fault.MALFORMED, "", str(error)) from error
     found = identity.files(question.state)
     own = x509.load_pem_x509_certificates(found.chain.read_bytes())[0]
-    times = Times(
-        question.state / FOLDER / "time.json",
-        now_ms=question.now_ms,
-        past_ms=max(question.past_ms, round(own.not_valid_before_utc.timestamp() * 1000)),
-    )
+    past_ms = max(question.past_ms, round(own.not_valid_before_utc.timestamp() * 1000))
+    times = Times(question.state / FOLDER / "time.json", now_ms=question.now_ms, past_ms=past_ms)
     now = datetime.fromtimestamp(times.own_ms() / 1000, UTC)
     try:
-        vouched(  # 2
-            envelope,
-            roots=x509.load_pem_x509_certificates(found.bundle.read_bytes()),
-            now=now,
-            signer=said.SIGNER,
-        )
+        roots = x509.load_pem_x509_certificates(found.bundle.read_bytes())
+        vouched(envelope, roots=roots, now=now, signer=said.SIGNER)  # 2
     except ContentError as error:
         raise Refused(Fault.UNTRUSTED, "", str(error)) from error
     device = identity.read(question.state).device

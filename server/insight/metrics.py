@@ -436,20 +436,18 @@ def _of_place(
     worst, revision = _standing(cells)
     kinds = {metric.of_visits for metric in asked}
     sides = {kind: _sides(parts, of_visits=kind, alone=site is not None) for kind in kinds}
-    filled = [part.imputed for part in parts if part.imputed is not None]
-    whole_imputed = added(filled) if filled and len(filled) == len(parts) else None
+    whole_imputed = _whole_imputed(parts)
     by = ";".join(sorted({cell.imputed_by for cell in cells if cell.imputed_by is not None}))
     bucket = members[0][0]
-    start, end = bucket.start_utc, bucket.end_utc
-    if len(members) > 1:
-        start, end = min(b.start_utc for b, _ in members), max(b.end_utc for b, _ in members)
+    start, end = _span(members)
     covered = whole.coverage
     rows: list[MetricRow] = []
     for metric, of_visits, of_kiosks, of_peaks in asked:
         value, low, high, flags, numerator, denominator = metric.compute(whole)
-        side, then, now = sides[of_visits], None, None
+        side = sides[of_visits]
+        then, difference, ratio = None, None, None
         if side.then is not None and side.now is not None:
-            then, now = metric.compute(side.then).value, metric.compute(side.now).value
+            then, difference, ratio = _against(metric, side.then, side.now)
             flags = (*flags, *sorted(side.flags - set(flags)))
         estimate = None
         if whole_imputed is not None and of_visits and not metric.alone:
@@ -469,11 +467,11 @@ def _of_place(
                 bucket.label,
                 bucket.fold,
                 whole.peak_at if of_peaks else None,
-                None if value is None else round(value, 6),
-                None if low is None else round(low, 6),
-                None if high is None else round(high, 6),
-                None if numerator is None else round(numerator, 6),
-                None if denominator is None else round(denominator, 6),
+                _rounded(value),
+                _rounded(low),
+                _rounded(high),
+                _rounded(numerator),
+                _rounded(denominator),
                 (whole.sales.currency or None) if metric.unit == "money" else None,
                 share,
                 worst,
@@ -486,11 +484,34 @@ def _of_place(
                 side.label,
                 _rounded(then),
                 side.sites if query.compare is not Compare.NONE else None,
-                None if now is None or then is None else _rounded(now - then),
-                None if now is None or not then or then <= 0 else _rounded(now / then - 1),
+                difference,
+                ratio,
             )
         )
     return rows
+
+
+def _whole_imputed(parts: Sequence[_Part]) -> Inputs | None:
+    """Return the sums with what was not covered put in; None unless each part has them."""
+    filled = [part.imputed for part in parts if part.imputed is not None]
+    return added(filled) if filled and len(filled) == len(parts) else None
+
+
+def _span(members: Sequence[tuple[Bucket, _Part]]) -> tuple[str, str]:
+    bucket = members[0][0]
+    if len(members) == 1:
+        return bucket.start_utc, bucket.end_utc
+    return min(b.start_utc for b, _ in members), max(b.end_utc for b, _ in members)
+
+
+def _against(
+    metric: Definition, before: Inputs, after: Inputs
+) -> tuple[float | None, float | None, float | None]:
+    """Return a KPI the year before, by how much it changed since, and by which share of that."""
+    then, now = metric.compute(before).value, metric.compute(after).value
+    if now is None or then is None:
+        return then, None, None
+    return then, _rounded(now - then), _rounded(now / then - 1) if then > 0 else None
 
 
 def _standing(cells: Sequence[Cell]) -> tuple[State, int]:
