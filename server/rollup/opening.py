@@ -94,6 +94,13 @@ class Calendar:
             day += timedelta(days=1)
         return found
 
+    def open_s(self, start_s: int, end_s: int, *, day: date) -> int:
+        """Return how many seconds of [start_s, end_s), which begins in a local `day`, are open."""
+        whole = self.day(day)
+        if whole.start_s == start_s and whole.end_s == end_s:
+            return whole.open_s
+        return sum(high - low for low, high in self.open_between(start_s, end_s))
+
     def parts(self, start_s: int, end_s: int) -> list[Part]:
         """Return the open parts of [start_s, end_s), each with its guard."""
         found: list[Part] = []

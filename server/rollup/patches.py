@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
 
 from server.rollup.buckets import Bucket, Size, local
 from server.rollup.opening import Part
@@ -15,8 +16,7 @@ Key = date | datetime
 """How a rollup row is keyed: its local day, or its hour's start."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entity:
+class Entity(NamedTuple):
     """What rows are about: a site with its counter spots, or one spot; and its buckets."""
 
     ref: str
@@ -47,11 +47,14 @@ def plan(
     patches: list[Patch] = []
     for number, entity in enumerate(entities):
         mixed = _mixed_hours(entity) if size is Size.HOUR and scope is Scope.OPEN else ()
+        changed_hours = size.is_days and entity.site.id in behind.sites
         for spot in entity.spots:
             at = _instants(entity, spot, cut=cut[spot.id], behind=behind)
+            if not (at or mixed or changed_hours):
+                continue
             if size.is_days:
                 spans = _days(entity, size, at)
-                if spot.site.id in behind.sites:
+                if changed_hours:
                     spans = _days(entity, size, _every_day(entity))
             else:
                 spans = _hours(entity, [*at, *mixed])
@@ -70,9 +73,12 @@ def plan(
 
 def _instants(entity: Entity, spot: Spot, *, cut: tuple[Segment, ...], behind: Behind) -> list[int]:
     """Return an instant of each stretch that is not whole: dirty, or a calibration's change."""
+    dirty = behind.quarters.get(spot.id, ())
+    if len(cut) == 1 and not dirty:
+        return []
     start_s, end_s = entity.grid[0].start_s, entity.grid[-1].end_s
     changes = [segment.start_s for segment in cut[1:]]
-    return [at for at in (*changes, *behind.quarters.get(spot.id, ())) if start_s <= at < end_s]
+    return [at for at in (*changes, *dirty) if start_s <= at < end_s]
 
 
 def _days(entity: Entity, size: Size, instants: Iterable[int]) -> list[tuple[Key, int, int, int]]:

@@ -10,19 +10,17 @@ changed within it, `changed` says so. Which door is behind which, is as it is to
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import asyncpg
 
 from server.rollup.places import Site, Spot
 
 _PERIMETER = frozenset({"entrance", "exit"})
-_SETTLED = timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """A counter's spot: its door, and what it is for; `counted`: a device stood there."""
 
     spot: Spot
@@ -31,8 +29,7 @@ class Counter:
     counted: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Perimeter:
+class Perimeter(NamedTuple):
     """A site's counters by what they count: visits, and who passes by; by reference."""
 
     outer: tuple[Spot, ...] = ()
@@ -48,7 +45,11 @@ def outermost(counters: Sequence[Counter], behind: Mapping[int, int | None]) -> 
     """Return the counters of the perimeter; `behind` is the door before each door."""
     at_edge = [each for each in counters if each.counted and each.purpose in _PERIMETER]
     counted = {each.door for each in at_edge if each.door is not None}
-    return tuple(each for each in at_edge if not counted & _before(each.door, behind))
+    return tuple(
+        each
+        for each in at_edge
+        if each.door not in behind or not counted & _before(each.door, behind)
+    )
 
 
 def _before(door: int | None, behind: Mapping[int, int | None]) -> set[int]:
@@ -69,42 +70,48 @@ async def load_perimeters(
 ) -> dict[int, Perimeter]:
     """Return the perimeter of each site within its span [start, end) in seconds."""
     by_id = {site.id: site for site in sites}
-    low, high = ([datetime.fromtimestamp(spans[key][at], UTC) for key in by_id] for at in (0, 1))
+    numbers = {span: number for number, span in enumerate({spans[key] for key in by_id})}
+    low, high = ([datetime.fromtimestamp(span[at], UTC) for span in numbers] for at in (0, 1))
     counters: dict[int, list[Counter]] = {key: [] for key in by_id}
     behind: dict[int, int | None] = {}
     moved: set[int] = set()
-    rows = await connection.fetch(_COUNTERS, list(by_id), low, high)
-    for key, ref, name, site, door, start, used, since, counted, inner, before in rows:
+    asked = [numbers[spans[key]] for key in by_id]
+    rows = await connection.fetch(_COUNTERS, list(by_id), asked, low, high)
+    for key, ref, name, site, door, purpose, changed, counted, inner, before in rows:
         spot = Spot(key, ref, name, "counter", by_id[site])
-        purpose = used[-1] if used else "entrance"
-        if (used and used.count(purpose) < len(used)) or (since and since > start + _SETTLED):
+        if changed:
             moved.add(key)
         if inner:
             behind.update(zip(inner, before, strict=True))
-        counters[site].append(Counter(spot, door, purpose, counted=counted))
+        counters[site].append(Counter(spot, door, purpose, counted))
     return {key: _perimeter(own, behind, moved) for key, own in counters.items()}
 
 
 def _perimeter(
     counters: Sequence[Counter], behind: Mapping[int, int | None], moved: set[int]
 ) -> Perimeter:
-    counters = sorted(counters, key=lambda each: each.spot.ref)
+    if len(counters) > 1:
+        counters = sorted(counters, key=lambda each: each.spot.ref)
     return Perimeter(
         tuple(each.spot for each in outermost(counters, behind)),
         tuple(each.spot for each in counters if each.purpose == "passage"),
-        changed=any(each.spot.id in moved for each in counters),
+        changed=bool(moved) and any(each.spot.id in moved for each in counters),
     )
 
 
 _COUNTERS = """
     with asked as (
-        select * from unnest($1::int[], $2::timestamptz[], $3::timestamptz[])
-        as asked (site_id, low, high)),
+        select site_id, low, high
+        from unnest($1::int[], $2::int[]) as asked (site_id, number)
+        join (select low, high, row_number() over () - 1 as number
+              from unnest($3::timestamptz[], $4::timestamptz[]) as span (low, high)) span
+        using (number)),
     counters as (
         select p.id, p.ref, p.name, p.site_id, p.door_id, low, tstzrange(low, high) as span
         from asked join spots p using (site_id) where p.kind = 'counter'),
     used as (
-        select c.id, array_agg(m.purpose order by lower(m.valid) nulls first) as purposes
+        select c.id, (array_agg(m.purpose order by lower(m.valid) desc nulls last))[1] as purpose,
+               min(m.purpose) <> max(m.purpose) as changed
         from counters c join mountings m on m.spot_id = c.id and m.valid && c.span group by c.id),
     stood as (
         select c.id, case when not bool_or(lower_inf(a.valid)) then min(lower(a.valid)) end as since
@@ -112,7 +119,9 @@ _COUNTERS = """
     series as (
         select site_id, array_agg(id) as inner_ids, array_agg(behind_id) as before_ids from doors
         where site_id = any($1::int[]) and behind_id is not null group by site_id)
-    select c.id, c.ref, c.name, c.site_id, c.door_id, c.low, used.purposes, stood.since,
+    select c.id, c.ref, c.name, c.site_id, c.door_id, coalesce(used.purpose, 'entrance'),
+           coalesce(used.changed, false)
+               or coalesce(stood.since > c.low + interval '24 hours', false),
            stood.id is not null, series.inner_ids, series.before_ids
     from counters c left join used on used.id = c.id left join stood on stood.id = c.id
     left join series on series.site_id = c.site_id

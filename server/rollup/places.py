@@ -7,7 +7,7 @@ someone else is as unknown as one that does not exist.
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import NamedTuple
 
 import asyncpg
@@ -31,8 +31,7 @@ class UnknownPlaceError(NotFoundError):
         super().__init__(f"no {kind} {ref!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """A store or mall, its zone and opening hours in `calendar`."""
 
     id: int
@@ -43,8 +42,7 @@ class Site:
     calendar: Calendar
 
 
-@dataclass(frozen=True, slots=True)
-class Spot:
+class Spot(NamedTuple):
     """A mounted position at a site."""
 
     id: int
@@ -112,27 +110,35 @@ async def load_sites(
         for weekday, opens, closes in zip(*columns, strict=True):
             by_weekday[weekday].append((opens, closes))
         weekly |= dict.fromkeys(sites, tuple(map(tuple, by_weekday)))
-    exceptions: dict[int, dict[object, list[Interval]]] = defaultdict(dict)
+    exceptions: dict[int, dict[date, list[Interval]]] = defaultdict(dict)
     for site, day, opens, closes in await connection.fetch(_EXCEPTIONS, wanted):
         hours = exceptions[site].setdefault(day, [])
         if opens is not None:
             hours.append((opens, closes))
-    return [_site(row, weekly.get(row["id"]), exceptions.get(row["id"])) for row in rows]
+    calendars: dict[tuple[object, ...], Calendar] = {}  # most sites share theirs with others
+    found: list[Site] = []
+    for key, ref, name, zone, currency, opens_on, closes_on in rows:
+        hours_of = weekly.get(key)
+        if key in exceptions:
+            calendar = _calendar(zone, hours_of, opens_on, closes_on, exceptions[key])
+        else:
+            rules = zone, id(hours_of), opens_on, closes_on
+            if rules not in calendars:
+                calendars[rules] = _calendar(zone, hours_of, opens_on, closes_on, {})
+            calendar = calendars[rules]
+        found.append(Site(key, ref, name, zone, currency, calendar))
+    return found
 
 
-def _site(
-    row: asyncpg.Record,
+def _calendar(
+    zone: str,
     weekly: Weekly | None,
-    exceptions: dict[object, list[Interval]] | None,
-) -> Site:
-    opening = Opening(
-        weekly,
-        tuple((day, tuple(hours)) for day, hours in (exceptions or {}).items()),  # type: ignore[misc]
-        row["opens_on"],
-        row["closes_on"],
-    )
-    calendar = calendar_of(row["time_zone"], opening)
-    return Site(row["id"], row["ref"], row["name"], row["time_zone"], row["currency"], calendar)
+    opens_on: date | None,
+    closes_on: date | None,
+    exceptions: Mapping[date, Sequence[Interval]],
+) -> Calendar:
+    closed = tuple((day, tuple(hours)) for day, hours in exceptions.items())
+    return calendar_of(zone, Opening(weekly, closed, opens_on, closes_on))
 
 
 async def load_spots(
@@ -152,7 +158,7 @@ async def load_spots(
     else:
         rows = await connection.fetch(_SPOTS, [site.id for site in sites], None, kind, None)
     by_id = {site.id: site for site in sites}
-    spots = [Spot(r["id"], r["ref"], r["name"], r["kind"], by_id[r["site_id"]]) for r in rows]
+    spots = [Spot(key, ref, name, what, by_id[site]) for key, ref, name, what, site in rows]
     return sorted(spots, key=lambda spot: (spot.site.ref, spot.ref))
 
 
@@ -227,7 +233,7 @@ def histories(told: Told, calibrations: Calibrations) -> dict[int, History]:
                 _SINCE_S if low is None else low,
                 _UNTIL_S if high is None else high,
                 told.stored_to_s.get(device),
-                tuple(device_gaps.get((spot, device), ())),
+                tuple(device_gaps.get((spot, device), ())) if device_gaps else (),
             )
         )
     return {
@@ -239,8 +245,9 @@ def histories(told: Told, calibrations: Calibrations) -> dict[int, History]:
 def _history(
     assigned: Sequence[Assigned], calibrations: Sequence[Calibration], gaps: Sequence[Gap]
 ) -> History:
+    stood = tuple((a.start_s, a.end_s) for a in assigned)
     return History(
-        joined([(a.start_s, a.end_s) for a in assigned]),
+        stood if len(stood) == 1 else joined(stood),
         min(map(accounted_to, assigned), default=_UNTIL_S),
         tuple(calibrations),
         tuple(gaps),

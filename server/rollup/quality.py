@@ -78,9 +78,14 @@ def known(count: int, observed: int) -> bool:
 def hours_of(calendar: Calendar, start_s: int, end_s: int) -> Hours:
     """Say whether [start_s, end_s) is opening time."""
     open_s = sum(high - low for low, high in calendar.open_between(start_s, end_s))
+    return hours_by(open_s, end_s - start_s)
+
+
+def hours_by(open_s: int, whole_s: int) -> Hours:
+    """Say what a stretch is of whose `whole_s` seconds these are opening time."""
     if open_s == 0:
         return Hours.CLOSED
-    return Hours.OPEN if open_s == end_s - start_s else Hours.MIXED
+    return Hours.OPEN if open_s == whole_s else Hours.MIXED
 
 
 def accounted_to(assigned: Assigned) -> int:

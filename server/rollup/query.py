@@ -187,7 +187,8 @@ async def page_of(
     """Return the entities of this page with their buckets, and where the next page begins."""
     _check_length(query)
     sites = [] if query.spots else await load_sites(connection, query.sites)
-    if len(sites) > _FEW:
+    planned = len(sites) > _FEW
+    if planned:
         await connection.execute(_PLAN_EACH)
     if query.by is By.SITE and not query.spots:
         if kind == "counter":
@@ -202,14 +203,18 @@ async def page_of(
         if query.by is By.SITE:
             entities = _by_site(list({s.site.ref: s.site for s in spots}.values()), spots)
         entities.sort(key=lambda entity: entity[0])
-    if len(spots) > _FEW:
+    if len(spots) > _FEW and not planned:
         await connection.execute(_PLAN_EACH)
+    grids: dict[str, tuple[Bucket, ...]] = {}
     chosen: list[Entity] = []
     room = query.limit
     for ref, site, spot, members in entities:
         if query.after is not None and ref < query.after.ref:
             continue
-        grid = buckets(site.time_zone, query.size, since=query.since, until=query.until)
+        zone = site.time_zone
+        if zone not in grids:
+            grids[zone] = buckets(zone, query.size, since=query.since, until=query.until)
+        grid = grids[zone]
         if query.after is not None and ref == query.after.ref:
             grid = tuple(b for b in grid if b.start_s >= query.after.start_s)
         if len(grid) > room and (room == 0 or len(grid) > query.limit or chosen):
@@ -228,9 +233,12 @@ async def perimeters_of(
     """Return the perimeter of each site over the range of a question, or of its `perimeter`."""
     since, until = query.perimeter or (query.since, query.until)
     spans: dict[int, tuple[int, int]] = {}
+    of_zones: dict[str, tuple[int, int]] = {}
     for site in sites:
-        grid = buckets(site.time_zone, query.size, since=since, until=until)
-        spans[site.id] = (grid[0].start_s, grid[-1].end_s) if grid else (0, 1)
+        if site.time_zone not in of_zones:
+            grid = buckets(site.time_zone, query.size, since=since, until=until)
+            of_zones[site.time_zone] = (grid[0].start_s, grid[-1].end_s) if grid else (0, 1)
+        spans[site.id] = of_zones[site.time_zone]
     return await load_perimeters(connection, sites, spans=spans)
 
 

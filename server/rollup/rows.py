@@ -16,7 +16,7 @@ from server.rollup.quality import (
     State,
     coverage,
     expected_s,
-    hours_of,
+    hours_by,
     known,
     state,
 )
@@ -47,6 +47,7 @@ class Worth:
     _base: dict[tuple[int, int], tuple[list[int], list[Hours]]] = field(default_factory=dict)
     _whole: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     _states: dict[tuple[int, int], list[State]] = field(default_factory=dict)
+    _ends: dict[int, list[int]] = field(default_factory=dict)
 
     def of(
         self,
@@ -85,11 +86,17 @@ class Worth:
 
     def _states_of(self, grid: tuple[Bucket, ...], accounted_s: int) -> list[State]:
         """Return the states of buckets; entities of which as many are complete share them."""
-        key = id(grid), bisect_right(grid, accounted_s, key=lambda bucket: bucket.end_s)
+        key = id(grid), bisect_right(self._ends_of(grid), accounted_s)
         if key not in self._states:
             now_s = self.now_s
             self._states[key] = [state(b.end_s, now_s=now_s, accounted_s=accounted_s) for b in grid]
         return self._states[key]
+
+    def _ends_of(self, grid: tuple[Bucket, ...]) -> list[int]:
+        key = id(grid)
+        if key not in self._ends:
+            self._ends[key] = [bucket.end_s for bucket in grid]
+        return self._ends[key]
 
     @property
     def _now(self) -> int:
@@ -99,12 +106,18 @@ class Worth:
     def _of(self, calendar: Calendar, grid: tuple[Bucket, ...]) -> tuple[list[int], list[Hours]]:
         key = id(calendar), id(grid)
         if key not in self._base:
-            ever = [(grid[0].start_s, grid[-1].end_s)]
+            open_s = [calendar.open_s(b.start_s, b.end_s, day=b.start_day) for b in grid]
             self._base[key] = (
-                [self._expected(calendar, bucket, ever) for bucket in grid],
-                [hours_of(calendar, bucket.start_s, bucket.end_s) for bucket in grid],
+                [self._whole_s(calendar, *each) for each in zip(grid, open_s, strict=True)],
+                [hours_by(s, b.end_s - b.start_s) for b, s in zip(grid, open_s, strict=True)],
             )
         return self._base[key]
+
+    def _whole_s(self, calendar: Calendar, bucket: Bucket, open_s: int) -> int:
+        """Return what a spot should hold to whom a device is assigned all the time."""
+        if bucket.end_s > self._now:
+            return self._expected(calendar, bucket, [(bucket.start_s, bucket.end_s)])
+        return open_s if self.scope is Scope.OPEN else bucket.end_s - bucket.start_s
 
     def _expected(
         self, calendar: Calendar, bucket: Bucket, assigned: Sequence[tuple[int, int]]

@@ -235,8 +235,9 @@ def _weighted(prefix: str, *, swapped: bool) -> str:
 
 
 def _plain(prefix: str, way: str) -> str:
-    """Return sums added up, not a sum of additions: most lines are null in every row."""
-    return " + ".join(f"coalesce(sum(r.{prefix}{way}{line}), 0)" for line in range(_LINES))
+    """Return one sum of additions: of hundreds of sites, a sum of each line takes a tenth more."""
+    lines = " + ".join(f"coalesce(r.{prefix}{way}{line}, 0)" for line in range(_LINES))
+    return f"sum({lines})"
 
 
 ROW_KEYS = {

@@ -118,6 +118,19 @@ def test_times_off_the_quarter_are_rounded_outward() -> None:
     assert day.open == ((day.start_s + 9 * 3600, day.start_s + 18 * 3600 + 900),)
 
 
+@given(zones, dates, weeks, st.integers(0, 26), st.integers(1, 200))
+def test_the_open_seconds_of_a_stretch_are_those_of_its_quarters(
+    zone: str, day: date, week: list[list[Interval]], start: int, length: int
+) -> None:
+    calendar = Calendar(zone, weekly(*week))
+    whole = calendar.day(day)
+    stretches = [(whole.start_s, whole.end_s)]
+    stretches += [(at, at + 900 * length) for at in (whole.start_s, whole.start_s + 3600 * start)]
+    for start_s, end_s in stretches:
+        opened = overlap(calendar.open_between(start_s, end_s), start_s, end_s)
+        assert calendar.open_s(start_s, end_s, day=local(zone, start_s).date()) == opened
+
+
 def test_an_exception_replaces_the_weekday_and_may_close_it() -> None:
     christmas, boxing = date(2026, 12, 25), date(2026, 12, 26)
     calendar = Calendar(
