@@ -246,7 +246,7 @@ class Pages:
             left_out=grouped(told),
             rollouts=looked.rollouts,
             names=looked.names,
-            four_eyes=found.second_person,
+            second_person=found.second_person,
             funnel=[(stage, found.funnel.get(stage, 0)) for stage in FUNNEL],
             ends=[(s, n) for s, n in found.funnel.items() if s not in FUNNEL],
             unwell=_unwell(found),
