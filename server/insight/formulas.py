@@ -485,12 +485,10 @@ def asked_of(kind: Kind) -> Callable[[Inputs], Value]:
     def compute(inputs: Inputs) -> Value:
         counts = inputs.answers.get(kind)
         found = None if counts is None else index_of(kind, counts)
+        pending = sorted(inputs.notes & {"filter_pending"})
         if found is None:
-            return _nothing("no_answers")
-        flags = (
-            *(("interval_only",) if found.small else ()),
-            *sorted(inputs.notes & {"filter_pending"}),
-        )
+            return _nothing("no_answers", *pending)
+        flags = (*(("interval_only",) if found.small else ()), *pending)
         return Value(found.value, found.low, found.high, flags, found.value * found.n, found.n)
 
     return compute

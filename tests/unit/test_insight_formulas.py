@@ -260,6 +260,8 @@ def test_the_published_feedback_indices() -> None:
     ces = value("ces", inputs)
     assert (ces.low, ces.high) == pytest.approx((low, high), abs=1e-3)
     assert value("nps", Inputs()).flags == ("no_answers",)
+    waiting = Inputs(notes=frozenset({"filter_pending"}))
+    assert value("nps", waiting).flags == ("no_answers", "filter_pending")
     for kpi in ("smiley4_index", "nps", "csat", "ces"):  # pooled: sums of scores over sums of n
         twice = value(kpi, added([inputs, inputs]))
         assert twice.value == pytest.approx(value(kpi, inputs).value)
