@@ -476,15 +476,17 @@ def _fill_feedback(found: Mapping[int, Read], rows: Sequence[FeedbackRow]) -> No
     at = {ref: {b.start_utc: n for n, b in enumerate(r.grid)} for ref, r in by_ref.items()}
     for row in rows:
         number = at[row.site].get(row.start)
-        if number is None or row.n is None:
+        if number is None:
             continue
         cell = by_ref[row.site].cells[number]
         inputs = cell.inputs
+        if row.pending:
+            inputs.notes |= {"filter_pending"}
+        if row.n is None:
+            continue
         if row.kind is not None:
             before = inputs.answers.get(row.kind, ())
             inputs.answers = {**inputs.answers, row.kind: formulas.longest(before, row.answers)}
-        if row.pending:
-            inputs.notes |= {"filter_pending"}
         cell.revision += row.revision
         if row.coverage is not None:
             cell.heard, cell.asked_of = cell.heard + row.coverage, cell.asked_of + 1
