@@ -48,6 +48,8 @@ def _config() -> argparse.ArgumentParser:
     one.add_argument("scope", choices=_SCOPES, help="whose layer")
     one.add_argument("of", help="a site's ref, a device's id, a model; '-' for the organisation")
     one.add_argument("values", nargs="+", metavar="KEY=VALUE", help="KEY= takes it out")
+    one.add_argument("--reason", default="", help="owed with --override-freeze")
+    _overriding(one)
     one.add_argument("--dry-run", action="store_true", help="only say whom it would reach")
     return parser
 
@@ -63,6 +65,7 @@ def _command() -> argparse.ArgumentParser:
     one.add_argument("--reason", default="", help="owed for a reboot where the store is open")
     one.add_argument("--within", type=span, metavar="SPAN", help="or not at all: 30m, 12h, 2d")
     one.add_argument("--lines", type=int, default=100, help="of a log (default: 100)")
+    _overriding(one)
     one.add_argument("--dry-run", action="store_true", help="only say whom it would reach")
     one = verbs.add("list", "the last commands", _list)
     one.add_argument("organisation", help="its name or ref")
@@ -74,6 +77,12 @@ def _command() -> argparse.ArgumentParser:
     ):
         verbs.add(name, said, action).add_argument("command", help="its ref, cmd-…")
     return parser
+
+
+def _overriding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--override-freeze", action="store_true", help="also while a freeze is on; say --reason"
+    )
 
 
 # -- settings ------------------------------------------------------------------------------------
@@ -115,7 +124,12 @@ async def _set(connection: asyncpg.Connection, options: argparse.Namespace) -> N
     print(f"{seen.devices} devices, of which {seen.changed} get another value")
     if not options.dry_run:
         held = await settings.edit(
-            connection, organisation, place, values, seen=None, actor=_actor(), now=now
+            *(connection, organisation, place, values),
+            seen=None,
+            reason=options.reason,
+            override_freeze=options.override_freeze,
+            actor=_actor(),
+            now=now,
         )
         print(f"{held.ref} has version {held.version}")
 
@@ -143,6 +157,7 @@ async def _ask(connection: asyncpg.Connection, options: argparse.Namespace) -> N
         options.reason,
         options.within,
         options.lines,
+        override_freeze=options.override_freeze,
     )
     now = datetime.now(UTC)
     found = await orders.reached(connection, organisation, asked, now=now)
@@ -150,6 +165,8 @@ async def _ask(connection: asyncpg.Connection, options: argparse.Namespace) -> N
         print(f"  {site or 'standing nowhere'}: {number}")
     print(f"{len(found.devices)} devices, {found.left_out} left out; "
           f"open now: {', '.join(found.open_now) or 'none'}")  # fmt: skip
+    for each in found.frozen:
+        print(f"  frozen by {each.name!r} ({each.ref})")
     if not options.dry_run:
         batch = await orders.ask(connection, organisation, asked, actor=_actor(), now=now)
         print(f"{batch.ref} asked")

@@ -23,7 +23,9 @@ class NewCommand(msgspec.Struct, forbid_unknown_fields=True):
 
     `kind` is reboot, identify, self-test, diagnostics or log-tail. A reboot where the store is open
     needs a `reason`; without one it waits until the store is closed. Who has not fetched it within
-    `ttl_s` is not asked any more. `lines` is how much of a log is wanted.
+    `ttl_s` is not asked any more. `lines` is how much of a log is wanted. While a
+    freeze is on, a reboot there is refused (`frozen`), unless `override_freeze` is true and the
+    `reason` says why.
     """
 
     kind: str
@@ -32,16 +34,19 @@ class NewCommand(msgspec.Struct, forbid_unknown_fields=True):
     reason: str = ""
     ttl_s: Annotated[int, msgspec.Meta(ge=60, le=604_800)] | None = None
     lines: int = 100
+    override_freeze: bool = False
 
 
 class CommandPreview(msgspec.Struct, frozen=True):
-    """Whom a command would reach, by site; `open_now` are the sites that it would disturb."""
+    """Whom a command would reach, by site; `open_now` are the sites that it would disturb, `frozen`
+    the freezes that it would fall into."""
 
     devices: int
     sites: dict[str, int]
     open_now: list[str]
     left_out: int
     risk: str
+    frozen: list[str]
 
 
 class BatchRecord(msgspec.Struct, frozen=True):
@@ -130,7 +135,10 @@ def _batch(found: Batch) -> BatchRecord:
 
 def _asked(body: NewCommand) -> Asked:
     ttl = None if body.ttl_s is None else timedelta(seconds=body.ttl_s)
-    return Asked(body.kind, tuple(body.devices), body.site, body.reason, ttl, body.lines)
+    return Asked(
+        *(body.kind, tuple(body.devices), body.site, body.reason, ttl, body.lines),
+        override_freeze=body.override_freeze,
+    )
 
 
 async def _list(call: Call, asked: CommandListing) -> Page[CommandRow]:
@@ -179,6 +187,7 @@ async def _preview(call: Call, asked: NewCommand) -> CommandPreview:
         list(found.open_now),
         found.left_out,
         "" if kind is None else kind.risk.value,
+        [each.ref for each in found.frozen],
     )
 
 

@@ -37,9 +37,15 @@ class SettingRow(msgspec.Struct, frozen=True):
 
 
 class SettingsWrite(msgspec.Struct, forbid_unknown_fields=True):
-    """Values by setting; null takes one out. What is given again is tried again."""
+    """Values by setting; null takes one out. What is given again is tried again.
+
+    While a freeze is on where a device of it stands it is refused (`frozen`), unless
+    `override_freeze` is true and a `reason` says why it can't wait.
+    """
 
     values: dict[str, Value | None]
+    reason: str = ""
+    override_freeze: bool = False
 
 
 class SettingsPreview(msgspec.Struct, forbid_unknown_fields=True):
@@ -222,6 +228,8 @@ def _routes(path: str, whose: str, scope: Scope) -> tuple[ActRoute, ...]:
                 body.values,
                 whole=whole,
                 seen=act.seen,
+                reason=body.reason,
+                override_freeze=body.override_freeze,
                 **act.by,
             )
         )

@@ -196,6 +196,12 @@ CODES = {
     "reason_needed": Code(
         422, "Reason needed", "Say why. Commands need no reason where the stores are closed."
     ),
+    "frozen": Code(
+        409,
+        "Frozen",
+        "Wait for the end of the freeze that `detail` names; what can't wait says so by "
+        "`override_freeze`, and why.",
+    ),
     "bad_policy": Code(422, "Bad policy", "`detail` says what of the rollout's policy, and why."),
     "bad_window": Code(422, "Bad window", "`detail` says what of the policy's windows, and why."),
     "bad_revert": Code(422, "Nothing to take back", "Say `revert failed` or `revert all`."),

@@ -10,7 +10,8 @@ Decided here:
 - What is sent is offered again until the device says that it runs; it does it once all the same,
   since it writes a command down before it begins. What runs is offered no more.
 - A kind that stops counting or asking needs a reason where the store is open; without one it waits
-  until the store is closed, and is not even taken while it is open.
+  until the store is closed, and is not even taken while it is open. While a freeze is on there it
+  is neither taken nor offered, unless it was asked for to override that.
 """
 
 from dataclasses import dataclass
@@ -114,11 +115,14 @@ class Gate:
     reason: bool  # was one given
     at_site: int  # others of this risk that are with devices
     at_organisation: int
+    frozen: bool = False  # is a freeze on there that it does not override
 
     @property
     def holds(self) -> str:
         """Why it waits; empty: it may go."""
         site, organisation = AT_ONCE[self.risk]
+        if self.risk is Risk.DISRUPTIVE and self.frozen:
+            return "frozen"
         if self.risk is Risk.DISRUPTIVE and self.open_now and not self.reason:
             return "store_open"
         if self.at_site >= site:

@@ -10,7 +10,7 @@ Invariants:
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -22,6 +22,8 @@ from server.audit.log import record
 from server.commands.life import KINDS, OPEN, RUN, TTL, Event, Gate, Kind, Risk, State, after
 from server.desired.settings import CHANGED
 from server.errors import ConflictError, NotFoundError, RefusedError
+from server.firmware import freezes
+from server.firmware.freezes import Span
 from server.fleet import checks
 from server.fleet.checks import FieldError
 from server.fleet.register import lock_organisation, new_ref
@@ -36,7 +38,10 @@ _LOCK = 0x636D_6473  # "cmds"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be done, and by whom: devices by name, else all of `site`, else all there are."""
+    """What is to be done, and by whom: devices by name, else all of `site`, else all there are.
+
+    `override_freeze`: also while a freeze is on, for the reason that is given.
+    """
 
     kind: str
     devices: tuple[str, ...] = ()
@@ -45,17 +50,22 @@ class Asked:
     ttl: timedelta | None = None
     lines: int = 100
     once: str | None = None
+    override_freeze: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Whom a command would reach; sites by their names, '' for devices that stand nowhere."""
+    """Whom a command would reach; sites by their names, '' for devices that stand nowhere.
+
+    `frozen`: the freezes that are on where it would disturb, the last to end first.
+    """
 
     devices: tuple[int, ...]
     sites: Mapping[str, int]
     open_now: tuple[str, ...]
     left_out: int  # devices that are not admitted
     at: Mapping[int, int | None] = field(default_factory=dict)  # site by device
+    frozen: tuple[Span, ...] = ()
 
     def demand(self, kind: Kind, reason: str) -> None:
         """Raise RefusedError if this may not be asked for now."""
@@ -154,7 +164,23 @@ async def reached(
         tuple([name for _, name in await _open_now(connection, where, now=now)]),
         len(rows) - len(admitted),
         {row["id"]: row["site"] for row in admitted},
+        await _frozen(connection, organisation, asked, [row["site"] for row in admitted], now=now),
     )
+
+
+async def _frozen(
+    connection: asyncpg.Connection,
+    organisation: int,
+    asked: Asked,
+    sites: Collection[int | None],
+    *,
+    now: datetime,
+) -> tuple[Span, ...]:
+    """Return the freezes that keep this from being done: of what disturbs alone."""
+    kind = KINDS.get(asked.kind)
+    if kind is None or kind.risk is not Risk.DISRUPTIVE or not sites:
+        return ()
+    return tuple(await freezes.on_at(connection, organisation, sites, now=now))
 
 
 async def ask(
@@ -165,7 +191,7 @@ async def ask(
     actor: str,
     now: datetime,
 ) -> Batch:
-    """Ask devices to do something. Raises FieldError, RefusedError."""
+    """Ask devices to do something. Raises FieldError, RefusedError, FrozenError."""
     await lock_organisation(connection, organisation)
     if asked.once is not None and (
         known := await connection.fetchval(
@@ -184,12 +210,22 @@ async def ask(
     if not 1 <= asked.lines <= MOST_LINES:
         raise FieldError("lines", f"expected 1 to {MOST_LINES}")
     found = await reached(connection, organisation, asked, now=now)
-    found.demand(kind, reason)
     ref = new_ref("batch")
+    if found.frozen:
+        await freezes.heed(
+            *(connection, organisation, set(found.at.values()), f"{kind.name} {ref}"),
+            override=asked.override_freeze,
+            reason=reason,
+            actor=actor,
+            now=now,
+        )
+    found.demand(kind, reason)
     row = await connection.fetchval(
         "insert into command_batches (organisation_id, ref, kind, lines, reason, asked_by, "
-        "asked_at, expires_at, once) values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning id",
+        "asked_at, expires_at, once, override_freeze) "
+        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning id",
         *(organisation, ref, kind.name, asked.lines, reason, actor, now, now + ttl, asked.once),
+        asked.override_freeze,
     )
     await connection.executemany(
         "insert into commands (organisation_id, batch_id, ref, device_id, site_id, due_at) "
@@ -323,8 +359,8 @@ def _command(row: asyncpg.Record) -> Command:
 async def offer(connection: asyncpg.Connection, device: int, *, now: datetime) -> tuple[Order, ...]:
     """Return what a device (its row, locked) is to do now; it counts as sent."""
     rows = await connection.fetch(
-        "select c.id, c.ref, c.state, c.organisation_id, b.kind, b.lines, b.reason, b.expires_at "
-        "from commands c join command_batches b on b.id = c.batch_id "
+        "select c.id, c.ref, c.state, c.organisation_id, b.kind, b.lines, b.reason, b.expires_at, "
+        "b.override_freeze from commands c join command_batches b on b.id = c.batch_id "
         "join devices d on d.id = c.device_id and d.organisation_id = c.organisation_id "
         "where c.device_id = $1 and c.state in ('queued', 'sent') and c.due_at > $2 "
         "order by c.id limit $3 for no key update of c",
@@ -367,7 +403,10 @@ async def _gate(
         *(row["organisation_id"], kinds, site, device),
     )
     opened = await _open_now(connection, {site} if site is not None else set(), now=now)
-    return Gate(risk, bool(opened), bool(row["reason"]), at_site, everywhere)
+    frozen = False
+    if risk is Risk.DISRUPTIVE and not row["override_freeze"]:
+        frozen = bool(await freezes.on_at(connection, row["organisation_id"], [site], now=now))
+    return Gate(risk, bool(opened), bool(row["reason"]), at_site, everywhere, frozen)
 
 
 async def heard(

@@ -12,7 +12,7 @@ from datetime import timedelta
 import asyncpg
 from aiohttp import web
 
-from server.commands import orders
+from server.commands import life, orders
 from server.commands.orders import Asked, Reached
 from server.console.office import (
     Here,
@@ -26,6 +26,7 @@ from server.console.office import (
 )
 from server.console.searching import selected, wished
 from server.errors import NotFoundError, RefusedError
+from server.firmware.nights import instant
 from server.fleet import search
 from server.fleet.filters import MOST_CHARACTERS, FilterError
 from server.health import windows
@@ -88,7 +89,12 @@ class Pages:
                 batch = await orders.ask(
                     connection,
                     at.id,
-                    Asked(do, look.names, reason=form.get("reason", "")[:300]),
+                    Asked(
+                        do,
+                        look.names,
+                        reason=form.get("reason", "")[:300],
+                        override_freeze=bool(form.get("override_freeze")),
+                    ),
                     actor=at.visitor.actor,
                     now=self._office.now(),
                 )
@@ -125,7 +131,8 @@ class Pages:
         names = tuple(name for _, name in await search.found(connection, chosen))
         if not names:
             raise RefusedError("no_devices", "the search finds no device")
-        reached = await orders.reached(connection, at.id, Asked("identify", names), now=now)
+        kind = do if do in life.KINDS else "identify"
+        reached = await orders.reached(connection, at.id, Asked(kind, names), now=now)
         sites = await connection.fetch(
             "select ref, name from sites where organisation_id = $1 and ref = any($2::text[])",
             *(at.id, list(reached.sites)),
@@ -163,6 +170,7 @@ class Pages:
             kinds=KINDS,
             hours=HOURS,
             look=look,
+            moment=instant,
             form=form or {},
             problem=problem,
         )

@@ -19,6 +19,7 @@ from server.console import reads
 from server.console.office import Here, Office, Problem, form_of, here, part, tried
 from server.desired import settings
 from server.desired.layers import Standing
+from server.firmware import freezes
 from server.fleet.checks import FieldError
 from server.people.roles import Permission, Place
 
@@ -59,6 +60,8 @@ class Pages:
                     place,
                     {key: _value(TABLE[key], text) for key, text in form.items() if key in TABLE},
                     seen=form.get("version", ""),
+                    reason=form.get("reason", ""),
+                    override_freeze=bool(form.get("override_freeze")),
                     actor=at.visitor.actor,
                     now=self._office.now(),
                 )
@@ -78,6 +81,7 @@ class Pages:
                 (row["device"],),
                 reason=form.get("reason", ""),
                 once=form.get("once", "")[:64] or None,
+                override_freeze=bool(form.get("override_freeze")),
             )
             async with at.acting("command device") as connection:
                 await orders.ask(
@@ -164,6 +168,7 @@ class Pages:
             place = await settings.place(connection, at.id, "device", row["device"])
             own = await settings.find(connection, at.id, place)
             commands = await orders.listed(connection, at.id, device=row["device"], limit=SHOWN)
+            frozen = await freezes.on_at(connection, at.id, [row["site_id"]], now=now)
         where = _place(at, row)
         return self._office.page(
             request,
@@ -182,6 +187,7 @@ class Pages:
             may_configure=at.may(Permission.CONFIGURE_DEVICES, where),
             may_command=row["admitted"] and at.may(Permission.COMMAND_DEVICES, where),
             moment=_moment,
+            frozen=frozen,
             problem=problem,
         )
 

@@ -37,6 +37,8 @@ from server.desired.layers import (
     wanted,
 )
 from server.errors import ConflictError, NotFoundError
+from server.firmware import freezes
+from server.fleet import checks
 from server.fleet.checks import ChangedError, FieldError
 from server.fleet.register import lock_organisation
 
@@ -214,10 +216,16 @@ async def edit(
     *,
     whole: bool = False,
     seen: str | None,
+    reason: str = "",
+    override_freeze: bool = False,
     actor: str,
     now: datetime,
 ) -> Held:
-    """Change a layer; `seen`: its version, None for whatever it is. FieldError, ChangedError."""
+    """Change a layer; `seen`: its version, None for whatever it is.
+
+    `override_freeze`: also while a freeze is on where one of its devices stands, for this reason.
+    Raises FieldError, ChangedError, FrozenError, RefusedError (reason_needed).
+    """
     await lock_organisation(connection, organisation)
     await lock_layers(connection, organisation)
     before = await find(connection, organisation, found, lock=True)
@@ -227,6 +235,15 @@ async def edit(
     if not made.changes and made.entries == before.entries:
         return before
     await _demand_free(connection, organisation, found, made)
+    devices_of = await devices(connection, organisation, found, now=now)
+    await freezes.heed(
+        *(connection, organisation, {each.site for each in devices_of}),
+        f"settings of {before.ref}",
+        override=override_freeze,
+        reason=checks.line(reason, "reason"),
+        actor=actor,
+        now=now,
+    )
     version = await connection.fetchval(
         "insert into settings_layers (organisation_id, scope, model, site_id, device_id, entries, "
         "changed_at) values ($1, $2, $3, $4, $5, $6, $7) on conflict (organisation_id, scope, "
@@ -237,7 +254,7 @@ async def edit(
         json.dumps({key: asdict(entry) for key, entry in made.entries.items()}),
         now,
     )
-    reached = [each.device for each in await devices(connection, organisation, found, now=now)]
+    reached = [each.device for each in devices_of]
     await connection.execute("select pg_notify($1, device) from unnest($2::text[]) device",
                              CHANGED, reached)  # fmt: skip
     await record(

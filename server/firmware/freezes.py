@@ -5,16 +5,17 @@ is, not what stands there; empty: all of them). Which sites these are is looked 
 so a shop that opens meanwhile is frozen too.
 
 Decided here:
-- Windows of rollouts are made without frozen time. Whatever else may touch a count asks `load` for
-  its sites and refuses by `Frozen.demand_thawed`; nothing else does yet (`ops/FIRMWARE.md`).
-- A freeze ends early by its author alone. Anyone else waits, or overrides it for one change by the
-  policy's flag, and then somebody else than that change's author approves (`acts.approve`).
+- Windows of rollouts are made without frozen time. Whatever else may touch a count (a command that
+  disturbs a store, an edit of settings) asks `heed`, which refuses it by the freeze's name.
+- A freeze ends early by its author alone. Anyone else waits, or overrides it for one change: a
+  rollout by its policy's flag, and then somebody else than its author approves (`acts.approve`);
+  anything else by a flag and a reason, and the audit names who, why, and the freeze.
 - It is ended, never deleted or changed; each step is audited in its own transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import ceil
 
 import asyncpg
@@ -28,6 +29,7 @@ from server.rollup.opening import Interval, joined
 
 LONGEST = timedelta(days=92)
 FARTHEST = timedelta(days=400)
+BY_NAME = 100
 MOST_FREEZES = 100
 """Of an organisation, those that are not over."""
 SITE_FIELDS = frozenset(("site", "site.name", "site.region"))
@@ -77,6 +79,13 @@ class Span:
     sites: frozenset[int] | None
 
 
+def frozen_by(span: Span) -> FrozenError:
+    """Return that a freeze keeps a change from being made, by its name and its end."""
+    until = datetime.fromtimestamp(span.end_s, UTC)
+    said = f"nothing is changed before the end of {span.name!r} ({span.ref})"
+    return FrozenError(f"{said} at {until:%Y-%m-%d %H:%M} UTC")
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     """An organisation's freezes that are on or still to come."""
@@ -92,19 +101,63 @@ class Frozen:
         """Return a site's frozen time."""
         return joined([(each.start_s, each.end_s) for each in self.named(site)])
 
+    def all_at(self, site: int | None, at_s: int) -> list[Span]:
+        """Return the freezes that are on at a site."""
+        return [each for each in self.named(site) if each.start_s <= at_s < each.end_s]
+
     def at(self, site: int | None, at_s: int) -> Span | None:
         """Return the freeze that is on at a site, the one that ends last."""
-        on = [each for each in self.named(site) if each.start_s <= at_s < each.end_s]
+        on = self.all_at(site, at_s)
         return max(on, key=lambda each: (each.end_s, each.ref), default=None)
 
-    def demand_thawed(self, sites: Sequence[int | None], at_s: int) -> None:
-        """Raise FrozenError if a change at these sites would fall into a freeze."""
-        for site in sites:
-            on = self.at(site, at_s)
-            if on is not None:
-                raise FrozenError(
-                    f"nothing may be changed before the end of {on.name!r} ({on.ref})"
-                )
+
+async def heed(
+    connection: asyncpg.Connection,
+    organisation: int,
+    sites: Collection[int | None],
+    change: str,
+    *,
+    override: bool = False,
+    reason: str = "",
+    actor: str,
+    now: datetime,
+) -> None:
+    """Refuse a change at these sites that falls into a freeze; note each that it overrides.
+
+    `change` names it to people. Raises FrozenError; RefusedError (reason_needed) where it overrides
+    and does not say why.
+    """
+    on = await on_at(connection, organisation, sites, now=now)
+    if not on:
+        return
+    if not override:
+        raise frozen_by(on[0])
+    if not reason:
+        raise RefusedError("reason_needed", f"say why it can't wait for the end of {on[0].name!r}")
+    for span in on:
+        await record(
+            connection, actor=actor, act="freeze overridden", subject=span.ref,
+            detail={"name": span.name, "change": change, "reason": reason},
+            organisation=organisation, now=now,
+        )  # fmt: skip
+
+
+async def on_at(
+    connection: asyncpg.Connection,
+    organisation: int,
+    sites: Collection[int | None],
+    *,
+    now: datetime,
+) -> list[Span]:
+    """Return the freezes that are on at any of these sites (None: at none), the last to end first.
+
+    A site is asked for by name up to `BY_NAME`; of more, the freezes' filters look at all.
+    """
+    known = sorted({site for site in sites if site is not None})
+    few = known if len(known) <= BY_NAME else None
+    frozen, at_s = await load(connection, organisation, now=now, sites=few), int(now.timestamp())
+    on = {span.ref: span for site in set(sites) for span in frozen.all_at(site, at_s)}
+    return sorted(on.values(), key=lambda each: (-each.end_s, each.ref))
 
 
 async def load(

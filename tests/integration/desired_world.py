@@ -47,6 +47,8 @@ class Fleet:
         whole: bool = False,
         seen: str | None = None,
         by: str = "user ada",
+        reason: str = "",
+        override_freeze: bool = False,
         **values: Any,
     ) -> Held:
         """Edit a layer as the desk."""
@@ -59,6 +61,8 @@ class Fleet:
                 values,
                 whole=whole,
                 seen=seen,
+                reason=reason,
+                override_freeze=override_freeze,
                 actor=by,
                 now=self.now,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from datetime import timedelta
 from html import unescape
 
 import pytest
@@ -132,6 +133,33 @@ async def test_a_command_is_asked_for_with_a_tick_and_a_reason_once(
     assert await people.owner.fetchval("select state from commands where ref = $1", first) == (
         "cancelled"
     )
+
+
+async def test_a_freeze_is_named_on_the_page_and_overridden_with_a_reason(
+    people: People, boss: ClientSession
+) -> None:
+    assert "override_freeze" not in (await load(boss, PAGE))[1]
+    await people.owner.execute(
+        "insert into freezes (organisation_id, ref, name, starts_at, ends_at, reason, author, "
+        "created_at) values ($1, 'freeze-friday42', 'Black Friday', $2, $3, 'sales', 'user ada', "
+        "$2)",
+        *(people.organisations["own"], NOW, NOW + timedelta(days=7)),
+    )
+    action = f"{BASE}/settings"
+    _, html = await load(boss, PAGE)
+    assert html.count('name="override_freeze"') == 2
+    assert "Frozen by Black Friday until" in html
+    status, html = await send(boss, action, health_s="600")
+    assert status == 422
+    assert "before the end of &#39;Black Friday&#39; (freeze-friday42)" in html
+    why = {"override_freeze": "yes", "reason": "it floods us"}
+    assert (await send(boss, action, health_s="600", **why))[0] == 303
+    restart = {"kind": "reboot", "sure": "yes", "reason": "it hangs"}
+    assert (await send(boss, f"{BASE}/commands", **restart))[0] == 422
+    assert (await send(boss, f"{BASE}/commands", **restart, override_freeze="yes"))[0] == 303
+    assert await people.owner.fetchval(
+        "select count(*) from audit where act = 'freeze overridden'"
+    ) == 2  # fmt: skip
 
 
 async def test_who_looks_after_devices_on_site_tells_them_but_does_not_set_them(

@@ -50,6 +50,29 @@ def test_a_setting_is_looked_at_set_and_explained(
     assert all(row["actor"].startswith("command ") for row in acts)
 
 
+def test_a_freeze_keeps_settings_and_restarts_back_unless_it_is_overridden_with_a_reason(
+    store: Store, device: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store.run(
+        lambda c: c.execute(
+            "insert into freezes (organisation_id, ref, name, starts_at, ends_at, reason, author, "
+            "created_at) select id, 'freeze-friday42', 'Black Friday', now() - interval '1 d', "
+            "now() + interval '1 d', 'sales', 'user ada', now() from organisations "
+            "where ref = 'own'"
+        )
+    )
+    for words in (
+        ["config", "set", "own", "device", device, "health_s=600"],
+        ["command", "ask", "own", "reboot", "--device", device],
+    ):
+        assert main(words) == 1
+        assert "before the end of 'Black Friday' (freeze-friday42)" in capfd.readouterr().err
+        assert main([*words, "--override-freeze"]) == 1
+        assert "say why" in capfd.readouterr().err
+        assert main([*words, "--override-freeze", "--reason", "it hangs"]) == 0
+    assert store.value("select count(*) from audit where act = 'freeze overridden'") == 2
+
+
 def test_a_command_is_looked_at_asked_for_followed_and_taken_back(
     store: Store, device: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

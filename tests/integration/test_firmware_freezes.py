@@ -8,7 +8,7 @@ import pytest
 from server.db.engine import acting
 from server.errors import NotFoundError, RefusedError
 from server.firmware import freezes
-from server.firmware.freezes import FrozenError, Wanted
+from server.firmware.freezes import Wanted
 from server.firmware.nights import nights
 from server.firmware.windows import Always, NoWindow, Rules
 from server.fleet.checks import FieldError
@@ -53,10 +53,14 @@ async def test_a_freeze_takes_the_nights_of_its_sites_and_of_no_other(fleet: Fle
         assert few.of(south) == ()
         assert few.of(north) == (frozen.of(north) if north in asked else ())
     assert frozen.of(north) == ((int(NOW.timestamp()), int(BLACK.ends_at.timestamp())),)
-    with pytest.raises(FrozenError, match="Week 48"):
-        frozen.demand_thawed([south, north], int(NOW.timestamp()))
-    frozen.demand_thawed([south, None], int(NOW.timestamp()))
-    frozen.demand_thawed([north], int(BLACK.ends_at.timestamp()))
+    cases: tuple[tuple[datetime, list[int | None], list[str]], ...] = (
+        (NOW, [south, north], [made.ref]),
+        (NOW, [south, None], []),
+        (BLACK.ends_at, [north], []),
+    )
+    for at, places, on in cases:
+        spans = await freezes.on_at(owner, fleet.organisation, places, now=at)
+        assert [each.ref for each in spans] == on
 
     rules = Rules(always=Always.CLOCK)
     for role in (fleet.desk, fleet.ingest, fleet.world.maint):

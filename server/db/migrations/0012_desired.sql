@@ -44,8 +44,10 @@ create table command_batches (
     asked_at timestamptz not null,
     expires_at timestamptz not null check (expires_at > asked_at),
     once text,
+    override_freeze boolean not null default false,
     unique (organisation_id, once)
 );
+comment on column command_batches.override_freeze is 'it is done also while a freeze is on';
 comment on column command_batches.once is 'who asks twice under the same word gets the first again';
 create index on command_batches (organisation_id, asked_at);
 

@@ -48,6 +48,7 @@ command_batches = sa.Table(
     sa.Column("asked_at", columns.INSTANT, nullable=False),
     sa.Column("expires_at", columns.INSTANT, nullable=False),
     sa.Column("once", sa.Text),
+    sa.Column("override_freeze", sa.Boolean, nullable=False, server_default=sa.text("false")),
 )
 commands = sa.Table(
     "commands",
