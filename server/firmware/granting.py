@@ -11,7 +11,8 @@ what its rollout holds for it if, in this order:
    on their way, of whatever rollout (`whereabouts`); and fewer than the cap in its region, of this
    one. Who asks this holds the organisation's gate until the transaction ends, so no two are let
    through at once;
-6. of settings, which no device holds back itself: its site is not frozen, and has a window open.
+6. its site is not frozen, and has a window open or, of what a device fetches and holds back itself,
+   about to open (`ahead_s`): so who waits for a window for long keeps nobody from his turn.
 
 `Waits.why` says the first that does not hold.
 """
@@ -30,6 +31,7 @@ from server import metrics
 from server.firmware import life, steering
 from server.firmware.guards import in_hand
 from server.firmware.life import FLYING, Execution
+from server.firmware.nights import shut as shut_at
 from server.firmware.reports import change
 from server.firmware.rollout import SERVER, Strayed
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
@@ -54,7 +56,7 @@ class Why(StrEnum):
     DOOR = "door"
     SITE = "site"
     REGION = "region"
-    SHUT = "shut"  # a freeze, or no window
+    SHUT = "shut"  # a freeze, or no window soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +223,7 @@ async def offer(
     left: dict[int, Waits | Execution] = {}
     moved: list[Moved] = []
     room = await _room(held, chosen)
-    shut = await steering.shut(held, [each.site for each in chosen])
-    tokens = room.offers
+    shut = await _shut(held, chosen)
     for each in chosen:
         ended = _ended(held, each)
         if ended is not each.execution:
@@ -246,14 +247,24 @@ async def offer(
     await put(held.connection, moved)
     await _place(held, room.offered)
     await steering.bring(held, [(e.id, e.device, e.execution.attempt) for e in room.offered])
-    await held.connection.execute(
-        "update rollouts set tokens = $2, tokens_at = $3 where id = $1",
-        *(held.facts.id, _tokens(held) - (tokens - room.offers), held.now),
-    )
+    if room.offered:
+        await held.connection.execute(
+            "update rollouts set tokens = $2, tokens_at = $3 where id = $1",
+            *(held.facts.id, _tokens(held) - len(room.offered), held.now),
+        )
     metrics.EXECUTIONS_OFFERED.inc(len(room.offered))
     if not asking:
         await ring(held.connection, [each.device for each in room.offered])
     return left
+
+
+async def _shut(held: Held, chosen: Iterable[Candidate]) -> dict[int | None, datetime]:
+    policy, fetched = held.rollout.policy, held.facts.payload == "bundle"
+    return await shut_at(
+        *(held.connection, held.facts.organisation, [each.site for each in chosen], policy),
+        now=held.now,
+        ahead=timedelta(seconds=policy.ahead_s if fetched else 0),
+    )
 
 
 def _tokens(held: Held) -> float:

@@ -12,6 +12,7 @@ import asyncpg
 
 from server.firmware import windows
 from server.firmware.freezes import Frozen, load
+from server.firmware.policy import Policy
 from server.firmware.windows import Always, Night, Rules
 from server.rollup.buckets import local
 from server.rollup.opening import Interval
@@ -19,6 +20,7 @@ from server.rollup.places import Site, load_sites
 
 FEW = 100
 """Sites up to which freezes look at these alone."""
+LOOK_AGAIN = timedelta(hours=1)
 USUAL = timedelta(days=28)
 """What a site's usual day is learnt from."""
 
@@ -45,6 +47,42 @@ async def nights(
         frozen = await load(connection, organisation, now=now, sites=few)
     quiet = await usually_quiet(connection, known, rules, now=now)
     return told(known, rules, frozen, quiet, now=now)
+
+
+async def shut(
+    connection: asyncpg.Connection,
+    organisation: int,
+    sites: Iterable[int | None],
+    policy: Policy,
+    *,
+    now: datetime,
+    ahead: timedelta = timedelta(0),
+) -> dict[int | None, datetime]:
+    """Return where nothing is to begin yet, and when to look again: soon, as freezes end early.
+
+    `ahead`: what is to begin may do so that long before a window opens.
+    """
+    here, found = sorted({site for site in sites if site is not None}), dict[int | None, datetime]()
+    soon = now + LOOK_AGAIN
+    if not policy.override_freezes:
+        frozen = await load(connection, organisation, now=now)
+        for site in {None, *here}:
+            on = frozen.at(site, int(now.timestamp()))
+            if on is not None:
+                found[site] = min(soon, instant(on.end_s))
+    if policy.windows is None or policy.urgent:
+        return found
+    resting = await nights(
+        connection, organisation, here, policy.windows, now=now, overriding=policy.override_freezes
+    )
+    for site in here:
+        night = resting.get(site)
+        opens = instant(night.windows[0][0]) if night is not None and night.windows else None
+        if opens is None or opens - ahead > now:
+            found[site] = soon if opens is None else min(soon, opens - ahead)
+        else:
+            found.pop(site, None)  # what is on now ends in time
+    return found
 
 
 def told(

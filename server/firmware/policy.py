@@ -171,7 +171,8 @@ class OnDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of it. `blast_radius`: above so many devices, somebody else than the author approves.
 
-    `windows`: when a site's devices install; None: at any time, as where it is `urgent`.
+    `windows`: when a site's devices install; None: at any time, as where it is `urgent`. Devices
+    are offered it `ahead_s` before one opens, to fetch by then: who waits counts as on its way.
     `override_freezes`: also while a freeze is on, which a second person has approved.
     """
 
@@ -189,6 +190,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     device: OnDevice = OnDevice()
     joiners: Joiners = Joiners()
     windows: Rules | None = Rules()
+    ahead_s: Annotated[int, msgspec.Meta(ge=0, le=14 * _DAY_S)] = 21_600
     on_halt: OnHalt = OnHalt.REVERT_ALL
     blast_radius: Annotated[int, msgspec.Meta(ge=0, le=MOST_ALONE)] = 20
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5

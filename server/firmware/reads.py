@@ -82,7 +82,7 @@ class Bundle:
 class Line:
     """A rollout in a list. `wave`: the one that must pass next, of `waves`; None: none is left.
 
-    `settings`: what it changes, or the one that it takes back did.
+    `settings`, `questionnaire`: what it brings, or the one that it takes back did.
     """
 
     id: int
@@ -92,6 +92,7 @@ class Line:
     bundle: str | None
     bundle_name: str | None
     settings: SettingsChange | None
+    questionnaire: str | None
     state: State
     since: datetime
     reason: str
@@ -293,6 +294,8 @@ async def _lines(
 _LINES = """
     select o.id, o.ref, o.name, o.payload, b.ref as bundle, b.name as bundle_name,
            case o.payload when 'settings' then coalesce(origin.content, o.content) end as settings,
+           case o.payload when 'questionnaire'
+               then coalesce(origin.content, o.content) ->> 'questionnaire' end as questionnaire,
            o.state, o.since, o.reason, o.author, o.approver, o.approved_at, o.starts_at, o.devices,
            o.bytes, origin.ref as reverses, back.ref as reversed_by
     from rollouts o left join bundles b on b.id = o.bundle_id
@@ -439,12 +442,18 @@ async def position(connection: asyncpg.Connection, organisation: int, ref: str) 
 
 
 _POSITION = """
-    select o.state, o.since, o.devices, o.starts_at, o.counted_at,
+    select o.state, o.since, o.devices, o.starts_at, o.counted_at, o.counted::text,
            (select max(id) from rollout_events where rollout_id = o.id),
-           (select jsonb_object_agg(state, n)::text from (
-                select state, count(*) as n from executions where rollout_id = o.id group by state
+           (select jsonb_agg(f order by f.state)::text from (
+                select state, count(*) as n, max(offered_at) as offered, max(phase_at) as moved,
+                       max(ended_at) as ended
+                from executions where rollout_id = o.id group by state
             ) f),
-           (select jsonb_agg(total order by number)::text from waves where rollout_id = o.id)
+           (select jsonb_agg(total order by number)::text from waves where rollout_id = o.id),
+           (select max(r.withdrawn_at) from bundles b join releases r on r.id = any(b.releases)
+            where b.id = o.bundle_id),
+           (select array_agg(r.ref || r.state order by r.id)::text from rollouts r
+            where r.reverses = o.id)
     from rollouts o where o.organisation_id = $1 and o.ref = $2
 """
 

@@ -17,7 +17,7 @@ Invariants:
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 
@@ -40,7 +40,6 @@ from server.firmware.change import (
 from server.firmware.freezes import load
 from server.firmware.life import FLYING
 from server.firmware.life import State as Stage
-from server.firmware.nights import instant, nights
 from server.firmware.policy import OnHalt
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
 from server.firmware.waves import WITHDRAWN, State
@@ -125,33 +124,6 @@ async def change_of(connection: asyncpg.Connection, rollout: int) -> Change:
 
 
 # -- granted ---------------------------------------------------------------------------------------
-
-
-async def shut(held: Held, sites: Iterable[int | None]) -> dict[int | None, datetime]:
-    """Return where nothing may be changed now, and until when; settings wait on no device."""
-    if held.facts.payload != SETTINGS:
-        return {}
-    policy, found = held.rollout.policy, dict[int | None, datetime]()
-    here = sorted({site for site in sites if site is not None})
-    if not policy.override_freezes:
-        frozen = await load(held.connection, held.facts.organisation, now=held.now)
-        for site in {None, *here}:
-            on = frozen.at(site, int(held.now.timestamp()))
-            if on is not None:
-                found[site] = instant(on.end_s)
-    if policy.windows is None or policy.urgent:
-        return found
-    known_nights = await nights(
-        *(held.connection, held.facts.organisation, here, policy.windows),
-        now=held.now,
-        overriding=policy.override_freezes,
-    )
-    for site in here:
-        night = known_nights.get(site)
-        opens = instant(night.windows[0][0]) if night is not None and night.windows else None
-        if opens is None or opens > held.now:
-            found[site] = opens or held.here.later(86_400)
-    return found
 
 
 async def bring(held: Held, executions: Sequence[tuple[int, int, int]]) -> None:

@@ -133,9 +133,18 @@ def why(facts: Facts) -> tuple[Why, ...]:
     if execution is not None and execution.state in FLYING:
         return (_step(execution, facts), *_contact(facts), *_night(execution, facts))
     found = (*_rollout(facts), *_turn(facts), *_contact(facts), *_room(facts))
-    if not found:
+    if not found and not _shut(facts):
         found = (Why(Reason.NEXT, "Nothing holds it back: it is offered at the next look."),)
     return (*found, *_night(execution, facts))
+
+
+def _shut(facts: Facts) -> bool:
+    """Whether its site has no window soon enough to be offered anything yet."""
+    if facts.night is None:
+        return facts.frozen is not None and not facts.policy.override_freezes
+    ahead = timedelta(seconds=facts.policy.ahead_s)
+    opens = _opens(facts)
+    return not facts.night.windows or (opens is not None and opens - ahead > facts.now)
 
 
 def _joins(facts: Facts) -> Why:

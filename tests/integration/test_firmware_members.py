@@ -130,16 +130,24 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[Reason, ...], str]] = {
     "waiting for nobody": ((MINE.format("state = 'waiting idle'"),), (Reason.IDLE,), GRANTED),
     "installing": ((MINE.format("state = 'installing'"),), (Reason.INSTALLING,), GRANTED),
     "on trial": ((MINE.format("state = 'trial'"),), (Reason.TRIAL,), GRANTED),
-    "frozen": ((FROZEN,), (Reason.NEXT, Reason.FROZEN), GRANTED),
+    "frozen": ((FROZEN,), (Reason.FROZEN,), granting.Why.SHUT),
     "its window opens at night": (
         (ROLLOUT.format("policy = jsonb_set(policy, '{windows}', '{\"always\": \"clock\"}')"),),
         (Reason.NEXT, Reason.WINDOW),
         GRANTED,
     ),
+    "its window opens, but not soon": (
+        (
+            ROLLOUT.format("policy = jsonb_set(policy, '{windows}', '{\"always\": \"clock\"}')"),
+            ROLLOUT.format("policy = jsonb_set(policy, '{ahead_s}', '3600')"),
+        ),
+        (Reason.WINDOW,),
+        granting.Why.SHUT,
+    ),
     "its site never closes": (
         (ROLLOUT.format("policy = jsonb_set(policy, '{windows}', '{}')"),),
-        (Reason.NEXT, Reason.NO_WINDOW),
-        GRANTED,
+        (Reason.NO_WINDOW,),
+        granting.Why.SHUT,
     ),
     "not approved": (
         (UNSTARTED, ROLLOUT.format("state = 'awaiting approval'")),
@@ -237,6 +245,15 @@ async def test_a_position_changes_with_whatever_is_shown(world: World) -> None:
         for device in await world.busy():
             await world.step(device)
         seen.append(await reads.position(*given))
+    for changed in (
+        "update executions set state = case state when 'confirmed' then 'planned' else 'confirmed' "
+        "end, ended_at = case state when 'confirmed' then null else '2026-03-02'::timestamptz end",
+        'update rollouts set counted = \'{"1": {"verdict": "clear"}}\'',
+        'update rollouts set counted = \'{"1": {"verdict": "watching"}}\'',
+        "update releases set withdrawn_at = now()",
+    ):
+        await world.owner.execute(changed)
+        seen.append(await reads.position(*given))
     assert len(set(seen)) == len(seen)
 
 
@@ -265,6 +282,7 @@ async def test_what_the_counts_guard_saw_last_is_shown_with_its_numbers(world: W
         1: Judged(Verdict.REGRESSED, (look,), {"7": "too few days"}),
         2: Judged(Verdict.UNKNOWN, why="fewer than 5 doors wait"),
     }
+    before = await reads.one(world.owner, world.organisation, ref, now=world.now)
     await take(world.owner, row, judged, now=world.now)
     found = await reads.one(world.owner, world.organisation, ref, now=world.now)
     first, second = found.counted
@@ -280,6 +298,7 @@ async def test_what_the_counts_guard_saw_last_is_shown_with_its_numbers(world: W
         *("unknown", "fewer than 5 doors wait", None),
     )
     assert (found.counted_at, found.line.state) == (world.now, State.HALTED)
+    assert found.version != before.version  # who has not seen this halt resumes nothing
     console = Console(width=200, markup=False)
     with console.capture() as shown:
         console.print(rollout_tables.one(found, now=world.now))
