@@ -473,6 +473,47 @@ def test_a_wave_whose_devices_are_all_out_of_reach_passes_by_a_persons_word_alon
     assert engine.rollout.wave(2).state is WaveState.OPEN
 
 
+def test_who_refused_before_it_was_acknowledged_is_awaited_no_more() -> None:
+    policy = msgspec.structs.replace(SMALL, gate=Gate(success_pct=60, min_sample=4, soak_s=0))
+    engine = Engine(policy, sizes=(4,))
+    engine.take(Ticked(at=engine.now))
+    for number in (0, 1):
+        _refuses(engine, number)
+    wave = engine.rollout.wave(1)
+    assert (wave.since.refused, wave.eligible) == (2, 4)
+    engine.take(Paused(at=engine.now, reason="to look"))
+    engine.take(Resumed(at=engine.now, reason="these two are too old"))
+    wave = engine.rollout.wave(1)
+    assert (wave.baseline.refused, wave.since.refused, wave.eligible) == (2, 0, 2)
+    for number in (2, 3):  # a sample of four can't be had any more: the two are all there are
+        engine.offer(number)
+        _hurt(engine, number, "good")
+    engine.take(Ticked(at=engine.now))
+    assert engine.rollout.wave(1).state is WaveState.PASSED
+
+
+def _refuses(engine: Engine, number: int) -> None:
+    """Let a device refuse what it is offered."""
+    engine.offer(number)
+    said = Said(1, 1, Phase.REJECTED, kind="refused")
+    engine.put(number, life.heard(engine.executions[number], said, engine.here))
+
+
+@pytest.mark.parametrize(("ended", "became"), [(2, WaveState.SKIPPED), (1, WaveState.OPEN)])
+def test_resuming_skips_an_open_wave_of_which_nobody_is_left(ended: int, became: WaveState) -> None:
+    engine = Engine(sizes=(2, 3))
+    engine.take(Ticked(at=engine.now))
+    for number in (0, 1):
+        engine.offer(number)
+    event = Regressed(at=engine.now, wave=0, guard=Guard.HEALTH, found=9, limit=3)
+    engine.take(event)  # the stragglers halt it, and so the wave's own end does not
+    for number in range(ended):
+        _hurt(engine, number, "failed")
+    assert engine.rollout.wave(1).state is WaveState.OPEN
+    engine.take(Resumed(at=engine.now, reason="so"))
+    assert engine.rollout.wave(1).state is became
+
+
 def test_counts_that_got_worse_halt_and_resuming_lets_the_wave_go_on() -> None:
     engine = Engine()
     engine.take(Ticked(at=engine.now))
