@@ -404,6 +404,14 @@ async def told(device: Scripted) -> Answer:
     return await device.says()
 
 
+async def offer(updates: Updates) -> tuple[Scripted, Release, asyncpg.Record]:
+    """Offer a new device a new release; both, and its execution."""
+    device, release = await updates.device(), await updates.release("1.1.0")
+    await updates.rollout(release, devices=(device,))
+    await told(device)
+    return device, release, await updates.execution(device)
+
+
 async def steps_to(updates: Updates, device: Scripted, *phases: Phase, since: int = 0) -> Answer:
     """Say the next steps of what is under way, each in a report of its own."""
     execution = await updates.execution(device)

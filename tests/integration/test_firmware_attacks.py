@@ -15,7 +15,7 @@ from server.errors import RefusedError
 from server.firmware import acts
 from server.firmware.policy import Caps, OnHalt, write_policy
 from tests.firmware_world import AUTHOR, QUICK, World, firmware_world
-from tests.integration.firmware_world import Updates, step
+from tests.integration.firmware_world import Updates, offer, step
 from tests.integration.firmware_world import updates as updates
 
 pytestmark = pytest.mark.services
@@ -31,11 +31,7 @@ async def world(stack: Stack, database: str) -> AsyncIterator[World]:
 async def test_a_lone_confirmation_of_code_that_does_not_run_is_no_success(
     updates: Updates,
 ) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await device.says()
-    await device.says()
-    execution = await updates.execution(device)
+    device, _, execution = await offer(updates)
     assert execution["state"] == "offered"
     await device.says(step(execution, 1, Phase.CONFIRMED))  # of all that is said before, nothing
     ended = await updates.execution(device)
@@ -45,11 +41,7 @@ async def test_a_lone_confirmation_of_code_that_does_not_run_is_no_success(
 async def test_who_confirms_and_does_not_say_what_it_runs_has_not_confirmed(
     updates: Updates,
 ) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await device.says()
-    await device.says()
-    execution = await updates.execution(device)
+    device, _, execution = await offer(updates)
     await device.says(step(execution, 1, Phase.INSTALLING))
     await device.says(step(execution, 2, Phase.TRIAL), trial=Attempt(execution["ref"], 1))
     await device.says(step(execution, 3, Phase.CONFIRMED), components={})
@@ -59,11 +51,7 @@ async def test_who_confirms_and_does_not_say_what_it_runs_has_not_confirmed(
 async def test_a_step_with_the_largest_numbers_is_taken_in_like_any_other(
     updates: Updates,
 ) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await device.says()
-    await device.says()
-    execution = await updates.execution(device)
+    device, _, execution = await offer(updates)
     accepted = step(execution, 1, Phase.ACCEPTED, at_ms=1 << 48)  # a clock in the year 10889
     last = (1 << 31) - 1
     failed = step(execution, last, Phase.FAILED, kind=Class.TRUST, bytes=1 << 40)
@@ -78,11 +66,7 @@ async def test_a_step_with_the_largest_numbers_is_taken_in_like_any_other(
 async def test_who_asked_to_be_left_alone_is_still_on_its_way_and_its_trial_counts(
     updates: Updates,
 ) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await device.says()
-    await device.says()
-    execution = await updates.execution(device)
+    device, release, execution = await offer(updates)
     await device.says(step(execution, 1, Phase.ACCEPTED), step(execution, 2, Phase.READY))
     await device.says(step(execution, 3, Phase.DEFERRED))  # it keeps what it has, and goes on soon
     waits = await updates.execution(device)
@@ -96,10 +80,7 @@ async def test_who_asked_to_be_left_alone_is_still_on_its_way_and_its_trial_coun
 
 
 async def test_one_device_holds_few_downloads_open_at_once(updates: Updates) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await device.says()
-    await device.says()
+    device, release, _ = await offer(updates)
     updates.files.open[device.name] = 4
     status, _, headers = await device.fetches(release)
     assert (status, "Retry-After" in headers) == (429, True)

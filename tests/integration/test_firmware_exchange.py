@@ -40,6 +40,7 @@ from tests.integration.firmware_world import (
     Release,
     Scripted,
     Updates,
+    offer,
     on_trial,
     step,
     steps_to,
@@ -242,10 +243,7 @@ async def test_who_waits_for_its_turn_asks_seldom_and_at_its_own_time_when_it_is
 
 
 async def test_steps_that_come_twice_or_late_change_nothing(updates: Updates) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await told(device)
-    execution = await updates.execution(device)
+    device, _, execution = await offer(updates)
     said = [step(execution, seq, phase) for seq, phase in enumerate(BEFORE_INSTALLING, 1)]
     for _ in range(2):
         answer = await device.says(*said)
@@ -294,10 +292,7 @@ async def test_a_device_speaks_of_its_own_executions_alone(updates: Updates) -> 
 
 
 async def test_steps_without_end_are_heard_and_fill_no_table(updates: Updates) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await told(device)
-    execution = await updates.execution(device)
+    device, _, execution = await offer(updates)
     this, never = Attempt(execution["ref"], 1), Attempt(execution["ref"], 900)
     many = [Step(each, seq, Phase.DOWNLOADING) for each in (this, never)
             for seq in range(MOST_STEPS + 1, MOST_STEPS + 30)]  # fmt: skip
@@ -357,10 +352,7 @@ async def test_a_rollout_that_is_taken_back_cancels_what_is_under_way_trials_too
 
 
 async def test_what_the_server_gave_up_is_cancelled_at_the_device(updates: Updates) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await told(device)
-    execution = await updates.execution(device)
+    device, _, execution = await offer(updates)
     await device.says(step(execution, 1, Phase.ACCEPTED))
     await updates.owner.execute(
         "update executions set state = 'timed out', ended_at = now(), due_at = null"
@@ -477,10 +469,7 @@ async def test_x10_who_asks_without_end_is_told_to_wait_and_keeps_nobody_waiting
 
 
 async def test_two_reports_of_one_device_at_once_are_both_answered(updates: Updates) -> None:
-    device, release = await updates.device(), await updates.release("1.1.0")
-    await updates.rollout(release, devices=(device,))
-    await told(device)
-    execution = await updates.execution(device)
+    device, _, execution = await offer(updates)
     sent = [device.signed(device.report(step(execution, 1, Phase.ACCEPTED))) for _ in range(4)]
     got = await asyncio.gather(*(device.post(content) for content in sent))
     assert [status for status, _ in got] == [200] * 4
