@@ -125,6 +125,7 @@ class Plans(Asking):
         got = await self._asked("GET", "/v1/plan", etag=self._etag)
         if got.status == 304:
             return False
+        self.ring()  # to say soon that this is what we hold
         content = got.text.encode()
         if self.now is not None and content == self.now.content:
             self._etag = got.etag

@@ -4,6 +4,7 @@
     vestibule rollout policy > policy.json             # what can be said, with its defaults
     vestibule rollout plan own bundle-7k2m9qxw --policy policy.json --dry-run
     vestibule rollout plan own bundle-7k2m9qxw --policy policy.json
+    vestibule rollout plan own --settings change.json  # or settings: see ops/FIRMWARE.md
     vestibule rollout submit rollout-3fpn4k7m
     vestibule rollout approve rollout-3fpn4k7m         # somebody else, above the blast radius
     vestibule rollout watch rollout-3fpn4k7m
@@ -40,10 +41,12 @@ from server.api import releases as release_rows
 from server.api import rollouts as rows
 from server.errors import NotFoundError
 from server.firmware import acts, bundles, drafting, freezes, joining, members, planning, reads
+from server.firmware.change import read_settings
 from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt, Policy, read_policy, write_policy
 from server.firmware.reads import One
 from server.firmware.waves import State
+from server.fleet.checks import FieldError
 
 Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[int]]
 HOW_IT_ENDED = {
@@ -142,7 +145,11 @@ def _one(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("organisation", help="its name or ref")
-    parser.add_argument("bundle", help="its ref, bundle-…, or its name")
+    parser.add_argument("bundle", nargs="?", help="its ref, bundle-…, or its name")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="JSON instead of a bundle: "
+                        '{"values": {"health_s": 300}, "scope": "site", "of": "site-…"}; '
+                        "scope organisation (default), model, site, or device")  # fmt: skip
+    parser.add_argument("--questionnaire", metavar="REF", help="a version for kiosks, instead")
     parser.add_argument("--name", help="of the rollout (default: the bundle's)")
     parser.add_argument("--filter", default="", help="of devices, as in lists: 'model = \"DC2\"'")
     parser.add_argument("--segment", help="ref of a segment whose devices, segment-…")
@@ -229,20 +236,29 @@ async def _bundles(connection: asyncpg.Connection, options: argparse.Namespace) 
 
 async def _plan(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
     organisation, now = await organisation_of(connection, options.organisation), _now()
-    bundle = await _bundle_named(connection, options.bundle)
     policy = Policy() if options.policy is None else read_policy(options.policy.read_bytes())
-    asked = planning.Asked(bundle.ref, options.filter, options.segment, policy)
+    bundle, change = None, None
+    if [options.bundle, options.settings, options.questionnaire].count(None) != 2:
+        raise FieldError("bundle", "name a bundle, --settings or --questionnaire, one of them")
+    if options.settings is not None:
+        change = read_settings(options.settings.read_bytes())
+    elif options.bundle is not None:
+        bundle = await _bundle_named(connection, options.bundle)
+    given = "" if bundle is None else bundle.ref, options.filter, options.segment, policy
+    asked = planning.Asked(*given, change=change, questionnaire=options.questionnaire)
     if options.dry_run:
         dry = await planning.dry_run(connection, organisation, asked, now=now)
         told = drafting.told(dry)
-        _print(options, tables.plan(told, bundle), rows.plan_of(told))
+        _print(options, tables.plan(told, bundle, change), rows.plan_of(told))
         return 0
-    name = options.name or bundle.name
+    name = options.name or (
+        tables.said_of(change, options.questionnaire) if bundle is None else bundle.name
+    )
     made = await drafting.draft(connection, organisation, name, asked, actor=_actor(), now=now)
     told = drafting.told(made.dry)
     line = rows.row_of(await reads.find(connection, organisation, made.ref))
     kept = {"rollout": made.ref, "summary": line, "plan": rows.plan_of(told)}
-    _print(options, tables.plan(told, bundle), kept)
+    _print(options, tables.plan(told, bundle, change), kept)
     if not options.json:
         print(f"{made.ref} is planned; vestibule rollout submit {made.ref}")
     return 0
@@ -263,7 +279,7 @@ async def _show(connection: asyncpg.Connection, options: argparse.Namespace) -> 
     if options.plan:
         told = await drafting.told_of(connection, await reads.load(connection, organisation, ref))
         said["plan"] = None if told is None else rows.plan_of(told)
-        shown += [] if told is None else [tables.plan(told, found.bundle)]
+        shown += [] if told is None else [tables.plan(told, found.bundle, found.line.settings)]
     if options.history:
         happened = await reads.history(connection, organisation, ref)
         said["history"] = [rows.history_row(each) for each in happened]

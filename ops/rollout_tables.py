@@ -1,6 +1,6 @@
 """Rollouts as tables and sentences for a terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from rich import box
@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from server.firmware.change import SettingsChange
 from server.firmware.drafting import Told
 from server.firmware.freezes import Freeze
 from server.firmware.members import Explained, Member
@@ -27,17 +28,19 @@ _COLOURS = {
 MOST_SITES = 10
 
 
-def plan(told: Told, bundle: Bundle | None) -> RenderableType:
+def said_of(change: SettingsChange | None, questionnaire: str | None) -> str:
+    """Return what a rollout brings that is no bundle; of nothing, that it is a way back."""
+    if change is None:
+        return questionnaire or "way back"
+    values = ", ".join(f"{key} {value}" for key, value in change.values.items())
+    where = f"{change.scope} {change.of}".strip()
+    return f"{values} ({where})"
+
+
+def plan(told: Told, bundle: Bundle | None, change: SettingsChange | None) -> RenderableType:
     """Return a plan: who, when, who not and why, and what it takes."""
-    parts: list[RenderableType] = []
-    if bundle is not None:
-        for part in bundle.parts:
-            since = f", from {part.requires} on" if part.requires else ""
-            parts.append(
-                Text(f"{part.component} {part.version}{since}, {_size(part.bytes)}, "
-                     f"never below {part.floor} after it")
-            )  # fmt: skip
-    parts += [
+    return Group(
+        *_payload(bundle, change),
         Text(f"{told.devices} devices at {told.sites} sites, {_size(told.bytes)} in all; "
              f"done at the soonest {_when(told.done_at)}", style="bold"),
         _table(
@@ -48,38 +51,42 @@ def plan(told: Told, bundle: Bundle | None) -> RenderableType:
                 for w in told.waves
             ],
         ),
-    ]  # fmt: skip
+        *_left_out(told),
+        *_beside(told),
+        Text(_detects(told)),
+        *(Text(f"its author may not approve it: {why}") for why in told.second_person),
+    )  # fmt: skip
+
+
+def _payload(bundle: Bundle | None, change: SettingsChange | None) -> Iterator[Text]:
+    if change is not None:
+        yield Text(f"settings: {said_of(change, None)}")
+    for part in () if bundle is None else bundle.parts:
+        since = f", from {part.requires} on" if part.requires else ""
+        yield Text(f"{part.component} {part.version}{since}, {_size(part.bytes)}, "
+                   f"never below {part.floor} after it")  # fmt: skip
+
+
+def _left_out(told: Told) -> Iterator[RenderableType]:
     if told.reasons:
-        parts.append(_table("left out", ("why", "devices"), told.reasons.items()))
-        parts.append(
-            _table(
-                "left out, by name",
-                ("device", "why", "that is"),
-                [(each.device, each.why, each.text) for each in told.excluded],
-            )
-        )
-    parts += [
-        Text(f"comes first, for {leg.devices} devices: {leg.component} {leg.version}")
-        for leg in told.legs
-    ]
+        named = [(each.device, each.why, each.text) for each in told.excluded]
+        yield _table("left out", ("why", "devices"), told.reasons.items())
+        yield _table("left out, by name", ("device", "why", "that is"), named)
+
+
+def _beside(told: Told) -> Iterator[Text]:
+    """What comes first, what cannot be taken back, and which rollouts are in the way."""
+    for leg in told.legs:
+        yield Text(f"comes first, for {leg.devices} devices: {leg.component} {leg.version}")
     for way in told.one_way:
-        said = (
-            f"no way back for {way.devices} devices that run {way.component} "
-            f"{', '.join(way.versions)}: {way.version} raises the floor to {way.floor}"
-        )
-        parts.append(Text(said, style="red"))
-    parts += [
-        Text(f"{each.rollout} has devices in hand: {each.left_out} left out here, "
-             f"{each.taken} taken from it")
-        for each in told.conflicts
-    ]  # fmt: skip
-    parts += [
-        Text(f"{each.rollout} waits to start, and wants {each.devices} of these devices")
-        for each in told.pending
-    ]
-    parts.append(Text(_detects(told)))
-    parts += [Text(f"its author may not approve it: {why}") for why in told.second_person]
-    return Group(*parts)
+        yield Text(f"no way back for {way.devices} devices that run {way.component} "
+                   f"{', '.join(way.versions)}: {way.version} raises the floor to {way.floor}",
+                   style="red")  # fmt: skip
+    for held in told.conflicts:
+        yield Text(f"{held.rollout} has devices in hand: {held.left_out} left out here, "
+                   f"{held.taken} taken from it")  # fmt: skip
+    for wants in told.pending:
+        yield Text(f"{wants.rollout} waits to start, and wants {wants.devices} of these devices")
 
 
 def _detects(told: Told) -> str:
@@ -130,7 +137,8 @@ def one(found: One, *, now: datetime) -> RenderableType:
     head.append(_state(line.state))
     head.append(f" since {_when(line.since)}{f', {line.reason}' if line.reason else ''}")
     people = f"by {line.author}, approved by {line.approver}" if line.approver else line.author
-    parts: list[RenderableType] = [head, Text(f"{line.bundle_name or 'way back'} {people}")]
+    parts: list[RenderableType] = [head]
+    parts.append(Text(f"{line.bundle_name or said_of(line.settings, line.questionnaire)} {people}"))
     for said, other in (("takes back", line.reverses), ("taken back by", line.reversed_by)):
         if other is not None:
             parts.append(Text(f"{said} {other}"))

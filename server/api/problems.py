@@ -203,6 +203,9 @@ CODES = {
         "`override_freeze`, and why.",
     ),
     "bad_policy": Code(422, "Bad policy", "`detail` says what of the rollout's policy, and why."),
+    "in_no_wave": Code(
+        422, "In no wave", "The waves leave out devices of a layer; let the last one take all."
+    ),
     "bad_window": Code(422, "Bad window", "`detail` says what of the policy's windows, and why."),
     "bad_revert": Code(422, "Nothing to take back", "Say `revert failed` or `revert all`."),
     "withdrawn": Code(422, "Withdrawn", "A release of this bundle is offered to nobody any more."),

@@ -22,6 +22,7 @@ from server.api.releases import ExecutionRow, Explanation, execution_row, explan
 from server.api.types import Page
 from server.errors import RefusedError
 from server.firmware import acts, drafting, joining, members, planning, reads
+from server.firmware.change import SettingsChange
 from server.firmware.drafting import (
     Conflict,
     Detects,
@@ -41,7 +42,7 @@ from server.firmware.standing import Act as Doing
 from server.firmware.standing import Passing, Standing
 from server.firmware.waves import State as RolloutState
 from server.firmware.waves import WaveKind, WaveState
-from server.fleet.checks import ChangedError
+from server.fleet.checks import ChangedError, FieldError
 
 _Ref = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Filter = Annotated[str, msgspec.Meta(max_length=4_000)]
@@ -53,18 +54,31 @@ _Filter = Annotated[str, msgspec.Meta(max_length=4_000)]
 class RolloutWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A bundle for the devices that `filter` finds, or a segment; neither: for all there are.
 
+    Or `settings` for the devices of a layer; those of scope `device` for whom the filter finds.
+    Or a `questionnaire` (a version, published or not) for kiosks.
     What the policy leaves out is as by default; `windows`: null installs at any time.
     """
 
-    bundle: _Ref
+    bundle: _Ref | None = None
+    settings: SettingsChange | None = None
+    questionnaire: _Ref | None = None
     filter: _Filter = ""
     segment: _Ref | None = None
     policy: Policy = Policy()
 
     def asked(self) -> planning.Asked:
-        """Return it as plans take it. Raises PolicyError."""
+        """Return it as plans take it. Raises PolicyError, FieldError."""
         policy = read_policy(write_policy(self.policy))
-        return planning.Asked(self.bundle, self.filter, self.segment, policy)
+        if [self.bundle, self.settings, self.questionnaire].count(None) != 2:
+            raise FieldError("bundle", "name a bundle, settings or a questionnaire, one of them")
+        return planning.Asked(
+            self.bundle or "",
+            self.filter,
+            self.segment,
+            policy,
+            change=self.settings,
+            questionnaire=self.questionnaire,
+        )
 
 
 class NewRollout(RolloutWanted, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -134,13 +148,16 @@ class Joiners(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RolloutRow(msgspec.Struct, frozen=True):
     """A rollout. `wave`: the one that must pass next, of `waves`; null: none is left, or it has not
-    begun. `bytes`: what one device fetches at most. `flying`: offered and not ended."""
+    begun. `bytes`: what one device fetches at most. `flying`: offered and not ended. `settings`,
+    `questionnaire`: what it, or the one that it takes back, brings."""
 
     rollout: str
     name: str
     payload: str
     bundle: str | None
     bundle_name: str | None
+    settings: SettingsChange | None
+    questionnaire: str | None
     state: RolloutState
     since: datetime
     reason: str
@@ -314,14 +331,13 @@ class HistoryRow(msgspec.Struct, frozen=True):
 
 def row_of(line: Line) -> RolloutRow:
     """Return a rollout as it stands in lists."""
-    total = line.totals
-    return RolloutRow(
-        *(line.ref, line.name, line.payload, line.bundle, line.bundle_name, line.state),
-        *(line.since, line.reason, line.author, line.approver, line.approved_at, line.starts_at),
-        *(line.reverses, line.reversed_by, line.wave, line.waves, line.devices, line.bytes),
-        *(total.attempted, total.flying, total.confirmed, total.failed, total.lost),
-        total.unreachable,
-    )
+    total = {name: getattr(line.totals, name) for name in _TOTALS}
+    same = {name: getattr(line, name) for name in _OF_LINE}
+    return RolloutRow(rollout=line.ref, **same, **total)
+
+
+_TOTALS = ("attempted", "flying", "confirmed", "failed", "lost", "unreachable")
+_OF_LINE = tuple(n for n in RolloutRow.__struct_fields__ if n not in ("rollout", *_TOTALS))
 
 
 def plan_of(told: Told) -> RolloutPlan:

@@ -2,7 +2,7 @@
 
 The device shows its certificate, and is heard by the same rules as for a renewal
 (`server.provisioning.renew`, 1 to 6). It gets 200 with an envelope (`protocol.questionnaire`), or
-304 if that is what it names as `If-None-Match`.
+304 if that is what it names as `If-None-Match`: that is how it says what it holds.
 
 The plan is signed by a service's certificate of its own, `svc-content`: no device, and no other
 service of ours, can make a plan that a device takes. See `ops/decisions/0009-questionnaires.md`.
@@ -20,7 +20,7 @@ from aiohttp import web
 
 from protocol.plan import SIGNED, Envelope
 from server.db.engine import transaction
-from server.feedback.questionnaires import plan_of
+from server.firmware import showing
 from server.pki.service import ServiceSigner
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
@@ -48,12 +48,15 @@ def add_plans(
     async def serve(request: web.Request) -> web.Response:
         async with transaction(pool, "read plan") as connection:
             asking = await hear(connection, peer_certificate(request), now=now())
-            plan, contents = await plan_of(connection, asking.row, now=now())
+            plan, contents = await showing.plan_for(connection, asking.row, now=now())
         # read at each answer: a certificate that was replaced needs no restart
         signer = await asyncio.to_thread(ContentSigner.load, pki)
         sealed = signer.sealed(plan.content(), sorted(contents)).content()
         tag = f'"{hashlib.sha256(sealed).hexdigest()[:32]}"'
         if request.headers.get("If-None-Match") == tag:
+            async with transaction(pool, "note plan held") as connection:
+                await hear(connection, peer_certificate(request), now=now())
+                await showing.holds(connection, asking.row, plan, now=now())
             return web.Response(status=304, headers={"ETag": tag})
         log.info("plan given", device=asking.device, shown=len(plan.show))
         return web.Response(body=sealed, content_type="application/json", headers={"ETag": tag})

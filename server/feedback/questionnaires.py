@@ -5,6 +5,7 @@ Invariants:
   is another version of the same name; the same content again is the version that is there.
 - A version is published to a site's kiosks or to one spot, with a schedule in the site's own time.
   Of several in force the spot's own come before the site's, and later published before earlier.
+- What a rollout (`server.firmware.showing`) lets a kiosk show counts as its spot's own.
 - Whoever is concerned is rung for after the commit (`CHANGED`); the plan itself is made anew from
   these tables whenever a device asks for it (`server.feedback.plans`).
 """
@@ -343,6 +344,25 @@ async def ring(
     )
 
 
+_SHOWN = """
+select q.content, p.from_day, p.until_day, p.weekdays, p.opens, p.closes from (
+    select questionnaire_id, from_day, until_day, weekdays, opens, closes, spot_id, published_at, id
+    from publications
+    where site_id = $1 and (spot_id is null or spot_id = $2) and ended_at is null
+    and coalesce(until_day >= $3, true)
+    union all
+    select e.shows, null, null, '{}', null, null, $2, e.offered_at, null
+    from executions e join devices d on d.id = e.device_id
+        and d.organisation_id = e.organisation_id
+    join questionnaires r on r.id = e.shows and r.retired_at is null
+    where e.device_id = $5 and e.shows is not null) p
+join questionnaires q on q.id = p.questionnaire_id
+where q.content is not null
+order by p.spot_id nulls last, p.published_at desc, p.id desc limit $4
+"""
+"""What is published at a site or spot, and what a rollout lets this device show besides."""
+
+
 # -- what a device is to show --------------------------------------------------------------------
 
 
@@ -365,12 +385,7 @@ async def plan_of(
     if row["spot"] is None:
         return Plan(row["device"], "-", "UTC", ()), []
     rows = await connection.fetch(
-        "select q.content, p.from_day, p.until_day, p.weekdays, p.opens, p.closes "
-        "from publications p join questionnaires q on q.id = p.questionnaire_id "
-        "where p.site_id = $1 and (p.spot_id is null or p.spot_id = $2) and p.ended_at is null "
-        "and q.content is not null and coalesce(p.until_day >= $3, true) "
-        "order by p.spot_id nulls last, p.published_at desc, p.id desc limit $4",
-        *(row["site"], row["spot"], now.date() - timedelta(days=1), MAX_SHOWN),
+        _SHOWN, *(row["site"], row["spot"], now.date() - timedelta(days=1), MAX_SHOWN, device)
     )
     entries: list[Shown] = []
     contents: dict[str, bytes] = {}

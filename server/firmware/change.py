@@ -46,6 +46,7 @@ class Change:
     of: str
     values: Mapping[str, Value]
     was: Mapping[str, tuple[Value, int] | None]
+    payload: str = "settings"
 
     def content(self) -> dict[str, object]:
         """Return what a rollout keeps."""

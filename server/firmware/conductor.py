@@ -25,7 +25,7 @@ from server.clock import Clock, at
 from server.db.engine import data_at_fault, transaction
 from server.db.turns import repeat
 from server.errors import RefusedError
-from server.firmware import joiners, life, starting, steering, unwell
+from server.firmware import joiners, life, showing, starting, steering, unwell
 from server.firmware.granting import budget, candidates, offer
 from server.firmware.guards import CLOCKS_DIFFER
 from server.firmware.life import FLYING, RECALLABLE, Contact, Execution
@@ -166,6 +166,7 @@ async def _rest(held: Held, *, more: bool) -> None:
     await held.write()
     if held.rollout.state in OVER:
         await steering.settle(held)
+        await showing.settle(held)
     state, due = held.rollout.state, None
     if state is State.SCHEDULED:
         due = held.facts.starts_at

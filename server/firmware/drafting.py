@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 import msgspec
 
-from server.firmware import acts, plan, planning, reads, steering
+from server.firmware import acts, plan, planning, reads
 from server.firmware.nights import instant
 from server.firmware.planning import Asked, DryRun
 from server.firmware.policy import write_policy
@@ -138,7 +138,7 @@ async def draft(
     actor: str,
     now: datetime,
 ) -> Drafted:
-    """Plan a rollout of a bundle, or of settings, and keep the plan.
+    """Plan a rollout of a bundle, of settings or of a questionnaire, and keep the plan.
 
     Raises NotFoundError, FilterError, RefusedError; of settings FieldError, ConflictError, too.
     Who would reach nobody is refused (EmptyPlanError), with the reasons.
@@ -148,7 +148,7 @@ async def draft(
     wanted = acts.New(name, write_policy(dry.policy), bundle=asked.bundle)
     if dry.change is not None:
         content = dry.change.content()
-        wanted = acts.New(name, write_policy(dry.policy), steering.SETTINGS, None, content)
+        wanted = acts.New(name, write_policy(dry.policy), dry.change.payload, None, content)
     ref = await acts.draft(connection, organisation, wanted, actor=actor, now=now)
     await acts.plan(connection, organisation, ref, content_of(dry), actor=actor, now=now)
     return Drafted(ref, dry)

@@ -241,6 +241,7 @@ async def _facts(
         waves=rollout.waves,
         current=rollout.current(),
         left_out=left_out,
+        payload=line.payload,
         bytes=line.bytes,
         here=row["here"],
         away_since=row["away_since"],

@@ -16,7 +16,7 @@ from datetime import datetime
 import asyncpg
 
 from server.errors import NotFoundError, RefusedError
-from server.firmware import counts, life, plan, reach
+from server.firmware import counts, life, plan, reach, showing
 from server.firmware.change import Change, SettingsChange
 from server.firmware.counted import LATE, Place, doors, formats_of
 from server.firmware.counts import Sensitivity
@@ -26,6 +26,7 @@ from server.firmware.nights import told, usually_quiet
 from server.firmware.plan import Device, Plan, Release
 from server.firmware.policy import Policy
 from server.firmware.reach import Reach
+from server.firmware.showing import Showing
 from server.firmware.waves import State
 from server.firmware.windows import Night
 from server.fleet import filters, search, segments
@@ -46,6 +47,7 @@ class Asked:
 
     `seed`: 64 hex digits of the lot; empty: a fresh one. `back`: newer devices go back to this.
     `change`: settings instead of a bundle; of a layer other than devices' own it is for all of it.
+    `questionnaire`: its ref, instead of either.
     """
 
     bundle: str
@@ -55,6 +57,7 @@ class Asked:
     seed: str = ""
     back: bool = False
     change: SettingsChange | None = None
+    questionnaire: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class DryRun:
     detects: Sensitivity | str
     second_person: tuple[str, ...]
     pending: Mapping[str, int]
-    change: Change | None = None
+    change: Change | Showing | None = None
 
     def kept(self) -> dict[str, object]:
         """Return what a rollout keeps of its plan, as JSON; devices are kept as its executions."""
@@ -133,7 +136,7 @@ async def dry_run(
     stones: list[Release] = []
     rows: Sequence[int] = ()
     to: Reach | None = None
-    if asked.change is None:
+    if asked.change is None and asked.questionnaire is None:
         bundle, stones = await _releases(connection, asked.bundle)
     if asked.change is None or asked.filter or asked.segment is not None:
         chosen = await _chosen(connection, organisation, asked, now=now)
@@ -142,6 +145,9 @@ async def dry_run(
         filtered = rows if asked.filter or asked.segment is not None else None
         to = await reach.reach(connection, organisation, asked.change, filtered, now=now)
         rows = to.rows
+    elif asked.questionnaire is not None:
+        given = await showing.reach(connection, organisation, asked.questionnaire, rows, now=now)
+        to = Reach(Showing(asked.questionnaire), tuple(rows), given)
     if len(rows) > MOST_DEVICES:
         raise RefusedError("too_many", f"more than {MOST_DEVICES} devices: narrow the filter")
     known = replace(asked, seed=seed)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 
@@ -19,6 +20,7 @@ from server.errors import RefusedError
 from server.firmware import steering
 from server.firmware.change import Change, SettingsChange, decides
 from server.firmware.plan import Plan, Why
+from server.firmware.showing import Showing
 from server.fleet.checks import FieldError
 
 _THIS = "this rollout"
@@ -29,9 +31,9 @@ Given = Mapping[int, tuple[Why, str]]
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """A change, the devices (rows) that it is for, and why some of them are left out."""
+    """What is carried, the devices (rows) that it is for, and why some of them are left out."""
 
-    change: Change
+    change: Change | Showing
     rows: tuple[int, ...]
     given: Given
 
@@ -71,7 +73,7 @@ def left_out(
     change: Change,
     devices: Sequence[settings.Device],
     stacks: Mapping[int, Sequence[Layer]],
-    reports: Mapping[int, Mapping[str, Mapping[str, object]]],
+    reports: Mapping[int, Mapping[str, Any]],
 ) -> dict[int, tuple[Why, str]]:
     """Return who gets nothing by a change, and why, by the first reason that holds. Pure."""
     entries = change.entries(_LATER, at=0, by=_THIS)
@@ -98,10 +100,11 @@ def left_out(
     return found
 
 
-def demand_waves(change: Change, made: Plan) -> None:
+def demand_waves(change: Change | Showing, made: Plan) -> None:
     """Raise RefusedError if a shared layer's change leaves devices in no wave."""
     number = made.reasons.get(Why.NO_WAVE, 0)
-    if number and change.scope is not Scope.DEVICE:
+    shared = isinstance(change, Change) and change.scope is not Scope.DEVICE
+    if number and shared:
         raise RefusedError(
             "in_no_wave",
             f"{number} devices are in no wave and would get it untried at the end: "

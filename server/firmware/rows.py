@@ -264,7 +264,8 @@ update executions e set pool = n.pool, state = n.state, attempt = n.attempt, seq
     accepted_at = n.accepted_at, phase_at = n.phase_at, deferred_at = n.deferred_at,
     ended_at = n.ended_at, code = n.code, class = n.class, bytes = n.bytes, tries = n.tries::jsonb,
     settings = case when n.state in ({_HAS}) then e.settings end,
-    told = case when n.state in ({_HAS}) then e.told end
+    told = case when n.state in ({_HAS}) then e.told end,
+    shows = case when n.state in ({_HAS}) then e.shows end
 from unnest($1::bigint[], $2::smallint[], $3::text[], $4::int[], $5::int[], $6::bool[], $7::int[],
     $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::timestamptz[],
     $12::timestamptz[], $13::timestamptz[], $14::text[], $15::text[], $16::bigint[], $17::text[])

@@ -18,7 +18,7 @@ import asyncpg
 import msgspec
 
 from server.errors import RefusedError
-from server.firmware import life, steering
+from server.firmware import life, showing, steering
 from server.firmware.life import REVOCABLE
 from server.firmware.life import State as Stage
 from server.firmware.policy import Gate, OnHalt, WaveRule, read_policy, write_policy
@@ -79,6 +79,7 @@ class _Plan(msgspec.Struct):
 async def start(held: Held) -> None:
     """Make the executions of a scheduled rollout, and let it run. Raises RefusedError."""
     await steering.demand_unchanged(held)
+    await showing.demand_fit(held)
     text = await held.connection.fetchval("select plan from rollouts where id = $1", held.facts.id)
     asked = members(json.loads(text))
     sizes = await _enlist(held, asked, waves=max((each.wave for each in asked), default=0))
@@ -224,7 +225,7 @@ async def revert(held: Held, how: OnHalt, *, actor: str, reason: str) -> str:
 
 async def back(held: Held, how: OnHalt, *, but: int | None = None) -> list[Member]:
     """Return who is to go back to what, or why not; not those of rollout `but` already."""
-    if held.facts.payload == steering.SETTINGS:
+    if held.facts.payload != steering.BUNDLE:
         found = await steering.back(held, how, but=but)
         return [Member(device, 0 if why else 1, why) for device, why in found]
     rows = await held.connection.fetch(_BACK, held.facts.id, _states(how), but)

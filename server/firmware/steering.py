@@ -44,7 +44,7 @@ from server.firmware.policy import OnHalt
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
 from server.firmware.waves import WITHDRAWN, State
 
-SETTINGS = "settings"
+BUNDLE, SETTINGS, QUESTIONNAIRE = "bundle", "settings", "questionnaire"
 _ACCEPTED, _ENDED = 1, 2  # the numbers of the two steps that an attempt has
 
 
@@ -128,6 +128,8 @@ async def change_of(connection: asyncpg.Connection, rollout: int) -> Change:
 
 async def bring(held: Held, executions: Sequence[tuple[int, int, int]]) -> None:
     """Lay a change over devices, or take it away again: (execution, device, attempt)."""
+    if held.facts.payload == QUESTIONNAIRE and executions:
+        await _show(held, [(execution, device) for execution, device, _ in executions])
     if held.facts.payload != SETTINGS or not executions:
         return
     connection, facts = held.connection, held.facts
@@ -168,23 +170,48 @@ async def bring(held: Held, executions: Sequence[tuple[int, int, int]]) -> None:
     )
 
 
+async def _show(held: Held, executions: Sequence[tuple[int, int]]) -> None:
+    """Let kiosks show a questionnaire, or no longer: (execution, device)."""
+    rows, devices = [row for row, _ in executions], [device for _, device in executions]
+    if held.facts.reverses is not None:
+        await held.connection.execute(
+            "update executions set shows = null where rollout_id = $1 "
+            "and device_id = any($2::int[])",
+            *(held.facts.reverses, devices),
+        )
+        return
+    await held.connection.execute(
+        "update executions e set shows = q.id from rollouts o join questionnaires q "
+        "on q.organisation_id = o.organisation_id and q.ref = o.content ->> 'questionnaire' "
+        "where e.id = any($1::bigint[]) and o.id = e.rollout_id",
+        rows,
+    )
+
+
 # -- what a device says ----------------------------------------------------------------------------
 
 _OPEN = f"""
-select e.id, e.ref, e.pool, e.settings, e.told, e.rollout_id, o.ref as rollout, o.reverses,
+select e.id, e.ref, e.pool, e.settings, e.shows, e.told, e.rollout_id, o.ref as rollout, o.reverses,
        o.state as stands, o.organisation_id, s.version, d.device, {COLUMNS}
 from executions e join rollouts o on o.id = e.rollout_id join devices d on d.id = e.device_id
 left join device_settings s on s.device_id = e.device_id
-where e.device_id = $1 and e.state in ({named(FLYING)}) and o.payload = 'settings'
+where e.device_id = $1 and e.state in ({named(FLYING)}) and o.payload = $2
 for no key update of e
 """  # noqa: S608
+
+
+async def under_way(
+    connection: asyncpg.Connection, device: int, payload: str
+) -> asyncpg.Record | None:
+    """Return a device's (its row's) execution that is on its way, if it brings this; locked."""
+    return await connection.fetchrow(_OPEN, device, payload)
 
 
 async def heard(
     connection: asyncpg.Connection, device: int, report: Report, *, now: datetime
 ) -> None:
     """Take in what a device (its row, locked) says of its settings, before it is told anew."""
-    row = await connection.fetchrow(_OPEN, device)
+    row = await under_way(connection, device, SETTINGS)
     if row is None:
         return
     dealt_with = row["told"] is not None and report.version == row["version"] >= row["told"]
@@ -199,7 +226,7 @@ async def heard(
     if not dealt_with:
         return
     if withdrawn:
-        step = Step(_attempt(row), _ENDED, Phase.FAILED, life.CANCELLED_CODE, Class.REFUSED)
+        step = Step(attempt_of(row), _ENDED, Phase.FAILED, life.CANCELLED_CODE, Class.REFUSED)
         await reports.hear(connection, device, [step], fresh=True, now=now)
         return
     change = await change_of(connection, row["rollout_id"])
@@ -209,32 +236,31 @@ async def heard(
     if outcome is None:
         return
     if outcome.phase is None:
-        await _superseded(connection, row, now=now)
+        await superseded(connection, row, now=now)
         return
     step = Step(
-        *(_attempt(row), _ENDED, outcome.phase, outcome.code, outcome.kind), tail=outcome.about
+        *(attempt_of(row), _ENDED, outcome.phase, outcome.code, outcome.kind), tail=outcome.about
     )
     await reports.hear(connection, device, [step], fresh=True, now=now)
 
 
 async def told(connection: asyncpg.Connection, device: int, version: int, *, now: datetime) -> None:
     """Note that a device that asked is being answered with what its execution brings."""
-    row = await connection.fetchrow(_OPEN, device)
+    row = await under_way(connection, device, SETTINGS)
     if row is None or row["told"] is not None:
         return
     await connection.execute("update executions set told = $2 where id = $1", row["id"], version)
     if Stage(row["state"]) is Stage.OFFERED:
-        step = Step(_attempt(row), _ACCEPTED, Phase.ACCEPTED)
+        step = Step(attempt_of(row), _ACCEPTED, Phase.ACCEPTED)
         await reports.hear(connection, device, [step], fresh=True, now=now)
 
 
-def _attempt(row: asyncpg.Record) -> Attempt:
+def attempt_of(row: asyncpg.Record) -> Attempt:
+    """Return the attempt that an execution (`under_way`) is at."""
     return Attempt(row["ref"], row["attempt"])
 
 
-async def _superseded(
-    connection: asyncpg.Connection, row: asyncpg.Record, *, now: datetime
-) -> None:
+async def superseded(connection: asyncpg.Connection, row: asyncpg.Record, *, now: datetime) -> None:
     """End what a nearer layer has decided meanwhile: it counts for nothing."""
     held = await hold(connection, row["rollout_id"], now=now)
     assert held is not None
@@ -311,7 +337,7 @@ async def back(held: Held, how: OnHalt, *, but: int | None = None) -> list[tuple
 
 
 _BACK = """
-select e.device_id, e.settings is not null as has from executions e
+select e.device_id, num_nonnulls(e.settings, e.shows) > 0 as has from executions e
 where e.rollout_id = $1 and e.offered_at is not null
 and (e.state in ('failed', 'timed out', 'lost') or $3 and e.state = 'confirmed')
 and not exists (select from executions r where r.rollout_id = $2 and r.device_id = e.device_id)

@@ -101,6 +101,7 @@ class Facts:
     waves: tuple[Wave, ...] = ()
     current: Wave | None = None
     left_out: str = ""
+    payload: str = "bundle"
     bytes: int = 0
     here: bool = True
     away_since: datetime | None = None
@@ -142,7 +143,7 @@ def _shut(facts: Facts) -> bool:
     """Whether its site has no window soon enough to be offered anything yet."""
     if facts.night is None:
         return facts.frozen is not None and not facts.policy.override_freezes
-    ahead = timedelta(seconds=facts.policy.ahead_s)
+    ahead = timedelta(seconds=facts.policy.ahead_s if facts.payload == "bundle" else 0)
     opens = _opens(facts)
     return not facts.night.windows or (opens is not None and opens - ahead > facts.now)
 
@@ -178,6 +179,9 @@ def _step(execution: Execution, facts: Facts) -> Why:
     match execution.state:
         case Stage.OFFERED:
             text = f"It was offered at {_at(execution.offered_at)} and has not answered yet."
+            return Why(Reason.OFFERED, text, execution.due_at)
+        case Stage.ACCEPTED if facts.payload != "bundle":
+            text = f"It was told at {_at(since)} and has not said yet what became of it."
             return Why(Reason.OFFERED, text, execution.due_at)
         case Stage.ACCEPTED | Stage.DOWNLOADING:
             values: dict[str, Value] = {"bytes": execution.bytes, "of": facts.bytes}

@@ -12,7 +12,8 @@ from server.desired import settings
 from server.errors import ConflictError
 from server.firmware import acts
 from server.firmware.policy import Caps, Gate, Guards, Policy, Ramp, WaveRule
-from tests.firmware_world import firmware_world
+from server.firmware.windows import Always, Rules
+from tests.firmware_world import firmware_world, later
 from tests.steering_world import Agent, Steered
 
 pytestmark = pytest.mark.services
@@ -223,3 +224,37 @@ async def test_cancelled_midway_who_has_it_keeps_it_as_its_own(fleet: Steered) -
     assert await layer(fleet) == {}
     rows = await fleet.world.owner.fetch("select device_id from settings_layers")
     assert {row["device_id"] for row in rows} == {agent.row for agent in reached}
+
+
+async def test_a_freeze_and_a_closed_window_hold_back_the_grant_and_a_freeze_the_end(
+    fleet: Steered,
+) -> None:
+    agents = await fleet.fleet(3)
+    ref = await fleet.rollout(POLICY, health_s=300, started=False)
+    frozen = await fleet.world.owner.fetchval(
+        "insert into freezes (organisation_id, ref, name, starts_at, ends_at, reason, author, "
+        "created_at) values ($1, 'freeze-1', 'Sale', $2, $3, 'Sale', "
+        "'user ada', $2) returning id",
+        *(fleet.world.organisation, fleet.world.now, later(fleet.world.now, 600)),
+    )
+    await fleet.pass_time(300, step_s=10)
+    for agent in agents:
+        await fleet.ask(agent)
+    assert await fleet.world.states(ref) == {"planned": 3}
+    assert fleet.have("health_s") == [900] * 3
+    await fleet.pass_time(340, step_s=10)
+    assert fleet.have("health_s") == [300] * 3
+    await fleet.world.owner.execute(
+        "update freezes set starts_at = $2, ends_at = $3 where id = $1",
+        *(frozen, fleet.world.now, later(fleet.world.now, 3_600)),
+    )
+    await fleet.pass_time(600, step_s=30)
+    assert (await fleet.world.state(ref), await layer(fleet)) == ("running", {})
+    await fleet.pass_time(3_600, step_s=120)
+    assert (await fleet.world.state(ref), await layer(fleet)) == ("completed", {"health_s": 300})
+    closed = msgspec.structs.replace(POLICY, windows=Rules(always=Always.CLOCK, clock=(120, 240)))
+    ref = await fleet.rollout(closed, health_s=600)  # at eleven in the evening
+    await fleet.pass_time(600, step_s=60)
+    assert await fleet.world.states(ref) == {"planned": 3}
+    await fleet.pass_time(4 * 3_600, step_s=300)
+    assert fleet.have("health_s") == [600] * 3

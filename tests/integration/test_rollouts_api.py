@@ -6,6 +6,7 @@ Devices follow a script (tests/firmware_world.py), and time is virtual.
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from server.api.routes import build_api
 from server.db.engine import open_pool
 from server.firmware import acts
 from tests.firmware_world import APPROVER, BAD, World, firmware_world
+from tests.steering_world import Steered
 
 pytestmark = pytest.mark.services
 POLICY: dict[str, Any] = {
@@ -167,6 +169,43 @@ async def test_a_rollout_is_planned_approved_watched_and_ends(api: Api) -> None:
     runs = await api.get(f"/devices/{device}/firmware")
     assert runs["components"]["agent"]["version"] == "2.0.0"
     assert [each["reason"] for each in runs["now"]["reasons"]] == ["confirmed"]
+
+
+async def test_settings_are_planned_and_taken_back_by_the_api(api: Api, tmp_path: Path) -> None:
+    fleet = Steered(api.world, tmp_path)
+    for row in api.world.devices:
+        await fleet.ask(fleet.agent(row))
+    asked: dict[str, Any] = {"values": {"health_s": 300}}
+    for body, status in (
+        ({"policy": POLICY}, 422),
+        ({"bundle": "bundle-2.0.0", "settings": asked}, 422),
+        ({"settings": {"values": {"health_s": True}}}, 422),
+        ({"settings": {**asked, "scope": "default"}}, 422),
+        ({"settings": asked, "filter": 'model = "DC2"'}, 422),
+        ({"settings": asked, "policy": {**POLICY, "waves": [{"count": 2}]}}, 422),
+        ({"settings": {**asked, "scope": "site", "of": "site-of-others"}}, 404),
+    ):
+        found = await api.ask("POST", "/rollouts:preview", body)
+        assert found[0] == status, (body, found)
+    slow = {**POLICY, "gate": {"success_pct": 90, "min_sample": 2, "soak_s": 600}}
+    ref = await api.planned(bundle=None, settings=asked, policy=slow)
+    found = await api.get(f"/rollouts/{ref}/plan")
+    assert [wave["devices"] for wave in found["plan"]["waves"]] == [4, 4]
+    assert found["summary"]["settings"] == {**asked, "scope": "organisation", "of": ""}
+    await api.do(ref, "submitted")
+    await api.do(ref, "approved", {})
+    await fleet.pass_time(25)
+    assert fleet.have("health_s").count(300) == 4
+    why = {"reason": "Too many messages", "how": "revert all"}
+    assert (await api.do(ref, "reverted", why))["summary"]["state"] == "reverting"
+    await fleet.pass_time(60)
+    found = await api.get(f"/rollouts/{ref}")
+    assert (found["summary"]["state"], set(fleet.have("health_s"))) == ("reverted", {900})
+    back = await api.get(f"/rollouts/{found['summary']['reversed_by']}")
+    assert back["summary"]["settings"] == {**asked, "scope": "organisation", "of": ""}
+    assert back["funnel"] == {"confirmed": 4}
+    rows = (await api.get(f"/rollouts/{ref}/executions", state="confirmed"))["data"]
+    assert [row["before"] for row in rows] == [{"health_s": "900"}] * 4
 
 
 async def test_a_halt_shows_its_guard_its_failures_and_what_may_follow(api: Api) -> None:

@@ -18,6 +18,7 @@ from server.firmware import acts
 from server.firmware.reads import One
 from server.firmware.waves import OVER, State
 from tests.firmware_world import APPROVER, BAD, GOOD, World, firmware_world
+from tests.steering_world import Steered
 
 pytestmark = pytest.mark.services
 POLICY: dict[str, Any] = {
@@ -156,6 +157,41 @@ async def test_a_halted_rollout_is_shown_resumed_and_taken_back(shell: Shell) ->
     assert (ended.line.state, shown[-1]) == (State.REVERTED, "reverted")
     assert {device.version for device in shell.world.devices.values()} == {"1.0.0"}
     assert (await shell.told("watch", ref, code=5))["summary"]["state"] == "reverted"
+
+
+async def test_settings_are_rolled_out_from_a_file(shell: Shell, tmp_path: Path) -> None:
+    world, change = shell.world, tmp_path / "change.json"
+    fleet = Steered(world, tmp_path)
+    for row in world.devices:
+        await fleet.ask(fleet.agent(row))
+    change.write_text('{"values": {"health_s": 300, "log_level": "debug"}}')
+    words = "plan", "shops", "--settings", str(change), "--policy", str(shell.policy)
+    out = await shell.run(*words, "--dry-run")
+    assert "settings: health_s 300, log_level debug (organisation)" in out
+    assert "4 devices at 4 sites" in out
+    ref = (await shell.told(*words))["rollout"]
+    await shell.run("submit", ref)
+    await shell.run("approve", ref)
+    world.clock.advance(60)
+    given = world.owner, world.organisation, ref
+    ended = await follow(*given, show=lambda found: None, rest=lambda: fleet.pass_time(10))
+    assert ended.line.state is State.COMPLETED
+    assert fleet.have("health_s") == [300] * 4
+    out = await shell.run("show", ref, "--plan", "--devices")
+    assert "health_s 300, log_level debug (organisation)" in out
+    out = await shell.run(*words, code=1)
+    assert "no device would be reached: 4 already there" in out
+    for text, said in (
+        ('{"values": {"healt_s": 300}}', "health_s"),
+        ('{"values": {"health_s": 3}}', "expected 60 to 1200, got 3"),
+        ('{"values": {}}', "name at least one setting"),
+        ('{"values": {"health_s": 300}, "scope": "site"}', "name the model or the site"),
+        ('{"values": {"health_s": 300}, "scope": "site", "of": "site-x"}', "no such layer"),
+        ('{"value": 1}', "value"),
+    ):
+        change.write_text(text)
+        assert said in await shell.run(*words, code=1), text
+    assert "one of them" in await shell.run("plan", "shops", code=1)
 
 
 async def test_above_the_blast_radius_somebody_else_approves(shell: Shell) -> None:

@@ -150,6 +150,7 @@ create table executions (
     assigned_until timestamptz,
     settings jsonb,
     told bigint,
+    shows int references questionnaires,
     unique (rollout_id, device_id),
     check ((ended_at is null) = (state in ('planned', 'offered', 'accepted', 'downloading', 'ready',
         'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial')))
@@ -163,6 +164,9 @@ create index executions_assigned on executions (site_id) where assigned_until is
 comment on column executions.settings is
     'what it lays over a layer of its device, from its grant on: {scope, of, entries}';
 comment on column executions.told is 'the version of settings in which the device was told so';
+comment on column executions.shows is
+    'the questionnaire that its kiosk shows besides what is published, from its grant on';
+create index executions_shows on executions (device_id) where shows is not null;
 create index executions_settings on executions (organisation_id, device_id)
     where settings is not null;
 create unique index executions_open on executions (device_id) where ended_at is null;
@@ -282,7 +286,23 @@ begin
     end if;
     update executions set settings = null where rollout_id = r.id and settings is not null;
 end $$;
-revoke all on function settle_settings from public;
-grant execute on function settle_settings to vestibule_maint;
+-- The same of a questionnaire: it is published at the spots of those kiosks.
+create function settle_questionnaire(rollout int, at timestamptz) returns void
+language sql security definer set search_path = public as $$
+    insert into publications (organisation_id, ref, questionnaire_id, site_id, spot_id,
+        published_at)
+    select r.organisation_id, 'publication-' || substr(md5(random()::text), 1, 16), e.shows,
+           s.site_id, s.id, e.offered_at
+    from rollouts r join executions e on e.rollout_id = r.id and e.shows is not null
+    join assignments a on a.device_id = e.device_id and a.valid @> at
+    join spots s on s.id = a.spot_id and s.kind = 'kiosk'
+        and s.organisation_id = r.organisation_id
+    where r.id = rollout and r.state in ('completed', 'completed with stragglers', 'cancelled');
+    update executions e set shows = null from rollouts r
+    where r.id = rollout and e.rollout_id = r.id and e.shows is not null
+      and r.state in ('completed', 'completed with stragglers', 'cancelled', 'reverted');
+$$;
+revoke all on function settle_settings, settle_questionnaire from public;
+grant execute on function settle_settings, settle_questionnaire to vestibule_maint;
 
 update schema_compatibility set version = 15, compatible_from = 15;

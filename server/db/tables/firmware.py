@@ -138,6 +138,7 @@ executions = sa.Table(
     sa.Column("assigned_until", columns.INSTANT),
     sa.Column("settings", JSONB),
     sa.Column("told", sa.BigInteger),
+    columns.row_of("shows", "questionnaires", nullable=True),
 )
 execution_reports = sa.Table(
     "execution_reports",
