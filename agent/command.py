@@ -30,7 +30,7 @@ from agent.enrol import (
 from agent.feed import MAX_LATER_S
 from agent.identity import Enrolled, NotEnrolledError
 from agent.outbox import Outbox, OutboxBusyError
-from agent.update.launch import TRIAL, again, launched
+from agent.update.launch import FOLDER, TRIAL, again, ended, launched
 from agent.update.trust import install_root
 from protocol.frame import Quality
 from protocol.label import LabelError
@@ -60,9 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     code = _done(arguments)
     how = launched()
-    if arguments.act is _run and code in LASTING and how is not None and how.why != TRIAL:
-        return LASTING[code]
+    if arguments.act is _run and how is not None:
+        _note_end(arguments)  # whatever it says, it says so itself
+        if code in LASTING and how.why != TRIAL:
+            return LASTING[code]
     return code
+
+
+def _note_end(arguments: argparse.Namespace) -> None:
+    with suppress(ConfigError):
+        ended(config.load(arguments.config).state / FOLDER)
 
 
 def _done(arguments: argparse.Namespace) -> int:
@@ -267,6 +274,7 @@ def _run(settings: AgentConfig, arguments: argparse.Namespace) -> int:
     logs.configure(settings.log_level)
     if asyncio.run(agent.run(settings)):
         if (how := launched()) is not None:
+            ended(settings.state / FOLDER)
             again(how)  # it decides out of which slot
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, started anew
     return OK

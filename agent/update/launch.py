@@ -17,6 +17,12 @@ was committed (none: the package's own code), `try.json` is the record of a tria
 5. An alarm of the kernel's, which outlives exec, ends a trial that hangs. Who commits switches it
    off, and so does each start.
 
+6. A committed slot that was started `MOST_STARTS` times within `LOOP_S`, the machine running on,
+   and never came to an orderly end (`ended`), crashes. Then what was committed before it is the
+   committed one again, if that is still there, fit, and not below the floor that it raised; else it
+   is started as ever. There is one way back for each commit, so nothing goes to and fro. The server
+   sees by the version that the device signs that it has reverted.
+
 What was decided, and how to get here again, stands in the environment (`launched`).
 """
 
@@ -37,6 +43,8 @@ from typing import NoReturn
 STATE = Path("/var/lib/vestibule")
 SETTINGS = Path("/etc/vestibule/agent.toml")
 FOLDER, RECORD, MARKER, LINK = "update", "try.json", "slot.json", "current"
+BEFORE, STARTS = "before.json", "starts.json"
+MOST_STARTS, LOOP_S = 5, 900.0
 SLOTS = ("a", "b")
 PACKAGE = "package"  # the slot that was never filled: what is installed
 ENTRY = {"agent": "agent/__main__.py", "kiosk": "page.html"}
@@ -187,14 +195,7 @@ def read_record(root: Path) -> Record | None:
 
 def write_record(root: Path, record: Record) -> None:
     """Write it so that it outlives a power cut, or fail and leave what was there. OSError."""
-    path = root / RECORD
-    beside = path.with_name(f".{RECORD}.new")
-    with beside.open("wb") as file:
-        file.write(json.dumps(asdict(record)).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync(root)
+    _write(root / RECORD, json.dumps(asdict(record)).encode())
 
 
 def sync(folder: Path) -> None:
@@ -233,7 +234,7 @@ def choose(root: Path, *, kernel: str, now_s: float) -> Choice:
             return Choice(record.slot, TRIAL, attempt, record.trial_s + GRACE_S)
     elif record is not None:
         why = _ended(record, kernel=kernel, now_s=now_s)
-    slot = committed(root)  # 3
+    slot = _lasting(root, committed(root), kernel=kernel, now_s=now_s)  # 3
     if slot != PACKAGE:
         try:
             fit(root / "agent" / slot)  # 4
@@ -274,6 +275,116 @@ def _ended(record: Record, *, kernel: str, now_s: float) -> str:
         return POWER
     late_s = now_s - record.began_s - record.trial_s
     return HUNG if late_s >= 0 else CRASHED
+
+
+# -- what crashes after it was committed (6) -------------------------------------------------------
+
+
+def note_before(root: Path, slot: str, sha256: str) -> None:
+    """Write down what is committed, before something else (by its digest) is. OSError.
+
+    Only once: a commit that is repeated must not name itself. Of the package there is a way back
+    only as far as no floor was raised: which version it is the slots don't say.
+    """
+    now = committed(root)
+    if now == slot:
+        return
+    was = "" if now == PACKAGE else marker(root / "agent" / now).sha256
+    said = {"of": sha256, "slot": now, "sha256": was}
+    _write(root / BEFORE, json.dumps(said).encode())
+
+
+def ended(root: Path) -> None:
+    """Note that the agent came to an orderly end: its starts so far were no crashes."""
+    with suppress(OSError):
+        (root / STARTS).unlink(missing_ok=True)
+
+
+def _lasting(root: Path, slot: str, *, kernel: str, now_s: float) -> str:
+    """Return the committed slot or, where that crashes again and again, the one before it."""
+    if slot == PACKAGE or not kernel:
+        return slot
+    starts = [at for at in _starts(root, slot, kernel) if 0 <= now_s - at <= LOOP_S]
+    if len(starts) >= MOST_STARTS and (before := _before(root, slot)) is not None:
+        _say(f"slot {slot} was started {len(starts)} times in vain; going back to {before}")
+        try:
+            relink(root / "agent", before)
+        except OSError as error:
+            _say(f"slot {slot} stays: {error}")
+        else:
+            ended(root)
+            return before
+    said = {"slot": slot, "kernel": kernel, "at_s": [*starts, now_s][-MOST_STARTS:]}
+    with suppress(OSError):  # what can't be counted is started all the same
+        _write(root / STARTS, json.dumps(said).encode())
+    return slot
+
+
+def _starts(root: Path, slot: str, kernel: str) -> list[float]:
+    try:
+        said = json.loads((root / STARTS).read_bytes())
+        if (said["slot"], said["kernel"]) != (slot, kernel):
+            return []
+        return [float(each) for each in said["at_s"]]
+    except (*_NO_MARKER, OSError):
+        return []
+
+
+def _before(root: Path, slot: str) -> str | None:
+    """Return what was committed before a slot, if that may be started; None if not."""
+    try:
+        crashing = marker(root / "agent" / slot)
+        said = json.loads((root / BEFORE).read_bytes())
+        if said["of"] != crashing.sha256 or said["slot"] == slot:
+            return None
+        if said["slot"] == PACKAGE:
+            return PACKAGE if _key(crashing.floor) <= _key(_installed()) else None
+        if said["slot"] not in SLOTS:
+            return None
+        found = fit(root / "agent" / said["slot"])
+        same = found.sha256 == said["sha256"]
+        return said["slot"] if same and _key(found.version) >= _key(crashing.floor) else None
+    except (*_NO_MARKER, OSError) as error:
+        _say(f"there is nothing to go back to: {error!r}")
+        return None
+
+
+def _installed() -> str:
+    from importlib import metadata  # for this alone
+
+    try:
+        return metadata.version("vestibule")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _key(version: str) -> tuple[int, ...]:
+    """Return what versions are compared by; ValueError."""
+    return tuple(int(part) for part in version.split("."))
+
+
+def relink(folder: Path, slot: str) -> None:
+    """Let the link name a slot, or nothing for the package, so that it outlives a power cut."""
+    if slot == PACKAGE:
+        (folder / LINK).unlink(missing_ok=True)
+    else:
+        beside = folder / f".{LINK}.new"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(slot)
+        beside.replace(folder / LINK)
+    if folder.exists():
+        sync(folder)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave the one that was there. OSError."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync(path.parent)
 
 
 # -- becoming the agent ----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ import structlog
 
 from agent.identity import put
 from agent.update import launch
-from agent.update.launch import LINK, MARKER, PACKAGE, SLOTS, Record, UnfitError, sync
+from agent.update.launch import MARKER, PACKAGE, SLOTS, Record, UnfitError, sync
 from agent.update.states import Failure
 from protocol.assignment import Item
 from protocol.content import ContentError
@@ -220,26 +220,16 @@ class Directories(Slots):
 
     def commit(self, component: str, slot: str) -> None:
         """Replace the link, or remove it: the package's is none."""
-        folder = self.root / component
         try:
-            if slot == PACKAGE:
-                (folder / LINK).unlink(missing_ok=True)
-            else:
-                self._link(folder, slot)
-            if folder.exists():
-                sync(folder)
-        except OSError as error:
-            raise disk_error(error) from error
-
-    def _link(self, folder: Path, slot: str) -> None:
-        try:
-            launch.fit(folder / slot, folder.name)  # 4
+            if slot != PACKAGE:
+                found = launch.fit(self.folder(component, slot), component)  # 4
+                if component == "agent":
+                    launch.note_before(self.root, slot, found.sha256)
+            launch.relink(self.root / component, slot)
         except UnfitError as error:
             raise SlotError(Class.STORAGE, "unfit_slot", str(error)) from error
-        beside = folder / f".{LINK}.new"
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(slot)
-        beside.replace(folder / LINK)
+        except OSError as error:
+            raise disk_error(error) from error
 
     def empty(self, component: str, slot: str) -> None:
         """Remove the folder, its marker first: half of it is never taken for a whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
 import os
 import random
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from agent import command
 from agent.update import launch
 from agent.update.journal import ASIDE, FILE, File, Journal, encode
 from agent.update.launch import PACKAGE, TRIAL, Record, UnfitError
@@ -57,11 +59,18 @@ def slots(tmp_path: Path) -> Directories:
     return Directories(tmp_path / "update", identity=tmp_path / "identity")
 
 
-def filled(slots: Directories, slot: str = "a", *, content: bytes | None = None) -> Item:
+def filled(
+    slots: Directories,
+    slot: str = "a",
+    *,
+    content: bytes | None = None,
+    version: str = "1.0.0",
+    floor: str = "0.9.0",
+) -> Item:
     content = archive(*AGENT) if content is None else content
     path = slots.root.parent / "archive"
     path.write_bytes(content)
-    made = item(content)
+    made = replace(item(content, version=version), floor=floor)
     slots.fill(slot, made, path)
     return made
 
@@ -237,6 +246,92 @@ def test_a_record_or_link_that_cannot_be_read_is_none(slots: Directories, conten
     (slots.root / "agent/current").symlink_to("../../..")
     choice = launch.choose(slots.root, kernel="k", now_s=1)
     assert (choice.slot, choice.why) == (PACKAGE, "committed")
+
+
+# -- what crashes after it was committed -----------------------------------------------------------
+
+
+@pytest.fixture
+def updated(slots: Directories) -> Directories:
+    """Slots of which a was committed, and then b, which is newer."""
+    filled(slots)
+    slots.commit("agent", "a")
+    filled(slots, "b", content=NEWER, version="1.1.0")
+    slots.commit("agent", "b")
+    return slots
+
+
+NEWER = archive(*AGENT, ("agent/new.py", b"new"))
+
+
+def crashes(slots: Directories, *at_s: float, kernel: str = "k") -> list[str]:
+    """Start the agent at these times, none of which it comes to an end; the slots."""
+    return [launch.choose(slots.root, kernel=kernel, now_s=each).slot for each in at_s]
+
+
+def test_what_crashes_after_it_was_committed_gives_way_to_what_was_before_and_stays_away(
+    updated: Directories,
+) -> None:
+    assert crashes(updated, 10, 20, 30, 40, 50) == ["b"] * 5
+    assert crashes(updated, 60) == ["a"]
+    assert (updated.root / "agent" / "current").readlink() == Path("a")
+    assert updated.committed("agent").version == "1.0.0"  # what it signs, and the server sees
+    assert crashes(updated, *range(70, 190, 10)) == ["a"] * 12  # b is no way back
+
+
+def test_power_cuts_orderly_ends_and_crashes_now_and_then_are_no_reason_to_go_back(
+    updated: Directories,
+) -> None:
+    for kernel in "abcdefgh":
+        assert crashes(updated, 10, kernel=kernel) == ["b"]
+    for at_s in range(0, 200, 10):
+        assert crashes(updated, at_s) == ["b"]
+        launch.ended(updated.root)
+    assert crashes(updated, *range(1_000, 5_000, 200)) == ["b"] * 20
+    assert crashes(updated, *range(10), kernel="") == ["b"] * 10  # nobody knows when
+
+
+def _refilled(slots: Directories) -> None:
+    slots.empty("agent", "a")
+    filled(slots, "a", content=archive(*AGENT, ("agent/next.py", b"next")), version="1.2.0")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda slots: slots.empty("agent", "a"),
+        lambda slots: (slots.root / "agent/a/agent/__main__.py").write_bytes(b"other"),
+        lambda slots: (slots.root / "before.json").unlink(),
+        lambda slots: (slots.root / "before.json").write_bytes(b"[]"),
+        _refilled,
+    ],
+    ids=["gone", "rotted", "unknown", "damaged", "another by now"],
+)
+def test_where_nothing_fit_was_before_what_is_committed_is_started_on(
+    updated: Directories, spoil: Callable[[Directories], object]
+) -> None:
+    spoil(updated)
+    assert crashes(updated, *range(0, 100, 10)) == ["b"] * 10
+
+
+def test_nothing_goes_back_below_the_floor_that_what_crashes_has_raised(
+    slots: Directories,
+) -> None:
+    filled(slots)
+    slots.commit("agent", "a")
+    filled(slots, "b", content=NEWER, version="1.1.0", floor="1.1.0")
+    slots.commit("agent", "b")
+    assert crashes(slots, *range(0, 100, 10)) == ["b"] * 10
+
+
+@pytest.mark.parametrize(("installed", "slot"), [("0.9.0", PACKAGE), ("0.8.9", "a"), ("odd", "a")])
+def test_what_was_installed_is_gone_back_to_if_no_floor_forbids_it(
+    slots: Directories, monkeypatch: pytest.MonkeyPatch, installed: str, slot: str
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: installed)
+    filled(slots)  # its floor is 0.9.0
+    slots.commit("agent", "a")
+    assert crashes(slots, *range(0, 60, 10)) == [*["a"] * 5, slot]
 
 
 def test_a_full_disk_leaves_what_was_committed_and_says_what_it_is(
@@ -455,3 +550,15 @@ def test_a_trial_that_hangs_is_ended_by_the_alarm_that_outlives_exec(slots: Dire
     assert (done.returncode, done.stdout) == (-signal.SIGALRM, b"1\n")
     again = launch.choose(slots.root, kernel=launch._kernel(), now_s=launch._uptime_s())
     assert (again.slot, again.why) == (PACKAGE, "crashed")
+
+
+def test_an_agent_that_says_itself_why_it_ends_has_not_crashed(
+    updated: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashes(updated, 10, 20, 30, 40, 50)
+    monkeypatch.setenv("VESTIBULE_AGENT_STATE", str(updated.root.parent))
+    choice = launch.Choice("b", launch.COMMITTED)
+    for name, text in launch.environment(os.environ, updated.root, choice, ["python"]).items():
+        monkeypatch.setenv(name, text)
+    assert command.main(["run"]) == command.LASTING[command.NOT_ENROLLED]
+    assert crashes(updated, 60) == ["b"]
