@@ -70,6 +70,11 @@ class Calendar:
     def __post_init__(self) -> None:
         self._exceptions = dict(self.opening.exceptions)
 
+    @property
+    def remembered(self) -> int:
+        """How many days it remembers."""
+        return len(self._days)
+
     def day(self, day: date) -> Day:
         """Return a local day with its open intervals."""
         found = self._days.get(day)

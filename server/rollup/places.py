@@ -18,6 +18,8 @@ from server.rollup.quality import Assigned, accounted_to
 
 _CALENDARS: OrderedDict[tuple[str, Opening], Calendar] = OrderedDict()
 _CALENDARS_MOST = 2_000
+DAYS_MOST = 200_000
+"""Days that the calendars of all sites remember together: some 70 MB."""
 _SINCE_S, _UNTIL_S = -(1 << 40), 1 << 40
 
 
@@ -89,11 +91,17 @@ def calendar_of(zone: str, opening: Opening) -> Calendar:
     found = _CALENDARS.get(key)
     if found is None:
         found = _CALENDARS[key] = Calendar(zone, opening)
-        if len(_CALENDARS) > _CALENDARS_MOST:
-            _CALENDARS.popitem(last=False)
     else:
         _CALENDARS.move_to_end(key)
     return found
+
+
+def forget_calendars() -> None:
+    """Forget the calendars that were asked for longest ago, if all together are too many."""
+    days = sum(each.remembered for each in _CALENDARS.values())
+    while len(_CALENDARS) > _CALENDARS_MOST or (days > DAYS_MOST and len(_CALENDARS) > 1):
+        _, oldest = _CALENDARS.popitem(last=False)
+        days -= oldest.remembered
 
 
 async def load_sites(
@@ -115,6 +123,7 @@ async def load_sites(
         hours = exceptions[site].setdefault(day, [])
         if opens is not None:
             hours.append((opens, closes))
+    forget_calendars()
     calendars: dict[tuple[object, ...], Calendar] = {}  # most sites share theirs with others
     found: list[Site] = []
     for key, ref, name, zone, currency, opens_on, closes_on in rows:

@@ -1,11 +1,14 @@
 """Opening hours as instants, and what a count is worth."""
 
+from collections import OrderedDict
 from datetime import date, timedelta
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.rollup import places
 from server.rollup.buckets import day_start, local
 from server.rollup.opening import Calendar, Interval, Opening, joined, overlap
 from server.rollup.quality import (
@@ -206,3 +209,29 @@ def test_joined_intervals_cover_the_same_seconds_once(pairs: list[Interval]) -> 
     covered = {at for low, high in pairs for at in range(low, high)}
     found = joined(pairs)
     assert sum(high - low for low, high in found) == len(covered) == overlap(found, -1, 99)
+
+
+def test_the_calendars_of_however_many_sites_remember_so_many_days_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "_CALENDARS", OrderedDict())
+    monkeypatch.setattr(places, "DAYS_MOST", 50)
+    first = date(2026, 1, 1)
+
+    def asked(number: int) -> Calendar:
+        """Return the calendar of a site that has a holiday of its own, asked for 20 days."""
+        found = places.calendar_of(ZONES[0], Opening(None, ((date(2026, 1, number), ()),)))
+        for offset in range(20):
+            found.day(first + timedelta(days=offset))
+        return found
+
+    one, two, three = asked(1), asked(2), asked(3)
+    assert asked(1) is one
+    places.forget_calendars()  # the second was asked for longest ago
+    assert [asked(3), asked(1)] == [three, one]
+    assert asked(3) is three
+    assert asked(1) is one
+    assert asked(2) is not two
+    monkeypatch.setattr(places, "DAYS_MOST", 5)
+    places.forget_calendars()
+    assert asked(2).remembered == 20  # the last one asked for is remembered, however long it is
