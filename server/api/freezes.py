@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 
 from server.api.acts import Act, ActRoute, written
-from server.api.pages import after, page_of
+from server.api.pages import following, page_of
 from server.api.parameters import Listing, Nothing
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -66,8 +66,7 @@ async def _freezes(call: Call, asked: FreezeListing) -> Page[FreezeRow]:
         await call.organisation(),
         now=call.now,
         past=asked.past,
-        before=after(asked) or None,
-        limit=asked.limit + 1,
+        **following(asked),
     )
     return page_of(asked, [row_of(each) for each in found], lambda row: row.freeze)
 

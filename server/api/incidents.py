@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 
 from server.api.acts import Act, ActRoute, written
-from server.api.pages import after, page_of
+from server.api.pages import following, page_of
 from server.api.parameters import AsFormat, Listing, Nothing, Sites
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -181,8 +181,7 @@ async def _incidents(call: Call, asked: IncidentListing) -> Page[IncidentRow]:
         await call.organisation(),
         sites=asked.site,
         open_only=asked.open,
-        before=after(asked) or None,
-        limit=asked.limit + 1,
+        **following(asked),
     )
     return page_of(asked, [_row(each) for each in found], lambda row: row.incident)
 

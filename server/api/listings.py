@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import asyncpg
 
@@ -109,25 +110,29 @@ async def devices(
     ]
 
 
-async def gaps(
-    connection: asyncpg.Connection,
-    *,
-    sites: Sequence[str],
-    spots: Sequence[str],
-    span: tuple[int, int],
-    after: int,
-    limit: int,
-) -> list[GapRow]:
-    """Return up to `limit` gaps that touch `span`; those without a time come with every span."""
-    by_id = {spot.id: spot for spot in await _named(connection, sites, spots)}
+class Touching(NamedTuple):
+    """Of some sites or spots, what touches a span of seconds and whose number follows `after`."""
+
+    sites: Sequence[str]
+    spots: Sequence[str]
+    span: tuple[int, int]
+    after: int
+    limit: int
+
+
+async def gaps(connection: asyncpg.Connection, asked: Touching) -> list[GapRow]:
+    """Return gaps by number; those without a time come with every span."""
+    by_id = {spot.id: spot for spot in await _named(connection, asked.sites, asked.spots)}
     histories = await load_histories(
-        connection, list(by_id.values()), start_s=span[0], end_s=span[1]
+        connection, list(by_id.values()), start_s=asked.span[0], end_s=asked.span[1]
     )
     cut = {spot: segments(history.calibrations) for spot, history in histories.items()}
     found: list[GapRow] = []
-    for row in await connection.fetch(_GAPS, list(by_id), *map(_at, span), after, limit):
+    for row in await connection.fetch(
+        _GAPS, list(by_id), *map(_at, asked.span), asked.after, asked.limit
+    ):
         spot, at = by_id[row["spot_id"]], row["from_at"]
-        start_s = span[0] if at is None else int(at.timestamp())
+        start_s = asked.span[0] if at is None else int(at.timestamp())
         segment = next(s for s in cut[spot.id] if s.start_s <= start_s < s.end_s)
         entered, left = weigh(row["counts"], segment.weights)
         found.append(
@@ -150,18 +155,12 @@ async def gaps(
     return found
 
 
-async def masks(
-    connection: asyncpg.Connection,
-    *,
-    sites: Sequence[str],
-    spots: Sequence[str],
-    span: tuple[int, int],
-    after: int,
-    limit: int,
-) -> list[MaskRow]:
-    """Return up to `limit` masks that touch `span`; those that were declared false are none."""
-    by_id = {spot.id: spot for spot in await _named(connection, sites, spots)}
-    rows = await connection.fetch(_MASKS, list(by_id), *map(_at, span), after, limit)
+async def masks(connection: asyncpg.Connection, asked: Touching) -> list[MaskRow]:
+    """Return masks by number; those that were declared false are none."""
+    by_id = {spot.id: spot for spot in await _named(connection, asked.sites, asked.spots)}
+    rows = await connection.fetch(
+        _MASKS, list(by_id), *map(_at, asked.span), asked.after, asked.limit
+    )
     return [
         MaskRow(
             row["id"],

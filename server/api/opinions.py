@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from server.api.acts import Act, ActRoute, written
-from server.api.pages import after, page_of
+from server.api.pages import following, page_of
 from server.api.parameters import (
     AsFormat,
     ConversionParameters,
@@ -233,8 +233,7 @@ async def _alerts(call: Call, asked: AlertParameters) -> Page[AlertRow]:
         await call.organisation(),
         sites=asked.site,
         open_only=asked.open,
-        before=after(asked) or None,
-        limit=asked.limit + 1,
+        **following(asked),
     )
     return page_of(asked, [_alert(each) for each in found], lambda row: row.alert)
 
@@ -257,8 +256,7 @@ async def _actions(call: Call, asked: SpotListing) -> Page[ActionRow]:
         call.connection,
         await call.organisation(),
         sites=asked.site,
-        before=after(asked) or None,
-        limit=asked.limit + 1,
+        **following(asked),
     )
     return page_of(asked, [_action(each) for each in found], lambda row: row.action)
 

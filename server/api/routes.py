@@ -45,7 +45,7 @@ from server.api import (
 )
 from server.api.keys import ALLOWANCE, Identify, RateLimit, SignIn, nobody
 from server.api.openapi import Described, describe, page
-from server.api.pages import after, page_of
+from server.api.pages import after, numbered, page_of
 from server.api.parameters import (
     ConversionParameters,
     CountParameters,
@@ -54,6 +54,7 @@ from server.api.parameters import (
     Listing,
     MaskParameters,
     Nothing,
+    Ranged,
     SpotListing,
     read_cursor,
     write_cursor,
@@ -224,32 +225,19 @@ async def _conversion(call: Call, asked: ConversionParameters) -> Page[Conversio
 
 
 async def _gaps(call: Call, asked: GapParameters) -> Page[GapRow]:
-    since, until = asked.span
-    rows = await listings.gaps(
-        call.connection,
-        sites=asked.site,
-        spots=asked.spot,
-        span=_around(since, until),
-        after=0 if asked.cursor is None else int(read_cursor(asked)[1]),
-        limit=asked.limit + 1,
-    )
-    more = len(rows) > asked.limit
-    rows = rows[: asked.limit]
-    return Page(rows, write_cursor(asked, ("", rows[-1].id)) if more else None)
+    rows = await listings.gaps(call.connection, _touching(asked))
+    return numbered(asked, rows, lambda row: row.id)
 
 
 async def _masks(call: Call, asked: MaskParameters) -> Page[MaskRow]:
-    rows = await listings.masks(
-        call.connection,
-        sites=asked.site,
-        spots=asked.spot,
-        span=_around(*asked.span),
-        after=0 if asked.cursor is None else int(read_cursor(asked)[1]),
-        limit=asked.limit + 1,
-    )
-    more = len(rows) > asked.limit
-    rows = rows[: asked.limit]
-    return Page(rows, write_cursor(asked, ("", rows[-1].id)) if more else None)
+    rows = await listings.masks(call.connection, _touching(asked))
+    return numbered(asked, rows, lambda row: row.id)
+
+
+def _touching(asked: Ranged) -> listings.Touching:
+    last = 0 if asked.cursor is None else int(read_cursor(asked)[1])
+    span = _around(*asked.span)
+    return listings.Touching(asked.site, asked.spot, span, after=last, limit=asked.limit + 1)
 
 
 def _around(since: date, until: date) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import msgspec
 
 from server.api.acts import Act, ActRoute, written
 from server.api.incidents import WRITE, Instant, Limit
-from server.api.pages import after, page_of
+from server.api.pages import following, page_of
 from server.api.parameters import Listing, Nothing, read_cursor, write_cursor
 from server.api.reads import Call, Route
 from server.api.types import Page
@@ -161,8 +161,7 @@ async def _windows(call: Call, asked: WindowListing) -> Page[WindowRow]:
         await call.organisation(),
         now=call.now,
         past=asked.past,
-        before=after(asked) or None,
-        limit=asked.limit + 1,
+        **following(asked),
     )
     return page_of(asked, [_window_row(each) for each in found], lambda row: row.window)
 
