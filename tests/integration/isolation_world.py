@@ -345,7 +345,8 @@ async def on_its_way(
         "organisation_id, 'accepted', $4, $3 from done), runs as (insert into device_firmware "
         "(device_id, organisation_id, hardware) select device_id, $1, $3 from done) "
         "insert into freezes (organisation_id, ref, name, starts_at, ends_at, reason, author, "
-        "created_at) values ($1, $6, $3, $4, $4::timestamptz + interval '1 day', $3, $3, $4)",
+        "created_at) values ($1, $6, $3, $4::timestamptz + interval '9 days', "
+        "$4::timestamptz + interval '10 days', $3, $3, $4)",
         *(organisation, names["rollout"], words, NOW, names["execution"], names["freeze"]),
     )
 
