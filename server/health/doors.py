@@ -2,8 +2,9 @@
 
 All doors of a site are gone through twice before any is held against the others: `add` sums up what
 each counted quarter by quarter, and says which quarters will be asked about (`ask`); `weigh` sums
-up those. So a site's doors need not be in memory together, what is kept does not grow with them,
-and in whatever parts they come, the sums are the same to the last bit. Pure.
+up those. So a site's doors need not be in memory together, and in whatever parts they come, the
+sums are the same to the last bit. What is kept does not grow with the doors, but for the windows
+that no other door asks about as well: at most seven each, some 5 kB. Pure.
 """
 
 from array import array
