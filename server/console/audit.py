@@ -9,7 +9,7 @@ from aiohttp import web
 
 from server.audit.chain import Break, Entry, breaks
 from server.audit.log import PLATFORM
-from server.console.office import CONSOLE, Office, asked, here, number_of
+from server.console.office import CONSOLE, Handlers, Office, asked, here, number_of
 from server.db.engine import overseeing
 from server.people.roles import EVERYWHERE, Permission
 from server.web.sessions import demand
@@ -24,11 +24,8 @@ def add_audit(app: web.Application, office: Office, base: str) -> None:
     app.router.add_get(f"{base}/audit", pages.show)
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def show(self, request: web.Request) -> web.Response:
         """A page of the chain; with `verify`, all of it is proved."""

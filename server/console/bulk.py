@@ -15,6 +15,7 @@ from aiohttp import web
 from server.commands import life, orders
 from server.commands.orders import Asked, Reached
 from server.console.office import (
+    Handlers,
     Here,
     Office,
     Problem,
@@ -59,11 +60,8 @@ def add_bulk(app: web.Application, office: Office, base: str) -> None:
     app.router.add_post(f"{base}/bulk", pages.act)
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def show(self, request: web.Request) -> web.Response:
         """Show whom it would reach."""

@@ -16,7 +16,7 @@ from server.commands import orders
 from server.commands.life import KINDS, OPEN, Risk, State
 from server.commands.orders import Asked, Command
 from server.console import reads
-from server.console.office import Here, Office, Problem, form_of, here, part, tried
+from server.console.office import Handlers, Here, Office, Problem, form_of, here, part, tried
 from server.desired import settings
 from server.desired.layers import Standing
 from server.firmware import freezes
@@ -37,11 +37,8 @@ def add_desired(app: web.Application, office: Office, base: str) -> None:
     app.router.add_get(device + "/commands/{command}/file", pages.file)
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def show(self, request: web.Request) -> web.Response:
         at = await here(self._office, request, Permission.READ_FLEET)

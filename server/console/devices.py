@@ -17,6 +17,7 @@ from server.audit.log import record
 from server.console import explain, health_reads, metrics, reads, timeline
 from server.console.office import (
     CONSOLE,
+    Handlers,
     Here,
     Office,
     Problem,
@@ -82,11 +83,8 @@ def needed(before: State, after: State) -> Permission:
     return Permission.CHANGE_REGISTER
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def listing(self, request: web.Request) -> web.Response:
         """The organisation's devices; the filter asks for the table alone."""

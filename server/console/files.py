@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from server.console.office import Here, Office, Problem, here, problem_of
+from server.console.office import Handlers, Here, Office, Problem, here, problem_of
 from server.errors import VestibuleError
 from server.fleet import exchange
 from server.fleet.exchange import Outcome
@@ -20,11 +20,8 @@ def add_files(app: web.Application, office: Office, base: str) -> None:
     app.router.add_post(f"{base}/import", pages.take_in)
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def give_out(self, request: web.Request) -> web.Response:
         at = await here(self._office, request, Permission.READ_FLEET)

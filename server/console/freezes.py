@@ -11,7 +11,17 @@ from datetime import UTC, date, datetime, timedelta
 from aiohttp import web
 
 from server.console import reads
-from server.console.office import Here, Office, Problem, form_of, here, moment_of, part, tried
+from server.console.office import (
+    Handlers,
+    Here,
+    Office,
+    Problem,
+    form_of,
+    here,
+    moment_of,
+    part,
+    tried,
+)
 from server.firmware import freezes
 from server.firmware.freezes import Freeze, Frozen
 from server.fleet.checks import FieldError
@@ -40,11 +50,8 @@ def add_freezes(app: web.Application, office: Office, base: str) -> None:
     app.router.add_post(base + "/rollouts/freezes/{freeze}/end", pages.end)
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def show(self, request: web.Request) -> web.Response:
         """The freezes that are on or to come, and their days."""

@@ -59,6 +59,13 @@ class Office:
         )
 
 
+class Handlers:
+    """The handlers of one subject's pages."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+
 @dataclass(frozen=True, slots=True)
 class Here:
     """The organisation of a page, and who looks at it."""

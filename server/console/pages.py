@@ -18,6 +18,7 @@ from server.console.freezes import add_freezes
 from server.console.live import Live
 from server.console.office import (
     CONSOLE,
+    Handlers,
     Here,
     Office,
     Problem,
@@ -91,11 +92,8 @@ def add_console(
     add_audit(site.app, office, base)
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers of the first two pages."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def overview(self, request: web.Request) -> web.Response:
         """The organisations that one's grants cover."""

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from server.console.office import (
     CONSOLE,
+    Handlers,
     Here,
     Office,
     Problem,
@@ -100,11 +101,8 @@ class Listed:
         return (not self.bare and self.user.name) or self.email
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def show(self, request: web.Request) -> web.Response:
         return await self._page(request, await self._where(request))

@@ -10,7 +10,7 @@ import asyncpg
 from aiohttp import web
 
 from server.console import policies
-from server.console.office import Here, Office, Problem, asked, form_of, here, tried
+from server.console.office import Handlers, Here, Office, Problem, asked, form_of, here, tried
 from server.console.searching import wished
 from server.errors import RefusedError
 from server.firmware import acts, drafting, planning, reads
@@ -39,11 +39,8 @@ def add_rollout_new(app: web.Application, office: Office, base: str) -> None:
     app.router.add_post(f"{base}/rollouts/new", pages.keep)
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     async def show(self, request: web.Request) -> web.Response:
         """The form; with `do=look` what would be done."""

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from server.console import health_reads, reads
 from server.console.office import (
+    Handlers,
     Here,
     Office,
     Problem,
@@ -60,11 +61,8 @@ class At:
         return f"{self.here.path}/sites/{self.ref}"
 
 
-class Pages:
+class Pages(Handlers):
     """The handlers."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
 
     # -- the site itself -------------------------------------------------------------------------
 
