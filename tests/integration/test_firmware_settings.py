@@ -209,6 +209,16 @@ async def test_cancelled_midway_who_has_it_keeps_it_as_its_own(fleet: Steered) -
     ref = await fleet.rollout(POLICY, health_s=300)
     await fleet.pass_time(30)
     reached: list[Agent] = [a for a in agents if a.settings.in_force["health_s"] == 300]
+    site = await fleet.world.owner.fetchval(
+        "select s.ref from devices d join assignments a on a.device_id = d.id "
+        "join spots p on p.id = a.spot_id join sites s on s.id = p.site_id where d.id = $1",
+        reached[0].row,
+    )
+    other = await fleet.world.owner.fetchval(
+        "select device from devices where id = $1", reached[1].row
+    )
+    await write(fleet, "site", site, health_s=600)  # nearer, of them that have it by now
+    await write(fleet, "device", other, health_s=120)
     async with fleet.world.act() as connection:
         await acts.cancel(
             *(connection, fleet.world.organisation, ref),
@@ -220,10 +230,14 @@ async def test_cancelled_midway_who_has_it_keeps_it_as_its_own(fleet: Steered) -
     assert await fleet.world.state(ref) == "cancelled"
     for agent in agents:
         await fleet.ask(agent)
-    assert fleet.have("health_s").count(300) == len(reached) == 4
+    assert len(reached) == 4
+    assert sorted(fleet.have("health_s", reached)) == [120, 300, 300, 600]
+    assert fleet.have("health_s").count(900) == 4
     assert await layer(fleet) == {}
-    rows = await fleet.world.owner.fetch("select device_id from settings_layers")
-    assert {row["device_id"] for row in rows} == {agent.row for agent in reached}
+    rows = await fleet.world.owner.fetch(
+        "select device_id from settings_layers where scope = 'device'"
+    )
+    assert {row["device_id"] for row in rows} == {agent.row for agent in reached[1:]}
 
 
 async def test_a_freeze_and_a_closed_window_hold_back_the_grant_and_a_freeze_the_end(

@@ -175,6 +175,13 @@ async def test_settings_are_planned_and_taken_back_by_the_api(api: Api, tmp_path
     fleet = Steered(api.world, tmp_path)
     for row in api.world.devices:
         await fleet.ask(fleet.agent(row))
+    await api.world.owner.execute(
+        "with o as (insert into organisations (ref, name) values ('others', 'Others') returning id)"
+        ", s as (insert into sites (organisation_id, ref, name, time_zone, currency) "
+        "select id, 'site-of-others', 'Theirs', 'UTC', 'SEK' from o) insert into questionnaires "
+        "(organisation_id, ref, hash, name, content, definition) "
+        "select id, 'questionnaire-of-others', 1, 'Theirs', '{}', '{}' from o"
+    )
     asked: dict[str, Any] = {"values": {"health_s": 300}}
     for body, status in (
         ({"policy": POLICY}, 422),
@@ -184,6 +191,10 @@ async def test_settings_are_planned_and_taken_back_by_the_api(api: Api, tmp_path
         ({"settings": asked, "filter": 'model = "DC2"'}, 422),
         ({"settings": asked, "policy": {**POLICY, "waves": [{"count": 2}]}}, 422),
         ({"settings": {**asked, "scope": "site", "of": "site-of-others"}}, 404),
+        ({"settings": {**asked, "scope": "site", "of": "site-of-nobody"}}, 404),
+        ({"questionnaire": "questionnaire-of-others"}, 422),
+        ({"questionnaire": "questionnaire-of-nobody"}, 422),
+        ({"questionnaire": "questionnaire-of-nobody", "settings": asked}, 422),
     ):
         found = await api.ask("POST", "/rollouts:preview", body)
         assert found[0] == status, (body, found)

@@ -254,7 +254,8 @@ grant insert, update (name, starts_at, ends_at, sites, reason, ended_at, ended_b
     to vestibule_desk;
 
 -- A rollout of settings that is over: the layer itself says what it brought. Where it was cancelled,
--- devices keep as their own what they have of it; where it was taken back, nothing of it is left.
+-- devices keep as their own what they have of it and no nearer layer says; where it was taken back,
+-- nothing of it is left.
 create function settle_settings(rollout int, at timestamptz) returns void
 language plpgsql security definer set search_path = public as $$
 declare r rollouts;
@@ -276,10 +277,21 @@ begin
             changed_at = excluded.changed_at;
     elsif r.state <> 'reverted' then
         insert into settings_layers as l (organisation_id, scope, device_id, entries, changed_at)
-        select r.organisation_id, 'device', e.device_id, e.settings -> 'entries', at
+        select r.organisation_id, 'device', e.device_id, kept.entries, at
         from executions e join devices d on d.id = e.device_id
             and d.organisation_id = e.organisation_id
-        where e.rollout_id = r.id and e.settings is not null
+        cross join lateral (
+            select jsonb_object_agg(x.key, x.value) as entries
+            from jsonb_each(e.settings -> 'entries') x
+            where r.content ->> 'scope' = 'device' or not exists (
+                select from settings_layers n where n.organisation_id = r.organisation_id
+                and n.entries ? x.key and case n.scope
+                    when 'device' then n.device_id = e.device_id
+                    when 'site' then r.content ->> 'scope' <> 'site' and n.site_id = (
+                        select p.site_id from assignments a join spots p on p.id = a.spot_id
+                        where a.device_id = e.device_id and a.valid @> at)
+                    when 'organisation' then r.content ->> 'scope' = 'model' end)) kept
+        where e.rollout_id = r.id and e.settings is not null and kept.entries is not null
         on conflict (organisation_id, scope, model, site_id, device_id) do update
         set entries = l.entries || excluded.entries, version = l.version + 1,
             changed_at = excluded.changed_at;
