@@ -20,7 +20,7 @@ from server.firmware import acts, granting, reports
 from server.firmware.conductor import Conductor
 from server.firmware.life import Counters, tally
 from server.firmware.policy import Caps, Gate, Guards, OnHalt, Policy, Ramp, write_policy
-from server.firmware.rollout import Json, Transition, Turn, replayed
+from server.firmware.rollout import Json, Kind, Transition, replayed
 from server.firmware.rows import COLUMNS, Held, execution_of, hold
 from server.firmware.waves import Rollout
 from tests.ingest_world import owning
@@ -311,7 +311,7 @@ def without_counters(rollout: Rollout) -> Rollout:
 def _transition(row: asyncpg.Record) -> Transition:
     detail: dict[str, Json] = json.loads(row["detail"])
     return Transition(
-        Turn(row["event"]),
+        Kind(row["event"]),
         row["at"],
         row["actor"],
         row["reason"],

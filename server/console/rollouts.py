@@ -33,7 +33,7 @@ from server.firmware.life import FAILURES
 from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt
 from server.firmware.reads import Line, One
-from server.firmware.rollout import Turn
+from server.firmware.rollout import Kind
 from server.firmware.standing import Act
 from server.firmware.waves import PREPARING, State, WaveKind
 from server.fleet.checks import FieldError
@@ -314,7 +314,7 @@ def _halt(found: One, history: Sequence[reads.Happened]) -> dict[str, object] | 
     """Return what has halted a rollout: guard, number, limit and wave; None: nothing has."""
     if found.line.state is not State.HALTED:
         return None
-    return next((dict(row.detail) for row in history if row.event == Turn.HALTED), None)
+    return next((dict(row.detail) for row in history if row.event == Kind.HALTED), None)
 
 
 def _unwell(found: One) -> int:

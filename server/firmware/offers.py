@@ -49,7 +49,7 @@ from server.firmware.life import DEFERRED_CODE, REVOCABLE, State
 from server.firmware.nights import nights
 from server.firmware.office import Office
 from server.firmware.rows import named
-from server.firmware.wanted import Execution, runs, under_way
+from server.firmware.wanted import UnderWay, runs, under_way
 from server.pki.authority import device_uri
 from server.provisioning.refusals import refused
 from server.provisioning.renew import GRACE, Holder, hear, names_of
@@ -80,7 +80,7 @@ class _Taken:
 class _Told:
     """What a device is told, beside what was heard."""
 
-    under_way: Execution | None
+    under_way: UnderWay | None
     order: Order | None
     cancel: tuple[str, ...]
 
@@ -297,7 +297,7 @@ def _held_back(report: Report, heard: Mapping[Attempt, int]) -> bool:
     )
 
 
-def _proves(report: Report, open_now: Execution) -> bool:
+def _proves(report: Report, open_now: UnderWay) -> bool:
     """Rules 5 and 6, of a report that is fresh."""
     return (
         report.trial == open_now.attempt
@@ -311,7 +311,7 @@ def _proves(report: Report, open_now: Execution) -> bool:
 
 
 async def _order(
-    connection: asyncpg.Connection, holder: Holder, open_now: Execution, *, now: datetime
+    connection: asyncpg.Connection, holder: Holder, open_now: UnderWay, *, now: datetime
 ) -> Order | None:
     """Return what is to be assigned; None while nothing may begin, or it has."""
     begins = open_now.state is State.OFFERED
@@ -338,7 +338,7 @@ async def _order(
 
 
 async def _windows(
-    connection: asyncpg.Connection, holder: Holder, open_now: Execution, *, now: datetime
+    connection: asyncpg.Connection, holder: Holder, open_now: UnderWay, *, now: datetime
 ) -> tuple[tuple[int, int], ...] | None:
     """Return when a device may install, in UTC ms; empty: at any time; None: at none."""
     policy, site = open_now.policy, open_now.site
@@ -365,7 +365,7 @@ async def _cancelled(
     connection: asyncpg.Connection,
     device: int,
     unwanted: tuple[str, ...],
-    open_now: Execution | None,
+    open_now: UnderWay | None,
     *,
     now: datetime,
 ) -> tuple[str, ...]:

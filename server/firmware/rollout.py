@@ -175,8 +175,8 @@ class Ticked(Event):
 Json = str | int | float | list[int] | dict[str, int]
 
 
-class Turn(StrEnum):
-    """A transition: the `event` of a row of rollout_events."""
+class Kind(StrEnum):
+    """What a transition is: the `event` of a row of rollout_events."""
 
     PLANNED = "planned"
     SUBMITTED = "submitted"
@@ -205,7 +205,7 @@ class Turn(StrEnum):
 class Transition:
     """One row of rollout_events: what changed, why, and the counters at that moment by wave."""
 
-    turn: Turn
+    kind: Kind
     at: datetime
     actor: str
     reason: str
@@ -243,31 +243,31 @@ class _Deciding:
             case Planned():
                 self._demand(State.DRAFT, State.PLANNED)
                 self._demand_somebody(event.sizes)
-                self._turn(Turn.PLANNED, sizes=list(event.sizes))
+                self._transition(Kind.PLANNED, sizes=list(event.sizes))
             case Submitted():
                 self._demand(State.PLANNED)
-                self._turn(Turn.SUBMITTED)
+                self._transition(Kind.SUBMITTED)
             case Approved():
                 self._demand(State.AWAITING_APPROVAL)
                 self._demand_four_eyes()
-                self._turn(Turn.APPROVED)
+                self._transition(Kind.APPROVED)
             case Started():
                 self._demand(State.SCHEDULED)
                 self._demand_somebody(event.sizes)
-                self._turn(Turn.STARTED, sizes=list(event.sizes))
+                self._transition(Kind.STARTED, sizes=list(event.sizes))
             case Paused():
                 self._demand(State.RUNNING)
                 self._demand_reason()
-                self._turn(Turn.PAUSED)
+                self._transition(Kind.PAUSED)
             case Resumed():
                 self._demand(State.PAUSED, State.HALTED)
                 self._demand_reason()
-                self._turn(Turn.RESUMED, skipped=self._spent())
+                self._transition(Kind.RESUMED, skipped=self._spent())
             case Cancelled():
                 self._demand(*PREPARING, *UNDER_WAY)
                 self._demand_reason()
                 early = self.rollout.state in PREPARING
-                self._turn(Turn.CANCELLED if early else Turn.CANCELLING)
+                self._transition(Kind.CANCELLED if early else Kind.CANCELLING)
             case Reverting() | RevertRefused() | RevertEnded():
                 self._revert(event)
             case Changed():
@@ -276,7 +276,7 @@ class _Deciding:
                 self._strayed(event)
             case Joined():
                 self._demand(*UNDER_WAY)
-                self._turn(Turn.JOINED, devices=event.devices)
+                self._transition(Kind.JOINED, devices=event.devices)
             case Regressed():
                 numbers = Tripped(event.guard, event.found, event.limit)
                 self._halt(event.wave, numbers, reason=event.reason)
@@ -320,13 +320,13 @@ class _Deciding:
                 self._demand(*UNDER_WAY)
                 if self.rollout.reverse:
                     raise RefusedError("reverse", "a reverse rollout is not reverted itself")
-                self._turn(Turn.REVERTING, rollout=event.by, how=event.how.value)
+                self._transition(Kind.REVERTING, rollout=event.by, how=event.how.value)
             case RevertRefused():
                 self._demand(State.HALTED)
-                self._turn(Turn.REVERT_REFUSED)
+                self._transition(Kind.REVERT_REFUSED)
             case RevertEnded():
                 self._demand(State.REVERTING)
-                self._turn(Turn.REVERTED if event.whole else Turn.REVERT_FAILED)
+                self._transition(Kind.REVERTED if event.whole else Kind.REVERT_FAILED)
             case _:
                 assert_never(event)
 
@@ -338,8 +338,8 @@ class _Deciding:
         self._put(replace(wave, total=wave.total + after - before))
         if event.before.ended:
             known = event.before.epoch < self.rollout.epoch
-            self._turn(
-                Turn.REOPENED,
+            self._transition(
+                Kind.REOPENED,
                 wave=event.wave,
                 was=event.before.state.value,
                 now=event.after.state.value,
@@ -364,7 +364,7 @@ class _Deciding:
     def _tick(self, event: Ticked) -> None:
         state = self.rollout.state
         if state is State.CANCELLING and self.rollout.remaining == 0:
-            self._turn(Turn.CANCELLED)
+            self._transition(Kind.CANCELLED)
         if state is not State.RUNNING:
             return
         wave = self.rollout.current()
@@ -373,11 +373,11 @@ class _Deciding:
             self._pass(wave.number)
             wave = self.rollout.current()
         if wave is not None and wave.state is WaveState.PENDING and self._running:
-            self._turn(Turn.OPENED, wave=wave.number)
+            self._transition(Kind.OPENED, wave=wave.number)
             self._gate(wave.number, worse=False)
         if wave is None and self.rollout.remaining == 0 and not event.awaited:
             missed = sum(w.total.unreachable for w in self.rollout.waves)
-            self._turn(Turn.STRAGGLED if missed else Turn.COMPLETED)
+            self._transition(Kind.STRAGGLED if missed else Kind.COMPLETED)
 
     @property
     def _running(self) -> bool:
@@ -388,7 +388,7 @@ class _Deciding:
         soak = timedelta(seconds=self.rollout.policy.gate.soak_s)
         soaked = wave.met_at is not None and self.event.at - wave.met_at >= soak
         if wave.state is WaveState.SOAKING and soaked and self._met(wave):
-            self._turn(Turn.PASSED, wave=number)
+            self._transition(Kind.PASSED, wave=number)
 
     def _gate(self, number: int, *, worse: bool) -> None:
         """Judge whether a wave's gate is met, or cannot be met any more."""
@@ -398,9 +398,9 @@ class _Deciding:
             return
         enough = self._met(wave)
         if wave.state is WaveState.OPEN and enough:
-            self._turn(Turn.MET, wave=number)
+            self._transition(Kind.MET, wave=number)
         elif wave.state is WaveState.SOAKING and worse and not enough:
-            self._turn(Turn.UNMET, wave=number)
+            self._transition(Kind.UNMET, wave=number)
         if not enough and wave.remaining == 0:
             gate, since = self.rollout.policy.gate, wave.since
             share = round(100 * since.confirmed / since.attempted, 2) if since.attempted else 0.0
@@ -421,16 +421,16 @@ class _Deciding:
         if not judged and self.rollout.wave(wave).kind is WaveKind.TAIL:
             revert = OnHalt.KEEP  # who joined late says nothing of those who passed
         said = reason or f"{found.guard.value}: {found.found:g} of {found.limit:g} in wave {wave}"
-        self._turn(Turn.HALTED, said, wave=wave, revert=revert.value, **found.value())
+        self._transition(Kind.HALTED, said, wave=wave, revert=revert.value, **found.value())
 
     # -- written down
 
     def _put(self, wave: Wave) -> None:
         self.rollout = _with(self.rollout, wave)
 
-    def _turn(self, turn: Turn, reason: str | None = None, **detail: Json) -> None:
+    def _transition(self, kind: Kind, reason: str | None = None, **detail: Json) -> None:
         made = Transition(
-            turn,
+            kind,
             self.event.at,
             self.event.actor,
             self.event.reason if reason is None else reason,
@@ -444,53 +444,53 @@ class _Deciding:
 # -- the fold --------------------------------------------------------------------------------------
 
 _STATES = {
-    Turn.PLANNED: State.PLANNED,
-    Turn.SUBMITTED: State.AWAITING_APPROVAL,
-    Turn.APPROVED: State.SCHEDULED,
-    Turn.STARTED: State.RUNNING,
-    Turn.PAUSED: State.PAUSED,
-    Turn.HALTED: State.HALTED,
-    Turn.RESUMED: State.RUNNING,
-    Turn.CANCELLING: State.CANCELLING,
-    Turn.CANCELLED: State.CANCELLED,
-    Turn.REVERTING: State.REVERTING,
-    Turn.REVERTED: State.REVERTED,
-    Turn.REVERT_FAILED: State.HALTED,
-    Turn.COMPLETED: State.COMPLETED,
-    Turn.STRAGGLED: State.COMPLETED_WITH_STRAGGLERS,
+    Kind.PLANNED: State.PLANNED,
+    Kind.SUBMITTED: State.AWAITING_APPROVAL,
+    Kind.APPROVED: State.SCHEDULED,
+    Kind.STARTED: State.RUNNING,
+    Kind.PAUSED: State.PAUSED,
+    Kind.HALTED: State.HALTED,
+    Kind.RESUMED: State.RUNNING,
+    Kind.CANCELLING: State.CANCELLING,
+    Kind.CANCELLED: State.CANCELLED,
+    Kind.REVERTING: State.REVERTING,
+    Kind.REVERTED: State.REVERTED,
+    Kind.REVERT_FAILED: State.HALTED,
+    Kind.COMPLETED: State.COMPLETED,
+    Kind.STRAGGLED: State.COMPLETED_WITH_STRAGGLERS,
 }
 
 
 def apply(rollout: Rollout, row: Transition) -> Rollout:
     """Return a rollout after one of its transitions."""
-    rollout = replace(rollout, state=_STATES.get(row.turn, rollout.state))
-    match row.turn:
-        case Turn.PLANNED:
+    rollout = replace(rollout, state=_STATES.get(row.kind, rollout.state))
+    match row.kind:
+        case Kind.PLANNED:
             return replace(rollout, devices=sum(_numbers(row, "sizes")))
-        case Turn.STARTED:
+        case Kind.STARTED:
             sizes = _numbers(row, "sizes")
             return replace(rollout, devices=sum(sizes), waves=_waves(sizes))
-        case Turn.OPENED:
+        case Kind.OPENED:
             wave = replace(_wave(rollout, row), state=WaveState.OPEN, opened_at=row.at)
             return _with(rollout, wave)
-        case Turn.MET:
+        case Kind.MET:
             wave = replace(_wave(rollout, row), state=WaveState.SOAKING, met_at=row.at)
             return _with(rollout, wave)
-        case Turn.UNMET:
+        case Kind.UNMET:
             return _with(rollout, replace(_wave(rollout, row), state=WaveState.OPEN, met_at=None))
-        case Turn.PASSED:
+        case Kind.PASSED:
             return _with(rollout, replace(_wave(rollout, row), state=WaveState.PASSED))
-        case Turn.HALTED:
+        case Kind.HALTED:
             return _halted(rollout, row)
-        case Turn.RESUMED:
+        case Kind.RESUMED:
             return _resumed(rollout, row)
-        case Turn.JOINED:
+        case Kind.JOINED:
             return _joined(rollout, row)
-        case Turn.REOPENED:
+        case Kind.REOPENED:
             wave, known = _wave(rollout, row), row.detail["baseline"]
             assert isinstance(known, dict)
             return _with(rollout, replace(wave, baseline=wave.baseline - Counters(**known)))
-        case Turn.REVERTING | Turn.REVERT_REFUSED | Turn.CANCELLING | Turn.REVERT_FAILED:
+        case Kind.REVERTING | Kind.REVERT_REFUSED | Kind.CANCELLING | Kind.REVERT_FAILED:
             return replace(rollout, revert=OnHalt.KEEP)
         case _:
             return rollout

@@ -17,7 +17,7 @@ from server.errors import NotFoundError
 from server.firmware.life import COUNTED, FLYING, Counters, Execution, Here
 from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt, read_policy
-from server.firmware.rollout import Event, Transition, Turn, decide
+from server.firmware.rollout import Event, Kind, Transition, decide
 from server.firmware.waves import WITHDRAWN, Rollout, State, Wave, WaveKind, WaveState
 
 _ROLLOUT = """
@@ -88,8 +88,8 @@ class Held:
         )
         await self.connection.executemany(_EVENT, [self._values(row) for row in self.transitions])
         for row in self.transitions:
-            metrics.ROLLOUT_TRANSITIONS.labels(row.turn.value).inc()
-            if row.turn is Turn.HALTED:
+            metrics.ROLLOUT_TRANSITIONS.labels(row.kind.value).inc()
+            if row.kind is Kind.HALTED:
                 metrics.ROLLOUTS_HALTED.labels(str(row.detail["guard"])).inc()
         self.loaded = after
         self.transitions = []
@@ -104,13 +104,13 @@ class Held:
             "approved_at = case when $9 then $4 else approved_at end, due_at = $4 where id = $1",
             *(self.facts.id, rollout.state.value, moved, self.now, last.reason, rollout.epoch),
             *(rollout.revert.value, rollout.devices),
-            any(row.turn is Turn.APPROVED for row in self.transitions),
+            any(row.kind is Kind.APPROVED for row in self.transitions),
             last.actor,
         )
 
     def _values(self, row: Transition) -> tuple[object, ...]:
         return (
-            *(self.facts.organisation, self.facts.id, row.at, row.turn.value, row.actor),
+            *(self.facts.organisation, self.facts.id, row.at, row.kind.value, row.actor),
             *(row.reason, json.dumps(row.counters), json.dumps(row.detail)),
         )
 

@@ -20,7 +20,7 @@ _WITHDRAWN = [state.value for state in WITHDRAWN]
 
 
 @dataclass(frozen=True, slots=True)
-class Execution:
+class UnderWay:
     """What is under way of a device, and what its rollout says of it.
 
     `attempt`: the try that the device is at. `running`: more may begin; `withdrawn`: the rollout is
@@ -73,13 +73,13 @@ _GRANT = f"""
 
 async def under_way(
     connection: asyncpg.Connection, device: int, *, now: datetime
-) -> Execution | None:
+) -> UnderWay | None:
     """Return what is under way of a device and brings it releases; None if nothing does."""
     row = await connection.fetchrow(_UNDER_WAY, device, now, _WITHDRAWN)
     if row is None or row["releases"] is None:
         return None
     releases = await connection.fetch(_RELEASES, row["releases"])
-    return Execution(
+    return UnderWay(
         id=row["id"],
         ref=row["ref"],
         rollout=row["rollout"],

@@ -36,6 +36,7 @@ from server.firmware.rollout import (
     Changed,
     Event,
     Joined,
+    Kind,
     Paused,
     Planned,
     Regressed,
@@ -48,7 +49,6 @@ from server.firmware.rollout import (
     Submitted,
     Ticked,
     Transition,
-    Turn,
     decide,
     replayed,
 )
@@ -330,7 +330,7 @@ def _same(engine: Engine, reference: Any) -> None:
     """Hold what both have decided to each other."""
     assert engine.rollout.state.value == reference.state
     assert {w.number: w.state.value for w in engine.rollout.waves} == reference.waves
-    halts = [row.detail["guard"] for row in engine.rows if row.turn is Turn.HALTED]
+    halts = [row.detail["guard"] for row in engine.rows if row.kind is Kind.HALTED]
     assert halts == reference.guards
     assert [e.state.value.replace(" ", "_") for e in engine.executions] == [
         d.name.replace(" ", "_") for d in reference.devices

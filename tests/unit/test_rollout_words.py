@@ -14,7 +14,7 @@ from server.firmware.guards import Guard
 from server.firmware.life import State as Stage
 from server.firmware.plan import Why
 from server.firmware.policy import OnHalt
-from server.firmware.rollout import Turn
+from server.firmware.rollout import Kind
 from server.firmware.standing import Act
 from server.firmware.waves import State, WaveKind, WaveState
 from server.firmware.why import Reason
@@ -24,7 +24,7 @@ NAMED: dict[str, Iterable[str]] = {
     "ro_": State,
     "stage_": Stage,
     "wave_": [*WaveState, WaveKind.STRAGGLERS, WaveKind.TAIL],
-    "turn_": Turn,
+    "turn_": Kind,
     "halted_by_": Guard,
     "out_": Why,
     "halt_": OnHalt,
