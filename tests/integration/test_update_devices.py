@@ -20,7 +20,8 @@ from protocol.update import Phase
 from server.clock import ManualClock
 from server.firmware.conductor import Conductor
 from server.firmware.policy import Guards, OnDevice, Policy, Ramp, Timers
-from simulators.updates import Board, Conduct, UpdateDevice, carry
+from simulators.board import Board
+from simulators.updates import Conduct, UpdateDevice, carry
 from tests.integration.firmware_world import Release, Scripted, Updates
 from tests.integration.firmware_world import updates as updates
 

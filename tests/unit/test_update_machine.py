@@ -24,7 +24,8 @@ from agent.update.states import Later
 from protocol.assignment import Assignment, Item
 from protocol.release import target_path, version_key
 from protocol.update import Attempt, Class, Phase, Step
-from simulators.updates import Board, Conduct, UpdateDevice
+from simulators.board import Board
+from simulators.updates import Conduct, UpdateDevice
 
 NOW_MS = 1_793_500_000_000
 MINUTE_MS = 60_000

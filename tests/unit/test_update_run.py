@@ -37,7 +37,7 @@ from protocol.update import (
     write_answer,
     write_report,
 )
-from simulators.updates import Board, BoardPaper, BoardSlots
+from simulators.board import Board, BoardPaper, BoardSlots
 from tests.unit.test_update_machine import AGENT, BOTH, LAST, SCREEN, job
 
 FAR_MS = 1 << 47

@@ -28,7 +28,8 @@ from agent.update.states import Proof, Stage, Update
 from protocol.assignment import Assignment, Item
 from protocol.release import target_path
 from protocol.update import Attempt, Class, Phase, Step
-from simulators.updates import Conduct, PowerCut, UpdateDevice
+from simulators.board import PowerCut
+from simulators.updates import Conduct, UpdateDevice
 from tests.unit.test_update_machine import NOW_MS, Desk, through
 
 Part = tuple[str, bytes] | tarfile.TarInfo
@@ -562,3 +563,18 @@ def test_an_agent_that_says_itself_why_it_ends_has_not_crashed(
         monkeypatch.setenv(name, text)
     assert command.main(["run"]) == command.LASTING[command.NOT_ENROLLED]
     assert crashes(updated, 60) == ["b"]
+
+
+def test_a_real_launcher_goes_back_from_a_real_process_that_crashes(slots: Directories) -> None:
+    filled(slots)  # prints 1
+    slots.commit("agent", "a")
+    broken = archive(("agent/__init__.py", b""), ("agent/__main__.py", b"raise ValueError\n"))
+    filled(slots, "b", content=broken, version="1.1.0")
+    slots.commit("agent", "b")
+    env = {**os.environ, "VESTIBULE_AGENT_STATE": str(slots.root.parent)}
+    command = [sys.executable, "-I", launch.__file__]
+    ends = []
+    for _ in range(launch.MOST_STARTS + 2):
+        done = subprocess.run(command, env=env, check=False, capture_output=True)
+        ends.append((done.returncode, done.stdout))
+    assert ends == [*[(1, b"")] * launch.MOST_STARTS, (0, b"1\n"), (0, b"1\n")]
