@@ -73,7 +73,7 @@ class Store:
                 os.fsync(file.fileno())
             partial.replace(path)
             for folder in (path.parent, self.folder):
-                _sync(folder)
+                sync(folder)
         except OSError as error:
             if error.errno in _FULL:
                 message = f"the disk of {self.folder} is full: {length} bytes have no room"
@@ -121,7 +121,8 @@ def _read(content: BinaryIO, most: int) -> bytes:
         raise ArtifactError("unreadable", f"cannot be read: {error}") from error
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Sync a folder's entries to the disk. OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -19,7 +19,6 @@ Decided here:
 """
 
 import fcntl
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from protocol.content import ContentError
 from protocol.release import MAX_LENGTH, Release, read_release, target_path
 from server.errors import RefusedError
-from server.firmware.artifacts import Store
+from server.firmware.artifacts import Store, sync
 from server.firmware.keys import demand_genuine, make_key, read_signer
 from server.pki.files import write
 
@@ -328,11 +327,7 @@ class Repository:
             path = self.metadata / name
             if not path.exists() or path.read_bytes() != files[name]:
                 write(path, files[name])
-        handle = os.open(self.metadata, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(self.metadata)
         snapshots = self.metadata.glob("*.snapshot.json")
         for old in sorted(snapshots, key=lambda path: path.stat().st_mtime_ns)[:-KEPT_SNAPSHOTS]:
             old.unlink()
