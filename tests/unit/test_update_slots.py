@@ -572,9 +572,9 @@ def test_a_real_launcher_goes_back_from_a_real_process_that_crashes(slots: Direc
     filled(slots, "b", content=broken, version="1.1.0")
     slots.commit("agent", "b")
     env = {**os.environ, "VESTIBULE_AGENT_STATE": str(slots.root.parent)}
-    command = [sys.executable, "-I", launch.__file__]
+    words = [sys.executable, "-I", launch.__file__]
     ends = []
     for _ in range(launch.MOST_STARTS + 2):
-        done = subprocess.run(command, env=env, check=False, capture_output=True)
+        done = subprocess.run(words, env=env, check=False, capture_output=True)
         ends.append((done.returncode, done.stdout))
     assert ends == [*[(1, b"")] * launch.MOST_STARTS, (0, b"1\n"), (0, b"1\n")]
