@@ -240,6 +240,7 @@ async def test_cancelled_midway_who_has_it_keeps_it_as_its_own(fleet: Steered) -
     assert {row["device_id"] for row in rows} == {agent.row for agent in reached[1:]}
 
 
+@pytest.mark.long
 async def test_a_freeze_and_a_closed_window_hold_back_the_grant_and_a_freeze_the_end(
     fleet: Steered,
 ) -> None:
