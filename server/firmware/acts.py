@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 import asyncpg
 
@@ -159,8 +158,12 @@ async def start(
     await _written(held, "started", {}, actor=actor)
 
 
-class Reasoned(Protocol):
+@dataclass(frozen=True, slots=True)
+class Reasoned:
     """An act for which a reason is all there is to say. Raises NotFoundError, RefusedError."""
+
+    event: type[Paused | Resumed | Cancelled]
+    done: str
 
     async def __call__(
         self,
@@ -171,30 +174,16 @@ class Reasoned(Protocol):
         reason: str,
         actor: str,
         now: datetime,
-    ) -> None: ...
-
-
-def _reasoned(event: type[Paused | Resumed | Cancelled], done: str) -> Reasoned:
-    async def act(
-        connection: asyncpg.Connection,
-        organisation: int,
-        ref: str,
-        *,
-        reason: str,
-        actor: str,
-        now: datetime,
     ) -> None:
-        said = event(at=now, actor=actor, reason=checks.line(reason, "reason"))
-        await _act(connection, organisation, ref, said, done)
-
-    return act
+        said = self.event(at=now, actor=actor, reason=checks.line(reason, "reason"))
+        await _act(connection, organisation, ref, said, self.done)
 
 
-pause = _reasoned(Paused, "paused")
+pause = Reasoned(Paused, "paused")
 """Offer nothing more; what is on its way goes on."""
-resume = _reasoned(Resumed, "resumed")
+resume = Reasoned(Resumed, "resumed")
 """Go on, and acknowledge all that has failed until now."""
-cancel = _reasoned(Cancelled, "cancelled")
+cancel = Reasoned(Cancelled, "cancelled")
 """End a rollout; what already installs goes on."""
 
 
