@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,18 @@ _TEMPORARY = f"vestibule-test-{os.geteuid()}-"
 
 _FIRST = ("system", "browser", "integration")
 """The folders whose files take the longest, so that no worker begins with one at the very end."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for garbage while tests run, not while they are read: what modules make lasts."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(5_000)  # each tenth of the tenth looks through all that is kept
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
