@@ -38,7 +38,7 @@ from ops.people import organisation_of
 from ops.words import Verbs, parser_of
 from server.api import freezes as freeze_rows
 from server.api import releases as release_rows
-from server.api import rollouts as rows
+from server.api import rollout_rows as rows
 from server.errors import NotFoundError
 from server.firmware import acts, bundles, drafting, freezes, joining, members, planning, reads
 from server.firmware.change import read_settings
