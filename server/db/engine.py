@@ -125,8 +125,10 @@ async def reading_beside(
         await exits.enter_async_context(
             other.transaction(isolation="repeatable_read", readonly=True)
         )
-        await other.execute(f"set transaction snapshot '{snapshot}'")
-        await other.execute("select set_config('app.organisation', $1, true)", str(organisation))
+        await other.execute(
+            f"set transaction snapshot '{snapshot}'; "
+            f"select set_config('app.organisation', '{organisation:d}', true)"
+        )
         yield other
 
 

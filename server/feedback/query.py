@@ -116,9 +116,8 @@ async def feedback(
     spots = [spot for entity in entities for spot in entity.spots]
     histories = await load_histories(connection, spots, start_s=span[0], end_s=span[1])
     cut = {spot.id: segments(()) for spot in spots}
-    cells = collect(
-        query.size, entities, await sums_of(connection, query, entities, cut=cut, span=span)
-    )
+    columns = await sums_of(connection, query, entities, cut=cut, span=span)
+    cells = list(collect(query.size, entities, columns))
     pending = [[False] * len(entity.grid) for entity in entities]
     if basis is Basis.RAW:
         sheets = await _sheets(connection, query, entities, span=span)

@@ -70,7 +70,7 @@ async def load_perimeters(
 ) -> dict[int, Perimeter]:
     """Return the perimeter of each site within its span [start, end) in seconds."""
     by_id = {site.id: site for site in sites}
-    numbers = {span: number for number, span in enumerate({spans[key] for key in by_id})}
+    numbers = {span: number for number, span in enumerate({spans[key] for key in by_id}, 1)}
     low, high = ([datetime.fromtimestamp(span[at], UTC) for span in numbers] for at in (0, 1))
     counters: dict[int, list[Counter]] = {key: [] for key in by_id}
     behind: dict[int, int | None] = {}
@@ -101,11 +101,8 @@ def _perimeter(
 
 _COUNTERS = """
     with asked as (
-        select site_id, low, high
-        from unnest($1::int[], $2::int[]) as asked (site_id, number)
-        join (select low, high, row_number() over () - 1 as number
-              from unnest($3::timestamptz[], $4::timestamptz[]) as span (low, high)) span
-        using (number)),
+        select site_id, ($3::timestamptz[])[number] as low, ($4::timestamptz[])[number] as high
+        from unnest($1::int[], $2::int[]) as asked (site_id, number)),
     counters as (
         select p.id, p.ref, p.name, p.site_id, p.door_id, low, tstzrange(low, high) as span
         from asked join spots p using (site_id) where p.kind = 'counter'),

@@ -177,7 +177,6 @@ class Told(NamedTuple):
     spots: Sequence[int]
     gaps: Sequence[asyncpg.Record]
     assignments: Sequence[asyncpg.Record]
-    stored_to_s: dict[int, int | None]
 
 
 Calibrations = Mapping[int, Sequence[Calibration]]
@@ -199,8 +198,7 @@ async def read_histories(
     """Read what `histories` makes sense of."""
     gaps = await connection.fetch(_GAPS, spots, *_between(span))
     stood = await connection.fetch(_ASSIGNMENTS, spots, *_between(span))
-    stored = await connection.fetch(_STORED, [row[1] for row in stood])
-    return Told(spots, gaps, stood, {row[0]: row[1] for row in stored})
+    return Told(spots, gaps, stood)
 
 
 async def load_calibrations(
@@ -236,12 +234,12 @@ def histories(told: Told, calibrations: Calibrations) -> dict[int, History]:
         gaps[spot].append(Gap(low, high, tuple(counts), reason))
         device_gaps[spot, device].append((low, high))
     assigned: dict[int, list[Assigned]] = defaultdict(list)
-    for spot, device, low, high in told.assignments:
+    for spot, device, low, high, stored_to_s in told.assignments:
         assigned[spot].append(
             Assigned(
                 _SINCE_S if low is None else low,
                 _UNTIL_S if high is None else high,
-                told.stored_to_s.get(device),
+                stored_to_s,
                 tuple(device_gaps.get((spot, device), ())) if device_gaps else (),
             )
         )
@@ -286,14 +284,16 @@ _SPOTS = """
       and ($3::text is null or kind = $3) and ($4::int[] is null or id = any($4))
 """
 _ASSIGNMENTS = """
+    with stood as materialized (
+        select spot_id, device_id, valid from assignments
+        where spot_id = any($1::int[]) and valid && tstzrange($2, $3)),
+    stored as (
+        select device_id, max(stored_to) as stored_to from my_boots
+        where device_id = any(array(select device_id from stood)) group by device_id)
     select spot_id, device_id, extract(epoch from nullif(lower(valid), '-infinity'))::bigint,
-           extract(epoch from nullif(upper(valid), 'infinity'))::bigint
-    from assignments where spot_id = any($1::int[]) and valid && tstzrange($2, $3)
-    order by spot_id, lower(valid) nulls first
-"""
-_STORED = """
-    select device_id, extract(epoch from max(stored_to))::bigint from my_boots
-    where device_id = any($1::int[]) group by device_id
+           extract(epoch from nullif(upper(valid), 'infinity'))::bigint,
+           extract(epoch from stored_to)::bigint
+    from stood left join stored using (device_id) order by spot_id, lower(valid) nulls first
 """
 _CALIBRATIONS = """
     select spot_id, id, line,

@@ -8,7 +8,7 @@ page; a spot's row that spot alone, and a site's row of spots that were named th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -292,9 +292,10 @@ async def sums_of(
         if behind is None:
             behind = await what_is_behind(connection, [s.spot for s in sources], span=span)
         left_out, patches = plan(entities, size=size, scope=query.scope, cut=cut, behind=behind)
+    every = {id(entity.grid): entity for entity in entities}.values()  # of a zone they are shared
     days = (
-        min(entity.grid[0].start_day for entity in entities),
-        max(last_day(entity) for entity in entities) + timedelta(days=1),
+        min(entity.grid[0].start_day for entity in every),
+        max(last_day(entity) for entity in every) + timedelta(days=1),
     )
     whole = await add_up(
         connection,
@@ -321,39 +322,48 @@ async def what_is_behind(
     """Return what the deriver still has to do for `spots`."""
     within = (datetime.fromtimestamp(at, UTC) for at in span)
     quarters: dict[int, list[int]] = {}
-    for spot, at in await connection.fetch(_DIRTY, spots, *within):
-        quarters.setdefault(spot, []).append(at)
-    stale = await connection.fetch("select site_id from my_rollup_stale")
-    return Behind(quarters, frozenset(row[0] for row in stale))
+    sites: set[int] = set()
+    for spot, at, site in await connection.fetch(_BEHIND, spots, *within):
+        if site is not None:
+            sites.add(site)
+        else:
+            quarters.setdefault(spot, []).append(at)
+    return Behind(quarters, frozenset(sites))
 
 
 def collect(
     size: Size, entities: Sequence[Entity], sums: Sequence[Column]
-) -> list[list[Sum | None]]:
-    """Sort sums into the entities' buckets. Raises TooFineError."""
-    cells: list[list[Sum | None]] = [[None] * len(entity.grid) for entity in entities]
-    numbers: list[dict[int, int]] = []
-    days = size.is_days
-    if not days:
-        grids = {id(entity.grid): entity.grid for entity in entities}
-        shared = {at: {b.start_s: n for n, b in enumerate(grid)} for at, grid in grids.items()}
-        numbers = [shared[id(entity.grid)] for entity in entities]
-    begun: set[int] = set()
-    for entity, keys, *columns in sums:
-        into, grid = cells[entity], entities[entity].grid
-        base = row_key(size, grid[0].start_day) if days else 0
-        found = zip(keys, zip(*columns, strict=True), strict=True)
-        if days and entity not in begun:
-            into[:] = map(dict(found).get, range(base, base + len(grid)))
-            begun.add(entity)
+) -> Iterator[list[Sum | None]]:
+    """Sort sums into the buckets of one entity after the other. Raises TooFineError."""
+    own: list[list[Column]] = [[] for _ in entities]
+    for column in sums:
+        own[column.entity].append(column)
+    numbers: dict[int, dict[int, int]] = {}  # of buckets by key, of each grid: zones share theirs
+    for entity, columns in zip(entities, own, strict=True):
+        grid = entity.grid
+        if id(grid) not in numbers:
+            base = row_key(size, grid[0].start_day) if size.is_days else 0
+            keys = range(base, base + len(grid)) if size.is_days else [b.start_s for b in grid]
+            numbers[id(grid)] = {key: number for number, key in enumerate(keys)}
+        yield _cells(size, grid, columns, numbers[id(grid)])
+
+
+def _cells(
+    size: Size, grid: Sequence[Bucket], columns: Sequence[Column], numbers: Mapping[int, int]
+) -> list[Sum | None]:
+    cells: list[Sum | None] = [None] * len(grid)
+    for at, (_, keys, *values) in enumerate(columns):
+        found = zip(keys, zip(*values, strict=True), strict=True)
+        if at == 0 and size.is_days:  # all of them, mostly
+            cells = list(map(dict(found).get, numbers))
             continue
         for key, each in found:
-            number = key - base if days else numbers[entity].get(key, -1)
-            if not 0 <= number < len(into):
+            number = numbers.get(key)
+            if number is None:
                 continue
-            before = into[number]
-            into[number] = each if before is None else merged(before, each)
-            if not days and (resolution_s := resolution_of(each[3])) > 60:
+            before = cells[number]
+            cells[number] = each if before is None else merged(before, each)
+            if not size.is_days and (resolution_s := resolution_of(each[3])) > 60:
                 _check_resolution(size, grid[number], resolution_s)
     return cells
 
@@ -364,7 +374,8 @@ def _check_resolution(size: Size, bucket: Bucket, resolution_s: int) -> None:
         raise TooFineError(size, resolution_s)
 
 
-_DIRTY = """
-    select distinct spot, extract(epoch from bucket)::bigint from my_rollup_dirty
-    where spot = any($1::int[]) and bucket >= $2 and bucket < $3
+_BEHIND = """
+    (select distinct spot, extract(epoch from bucket)::bigint, null::int from my_rollup_dirty
+     where spot = any($1::int[]) and bucket >= $2 and bucket < $3)
+    union all select null, null, site_id from my_rollup_stale
 """
