@@ -11,7 +11,8 @@ from aiohttp import ClientSession
 from ops.services.stack import Stack
 from server.console.policies import PRESETS, policy_of
 from server.console.policies import form_of as form_of_policy
-from server.db.engine import open_pool
+from server.db.engine import acting, open_pool
+from server.firmware import acts
 from server.firmware.conductor import Conductor
 from server.people.roles import Grant, Role
 from tests.integration.people_world import HTML, NOW, People, form_of, load, post
@@ -180,7 +181,9 @@ async def test_an_author_does_not_approve_and_every_act_asks_for_its_reason(
     asked = {**WANTED, "name": "Doors", "shown": digest(await shown(fleet))}
     _, to = await fleet.post("/rollouts/new", **asked)
     path = to.removeprefix(OWN)
-    assert "there is no way back for 2 devices" in await fleet.get(path)
+    html = await fleet.get(path)
+    assert "there is no way back for 2 devices" in html
+    assert "Devices that fit later join by themselves" in html
     status, html = await fleet.post(path, do="approve")
     assert (status, "somebody else" in html) == (422, True)
     later = "2026-04-03T12:00"
@@ -191,7 +194,20 @@ async def test_an_author_does_not_approve_and_every_act_asks_for_its_reason(
     maint = stack.endpoints.dsn("maint", world_database)
     async with open_pool(maint, size=1, name="maint") as pool:
         assert await Conductor(pool, fleet.people.clock).turn() == 1
-    assert "Pause" in await fleet.get(path)
+    html = await fleet.get(path)
+    assert "Pause" in html
+    assert "Joined later" not in html
+    own = fleet.people.organisations["own"]
+    late = await fleet.people.owner.fetchval(
+        "insert into devices (organisation_id, device, kind, model, state) "
+        "values ($1, 'dc-late-x', 'counter', 'DC2', 'in service') returning id",
+        own,
+    )
+    async with acting(fleet.people.desk, "join", organisation=own) as connection:
+        ref = path.rpartition("/")[2]
+        await acts.join(connection, own, ref, [late], actor="user ada", now=NOW)
+    html = await fleet.get(path)
+    assert "Joined later" in html
     for do, form, said in (
         ("pause", {"reason": " "}, "say why"),
         ("cancel", {"reason": "x"}, "tick that this is meant"),

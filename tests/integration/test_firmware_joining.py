@@ -118,6 +118,48 @@ async def test_who_comes_to_fit_joins_the_tail_after_all_waves_by_itself(world: 
     assert (await _explained(world, ref, late[0]))[0] is Reason.NOT_IN_IT
 
 
+async def test_who_was_too_old_joins_once_its_stepping_stone_is_taken_and_who_moves_in_does_too(
+    world: World,
+) -> None:
+    await world.release("1.5.0")
+    await world.owner.execute("update releases set requires = '1.5.0' where version = '2.0.0'")
+    await world.run_everywhere("1.5.0")
+    young, old, elsewhere = await world.fleet(3)
+    await _reported(world, young, old, elsewhere)
+    await world.owner.execute(
+        "update device_firmware set components = replace(components::text, '1.0.0', '1.5.0') "
+        "::jsonb where device_id <> $1",
+        old,
+    )
+    sites = await world.owner.fetch(
+        "select s.ref from assignments a join spots p on p.id = a.spot_id "
+        "join sites s on s.id = p.site_id where a.device_id = any($1) order by a.device_id",
+        [young, old],
+    )
+    found = f"site = {sites[0]['ref']} or site = {sites[1]['ref']}"
+    policy = msgspec.structs.replace(TWO, joiners=Admitting(stay_s=9_999))
+    ref = await _planned(world, policy=policy, filter=found)
+    reason, text = await _explained(world, ref, old)
+    assert (reason, "agent 1.5.0 comes first" in text) == (Reason.EXCLUDED, True)
+    leg = await world.rollout([[old]], bundle="bundle-1.5.0")
+    assert await _look(world) == 0
+    await world.pass_time(120)
+    assert (await world.states(leg))["confirmed"] == 1
+    await world.owner.execute(
+        "with there as (select p.site_id, p.door_id from assignments a join spots p "
+        "on p.id = a.spot_id where a.device_id = $2), made as (insert into spots (organisation_id, "
+        "site_id, door_id, ref, name, kind) select $3, site_id, door_id, 'spot-new', 'New', "
+        "'counter' from there returning id) "
+        "update assignments set spot_id = made.id from made where device_id = $1",
+        *(elsewhere, young, world.organisation),
+    )
+    assert await _look(world) == 2
+    assert await _tail(world, ref) == [old, elsewhere]
+    await world.pass_time(600)
+    assert await world.states(ref) == {"confirmed": 3}
+    await world.agrees(ref)
+
+
 async def test_two_that_look_at_once_take_nobody_twice_and_no_more_than_there_is_room(
     world: World,
 ) -> None:
