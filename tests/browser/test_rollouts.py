@@ -53,7 +53,7 @@ def test_a_rollout_is_planned_approved_watched_halted_and_taken_back(
     kim.get_by_label("Wave 2", exact=True).fill("10")
     kim.get_by_label("then waited, hours").fill("0")
     kim.get_by_label("tried, at least").fill("4")
-    kim.get_by_label("failed in a wave").fill("2")
+    kim.get_by_label("failed or lost, all waves").fill("2")
     kim.get_by_label("Then", exact=True).select_option("keep")
     shot(kim, "new")
     kim.get_by_role("button", name="Preview").last.click()
