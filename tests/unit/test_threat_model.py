@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 FOLDERS = ("unit", "integration", "system", "browser")
 
 
+@cache
 def named_in(name: str) -> set[str]:
     """Return the tests in the files of this name, wherever they stand."""
     paths = [found for folder in FOLDERS for found in (ROOT / "tests" / folder).glob(name)]
