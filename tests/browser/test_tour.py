@@ -137,8 +137,15 @@ def test_the_copyable_command_answers(tour: Page) -> None:
     assert tour.evaluate("navigator.clipboard.readText()") == command
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1280, "light"),
+        pytest.param(360, "light", marks=pytest.mark.long),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+    ],
+)
 def test_the_tour_is_for_everyone(demo: Demo, new_page: NewPage, width: int, scheme: str) -> None:
     page = new_page(width=width, scheme=scheme)
     page.goto(demo.address)
