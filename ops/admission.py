@@ -6,14 +6,13 @@ server's admission worker brings it to the broker; where it runs, the command wa
 
 import argparse
 import asyncio
-import getpass
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import asyncpg
 
-from ops.deployment import Deployment
+from ops.deployment import Deployment, actor
 from server.admission import orders
 from server.admission.worker import LOCK, reload_words
 from server.errors import NotFoundError
@@ -56,7 +55,7 @@ async def _move(connection: asyncpg.Connection, options: argparse.Namespace, _: 
     asked = {
         "device": device,
         "reason": options.reason,
-        "actor": f"command {getpass.getuser()}",
+        "actor": actor(),
         "now": datetime.now(UTC),
     }
     if options.to is None:

@@ -5,6 +5,7 @@ Embedded: the services below `.vestibule` (or VESTIBULE_HOME), brought up when n
 """
 
 import argparse
+import getpass
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ from ops.services.endpoints import EVERYWHERE, Endpoints
 from ops.services.stack import Stack, free_ports
 from server.config import Secret, Settings
 from server.db.migrate import check_schema
+from server.errors import NotFoundError
 
 Action = Callable[[asyncpg.Connection, argparse.Namespace], Awaitable[None]]
 """What a subcommand does: its verb's `action` (`ops.words`)."""
@@ -100,6 +102,22 @@ async def acting(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """Do what a command does in one transaction: all of it, or nothing. Raises SchemaMismatch."""
     async with database(dsn) as connection, connection.transaction():
         yield connection
+
+
+async def owner_of(connection: asyncpg.Connection, table: str, column: str, name: str) -> int:
+    """Return whose a thing is. Raises NotFoundError."""
+    found: int | None = await connection.fetchval(
+        f"select organisation_id from {table} where {column} = $1",  # noqa: S608 - ours
+        name,
+    )
+    if found is None:
+        raise NotFoundError(f"there is no {name!r}")
+    return found
+
+
+def actor() -> str:
+    """Return who gives this command, as the audit names them."""
+    return f"command {getpass.getuser()}"
 
 
 async def carry_out(options: argparse.Namespace, *, dsn: str | None = None) -> None:

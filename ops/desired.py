@@ -7,13 +7,12 @@
 
 import argparse
 import asyncio
-import getpass
 import sys
 from datetime import UTC, datetime
 
 import asyncpg
 
-from ops.deployment import Action, carry_out
+from ops.deployment import Action, actor, carry_out, owner_of
 from ops.keys import span
 from ops.people import organisation_of
 from ops.words import Verbs, parser_of
@@ -23,7 +22,7 @@ from server.commands.life import KINDS
 from server.commands.orders import Asked, Command
 from server.desired import settings
 from server.desired.layers import Scope, Source
-from server.errors import NotFoundError, RefusedError
+from server.errors import RefusedError
 
 _SCOPES = [scope.value for scope in Scope if scope is not Scope.DEFAULT]
 
@@ -89,7 +88,7 @@ def _overriding(parser: argparse.ArgumentParser) -> None:
 
 
 async def _show(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
-    organisation = await _owner(connection, "devices", "device", options.device)
+    organisation = await owner_of(connection, "devices", "device", options.device)
     found = await settings.configuration(
         connection, organisation, options.device, now=datetime.now(UTC)
     )
@@ -128,7 +127,7 @@ async def _set(connection: asyncpg.Connection, options: argparse.Namespace) -> N
             seen=None,
             reason=options.reason,
             override_freeze=options.override_freeze,
-            actor=_actor(),
+            actor=actor(),
             now=now,
         )
         print(f"{held.ref} has version {held.version}")
@@ -168,7 +167,7 @@ async def _ask(connection: asyncpg.Connection, options: argparse.Namespace) -> N
     for each in found.frozen:
         print(f"  frozen by {each.name!r} ({each.ref})")
     if not options.dry_run:
-        batch = await orders.ask(connection, organisation, asked, actor=_actor(), now=now)
+        batch = await orders.ask(connection, organisation, asked, actor=actor(), now=now)
         print(f"{batch.ref} asked")
 
 
@@ -179,7 +178,7 @@ async def _list(connection: asyncpg.Connection, options: argparse.Namespace) -> 
 
 
 async def _one(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
-    organisation = await _owner(connection, "commands", "ref", options.command)
+    organisation = await owner_of(connection, "commands", "ref", options.command)
     found = await orders.find(connection, organisation, options.command)
     print(_line(found))
     for name, value in found.result.items():
@@ -187,16 +186,16 @@ async def _one(connection: asyncpg.Connection, options: argparse.Namespace) -> N
 
 
 async def _file(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
-    organisation = await _owner(connection, "commands", "ref", options.command)
+    organisation = await owner_of(connection, "commands", "ref", options.command)
     _, content = await orders.file_of(connection, organisation, options.command)
     sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
 
 
 async def _cancel(connection: asyncpg.Connection, options: argparse.Namespace) -> None:
-    organisation = await _owner(connection, "commands", "ref", options.command)
+    organisation = await owner_of(connection, "commands", "ref", options.command)
     found = await orders.cancel(
-        connection, organisation, options.command, actor=_actor(), now=datetime.now(UTC)
+        connection, organisation, options.command, actor=actor(), now=datetime.now(UTC)
     )
     print(_line(found))
 
@@ -207,18 +206,3 @@ def _line(found: Command) -> str:
         f"{found.ref}  {found.asked_at:%F %R}  {found.device}  {found.kind}: "
         f"{found.state.value}{code}"
     )
-
-
-async def _owner(connection: asyncpg.Connection, table: str, column: str, name: str) -> int:
-    """Return whose a thing is. Raises NotFoundError."""
-    found: int | None = await connection.fetchval(
-        f"select organisation_id from {table} where {column} = $1",  # noqa: S608 - ours
-        name,
-    )
-    if found is None:
-        raise NotFoundError(f"there is no {name!r}")
-    return found
-
-
-def _actor() -> str:
-    return f"command {getpass.getuser()}"

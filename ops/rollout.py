@@ -20,7 +20,6 @@ as `command <your account>`.
 
 import argparse
 import asyncio
-import getpass
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from ops import rollout_tables as tables
-from ops.deployment import acting, database, deployment
+from ops.deployment import acting, actor, database, deployment, owner_of
 from ops.people import organisation_of
 from ops.words import Verbs, parser_of
 from server.api import freezes as freeze_rows
@@ -222,7 +221,7 @@ async def _policy(_: asyncpg.Connection, __: argparse.Namespace) -> int:
 
 async def _bundle_made(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
     given = connection, options.name, options.releases
-    ref = await bundles.make(*given, actor=_actor(), now=_now())
+    ref = await bundles.make(*given, actor=actor(), now=_now())
     made = await reads.bundles(connection, ref=ref)
     _print(options, tables.bundles(made), release_rows.bundle_row(made[0]))
     return 0
@@ -254,7 +253,7 @@ async def _plan(connection: asyncpg.Connection, options: argparse.Namespace) -> 
     name = options.name or (
         tables.said_of(change, options.questionnaire) if bundle is None else bundle.name
     )
-    made = await drafting.draft(connection, organisation, name, asked, actor=_actor(), now=now)
+    made = await drafting.draft(connection, organisation, name, asked, actor=actor(), now=now)
     told = drafting.told(made.dry)
     line = rows.row_of(await reads.find(connection, organisation, made.ref))
     kept = {"rollout": made.ref, "summary": line, "plan": rows.plan_of(told)}
@@ -272,7 +271,7 @@ async def _list(connection: asyncpg.Connection, options: argparse.Namespace) -> 
 
 
 async def _show(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    organisation, ref, now = await _owner(connection, options.rollout), options.rollout, _now()
+    (_, organisation, ref), now = await _given(connection, options), _now()
     found = await reads.one(connection, organisation, ref, now=now)
     shown: list[RenderableType] = [tables.one(found, now=now)]
     said: dict[str, Any] = {"rollout": rows.detail_of(found)}
@@ -298,7 +297,7 @@ async def _show(connection: asyncpg.Connection, options: argparse.Namespace) -> 
 
 
 async def _explain(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    organisation = await _owner(connection, options.device, table="devices", column="device")
+    organisation = await owner_of(connection, "devices", "device", options.device)
     if options.rollout is not None:
         given = connection, organisation, options.rollout, options.device
         explained = await members.explain(*given, now=_now())
@@ -312,7 +311,7 @@ async def _explain(connection: asyncpg.Connection, options: argparse.Namespace) 
 
 
 async def _watch(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    organisation, console = await _owner(connection, options.rollout), _console()
+    (_, organisation, _), console = await _given(connection, options), _console()
 
     async def rest() -> None:
         await asyncio.sleep(options.every)
@@ -362,26 +361,26 @@ def _doing(act: Callable[..., Awaitable[None]], *said: str) -> Action:
     """Return what a verb does that is one act, told these of its options."""
 
     async def do(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-        given = connection, await _owner(connection, options.rollout), options.rollout
+        given = await _given(connection, options)
         told = {name: getattr(options, name) for name in said}
-        await act(*given, **told, actor=_actor(), now=_now())
+        await act(*given, **told, actor=actor(), now=_now())
         return await _done(*given, options)
 
     return do
 
 
 async def _revert(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
+    given = await _given(connection, options)
     how = OnHalt.REVERT_FAILED if options.failed else OnHalt.REVERT_ALL
-    back = await acts.revert(*given, how, reason=options.reason, actor=_actor(), now=_now())
+    back = await acts.revert(*given, how, reason=options.reason, actor=actor(), now=_now())
     if not options.json:
         print(f"{back} takes it back; vestibule rollout watch {options.rollout}")
     return await _done(*given, options)
 
 
 async def _join(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    given = connection, await _owner(connection, options.rollout), options.rollout
-    found = await joining.ask(*given, options.devices, actor=_actor(), now=_now())
+    given = await _given(connection, options)
+    found = await joining.ask(*given, options.devices, actor=actor(), now=_now())
     if options.json:
         _say(rows.joined_of(options.rollout, found))
         return 0
@@ -412,14 +411,14 @@ async def _freeze(connection: asyncpg.Connection, options: argparse.Namespace) -
     wanted = freezes.Wanted(
         options.name, options.reason, options.until, options.since, options.sites
     )
-    made = await freezes.add(connection, organisation, wanted, actor=_actor(), now=_now())
+    made = await freezes.add(connection, organisation, wanted, actor=actor(), now=_now())
     _print(options, tables.freezes([made]), freeze_rows.row_of(made))
     return 0
 
 
 async def _thaw(connection: asyncpg.Connection, options: argparse.Namespace) -> int:
-    organisation = await _owner(connection, options.freeze, table="freezes")
-    ended = await freezes.end(connection, organisation, options.freeze, actor=_actor(), now=_now())
+    organisation = await owner_of(connection, "freezes", "ref", options.freeze)
+    ended = await freezes.end(connection, organisation, options.freeze, actor=actor(), now=_now())
     _print(options, tables.freezes([ended]), freeze_rows.row_of(ended))
     return 0
 
@@ -427,17 +426,12 @@ async def _thaw(connection: asyncpg.Connection, options: argparse.Namespace) -> 
 # -- what all of them need -------------------------------------------------------------------------
 
 
-async def _owner(
-    connection: asyncpg.Connection, name: str, *, table: str = "rollouts", column: str = "ref"
-) -> int:
-    """Return whose a thing is. Raises NotFoundError."""
-    found: int | None = await connection.fetchval(
-        f"select organisation_id from {table} where {column} = $1",  # noqa: S608 - ours
-        name,
-    )
-    if found is None:
-        raise NotFoundError(f"there is no {name!r}")
-    return found
+async def _given(
+    connection: asyncpg.Connection, options: argparse.Namespace
+) -> tuple[asyncpg.Connection, int, str]:
+    """Return the rollout that is named, as acts are told. Raises NotFoundError."""
+    ref: str = options.rollout
+    return connection, await owner_of(connection, "rollouts", "ref", ref), ref
 
 
 async def _bundle_named(connection: asyncpg.Connection, wanted: str) -> reads.Bundle:
@@ -468,7 +462,3 @@ def _console() -> Console:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _actor() -> str:
-    return f"command {getpass.getuser()}"
