@@ -5,8 +5,10 @@ reach others than were shown, nothing is done, and the page shows what it would 
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import asyncpg
+import msgspec
 from aiohttp import web
 
 from server.console import policies
@@ -14,6 +16,7 @@ from server.console.office import Handlers, Here, Office, Problem, asked, form_o
 from server.console.searching import wished
 from server.errors import RefusedError
 from server.firmware import acts, drafting, planning, reads
+from server.firmware.change import read_settings
 from server.firmware.drafting import Told
 from server.firmware.planning import DryRun
 from server.firmware.policy import OnHalt
@@ -22,10 +25,13 @@ from server.fleet.checks import FieldError
 from server.fleet.filters import FIELDS, MOST_CHARACTERS, printed
 from server.people.roles import Permission
 
+_LAYER, _SHOWS = "layer:", "questionnaire-"
+"""How a choice begins that is no bundle."""
+_MOST = 500  # models, sites or questionnaires in a list
 MOST_NAMED = 8
 """Devices that are named for each reason to be left out."""
 _FIELDS = (
-    *("name", "bundle", "q", "segment", "preset", "even", "when", "on_halt"),
+    *("name", "bundle", "settings", "q", "segment", "preset", "even", "when", "on_halt"),
     *policies.NUMBERS,
     *policies.TICKS,
     *(f"{what}{n}" for n in range(1, policies.WAVES + 1) for what in ("wave", "filter")),
@@ -111,6 +117,7 @@ class Pages(Handlers):
         async with at.acting("console new rollout's form") as connection:
             bundles = [each for each in await reads.bundles(connection) if each.fit]
             kept = await segments.every(connection, at.id)
+            others = await _others(connection, at.id)
             told = None if dry is None else drafting.told(dry)
             rollouts = await rollout_names(connection, at.id, told)
         chosen = next((each for each in bundles if each.ref == form["bundle"]), None)
@@ -121,6 +128,7 @@ class Pages(Handlers):
             form=form,
             bundles=bundles,
             chosen=chosen,
+            others=others,
             kept=kept,
             fields=FIELDS,
             policies=policies,
@@ -151,14 +159,67 @@ def grouped(told: Told | None) -> list[tuple[str, int, list[drafting.LeftOut]]]:
 
 def _asked(form: dict[str, str]) -> planning.Asked:
     """Return what is to be planned. Raises FieldError, FilterError, PolicyError."""
-    if not form["bundle"]:
+    what = form["bundle"]
+    if not what:
         raise FieldError("bundle", "choose what is to be rolled out")
+    change = None
+    if what.startswith(_LAYER):
+        scope, _, of = what.removeprefix(_LAYER).partition(":")
+        change = read_settings(
+            msgspec.json.encode({"values": values_of(form["settings"]), "scope": scope, "of": of})
+        )
+    shows = what if what.startswith(_SHOWS) else None
     return planning.Asked(
-        bundle=form["bundle"],
+        bundle="" if change or shows else what,
+        change=change,
+        questionnaire=shows,
         filter=printed(wished(form["q"])),
         segment=form["segment"] or None,
         policy=policies.policy_of(form),
     )
+
+
+def values_of(text: str) -> dict[str, int | str]:
+    """Return the settings that a line names, as `health_s = 300, log_level = info`. FieldError."""
+    found: dict[str, int | str] = {}
+    for part in text.replace("\n", ",").split(","):
+        key, equals, value = (each.strip() for each in part.partition("="))
+        if not part.strip():
+            continue
+        if not equals or not key or key in found:
+            raise FieldError("settings", "expected name = value, each once, with commas between")
+        found[key] = int(value) if value.isascii() and value.isdigit() else value
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """What can be rolled out that is no bundle: layers of settings, and questionnaires."""
+
+    layers: tuple[tuple[str, str, str], ...]  # value, scope, and of what
+    questionnaires: tuple[tuple[str, str], ...]  # ref, and how it is called
+
+
+async def _others(connection: asyncpg.Connection, organisation: int) -> _Others:
+    models = await connection.fetch(
+        "select distinct model as of, model as name from devices where organisation_id = $1 "
+        "and model <> '' order by 1 limit $2",
+        *(organisation, _MOST),
+    )
+    sites = await connection.fetch(
+        "select ref as of, name from sites where organisation_id = $1 order by name limit $2",
+        *(organisation, _MOST),
+    )
+    versions = await connection.fetch(
+        "select ref, name, version from questionnaires where organisation_id = $1 "
+        "and retired_at is null and content is not null order by name, version desc limit $2",
+        *(organisation, _MOST),
+    )
+    named = [("model", row) for row in models] + [("site", row) for row in sites]
+    layers = [(f"{_LAYER}{scope}:{row['of']}", scope, row["name"]) for scope, row in named]
+    own = [(f"{_LAYER}{scope}:", scope, "") for scope in ("organisation", "device")]
+    shown = [(row["ref"], f"{row['name']} {row['version']}") for row in versions]
+    return _Others((*own, *layers), tuple(shown))
 
 
 def _digest(dry: DryRun) -> str:

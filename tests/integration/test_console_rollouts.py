@@ -1,5 +1,6 @@
 """What release engineers see and do in the console: freezes, rollouts, what a device runs."""
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -173,6 +174,39 @@ async def test_nothing_is_asked_for_but_what_was_shown(fleet: Desk) -> None:
     stored = await fleet.people.owner.fetchrow("select state, devices, ref from rollouts")
     assert (stored["state"], stored["devices"]) == ("awaiting approval", 1)
     assert to == f"{OWN}/rollouts/{stored['ref']}"
+
+
+async def test_settings_and_questionnaires_are_asked_for_and_shown_as_what_they_are(
+    fleet: Desk,
+) -> None:
+    owner, own = fleet.people.owner, fleet.people.organisations["own"]
+    report = {"agent": "0.2.0", "known": ["health_s"], "values": {"health_s": 900}, "refused": {}}
+    await owner.execute(
+        "insert into device_settings (device_id, organisation_id, told, told_at, report) "
+        "select id, $1, '{}', $2, $3 from devices where organisation_id = $1 and device ~ 'doo'",
+        *(own, NOW, json.dumps(report)),
+    )
+    form = {"bundle": "layer:model:DC2", "settings": "health_s = 300"}
+    html = await shown(fleet, **form)
+    assert 'value="layer:model:DC2" selected' in html
+    asked = {**WANTED, **form, "name": "Health", "shown": digest(html)}
+    status, to = await fleet.post("/rollouts/new", **asked)
+    assert status == 303
+    html = await fleet.get(to.removeprefix(OWN))
+    assert "settings of model DC2: <code>health_s</code> <strong>300</strong>" in html
+    assert "settings of model DC2" in await fleet.get("/rollouts")
+    for more, said in (
+        ({"settings": "health_s"}, "expected name = value"),
+        ({"settings": "health_s = 3"}, "expected 60 to 1200, got 3"),
+        ({"settings": ""}, "name at least one setting"),
+        ({"q": 'model = "DC2"'}, "a layer is changed for all of its devices"),
+        ({"bundle": "layer:site:other-site"}, ""),
+        ({"bundle": "layer:what:"}, "settings"),
+        ({"bundle": "questionnaire-none"}, "no questionnaire"),
+    ):
+        query = urlencode({**WANTED, **form, **more, "do": "look"})
+        status, text = await load(fleet.kim, f"{OWN}/rollouts/new?{query}")
+        assert (status in (404, 422), said in text) == (True, True), more
 
 
 async def test_an_author_does_not_approve_and_every_act_asks_for_its_reason(
