@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+import pytest
 
 from ops.services.stack import Stack
 from protocol.update import Attempt, Class, Phase, Step
@@ -374,6 +375,13 @@ async def firmware_world(stack: Stack, database: str) -> AsyncIterator[World]:
         for version in ("1.0.0", "2.0.0"):
             await world.release(version)
         yield world
+
+
+@pytest.fixture
+async def world(stack: Stack, database: str) -> AsyncIterator[World]:
+    """A world of firmware."""
+    async with firmware_world(stack, database) as found:
+        yield found
 
 
 def later(now: datetime, seconds: float) -> datetime:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import msgspec
 import pytest
 
-from ops.services.stack import Stack
 from protocol.update import Attempt, Class, Phase
 from server.errors import RefusedError
 from server.firmware import acts
 from server.firmware.policy import Caps, OnHalt, write_policy
-from tests.firmware_world import AUTHOR, QUICK, World, firmware_world
+from tests.firmware_world import AUTHOR, QUICK, World
+from tests.firmware_world import world as world
 from tests.integration.firmware_world import Updates, offer, step
 from tests.integration.firmware_world import updates as updates
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str) -> AsyncIterator[World]:
-    """A world of firmware."""
-    async with firmware_world(stack, database) as found:
-        yield found
 
 
 async def test_a_lone_confirmation_of_code_that_does_not_run_is_no_success(

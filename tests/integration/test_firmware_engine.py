@@ -3,14 +3,12 @@
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import asyncpg
 import msgspec
 import pytest
 
-from ops.services.stack import Stack
 from protocol.update import Phase
 from server.db.engine import transaction
 from server.errors import NotFoundError, RefusedError
@@ -27,18 +25,11 @@ from tests.firmware_world import (
     SILENT,
     START,
     World,
-    firmware_world,
     step_of,
 )
+from tests.firmware_world import world as world
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str) -> AsyncIterator[World]:
-    """A world of firmware."""
-    async with firmware_world(stack, database) as found:
-        yield found
 
 
 async def test_a_rollout_goes_through_its_waves_and_its_rows_fold_to_its_state(

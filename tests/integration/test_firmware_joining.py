@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
-from ops.services.stack import Stack
 from server.db.engine import acting, transaction
 from server.errors import NotFoundError, RefusedError
 from server.firmware import acts, drafting, joining, members
@@ -17,18 +15,12 @@ from server.firmware.policy import Guards, Policy, WaveRule
 from server.firmware.policy import Joiners as Admitting
 from server.firmware.why import Reason
 from server.fleet.checks import FieldError
-from tests.firmware_world import APPROVER, AUTHOR, BROKEN, QUICK, START, World, firmware_world
+from tests.firmware_world import APPROVER, AUTHOR, BROKEN, QUICK, START, World
+from tests.firmware_world import world as world
 
 pytestmark = pytest.mark.services
 
 TWO = msgspec.structs.replace(QUICK, waves=(WaveRule(count=2), WaveRule()), blast_radius=20)
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str) -> AsyncIterator[World]:
-    """A world of firmware."""
-    async with firmware_world(stack, database) as found:
-        yield found
 
 
 async def _reported(world: World, *devices: int) -> None:

@@ -1,25 +1,16 @@
 """Whose turn it is: who can't install for long keeps nobody from his, and waiting costs nothing."""
 
-from collections.abc import AsyncIterator
-
 import msgspec
 import pytest
 
-from ops.services.stack import Stack
 from server.firmware import granting
 from server.firmware.granting import Waits, Why
 from server.firmware.policy import Caps
 from server.firmware.windows import Always, Rules
-from tests.firmware_world import QUICK, World, firmware_world
+from tests.firmware_world import QUICK, World
+from tests.firmware_world import world as world
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str) -> AsyncIterator[World]:
-    """A world of firmware."""
-    async with firmware_world(stack, database) as found:
-        yield found
 
 
 async def freeze(world: World, *, sites: int) -> None:
