@@ -14,7 +14,7 @@ import asyncpg
 from server.errors import NotFoundError
 from server.firmware.freezes import load as load_freezes
 from server.firmware.guards import in_hand
-from server.firmware.joiners import Outlook
+from server.firmware.joiners import Outlook, room
 from server.firmware.joining import outlook
 from server.firmware.life import FLYING
 from server.firmware.life import State as Stage
@@ -268,7 +268,10 @@ async def _outlook(
     part = member is not None and member.state is not Stage.EXCLUDED
     if part or known.rollout.state not in UNDER_WAY:
         return None
-    return await outlook(connection, known.line.id, device, now=now)
+    found = await outlook(connection, known.line.id, device, now=now)
+    if found is not None and found.joins and not room(known.rollout, known.line.approver):
+        return Outlook(False, "as many have joined as was approved")
+    return found
 
 
 async def _planned(

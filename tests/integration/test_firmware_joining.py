@@ -268,7 +268,12 @@ async def test_who_approved_alone_lets_no_more_in_by_themselves_than_he_may_appr
     await _reported(world, *late)
     assert await _look(world) == 1
     assert await _look(world) == 0
-    assert len(await _tail(world, ref)) == 1
+    (joined,) = await _tail(world, ref)
+    left = next(row for row in late if row != joined)
+    assert await _explained(world, ref, left) == (
+        Reason.NOT_IN_IT,
+        "It is not in this rollout: as many have joined as was approved.",
+    )
 
 
 async def test_who_is_asked_for_by_name_joins_unless_the_plan_would_leave_it_out(
