@@ -58,19 +58,43 @@ def span_in(frame: bytes) -> Span | None:
         return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_the_decoders_agree_on_any_batch(data: st.DataObject) -> None:
+    agree_on_any_batch(data)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@settings(max_examples=4000, deadline=None)
+@given(st.data())
+def test_the_decoders_agree_on_thousands_of_batches(data: st.DataObject) -> None:
+    agree_on_any_batch(data)
+
+
+def agree_on_any_batch(data: st.DataObject) -> None:
     batch = data.draw(st.lists(any_frame, max_size=6))
     where = [data.draw(places(span_in(frame))) for frame in batch]
     decode_everywhere(batch, where)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_the_decoders_agree_on_good_frames_at_the_edges_of_their_places(
     data: st.DataObject,
 ) -> None:
+    agree_on_good_frames(data)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@settings(max_examples=3000, deadline=None)
+@given(st.data())
+def test_the_decoders_agree_on_thousands_of_good_frames(data: st.DataObject) -> None:
+    agree_on_good_frames(data)
+
+
+def agree_on_good_frames(data: st.DataObject) -> None:
     batch = data.draw(st.lists(frames(), min_size=1, max_size=4))
     where = [data.draw(places(span_in(frame))) for frame in batch]
     decoded = decode_everywhere(batch, where)
