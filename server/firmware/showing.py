@@ -27,6 +27,7 @@ from server.feedback.questionnaires import MOST_CONTENT, Version
 from server.firmware import granting, life, reports
 from server.firmware.life import State as Stage
 from server.firmware.plan import Why
+from server.firmware.rollout import SERVER
 from server.firmware.rows import Held
 from server.firmware.steering import attempt_of, superseded, under_way
 from server.firmware.waves import OVER, WITHDRAWN, State
@@ -190,10 +191,10 @@ async def settle(held: Held) -> None:
     if held.rollout.state is not State.REVERTED:
         await record(
             held.connection,
-            actor=facts.ref,
+            actor=SERVER,
             act="questionnaire published",
             subject=await _carried(held),
-            detail={"kiosks": has},
+            detail={"rollout": facts.ref, "kiosks": has},
             organisation=facts.organisation,
             now=held.now,
         )

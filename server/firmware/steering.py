@@ -18,6 +18,7 @@ Invariants:
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 
@@ -28,7 +29,7 @@ from protocol.update import Attempt, Class, Phase, Step
 from server.audit.log import record
 from server.desired import settings
 from server.desired.layers import Scope
-from server.errors import ConflictError, RefusedError
+from server.errors import ConflictError, NotFoundError, RefusedError
 from server.firmware import life, reports
 from server.firmware.change import (
     Change,
@@ -41,6 +42,7 @@ from server.firmware.freezes import load
 from server.firmware.life import FLYING
 from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt
+from server.firmware.rollout import SERVER
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
 from server.firmware.waves import WITHDRAWN, State
 
@@ -107,10 +109,23 @@ async def demand_unchanged(held: Held) -> None:
         raise RefusedError("conflict", str(error)) from error
     if change.scope is Scope.DEVICE:
         return
-    place = await settings.place(connection, organisation, change.scope.value, change.of)
+    place = await _place(connection, organisation, change)
+    if place is None:
+        raise RefusedError("changed", f"there is no {change.scope.value} {change.of} any more")
     for key, was in (await _was(connection, organisation, change, place)).items():
         if was != change.was.get(key):
             raise RefusedError("changed", f"{key} was changed by somebody else since the plan")
+
+
+async def _place(
+    connection: asyncpg.Connection, organisation: int, change: Change
+) -> settings.Place | None:
+    """Return whose layer it is; None for devices' own, and for one that is there no more."""
+    if change.scope is Scope.DEVICE:
+        return None
+    with suppress(NotFoundError):
+        return await settings.place(connection, organisation, change.scope.value, change.of)
+    return None
 
 
 async def change_of(connection: asyncpg.Connection, rollout: int) -> Change:
@@ -280,9 +295,9 @@ async def frozen(held: Held) -> bool:
     if facts.payload != SETTINGS or facts.reverses is not None or policy.override_freezes:
         return False
     change = await change_of(held.connection, facts.id)
-    if change.scope is Scope.DEVICE:
+    found = await _place(held.connection, facts.organisation, change)
+    if found is None:
         return False
-    found = await settings.place(held.connection, facts.organisation, change.scope.value, change.of)
     reached = await settings.devices(held.connection, facts.organisation, found, now=held.now)
     known = await load(held.connection, facts.organisation, now=held.now)
     at_s = int(held.now.timestamp())
@@ -304,16 +319,18 @@ async def settle(held: Held) -> None:
     layer = f"{change.scope.value} {change.of}".strip()
     if not has:
         return
-    if whole and change.scope is not Scope.DEVICE:
-        place = await settings.place(connection, facts.organisation, change.scope.value, change.of)
+    was = {key: pair[0] for key, pair in change.was.items() if pair is not None}
+    changed = {key: [was.get(key), value] for key, value in change.values.items()}
+    place = await _place(connection, facts.organisation, change)
+    if whole and place is not None:
         reached = await settings.devices(connection, facts.organisation, place, now=held.now)
         await ring(connection, await _others(connection, facts.id, [each.id for each in reached]))
     await record(
         connection,
-        actor=facts.ref,
+        actor=SERVER,
         act="settings changed",
         subject=layer if whole else "device",
-        detail={**change.values, "devices": has},
+        detail={**changed, "rollout": facts.ref, "devices": has},
         organisation=facts.organisation,
         now=held.now,
     )
