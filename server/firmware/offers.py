@@ -200,7 +200,7 @@ _QUIET = """
       and f.nonce_given = $9 and f.hardware = $10 and f.components = $11::jsonb and f.slot = $12
       and not exists (select from executions e where e.device_id = a.id
         and (e.ended_at is null or e.ended_at >= f.reported_at
-             or (e.assigned_until is not null and e.accepted_at is null)))
+             or (e.assigned_until is not null and not e.attempted)))
     returning f.device_id
 """
 """Rules 1 and 3 for whom nothing is to be done, in one statement: what `hear` says, and no lock."""
@@ -246,7 +246,7 @@ _ASSIGNED = f"""
 """  # noqa: S608
 _PASSED_OVER = """
     update executions set assigned_until = null
-    where device_id = $1 and assigned_until is not null and accepted_at is null and ended_at < $2
+    where device_id = $1 and assigned_until is not null and not attempted and ended_at < $2
 """
 """It has had our answer since, which took back what it had not begun."""
 
