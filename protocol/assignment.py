@@ -32,6 +32,7 @@ from protocol.content import (
     fields_of,
     integer,
     list_of,
+    matching,
     parsed,
     text_of,
 )
@@ -175,18 +176,12 @@ def _span(value: object, where: str) -> tuple[int, int]:
 
 def nonce_of(value: object, where: str) -> str:
     """Return a nonce; ContentError."""
-    text = text_of(value, where)
-    if not _NONCE.fullmatch(text):
-        bad(where, "expected 32 hexadecimal digits")
-    return text
+    return matching(_NONCE, value, where, "32 hexadecimal digits")
 
 
 def ref_of(value: object, where: str) -> str:
     """Return the reference of a rollout or an execution; ContentError."""
-    text = text_of(value, where)
-    if not _REF.fullmatch(text):
-        bad(where, "expected a reference such as exe-2b3c4d5e")
-    return text
+    return matching(_REF, value, where, "a reference such as exe-2b3c4d5e")
 
 
 # -- the envelope ------------------------------------------------------------------------------

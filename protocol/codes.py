@@ -23,6 +23,7 @@ from protocol.content import (
     document,
     integer,
     list_of,
+    matching,
     parsed,
     text_of,
 )
@@ -76,9 +77,7 @@ def read_stock(content: bytes, *, device: str) -> Stock:
     data = document(content, MAX_STOCK, needed=needed)
     if data["device"] != device:
         raise ContentError(Fault.WRONG_DEVICE, "device", f"is {str(data['device'])[:40]!r}")
-    address = text_of(data["address"], "address")
-    if not _ADDRESS.fullmatch(address):
-        bad("address", "expected an address of the web")
+    address = matching(_ADDRESS, data["address"], "address", "an address of the web")
     given = list_of(data["codes"], "codes", 1, MAX_CODES)
     codes = tuple(_code(each, f"codes[{at}]") for at, each in enumerate(given))
     if len({each.token for each in codes}) != len(codes):

@@ -8,6 +8,7 @@ each has one hash, and a signature over it is over what it says. Whatever is non
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NoReturn
@@ -130,6 +131,14 @@ def text_of(value: object, where: str) -> str:
             Fault.BAD_TEXT, where, f"expected 1 to {MAX_TEXT} characters that can be printed"
         )
     return value
+
+
+def matching(pattern: re.Pattern[str], value: object, where: str, expected: str) -> str:
+    """Return a text that a pattern matches whole; ContentError: what was expected."""
+    text = text_of(value, where)
+    if not pattern.fullmatch(text):
+        bad(where, f"expected {expected}")
+    return text
 
 
 def long_text(value: object, where: str) -> bytes:

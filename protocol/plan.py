@@ -24,13 +24,13 @@ from protocol.content import (
     ContentError,
     Fault,
     Json,
-    bad,
     canonical,
     document,
     fields_of,
     integer,
     list_of,
     long_text,
+    matching,
     parsed,
     text_of,
 )
@@ -127,9 +127,8 @@ def read_plan(content: bytes) -> Plan:
 
 def _shown(value: object, where: str) -> Shown:
     data = fields_of(value, where, ("questionnaire",), ("from", "until", "weekdays", "hours"))
-    digest = text_of(data["questionnaire"], f"{where}.questionnaire")
-    if not _DIGEST.fullmatch(digest):
-        bad(f"{where}.questionnaire", "expected 64 hexadecimal digits")
+    named = f"{where}.questionnaire"
+    digest = matching(_DIGEST, data["questionnaire"], named, "64 hexadecimal digits")
     hours = None
     if "hours" in data:
         opens, closes = (

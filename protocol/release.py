@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from protocol.content import bad, fields_of, list_of, text_of
+from protocol.content import bad, fields_of, list_of, matching, text_of
 
 Component = Literal["agent", "kiosk"]
 COMPONENTS: Final[tuple[Component, ...]] = ("agent", "kiosk")
@@ -121,7 +121,4 @@ def hardware_of(value: object, where: str) -> str:
 
 def digest_of(value: object, where: str) -> str:
     """Return a SHA-256 in hex; ContentError."""
-    text = text_of(value, where)
-    if not _DIGEST.fullmatch(text):
-        bad(where, "expected 64 hexadecimal digits")
-    return text
+    return matching(_DIGEST, value, where, "64 hexadecimal digits")
