@@ -3,10 +3,21 @@
 import json
 from typing import cast
 
+import pytest
 from playwright.sync_api import Page
 
 from ops.assets.fetch import DEFAULT_FOLDER
 
+in_each_look = pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1280, "light"),
+        pytest.param(360, "light", marks=pytest.mark.long),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+    ],
+)
+"""A test of a page on a phone and on a desk, light and dark; two of the four are soaked."""
 TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
 
 

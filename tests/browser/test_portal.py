@@ -9,7 +9,7 @@ from datetime import date, timedelta
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.axe import overflow, violations
+from tests.browser.axe import in_each_look, overflow, violations
 from tests.browser.conftest import Demo
 
 pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600)]
@@ -191,15 +191,7 @@ def test_another_organisations_site_does_not_exist(demo: Demo, new_page: NewPage
     expect(portal.locator("h1")).to_have_text("Not found")
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"),
-    [
-        (360, "dark"),
-        (1280, "light"),
-        pytest.param(360, "light", marks=pytest.mark.long),
-        pytest.param(1280, "dark", marks=pytest.mark.long),
-    ],
-)
+@in_each_look
 def test_the_portal_is_for_everyone(demo: Demo, new_page: NewPage, width: int, scheme: str) -> None:
     portal = open_portal(new_page(width=width, scheme=scheme), demo)
     assert violations(portal) == []

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, e
 
 from ops.services.browser import chromium
 from protocol.label import Label
-from tests.browser.axe import overflow, violations
+from tests.browser.axe import in_each_look, overflow, violations
 from tests.browser.conftest import _QUIET
 from tests.browser.tech_world import Agent, Store, film, open_store
 
@@ -498,15 +498,7 @@ def test_what_is_refused_on_arrival_says_what_to_do(store: Store, phone: Phone, 
     expect(page.locator("#outbox-say")).to_have_text("Everything is sent.")
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"),
-    [
-        (360, "dark"),
-        (1280, "light"),
-        pytest.param(360, "light", marks=pytest.mark.long),
-        pytest.param(1280, "dark", marks=pytest.mark.long),
-    ],
-)
+@in_each_look
 def test_the_pages_are_for_everyone(
     store: Store, phone: Phone, lens: Path, width: int, scheme: str
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.axe import overflow, violations
+from tests.browser.axe import in_each_look, overflow, violations
 from tests.browser.conftest import Demo
 
 pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600)]
@@ -137,15 +137,7 @@ def test_the_copyable_command_answers(tour: Page) -> None:
     assert tour.evaluate("navigator.clipboard.readText()") == command
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"),
-    [
-        (360, "dark"),
-        (1280, "light"),
-        pytest.param(360, "light", marks=pytest.mark.long),
-        pytest.param(1280, "dark", marks=pytest.mark.long),
-    ],
-)
+@in_each_look
 def test_the_tour_is_for_everyone(demo: Demo, new_page: NewPage, width: int, scheme: str) -> None:
     page = new_page(width=width, scheme=scheme)
     page.goto(demo.address)
