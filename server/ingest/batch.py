@@ -188,9 +188,11 @@ def decode(batch: Batch) -> None:
     """Decode the frames where their devices stood; what fits in no one place is split or held."""
     now_ms = batch.now_ms
     batch.registered = [boot.device.registered for boot, _, _ in batch.runs]
-    batch.pieces = [boot.device.piece() for boot in batch.boots]
+    batch.pieces = []
+    for boot, start, end in batch.runs:
+        batch.pieces += [boot.device.piece()] * (end - start)
     _decode(batch)
-    if all(record[STATUS] != Status.HELD for record in batch.records):
+    if Status.HELD not in {record[STATUS] for record in batch.records}:
         return
     elsewhere = False
     for at in _held(batch):
@@ -209,13 +211,14 @@ def decode(batch: Batch) -> None:
 
 def _decode(batch: Batch) -> None:
     pack, limit = _PLACE.pack, batch.now_ms + AHEAD_MS
-    packed = b"".join(
-        [
-            pack(boot.row, piece[0], piece[1], piece[2] if piece[2] < limit else limit)
-            for boot, piece in zip(batch.boots, batch.pieces, strict=True)
-        ]
-    )
-    batch.decoded = decode_packed(batch.frames, packed)
+    packed: list[bytes] = []
+    same, same_piece, place_ = None, None, b""  # a run's frames stood at one place, mostly
+    for boot, piece in zip(batch.boots, batch.pieces, strict=True):
+        if boot is not same or piece is not same_piece:
+            same, same_piece = boot, piece
+            place_ = pack(boot.row, piece[0], piece[1], piece[2] if piece[2] < limit else limit)
+        packed.append(place_)
+    batch.decoded = decode_packed(batch.frames, b"".join(packed))
     batch.records = list(RECORD.iter_unpack(batch.decoded.records))
 
 
