@@ -18,6 +18,7 @@ from server.provisioning import manifest
 from server.provisioning.claims import make_claim
 from server.provisioning.refusals import TABLE
 from server.provisioning.web import EnrolRequest, build_enrolment
+from tests.deployed import deployed
 from tests.integration.api_world import World
 from tests.integration.provisioning_world import Key, Provisioning, provisioning
 
@@ -270,12 +271,7 @@ async def test_the_command_writes_nothing_if_a_row_is_wrong_unless_told_to_skip(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("VESTIBULE_DSN_OWNER", stack.endpoints.dsn("owner", world_database))
-    for role in ("INGEST", "API", "MAINT", "DESK"):
-        dsn = stack.endpoints.dsn(role.lower(), world_database)
-        monkeypatch.setenv(f"VESTIBULE_DSN_{role}", dsn)
-    monkeypatch.setenv("VESTIBULE_PKI", str(stack.endpoints.pki))
-    monkeypatch.setenv("VESTIBULE_SESSION_SECRET", "x" * 32)
+    deployed(monkeypatch, stack, world_database, pki=stack.endpoints.pki)
     file = tmp_path / "manifest.csv"
     file.write_text(f"{HEAD}\nDC-0001,m,counter,r,{SECRET},,\nDC-0002,m,camera,r,{SECRET},,\n")
     words = ["device", "import", str(file), "--organisation", "own"]

@@ -12,6 +12,7 @@ import pytest
 from ops.command import main
 from ops.services.stack import Stack
 from server.people.links import Purpose, look
+from tests.deployed import deployed
 from tests.emptying import empty
 
 pytestmark = pytest.mark.services
@@ -43,11 +44,7 @@ def store(
     stack: Stack, world_database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Store:
     """An emptied database with two organisations, named by the environment."""
-    for name in ("owner", "ingest", "api", "desk", "maint"):
-        dsn = stack.endpoints.dsn(name, world_database)
-        monkeypatch.setenv(f"VESTIBULE_DSN_{name.upper()}", dsn)
-    monkeypatch.setenv("VESTIBULE_PKI", str(tmp_path))
-    monkeypatch.setenv("VESTIBULE_SESSION_SECRET", "s" * 32)
+    deployed(monkeypatch, stack, world_database, pki=tmp_path)
     monkeypatch.setenv("VESTIBULE_PUBLIC_URL", "https://vestibule.example")
     found = Store(stack.endpoints.dsn("owner", world_database))
     found.run(empty)

@@ -12,6 +12,7 @@ import pytest
 import ops.command
 from ops.services.stack import Stack
 from server.firmware.repository import Repository
+from tests.deployed import deployed
 
 pytestmark = pytest.mark.services
 
@@ -79,10 +80,7 @@ def person(
     capsys: pytest.CaptureFixture[str],
 ) -> Person:
     """Somebody in an empty folder, on a machine that also reaches the server."""
-    for name in ("owner", "ingest", "api", "desk", "maint"):
-        monkeypatch.setenv(f"VESTIBULE_DSN_{name.upper()}", stack.endpoints.dsn(name, database))
-    monkeypatch.setenv("VESTIBULE_PKI", str(tmp_path / "pki"))
-    monkeypatch.setenv("VESTIBULE_SESSION_SECRET", "s" * 32)
+    deployed(monkeypatch, stack, database, pki=tmp_path / "pki")
     tree = tmp_path / "work" / "tree"
     for package in ("agent", "protocol"):
         (tree / package).mkdir(parents=True)

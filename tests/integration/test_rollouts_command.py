@@ -17,6 +17,7 @@ from ops.services.stack import Stack
 from server.firmware import acts
 from server.firmware.reads import One
 from server.firmware.waves import OVER, State
+from tests.deployed import deployed
 from tests.firmware_world import APPROVER, BAD, GOOD, World, firmware_world
 from tests.steering_world import Steered
 
@@ -77,11 +78,7 @@ async def shell(
     capfd: pytest.CaptureFixture[str],
 ) -> AsyncIterator[Shell]:
     """Four devices at four shops, today, and the deployment in the environment."""
-    for name in ("owner", "ingest", "api", "desk", "maint"):
-        dsn = stack.endpoints.dsn(name, database)
-        monkeypatch.setenv(f"VESTIBULE_DSN_{name.upper()}", dsn)
-    monkeypatch.setenv("VESTIBULE_PKI", str(tmp_path))
-    monkeypatch.setenv("VESTIBULE_SESSION_SECRET", "s" * 32)
+    deployed(monkeypatch, stack, database, pki=tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps(POLICY))
