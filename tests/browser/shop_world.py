@@ -7,7 +7,7 @@ written them.
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import asyncpg
@@ -60,12 +60,13 @@ async def _fill(owner: asyncpg.Connection, hour: datetime) -> None:
     organisation = await owner.fetchval(
         "insert into organisations (ref, name) values ($1, 'Strand AB') returning id", ORGANISATION
     )
-    begins = (hour - timedelta(weeks=WEEKS)).date()
-    [where, *_] = [zone for zone in ZONES if 6 <= hour.astimezone(ZoneInfo(zone)).hour < 22]
+    local, *_ = [at for at in map(hour.astimezone, map(ZoneInfo, ZONES)) if 6 <= at.hour < 22]
+    today = local.date()  # of the shop: in Honolulu it may still be yesterday
+    begins = today - timedelta(weeks=WEEKS)
     site = await owner.fetchval(
         "insert into sites (organisation_id, ref, name, time_zone, currency, opens_on, closes_on) "
         "values ($1, $2, $3, $6, 'SEK', $4, $5) returning id",
-        *(organisation, SITE, NAME, begins, hour.date() + timedelta(days=5), where),
+        *(organisation, SITE, NAME, begins, today + timedelta(days=5), str(local.tzinfo)),
     )
     counter, terminal = [
         await owner.fetchval(
@@ -103,7 +104,7 @@ async def _fill(owner: asyncpg.Connection, hour: datetime) -> None:
         counter,
     )
     await _pressed(owner, organisation, terminal, hour)
-    await _waiting(owner, organisation, site, terminal, hour)
+    await _waiting(owner, organisation, site, terminal, hour, today)
 
 
 async def _pressed(owner: asyncpg.Connection, organisation: int, spot: int, hour: datetime) -> None:
@@ -129,7 +130,12 @@ async def _pressed(owner: asyncpg.Connection, organisation: int, spot: int, hour
 
 
 async def _waiting(
-    owner: asyncpg.Connection, organisation: int, site: int, spot: int, hour: datetime
+    owner: asyncpg.Connection,
+    organisation: int,
+    site: int,
+    spot: int,
+    hour: datetime,
+    today: date,
 ) -> None:
     """Let there be an alert, an action that is due, a campaign that was paid, and a roster."""
     await owner.execute(
@@ -144,14 +150,14 @@ async def _waiting(
         "insert into actions (organisation_id, ref, site_id, touchpoint_id, title, owner, due_on, "
         "remeasure_on, made_at) select $1, 'action-popup', $2, id, 'Open the second till', 'Bo', "
         "$3, $4, $5 from made",
-        *(organisation, site, hour.date(), hour.date() + timedelta(days=30), hour),
+        *(organisation, site, today, today + timedelta(days=30), hour),
     )
     await owner.execute(
         "with made as (insert into campaigns (organisation_id, campaign_ref, name, channel, "
         "from_day, until_day, cost, currency) values ($1, 'flyers', 'Flyers', 'print', $3, $3, "
         "50000, 'SEK') returning id) insert into campaign_sites (organisation_id, campaign_id, "
         "site_id) select $1, id, $2 from made",
-        *(organisation, site, hour.date() - timedelta(days=20)),
+        *(organisation, site, today - timedelta(days=20)),
     )
     await owner.executemany(
         "insert into staff_shifts (organisation_id, site_id, shift_ref, role, starts_at, ends_at) "
