@@ -199,6 +199,14 @@ async def test_settings_are_planned_and_taken_back_by_the_api(api: Api, tmp_path
         found = await api.ask("POST", "/rollouts:preview", body)
         assert found[0] == status, (body, found)
     slow = {**POLICY, "gate": {"success_pct": 90, "min_sample": 2, "soak_s": 600}}
+    await api.world.owner.execute(
+        "insert into questionnaires (organisation_id, ref, hash, name, content, definition) "
+        "values ($1, 'questionnaire-ours', 2, 'Ours', '{}', '{}')",
+        api.world.organisation,
+    )
+    shows = {"questionnaire": "questionnaire-ours", "policy": POLICY}
+    _, found = await api.ask("POST", "/rollouts:preview", shows)
+    assert found["reasons"] == {"wrong hardware": 8}, "these are counters"
     ref = await api.planned(bundle=None, settings=asked, policy=slow)
     found = await api.get(f"/rollouts/{ref}/plan")
     assert [wave["devices"] for wave in found["plan"]["waves"]] == [4, 4]

@@ -189,6 +189,15 @@ async def test_settings_are_rolled_out_from_a_file(shell: Shell, tmp_path: Path)
         change.write_text(text)
         assert said in await shell.run(*words, code=1), text
     assert "one of them" in await shell.run("plan", "shops", code=1)
+    shows = "plan", "shops", "--policy", str(shell.policy), "--questionnaire"
+    assert "no questionnaire 'none'" in await shell.run(*shows, "none", code=1)
+    await world.owner.execute(
+        "insert into questionnaires (organisation_id, ref, hash, name, content, definition) "
+        "values ($1, 'questionnaire-a', 2, 'A', '{}', '{}')",
+        world.organisation,
+    )
+    out = await shell.run(*shows, "questionnaire-a", code=1)
+    assert "no device would be reached: 4 wrong hardware" in out
 
 
 async def test_above_the_blast_radius_somebody_else_approves(shell: Shell) -> None:
