@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ops.demo.world import BACKWARDS, DEAD, UNNOTICED, Place, PlannedSite, places, the_world
-from server.health.conditions import flatline, reversed_door
+from server.health.conditions import blocked_view, flatline, reversed_door
+from server.health.doors import Doors
 from server.health.judgement import Standing, Subject, SubjectKind
 from server.health.series import QUARTER_S, Quarter, Series
 from server.health.verdict import Case
@@ -78,7 +79,10 @@ def test_four_weeks_tell_of_the_dead_door_and_three_days_do_not(hours: int) -> N
                    turned=False)
             for each in (alive, dead)
         ]  # fmt: skip
-        said = flatline.judge(Case(SPOT, end_ms // 1000), side, [main])
+        both = Doors(blocked_view.LEAST)
+        for each in (main, side):
+            both.add(each)
+        said = flatline.judge(Case(SPOT, end_ms // 1000), side, both)
         assert said.standing is standing
-        beside = flatline.judge(Case(SPOT, end_ms // 1000), main, [side])
+        beside = flatline.judge(Case(SPOT, end_ms // 1000), main, both)
         assert beside.standing is not Standing.FIRING
