@@ -22,7 +22,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from ops.services.stack import Stack
 from server.db.migrate import migrate
-from tests.emptying import Emptied, copied, left_empty
+from tests.emptying import Emptied, copied, left_empty, left_for_good
 
 _STARTED_BY_TESTS = "started-by-tests"
 _TEMPORARY = f"vestibule-test-{os.geteuid()}-"
@@ -112,7 +112,7 @@ def spare(stack: Stack, migrated: str) -> Iterator[list[Emptied]]:
     databases: list[Emptied] = []
     yield databases
     for left in databases:
-        stack.postgres.drop_database(left.name)
+        left_for_good(stack, left.name)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def _database(stack: Stack) -> Iterator[str]:
     try:
         yield name
     finally:
-        stack.postgres.drop_database(name)
+        left_for_good(stack, name)
 
 
 def _stack_root() -> tuple[Path, bool]:

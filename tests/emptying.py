@@ -4,6 +4,7 @@ Truncating every table takes a third of a second, making a database one or two; 
 a few tables only. What is deleted fires no trigger, as what is truncated would not.
 """
 
+import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -102,6 +103,12 @@ async def copied(stack: Stack, migrated: str) -> Emptied:
     stack.postgres.execute(f"grant set on parameter session_replication_role to {ROLES['owner']}")
     async with _owning(stack, name) as owner:
         return Emptied(name, await owner.fetchval(_SCHEMA))
+
+
+def left_for_good(stack: Stack, name: str) -> None:
+    """Drop a database at a run's end, if its stack outlives the run; else it goes with it."""
+    if os.environ.get("VESTIBULE_TEST_STACK"):
+        stack.postgres.drop_database(name)
 
 
 async def left_empty(stack: Stack, had: Emptied) -> bool:

@@ -22,7 +22,7 @@ from server.api.routes import build_api
 from server.clock import ManualClock
 from server.db.engine import open_pool
 from server.rollup.refresh import refresh
-from tests.emptying import copied, empty
+from tests.emptying import copied, empty, left_for_good
 
 NOW = datetime(2026, 4, 2, 12, 0, tzinfo=UTC)
 ALL_SLOTS = (1 << 60) - 1
@@ -262,7 +262,7 @@ def world_database(stack: Stack, migrated: str) -> Iterator[str]:
     """A migrated database for the run: making one takes longer than most tests that use it."""
     made = asyncio.run(copied(stack, migrated))
     yield made.name
-    stack.postgres.drop_database(made.name)
+    left_for_good(stack, made.name)
 
 
 @pytest.fixture
