@@ -64,12 +64,16 @@ async def answer_of(
     connection: asyncpg.Connection, device: int, report: Report, *, now: datetime
 ) -> Answer:
     """Take in what a device (its row, locked) says, and return what it is told now."""
-    await steering.heard(connection, device, report, now=now)
+    steered = await steering.concerns(connection, device, steering.SETTINGS)
+    if steered:
+        await steering.heard(connection, device, report, now=now)
     await settings.noted(connection, device, report, now=now)
-    await granting.grant(connection, device, now=now, payload=steering.SETTINGS)
+    if steered:
+        await granting.grant(connection, device, now=now, payload=steering.SETTINGS)
     heard, withdrawn = await orders.heard(connection, device, report.commands, now=now)
     version, wanted = await settings.told(connection, device, now=now)
-    await steering.told(connection, device, version, now=now)
+    if steered:
+        await steering.told(connection, device, version, now=now)
     given = await orders.offer(connection, device, now=now)
     return Answer(version, wanted, settings.CONFIRM_S, given, heard, withdrawn)
 

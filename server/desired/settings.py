@@ -87,6 +87,7 @@ class Device:
     site: int | None
     site_ref: str | None
     region: int | None
+    organisation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,10 @@ class Preview:
 
 
 _DEVICES = """
-select d.id, d.device, d.kind, d.model, s.id, s.ref, s.region_id
+select d.id, d.device, d.kind, d.model, s.id, s.ref, s.region_id, d.organisation_id
 from devices d
-left join assignments a on a.device_id = d.id and a.valid @> $2::timestamptz
+left join assignments a on a.device_id = d.id and a.valid @> $1::timestamptz
 left join spots p on p.id = a.spot_id left join sites s on s.id = p.site_id
-where d.organisation_id = $1
 """
 _LAYERS = """
 select l.scope, l.model, l.site_id, l.device_id, coalesce(s.ref, d.device, l.model), l.entries
@@ -341,9 +341,9 @@ async def devices(
 ) -> list[Device]:
     """Return the devices that a layer is about, by their names."""
     rows = await connection.fetch(
-        f"{_DEVICES} and ($3 = '' or d.model = $3) and ($4::int is null or s.id = $4) "
-        "and ($5::int is null or d.id = $5) order by d.device",
-        *(organisation, now, found.of if found.scope is Scope.MODEL else ""),
+        f"{_DEVICES} where d.organisation_id = $2 and ($3 = '' or d.model = $3) "
+        "and ($4::int is null or s.id = $4) and ($5::int is null or d.id = $5) order by d.device",
+        *(now, organisation, found.of if found.scope is Scope.MODEL else ""),
         *(found.site, found.device),
     )
     return [Device(*row) for row in rows]
@@ -372,17 +372,15 @@ async def told(
     connection: asyncpg.Connection, device: int, *, now: datetime
 ) -> tuple[int, dict[str, tuple[Value, int]]]:
     """Return what a device (its row, locked) is told now, and as which version; it is noted."""
-    organisation = await connection.fetchval(
-        "select organisation_id from devices where id = $1", device
-    )
-    settings = wanted(await merged_of(connection, organisation, device, now=now))
+    found = await _device(connection, device, now=now)
+    settings = wanted(await _merged(connection, found))
     said = json.dumps(settings, sort_keys=True)
     version = await connection.fetchval(
         "insert into device_settings as s (device_id, organisation_id, told, told_at) "
         "values ($1, $2, $3::jsonb, $4) on conflict (device_id) do update set told_at = $4, "
         "organisation_id = $2, told = $3::jsonb, version = s.version + 1 where s.told <> $3::jsonb "
         "returning version",
-        *(device, organisation, said, now),
+        *(device, found.organisation, said, now),
     )
     if version is None:
         version = await connection.fetchval(
@@ -415,11 +413,13 @@ async def configuration(
     connection: asyncpg.Connection, organisation: int, device: str, *, now: datetime
 ) -> Configuration:
     """Return a device's settings with where they come from. Raises NotFoundError."""
-    row = await connection.fetchrow(f"{_DEVICES} and d.device = $3", organisation, now, device)
+    row = await connection.fetchrow(
+        f"{_DEVICES} where d.organisation_id = $2 and d.device = $3", now, organisation, device
+    )
     if row is None:
         raise NotFoundError(f"no device {device[:40]!r}")
     found = Device(*row)
-    settings = await merged_of(connection, organisation, found.id, now=now)
+    settings = await _merged(connection, found)
     kept = await connection.fetchrow(
         "select version, told, report, reported_version, reported_at from device_settings "
         "where device_id = $1",
@@ -453,17 +453,23 @@ def _report(said: str | None) -> Report | None:
 
 
 async def merged_of(
-    connection: asyncpg.Connection, organisation: int, device: int, *, now: datetime
+    connection: asyncpg.Connection, device: int, *, now: datetime
 ) -> dict[str, Merged]:
     """Return a device's (its row's) settings, with what a rollout lays over its layers."""
-    row = await connection.fetchrow(f"{_DEVICES} and d.id = $3", organisation, now, device)
-    found = Device(*row)
+    return await _merged(connection, await _device(connection, device, now=now))
+
+
+async def _device(connection: asyncpg.Connection, device: int, *, now: datetime) -> Device:
+    return Device(*await connection.fetchrow(f"{_DEVICES} where d.id = $2", now, device))
+
+
+async def _merged(connection: asyncpg.Connection, found: Device) -> dict[str, Merged]:
     rows = await connection.fetch(
         f"{_LAYERS} and (l.scope = 'organisation' or (l.scope = 'model' and l.model = $2) "
         "or l.site_id = $3 or l.device_id = $4)",
-        *(organisation, found.model, found.site, found.id),
+        *(found.organisation, found.model, found.site, found.id),
     )
-    overlays = await connection.fetch(_OVERLAYS, organisation, device)
+    overlays = await connection.fetch(_OVERLAYS, found.organisation, found.id)
     own = overlaid(_layers(rows).values(), _overlays(overlays, found))
     return merged(own, kind=found.kind)
 

@@ -207,12 +207,22 @@ async def _show(held: Held, executions: Sequence[tuple[int, int]]) -> None:
 
 _OPEN = f"""
 select e.id, e.ref, e.pool, e.settings, e.shows, e.told, e.rollout_id, o.ref as rollout, o.reverses,
-       o.state as stands, o.organisation_id, s.version, d.device, {COLUMNS}
+       o.state as stands, s.version, d.device, {COLUMNS}
 from executions e join rollouts o on o.id = e.rollout_id join devices d on d.id = e.device_id
 left join device_settings s on s.device_id = e.device_id
 where e.device_id = $1 and e.state in ({named(FLYING)}) and o.payload = $2
 for no key update of e
 """  # noqa: S608
+
+
+async def concerns(connection: asyncpg.Connection, device: int, payload: str) -> bool:
+    """Whether a rollout of this has anything open for a device (its row); mostly none has."""
+    found: bool = await connection.fetchval(
+        "select exists (select from executions e join rollouts o on o.id = e.rollout_id "
+        "where e.device_id = $1 and e.ended_at is null and o.payload = $2)",
+        *(device, payload),
+    )
+    return found
 
 
 async def under_way(
@@ -245,7 +255,7 @@ async def heard(
         await reports.hear(connection, device, [step], fresh=True, now=now)
         return
     change = await change_of(connection, row["rollout_id"])
-    told = await settings.merged_of(connection, row["organisation_id"], device, now=now)
+    told = await settings.merged_of(connection, device, now=now)
     by = row["rollout"] if row["reverses"] is None else ""
     outcome = judged(change, told, report, by=by)
     if outcome is None:
