@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from ops.services.stack import Stack
 from server.db.migrate import migrate
 from tests.emptying import Emptied, copied, left_empty, left_for_good
+
+# a machine that does other work besides is slow, and no property is about time
+settings.register_profile("patient", parent=settings(), deadline=None)
+settings.load_profile("patient")
 
 _STARTED_BY_TESTS = "started-by-tests"
 _TEMPORARY = f"vestibule-test-{os.geteuid()}-"
