@@ -48,15 +48,16 @@ def add_plans(
     async def serve(request: web.Request) -> web.Response:
         async with transaction(pool, "read plan") as connection:
             asking = await hear(connection, peer_certificate(request), now=now())
-            plan, contents = await showing.plan_for(connection, asking.row, now=now())
+            plan, contents, awaited = await showing.plan_for(connection, asking.row, now=now())
         # read at each answer: a certificate that was replaced needs no restart
         signer = await asyncio.to_thread(ContentSigner.load, pki)
         sealed = signer.sealed(plan.content(), sorted(contents)).content()
         tag = f'"{hashlib.sha256(sealed).hexdigest()[:32]}"'
         if request.headers.get("If-None-Match") == tag:
-            async with transaction(pool, "note plan held") as connection:
-                await hear(connection, peer_certificate(request), now=now())
-                await showing.holds(connection, asking.row, plan, now=now())
+            if awaited:
+                async with transaction(pool, "note plan held") as connection:
+                    await hear(connection, peer_certificate(request), now=now())
+                    await showing.holds(connection, asking.row, plan, now=now())
             return web.Response(status=304, headers={"ETag": tag})
         log.info("plan given", device=asking.device, shown=len(plan.show))
         return web.Response(body=sealed, content_type="application/json", headers={"ETag": tag})

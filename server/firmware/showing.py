@@ -29,7 +29,7 @@ from server.firmware.life import State as Stage
 from server.firmware.plan import Why
 from server.firmware.rollout import SERVER
 from server.firmware.rows import Held
-from server.firmware.steering import attempt_of, superseded, under_way
+from server.firmware.steering import attempt_of, concerns, superseded, under_way
 from server.firmware.waves import OVER, WITHDRAWN, State
 from server.fleet.checks import FieldError
 
@@ -131,18 +131,23 @@ async def _carried(held: Held) -> str:
 
 async def plan_for(
     connection: asyncpg.Connection, device: int, *, now: datetime
-) -> tuple[Plan, list[bytes]]:
-    """Return what a kiosk (its row, locked) that asks is to show, with what it is granted now."""
+) -> tuple[Plan, list[bytes], bool]:
+    """Return what a kiosk (its row, locked) that asks is to show, with what it is granted now.
+
+    And the contents that this names, and whether a rollout waits to hear that the kiosk holds it.
+    """
+    if not await concerns(connection, device, QUESTIONNAIRE):
+        return *await questionnaires.plan_of(connection, device, now=now), False
     row = await under_way(connection, device, QUESTIONNAIRE)
     if row is not None and _withdrawn(row) and row["shows"] is not None:
         await connection.execute("update executions set shows = null where id = $1", row["id"])
     await granting.grant(connection, device, now=now, payload=QUESTIONNAIRE)
-    made = await questionnaires.plan_of(connection, device, now=now)
+    plan, contents = await questionnaires.plan_of(connection, device, now=now)
     row = await under_way(connection, device, QUESTIONNAIRE)
     if row is not None and Stage(row["state"]) is Stage.OFFERED:
         step = Step(attempt_of(row), 1, Phase.ACCEPTED)
         await reports.hear(connection, device, [step], fresh=True, now=now)
-    return made
+    return plan, contents, row is not None
 
 
 async def holds(connection: asyncpg.Connection, device: int, plan: Plan, *, now: datetime) -> None:
