@@ -133,7 +133,7 @@ def test_what_is_asked_wrongly_names_its_field(asked: SettingsChange, field: str
 
 def test_who_gets_nothing_by_a_change_is_left_out_by_name() -> None:
     wanted = of("health_s")
-    devices = [Device(n, f"dc-{n}", "counter", "", None, "north", None) for n in range(5)]
+    devices = [Device(n, f"dc-{n}", "counter", "", None, "north", None, 1) for n in range(5)]
     site = Layer(Scope.SITE, "north", {"health_s": Entry(120, 1, 0, "user ada")})
     stacks = {n: [site] if n == 1 else [] for n in range(5)}
     known, values = list(TABLE), {key: each.default for key, each in TABLE.items()}
