@@ -99,6 +99,8 @@ def _column(kind: Any, *, name: str = "") -> "pa.DataType":
         if len(options) != 1:
             raise TypeError(f"no column for {kind}")
         return _column(options[0], name=name)
+    if origin is typing.Literal and all(isinstance(each, str) for each in options):
+        return pa.string()
     if origin in (list, tuple):
         return pa.list_(_column(options[0]))
     if origin is dict:

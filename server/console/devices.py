@@ -110,10 +110,9 @@ class Pages(Handlers):
                 rows = await reads.devices(connection, [row for row, _ in found], now=now)
                 many = await search.number(connection, chosen)
             kept = await segments.every(connection, at.id)
-        return self._office.page(
+        return self._office.shell.page(
             request,
-            "devices.html",
-            alone="device_rows.html",
+            "device_rows.html" if "HX-Request" in request.headers else "devices.html",
             at=at,
             rows=rows[: reads.PAGE],
             more=len(rows) > reads.PAGE,
