@@ -21,7 +21,8 @@ from server.db.engine import transaction
 from server.db.turns import repeat
 from server.desired import settings
 from server.errors import NotFoundError
-from server.firmware import granting, steering
+from server.firmware import carried, granting, steering
+from server.firmware.waves import Payload
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
 from server.provisioning.web import answered, body_of, refusal
@@ -64,12 +65,12 @@ async def answer_of(
     connection: asyncpg.Connection, device: int, report: Report, *, now: datetime
 ) -> Answer:
     """Take in what a device (its row, locked) says, and return what it is told now."""
-    steered = await steering.concerns(connection, device, steering.SETTINGS)
+    steered = await carried.concerns(connection, device, Payload.SETTINGS)
     if steered:
         await steering.heard(connection, device, report, now=now)
     await settings.noted(connection, device, report, now=now)
     if steered:
-        await granting.grant(connection, device, now=now, payload=steering.SETTINGS)
+        await granting.grant(connection, device, now=now, payload=Payload.SETTINGS)
     heard, withdrawn = await orders.heard(connection, device, report.commands, now=now)
     version, wanted = await settings.told(connection, device, now=now)
     if steered:

@@ -18,9 +18,11 @@ import asyncpg
 import structlog
 from aiohttp import web
 
-from protocol.plan import SIGNED, Envelope
+from protocol.plan import SIGNED, Envelope, Plan
 from server.db.engine import transaction
-from server.firmware import showing
+from server.feedback.questionnaires import plan_of
+from server.firmware import carried, granting, showing
+from server.firmware.waves import Payload
 from server.pki.service import ServiceSigner
 from server.provisioning.listener import peer_certificate
 from server.provisioning.renew import hear
@@ -48,7 +50,7 @@ def add_plans(
     async def serve(request: web.Request) -> web.Response:
         async with transaction(pool, "read plan") as connection:
             asking = await hear(connection, peer_certificate(request), now=now())
-            plan, contents, awaited = await showing.plan_for(connection, asking.row, now=now())
+            plan, contents, awaited = await _answer(connection, asking.row, now=now())
         # read at each answer: a certificate that was replaced needs no restart
         signer = await asyncio.to_thread(ContentSigner.load, pki)
         sealed = signer.sealed(plan.content(), sorted(contents)).content()
@@ -63,3 +65,18 @@ def add_plans(
         return web.Response(body=sealed, content_type="application/json", headers={"ETag": tag})
 
     app.router.add_get("/v1/plan", answered(serve))
+
+
+async def _answer(
+    connection: asyncpg.Connection, device: int, *, now: datetime
+) -> tuple[Plan, list[bytes], bool]:
+    """Return what a device (its row, locked) is to show, with what it is granted now.
+
+    And the contents that this names, and whether a rollout waits to hear that the device holds it.
+    """
+    rolled = await carried.concerns(connection, device, Payload.QUESTIONNAIRE)
+    if rolled:
+        await showing.asking(connection, device)
+        await granting.grant(connection, device, now=now, payload=Payload.QUESTIONNAIRE)
+    plan, contents = await plan_of(connection, device, now=now)
+    return plan, contents, rolled and await showing.told(connection, device, now=now)

@@ -27,12 +27,10 @@ from server.firmware.rollout import (
     Submitted,
 )
 from server.firmware.rows import Held, hold_named
-from server.firmware.waves import State
+from server.firmware.waves import Payload, State
 from server.fleet import checks
 from server.fleet.checks import FieldError
 from server.fleet.register import new_ref
-
-PAYLOADS = ("bundle", "settings", "questionnaire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class New:
 
     name: str
     policy: str
-    payload: str = "bundle"
+    payload: Payload = Payload.BUNDLE
     bundle: str | None = None
     content: Mapping[str, object] | None = None
 
@@ -50,15 +48,13 @@ async def draft(
     connection: asyncpg.Connection, organisation: int, wanted: New, *, actor: str, now: datetime
 ) -> str:
     """Draft a rollout, and return its name. Raises FieldError, PolicyError."""
-    if wanted.payload not in PAYLOADS:
-        raise FieldError("payload", f"expected {', '.join(PAYLOADS)}")
     policy = read_policy(wanted.policy)
     bundle = await connection.fetchrow(
         "select b.id, sum(r.length)::bigint as bytes, bool_or(r.withdrawn_at is not null) as gone "
         "from bundles b join releases r on r.id = any(b.releases) where b.ref = $1 group by 1",
         wanted.bundle,
     )
-    if (bundle is None) is (wanted.payload == "bundle"):
+    if (bundle is None) is (wanted.payload is Payload.BUNDLE):
         raise FieldError("bundle", f"no bundle {str(wanted.bundle)[:40]!r}")
     if bundle is not None and bundle["gone"]:
         raise RefusedError("withdrawn", "a release of this bundle was withdrawn")
@@ -66,11 +62,11 @@ async def draft(
     await connection.execute(
         "insert into rollouts (organisation_id, ref, name, payload, bundle_id, bytes, content, "
         "policy, since, author) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        *(organisation, ref, checks.name(wanted.name), wanted.payload),
+        *(organisation, ref, checks.name(wanted.name), wanted.payload.value),
         *((None, 0) if bundle is None else (bundle["id"], bundle["bytes"])),
         *(json.dumps(wanted.content or {}), write_policy(policy), now, actor),
     )
-    detail = {"name": wanted.name, "payload": wanted.payload, "bundle": wanted.bundle or ""}
+    detail = {"name": wanted.name, "payload": wanted.payload.value, "bundle": wanted.bundle or ""}
     await record(
         connection,
         actor=actor,

@@ -20,6 +20,7 @@ from protocol.settings import TABLE, Code, SettingError, Value, checked
 from protocol.state import Report
 from protocol.update import Class, Phase
 from server.desired.layers import Entry, Merged, Scope
+from server.firmware.waves import Payload
 from server.fleet.checks import FieldError
 
 NOTHING_LEFT = "nothing left"
@@ -46,7 +47,7 @@ class Change:
     of: str
     values: Mapping[str, Value]
     was: Mapping[str, tuple[Value, int] | None]
-    payload: str = "settings"
+    payload: Payload = Payload.SETTINGS
 
     def content(self) -> dict[str, object]:
         """Return what a rollout keeps."""

@@ -28,14 +28,14 @@ from typing import assert_never
 import asyncpg
 
 from server import metrics
-from server.firmware import life, steering
+from server.firmware import life, showing, steering
 from server.firmware.guards import in_hand
 from server.firmware.life import FLYING, Execution
 from server.firmware.nights import shut as shut_at
 from server.firmware.reports import change
 from server.firmware.rollout import SERVER, Strayed
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
-from server.firmware.waves import State
+from server.firmware.waves import Payload, State
 from server.firmware.whereabouts import busy, stands
 
 _GATE = 0x6677_6761  # "fwga"
@@ -77,7 +77,11 @@ class Waits:
 
 
 async def grant(
-    connection: asyncpg.Connection, device: int, *, now: datetime, payload: str = "bundle"
+    connection: asyncpg.Connection,
+    device: int,
+    *,
+    now: datetime,
+    payload: Payload = Payload.BUNDLE,
 ) -> Granted | Waits | None:
     """Offer a device (its row) that is asking what is planned for it; None: there is nothing.
 
@@ -89,7 +93,7 @@ async def grant(
         "select e.id, e.ref, e.state, e.attempt, e.rollout_id, o.state as rollout "
         "from executions e join rollouts o on o.id = e.rollout_id "
         "where e.device_id = $1 and e.ended_at is null and o.payload = $2 for no key update of e",
-        *(device, payload),
+        *(device, payload.value),
     )
     if row is None:
         return None
@@ -247,6 +251,7 @@ async def offer(
     await put(held.connection, moved)
     await _place(held, room.offered)
     await steering.bring(held, [(e.id, e.device, e.execution.attempt) for e in room.offered])
+    await showing.bring(held, [(each.id, each.device) for each in room.offered])
     if room.offered:
         await held.connection.execute(
             "update rollouts set tokens = $2, tokens_at = $3 where id = $1",
@@ -259,7 +264,7 @@ async def offer(
 
 
 async def _shut(held: Held, chosen: Iterable[Candidate]) -> dict[int | None, datetime]:
-    policy, fetched = held.rollout.policy, held.facts.payload == "bundle"
+    policy, fetched = held.rollout.policy, held.facts.payload is Payload.BUNDLE
     return await shut_at(
         *(held.connection, held.facts.organisation, [each.site for each in chosen], policy),
         now=held.now,

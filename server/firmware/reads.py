@@ -33,7 +33,7 @@ from server.firmware.standing import (
     standings,
     waits_for_people,
 )
-from server.firmware.waves import OVER, Rollout, State, Wave, WaveKind
+from server.firmware.waves import OVER, Payload, Rollout, State, Wave, WaveKind
 
 MOST_SITES = 100
 """Sites that a rollout is shown with, those in trouble first; of how many windows are looked up."""
@@ -88,7 +88,7 @@ class Line:
     id: int
     ref: str
     name: str
-    payload: str
+    payload: Payload
     bundle: str | None
     bundle_name: str | None
     settings: SettingsChange | None
@@ -316,7 +316,7 @@ def _line(row: asyncpg.Record, waves: Sequence[Wave]) -> Line:
     said = row["settings"]
     change = None if said is None else read_change(json.loads(said)).asked()
     return Line(
-        **{**row, "state": rollout.state, "settings": change},
+        **{**row, "payload": Payload(row["payload"]), "state": rollout.state, "settings": change},
         wave=None if current is None else current.number,
         waves=sum(wave.kind is WaveKind.WAVE for wave in waves),
         totals=sum((wave.total for wave in waves), Counters()),

@@ -18,7 +18,7 @@ from server.firmware.life import COUNTED, FLYING, Counters, Execution, Here
 from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt, read_policy
 from server.firmware.rollout import Event, Kind, Transition, decide
-from server.firmware.waves import WITHDRAWN, Rollout, State, Wave, WaveKind, WaveState
+from server.firmware.waves import WITHDRAWN, Payload, Rollout, State, Wave, WaveKind, WaveState
 
 _ROLLOUT = """
 select id, organisation_id, ref, name, payload, bundle_id, bytes, policy, state, epoch, revert,
@@ -41,7 +41,7 @@ class Facts:
     organisation: int
     ref: str
     name: str
-    payload: str
+    payload: Payload
     bundle: int | None
     bytes: int
     approver: str
@@ -173,10 +173,10 @@ async def _held(connection: asyncpg.Connection, row: asyncpg.Record, *, now: dat
         row["reverses"] is not None,
         OnHalt(row["revert"]),
     )
-    names = ("id", "organisation_id", "ref", "name", "payload", "bundle_id", "bytes", "approver")
     facts = Facts(
-        *(row[name] for name in names),
-        *(row[name] for name in ("starts_at", "fence", "tokens", "tokens_at", "reverses")),
+        *(row["id"], row["organisation_id"], row["ref"], row["name"]),
+        *(Payload(row["payload"]), row["bundle_id"], row["bytes"], row["approver"]),
+        *(row["starts_at"], row["fence"], row["tokens"], row["tokens_at"], row["reverses"]),
     )
     beside = 0 if facts.reverses is None else await connection.fetchval(_BESIDE, facts.reverses)
     return Held(connection, facts, rollout, rollout, now, beside)

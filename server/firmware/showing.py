@@ -19,21 +19,18 @@ import asyncpg
 
 from protocol.plan import MAX_SHOWN, Plan
 from protocol.questionnaire import read
-from protocol.update import Class, Phase, Step
+from protocol.update import Phase
 from server.audit.log import record
 from server.errors import ConflictError, NotFoundError, RefusedError
 from server.feedback import questionnaires
 from server.feedback.questionnaires import MOST_CONTENT, Version
-from server.firmware import granting, life, reports
+from server.firmware import carried
 from server.firmware.life import State as Stage
 from server.firmware.plan import Why
 from server.firmware.rollout import SERVER
 from server.firmware.rows import Held
-from server.firmware.steering import attempt_of, concerns, superseded, under_way
-from server.firmware.waves import OVER, WITHDRAWN, State
+from server.firmware.waves import OVER, Payload, State
 from server.fleet.checks import FieldError
-
-QUESTIONNAIRE = "questionnaire"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Showing:
     """What a rollout carries: a version, by its ref."""
 
     questionnaire: str
-    payload: str = QUESTIONNAIRE
+    payload: Payload = Payload.QUESTIONNAIRE
 
     def content(self) -> dict[str, object]:
         """Return what a rollout keeps."""
@@ -108,7 +105,7 @@ where d.id = any($1::int[])
 
 async def demand_fit(held: Held) -> None:
     """Let a rollout begin only while its questionnaire may be shown. Raises RefusedError."""
-    if held.facts.payload != QUESTIONNAIRE:
+    if held.facts.payload is not Payload.QUESTIONNAIRE:
         return
     try:
         await _fit(held.connection, held.facts.organisation, await _carried(held))
@@ -126,50 +123,61 @@ async def _carried(held: Held) -> str:
     return ref
 
 
+# -- granted ---------------------------------------------------------------------------------------
+
+
+async def bring(held: Held, executions: Sequence[tuple[int, int]]) -> None:
+    """Let kiosks show a questionnaire, or no longer: (execution, device)."""
+    facts = held.facts
+    if facts.payload is not Payload.QUESTIONNAIRE or not executions:
+        return
+    if facts.reverses is not None:
+        await held.connection.execute(
+            "update executions set shows = null where rollout_id = $1 "
+            "and device_id = any($2::int[])",
+            *(facts.reverses, [device for _, device in executions]),
+        )
+        return
+    await held.connection.execute(
+        "update executions e set shows = q.id from rollouts o join questionnaires q "
+        "on q.organisation_id = o.organisation_id and q.ref = o.content ->> 'questionnaire' "
+        "where e.id = any($1::bigint[]) and o.id = e.rollout_id",
+        [execution for execution, _ in executions],
+    )
+
+
 # -- what a kiosk says -----------------------------------------------------------------------------
 
 
-async def plan_for(
-    connection: asyncpg.Connection, device: int, *, now: datetime
-) -> tuple[Plan, list[bytes], bool]:
-    """Return what a kiosk (its row, locked) that asks is to show, with what it is granted now.
-
-    And the contents that this names, and whether a rollout waits to hear that the kiosk holds it.
-    """
-    if not await concerns(connection, device, QUESTIONNAIRE):
-        return *await questionnaires.plan_of(connection, device, now=now), False
-    row = await under_way(connection, device, QUESTIONNAIRE)
-    if row is not None and _withdrawn(row) and row["shows"] is not None:
+async def asking(connection: asyncpg.Connection, device: int) -> None:
+    """Let a kiosk (its row, locked) that asks for its plan show no more what was withdrawn."""
+    row = await carried.under_way(connection, device, Payload.QUESTIONNAIRE)
+    if row is not None and carried.withdrawn(row) and row["shows"] is not None:
         await connection.execute("update executions set shows = null where id = $1", row["id"])
-    await granting.grant(connection, device, now=now, payload=QUESTIONNAIRE)
-    plan, contents = await questionnaires.plan_of(connection, device, now=now)
-    row = await under_way(connection, device, QUESTIONNAIRE)
-    if row is not None and Stage(row["state"]) is Stage.OFFERED:
-        step = Step(attempt_of(row), 1, Phase.ACCEPTED)
-        await reports.hear(connection, device, [step], fresh=True, now=now)
-    return plan, contents, row is not None
+
+
+async def told(connection: asyncpg.Connection, device: int, *, now: datetime) -> bool:
+    """Note that a kiosk that asked is being answered; whether a rollout waits for its next word."""
+    row = await carried.under_way(connection, device, Payload.QUESTIONNAIRE)
+    if row is not None:
+        await carried.accepted(connection, device, row, now=now)
+    return row is not None
 
 
 async def holds(connection: asyncpg.Connection, device: int, plan: Plan, *, now: datetime) -> None:
     """Take in that a kiosk (its row, locked) holds this plan, if that is still the one to hold."""
-    row = await under_way(connection, device, QUESTIONNAIRE)
+    row = await carried.under_way(connection, device, Payload.QUESTIONNAIRE)
     if row is None or Stage(row["state"]) is Stage.OFFERED:
         return
     current, _ = await questionnaires.plan_of(connection, device, now=now)
     if current.content() != plan.content():
         return
-    if _withdrawn(row):
-        step = Step(attempt_of(row), 2, Phase.FAILED, life.CANCELLED_CODE, Class.REFUSED)
+    if carried.withdrawn(row):
+        await carried.cancelled(connection, device, row, now=now)
     elif row["reverses"] is None and not await _shown(connection, row["shows"], plan):
-        await superseded(connection, row, now=now)
-        return
+        await carried.superseded(connection, row, now=now)
     else:
-        step = Step(attempt_of(row), 2, Phase.CONFIRMED)
-    await reports.hear(connection, device, [step], fresh=True, now=now)
-
-
-def _withdrawn(row: asyncpg.Record) -> bool:
-    return State(row["stands"]) in WITHDRAWN and row["reverses"] is None
+        await carried.ended(connection, device, row, Phase.CONFIRMED, now=now)
 
 
 async def _shown(connection: asyncpg.Connection, questionnaire: int | None, plan: Plan) -> bool:
@@ -185,7 +193,7 @@ async def _shown(connection: asyncpg.Connection, questionnaire: int | None, plan
 async def settle(held: Held) -> None:
     """Publish what a rollout that has ended left its kiosks showing; its row is written."""
     facts = held.facts
-    if facts.payload != QUESTIONNAIRE or facts.reverses is not None:
+    if facts.payload is not Payload.QUESTIONNAIRE or facts.reverses is not None:
         return
     has = await held.connection.fetchval(
         "select count(*) from executions where rollout_id = $1 and shows is not null", facts.id

@@ -33,7 +33,7 @@ from server.firmware.rollout import (
     Submitted,
 )
 from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, put, ring
-from server.firmware.waves import OVER, UNDER_WAY, State
+from server.firmware.waves import OVER, UNDER_WAY, Payload, State
 from server.firmware.whereabouts import stands
 from server.fleet.register import new_ref
 from server.fleet.versions import key
@@ -207,8 +207,8 @@ async def revert(held: Held, how: OnHalt, *, actor: str, reason: str) -> str:
         "insert into rollouts (organisation_id, ref, name, payload, bytes, policy, since, author, "
         "reverses, due_at, content) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $7, $10) "
         "returning id",
-        *(facts.organisation, ref, facts.name, facts.payload, facts.bytes, write_policy(policy)),
-        *(held.now, SERVER, facts.id, json.dumps({"how": how.value})),
+        *(facts.organisation, ref, facts.name, facts.payload.value, facts.bytes),
+        *(write_policy(policy), held.now, SERVER, facts.id, json.dumps({"how": how.value})),
     )
     reverse = await hold(held.connection, made, now=held.now)
     assert reverse is not None
@@ -225,7 +225,7 @@ async def revert(held: Held, how: OnHalt, *, actor: str, reason: str) -> str:
 
 async def back(held: Held, how: OnHalt, *, but: int | None = None) -> list[Member]:
     """Return who is to go back to what, or why not; not those of rollout `but` already."""
-    if held.facts.payload != steering.BUNDLE:
+    if held.facts.payload is not Payload.BUNDLE:
         found = await steering.back(held, how, but=but)
         return [Member(device, 0 if why else 1, why) for device, why in found]
     rows = await held.connection.fetch(_BACK, held.facts.id, _states(how), but)

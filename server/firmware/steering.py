@@ -25,12 +25,11 @@ from datetime import datetime
 import asyncpg
 
 from protocol.state import Report
-from protocol.update import Attempt, Class, Phase, Step
 from server.audit.log import record
 from server.desired import settings
 from server.desired.layers import Scope
 from server.errors import ConflictError, NotFoundError, RefusedError
-from server.firmware import life, reports
+from server.firmware import carried
 from server.firmware.change import (
     Change,
     SettingsChange,
@@ -39,16 +38,10 @@ from server.firmware.change import (
     read_change,
 )
 from server.firmware.freezes import load
-from server.firmware.life import FLYING
-from server.firmware.life import State as Stage
 from server.firmware.policy import OnHalt
 from server.firmware.rollout import SERVER
-from server.firmware.rows import COLUMNS, Held, Moved, execution_of, hold, named, put, ring
-from server.firmware.waves import WITHDRAWN, State
-
-BUNDLE, SETTINGS, QUESTIONNAIRE = "bundle", "settings", "questionnaire"
-_ACCEPTED, _ENDED = 1, 2  # the numbers of the two steps that an attempt has
-
+from server.firmware.rows import Held, ring
+from server.firmware.waves import Payload, State
 
 # -- before it begins ------------------------------------------------------------------------------
 
@@ -98,7 +91,7 @@ and ($5::int is null or id <> $5 and state <> 'scheduled') order by id limit 1
 
 async def demand_unchanged(held: Held) -> None:
     """Let a rollout begin only where its layer is as it was planned. Raises RefusedError."""
-    if held.facts.payload != SETTINGS:
+    if held.facts.payload is not Payload.SETTINGS:
         return
     connection, organisation = held.connection, held.facts.organisation
     await settings.lock_layers(connection, organisation)  # before it nobody edits, after it we run
@@ -143,9 +136,7 @@ async def change_of(connection: asyncpg.Connection, rollout: int) -> Change:
 
 async def bring(held: Held, executions: Sequence[tuple[int, int, int]]) -> None:
     """Lay a change over devices, or take it away again: (execution, device, attempt)."""
-    if held.facts.payload == QUESTIONNAIRE and executions:
-        await _show(held, [(execution, device) for execution, device, _ in executions])
-    if held.facts.payload != SETTINGS or not executions:
+    if held.facts.payload is not Payload.SETTINGS or not executions:
         return
     connection, facts = held.connection, held.facts
     change = await change_of(connection, facts.id)
@@ -185,74 +176,26 @@ async def bring(held: Held, executions: Sequence[tuple[int, int, int]]) -> None:
     )
 
 
-async def _show(held: Held, executions: Sequence[tuple[int, int]]) -> None:
-    """Let kiosks show a questionnaire, or no longer: (execution, device)."""
-    rows, devices = [row for row, _ in executions], [device for _, device in executions]
-    if held.facts.reverses is not None:
-        await held.connection.execute(
-            "update executions set shows = null where rollout_id = $1 "
-            "and device_id = any($2::int[])",
-            *(held.facts.reverses, devices),
-        )
-        return
-    await held.connection.execute(
-        "update executions e set shows = q.id from rollouts o join questionnaires q "
-        "on q.organisation_id = o.organisation_id and q.ref = o.content ->> 'questionnaire' "
-        "where e.id = any($1::bigint[]) and o.id = e.rollout_id",
-        rows,
-    )
-
-
 # -- what a device says ----------------------------------------------------------------------------
-
-_OPEN = f"""
-select e.id, e.ref, e.pool, e.settings, e.shows, e.told, e.rollout_id, o.ref as rollout, o.reverses,
-       o.state as stands, s.version, d.device, {COLUMNS}
-from executions e join rollouts o on o.id = e.rollout_id join devices d on d.id = e.device_id
-left join device_settings s on s.device_id = e.device_id
-where e.device_id = $1 and e.state in ({named(FLYING)}) and o.payload = $2
-for no key update of e
-"""  # noqa: S608
-
-
-async def concerns(connection: asyncpg.Connection, device: int, payload: str) -> bool:
-    """Whether a rollout of this has anything open for a device (its row); mostly none has."""
-    found: bool = await connection.fetchval(
-        "select exists (select from executions e join rollouts o on o.id = e.rollout_id "
-        "where e.device_id = $1 and e.ended_at is null and o.payload = $2)",
-        *(device, payload),
-    )
-    return found
-
-
-async def under_way(
-    connection: asyncpg.Connection, device: int, payload: str
-) -> asyncpg.Record | None:
-    """Return a device's (its row's) execution that is on its way, if it brings this; locked."""
-    return await connection.fetchrow(_OPEN, device, payload)
 
 
 async def heard(
     connection: asyncpg.Connection, device: int, report: Report, *, now: datetime
 ) -> None:
     """Take in what a device (its row, locked) says of its settings, before it is told anew."""
-    row = await under_way(connection, device, SETTINGS)
+    row = await carried.under_way(connection, device, Payload.SETTINGS)
     if row is None:
         return
-    dealt_with = row["told"] is not None and report.version == row["version"] >= row["told"]
-    withdrawn = State(row["stands"]) in WITHDRAWN and row["reverses"] is None
-    if (
-        withdrawn and row["settings"] is not None
-    ):  # it is told without it, and ends by its next word
+    withdrawn = carried.withdrawn(row)
+    if withdrawn and row["settings"] is not None:  # told without it, it ends by its next word
         await connection.execute(
             "update executions set settings = null, told = null where id = $1", row["id"]
         )
         return
-    if not dealt_with:
+    if row["told"] is None or not report.version == row["version"] >= row["told"]:
         return
     if withdrawn:
-        step = Step(attempt_of(row), _ENDED, Phase.FAILED, life.CANCELLED_CODE, Class.REFUSED)
-        await reports.hear(connection, device, [step], fresh=True, now=now)
+        await carried.cancelled(connection, device, row, now=now)
         return
     change = await change_of(connection, row["rollout_id"])
     told = await settings.merged_of(connection, device, now=now)
@@ -261,39 +204,19 @@ async def heard(
     if outcome is None:
         return
     if outcome.phase is None:
-        await superseded(connection, row, now=now)
+        await carried.superseded(connection, row, now=now)
         return
-    step = Step(
-        *(attempt_of(row), _ENDED, outcome.phase, outcome.code, outcome.kind), tail=outcome.about
-    )
-    await reports.hear(connection, device, [step], fresh=True, now=now)
+    end = outcome.phase, outcome.code, outcome.kind
+    await carried.ended(connection, device, row, *end, about=outcome.about, now=now)
 
 
 async def told(connection: asyncpg.Connection, device: int, version: int, *, now: datetime) -> None:
     """Note that a device that asked is being answered with what its execution brings."""
-    row = await under_way(connection, device, SETTINGS)
+    row = await carried.under_way(connection, device, Payload.SETTINGS)
     if row is None or row["told"] is not None:
         return
     await connection.execute("update executions set told = $2 where id = $1", row["id"], version)
-    if Stage(row["state"]) is Stage.OFFERED:
-        step = Step(attempt_of(row), _ACCEPTED, Phase.ACCEPTED)
-        await reports.hear(connection, device, [step], fresh=True, now=now)
-
-
-def attempt_of(row: asyncpg.Record) -> Attempt:
-    """Return the attempt that an execution (`under_way`) is at."""
-    return Attempt(row["ref"], row["attempt"])
-
-
-async def superseded(connection: asyncpg.Connection, row: asyncpg.Record, *, now: datetime) -> None:
-    """End what a nearer layer has decided meanwhile: it counts for nothing."""
-    held = await hold(connection, row["rollout_id"], now=now)
-    assert held is not None
-    before = execution_of(row)
-    after = life.superseded(before, held.here)
-    reports.change(held, row["pool"], before, after, actor=f"device {row['device']}")
-    await put(connection, [Moved(row["id"], row["pool"], after)])
-    await held.write()
+    await carried.accepted(connection, device, row, now=now)
 
 
 # -- once it is over, and the way back -------------------------------------------------------------
@@ -301,8 +224,10 @@ async def superseded(connection: asyncpg.Connection, row: asyncpg.Record, *, now
 
 async def frozen(held: Held) -> bool:
     """Whether a layer that all have taken waits for the end of a freeze: others would get it."""
-    policy, facts = held.rollout.policy, held.facts
-    if facts.payload != SETTINGS or facts.reverses is not None or policy.override_freezes:
+    facts = held.facts
+    if facts.payload is not Payload.SETTINGS or facts.reverses is not None:
+        return False
+    if held.rollout.policy.override_freezes:
         return False
     change = await change_of(held.connection, facts.id)
     found = await _place(held.connection, facts.organisation, change)
@@ -317,7 +242,7 @@ async def frozen(held: Held) -> bool:
 async def settle(held: Held) -> None:
     """Let the layer itself say what a rollout that has ended brought; its row is written."""
     connection, facts = held.connection, held.facts
-    if facts.payload != SETTINGS or facts.reverses is not None:
+    if facts.payload is not Payload.SETTINGS or facts.reverses is not None:
         return
     change = await change_of(connection, facts.id)
     await settings.lock_layers(connection, facts.organisation)

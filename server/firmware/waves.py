@@ -11,6 +11,14 @@ STRAGGLERS = 0
 """The number of the wave that stragglers are counted in."""
 
 
+class Payload(StrEnum):
+    """What a rollout brings."""
+
+    BUNDLE = "bundle"
+    SETTINGS = "settings"
+    QUESTIONNAIRE = "questionnaire"
+
+
 class State(StrEnum):
     """Where a rollout stands."""
 

@@ -17,7 +17,16 @@ from server.firmware.joiners import Outlook
 from server.firmware.life import FLYING, OPEN, REVOCABLE, Execution
 from server.firmware.life import State as Stage
 from server.firmware.policy import Policy
-from server.firmware.waves import ACTIVE, BEHIND, PREPARING, State, Wave, WaveKind, WaveState
+from server.firmware.waves import (
+    ACTIVE,
+    BEHIND,
+    PREPARING,
+    Payload,
+    State,
+    Wave,
+    WaveKind,
+    WaveState,
+)
 from server.firmware.windows import Night
 
 
@@ -101,7 +110,7 @@ class Facts:
     waves: tuple[Wave, ...] = ()
     current: Wave | None = None
     left_out: str = ""
-    payload: str = "bundle"
+    payload: Payload = Payload.BUNDLE
     bytes: int = 0
     here: bool = True
     away_since: datetime | None = None
@@ -143,7 +152,7 @@ def _shut(facts: Facts) -> bool:
     """Whether its site has no window soon enough to be offered anything yet."""
     if facts.night is None:
         return facts.frozen is not None and not facts.policy.override_freezes
-    ahead = timedelta(seconds=facts.policy.ahead_s if facts.payload == "bundle" else 0)
+    ahead = timedelta(seconds=facts.policy.ahead_s if facts.payload is Payload.BUNDLE else 0)
     opens = _opens(facts)
     return not facts.night.windows or (opens is not None and opens - ahead > facts.now)
 
@@ -180,7 +189,7 @@ def _step(execution: Execution, facts: Facts) -> Why:
         case Stage.OFFERED:
             text = f"It was offered at {_at(execution.offered_at)} and has not answered yet."
             return Why(Reason.OFFERED, text, execution.due_at)
-        case Stage.ACCEPTED if facts.payload != "bundle":
+        case Stage.ACCEPTED if facts.payload is not Payload.BUNDLE:
             text = f"It was told at {_at(since)} and has not said yet what became of it."
             return Why(Reason.OFFERED, text, execution.due_at)
         case Stage.ACCEPTED | Stage.DOWNLOADING:
