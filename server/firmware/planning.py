@@ -132,33 +132,16 @@ async def dry_run(
 ) -> DryRun:
     """Return the plan. Raises NotFoundError, FilterError, RefusedError (`EmptyPlanError` not)."""
     policy, seed = asked.policy, asked.seed or secrets.token_hex(32)
-    bundle: list[Release] = []
-    stones: list[Release] = []
-    rows: Sequence[int] = ()
-    to: Reach | None = None
-    if asked.change is None and asked.questionnaire is None:
-        bundle, stones = await _releases(connection, asked.bundle)
-    if asked.change is None or asked.filter or asked.segment is not None:
-        chosen = await _chosen(connection, organisation, asked, now=now)
-        rows = [row for row, _ in await search.found(connection, chosen, limit=MOST_DEVICES + 1)]
-    if asked.change is not None:
-        filtered = rows if asked.filter or asked.segment is not None else None
-        to = await reach.reach(connection, organisation, asked.change, filtered, now=now)
-        rows = to.rows
-    elif asked.questionnaire is not None:
-        given = await showing.reach(connection, organisation, asked.questionnaire, rows, now=now)
-        to = Reach(Showing(asked.questionnaire), tuple(rows), given)
-    if len(rows) > MOST_DEVICES:
+    brought = await _brought(connection, organisation, asked, now=now)
+    if len(brought.rows) > MOST_DEVICES:
         raise RefusedError("too_many", f"more than {MOST_DEVICES} devices: narrow the filter")
     known = replace(asked, seed=seed)
-    made, nights = await _made(
-        connection, organisation, known, rows, bundle, stones, now=now, to=to
-    )
-    if to is not None:
-        reach.demand_waves(to.change, made)
+    made, nights = await _made(connection, organisation, known, brought, now=now)
+    if brought.to is not None:
+        reach.demand_waves(brought.to.change, made)
     return DryRun(
         made,
-        tuple(bundle),
+        tuple(brought.bundle),
         policy,
         filters.printed(filters.parse(asked.filter)),
         asked.segment,
@@ -168,16 +151,19 @@ async def dry_run(
         await _detects(connection, made, policy, seed, now=now),
         tuple(made.second_person(policy)),
         await _pending(connection, organisation, made),
-        None if to is None else to.change,
+        None if brought.to is None else brought.to.change,
     )
 
 
 async def found(
     connection: asyncpg.Connection, organisation: int, asked: Asked, *, now: datetime
 ) -> list[int]:
-    """Return the devices (rows) that are asked for, by name. Raises NotFoundError, FilterError."""
+    """Return the devices (rows) that are asked for, by name: at most one more than may be.
+
+    Raises NotFoundError, FilterError.
+    """
     chosen = await _chosen(connection, organisation, asked, now=now)
-    return [row for row, _ in await search.found(connection, chosen, limit=MOST_DEVICES)]
+    return [row for row, _ in await search.found(connection, chosen, limit=MOST_DEVICES + 1)]
 
 
 async def again(
@@ -192,32 +178,61 @@ async def again(
 
     Raises NotFoundError, RefusedError.
     """
+    brought = _Brought(rows, *await _releases(connection, asked.bundle))
+    made, _ = await _made(connection, organisation, asked, brought, now=now)
+    return made, tuple(brought.bundle)
+
+
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """What is brought to which devices (rows): a bundle, or what says itself whom it reaches.
+
+    `stones`: all releases that may be offered.
+    """
+
+    rows: Sequence[int]
+    bundle: Sequence[Release] = ()
+    stones: Sequence[Release] = ()
+    to: Reach | None = None
+
+
+async def _brought(
+    connection: asyncpg.Connection, organisation: int, asked: Asked, *, now: datetime
+) -> _Brought:
+    """Return what is asked for, and whom it is for."""
+    if asked.change is not None:
+        chosen = None
+        if asked.filter or asked.segment is not None:
+            chosen = await found(connection, organisation, asked, now=now)
+        to = await reach.reach(connection, organisation, asked.change, chosen, now=now)
+        return _Brought(to.rows, to=to)
+    if asked.questionnaire is not None:
+        shown = asked.questionnaire
+        rows = await found(connection, organisation, asked, now=now)
+        given = await showing.reach(connection, organisation, shown, rows, now=now)
+        return _Brought(rows, to=Reach(Showing(shown), tuple(rows), given))
     bundle, stones = await _releases(connection, asked.bundle)
-    made, _ = await _made(connection, organisation, asked, rows, bundle, stones, now=now)
-    return made, tuple(bundle)
+    return _Brought(await found(connection, organisation, asked, now=now), bundle, stones)
 
 
 async def _made(
     connection: asyncpg.Connection,
     organisation: int,
     asked: Asked,
-    rows: Sequence[int],
-    bundle: Sequence[Release],
-    stones: Sequence[Release],
+    brought: _Brought,
     *,
     now: datetime,
-    to: Reach | None = None,
 ) -> tuple[Plan, Mapping[int, Night] | None]:
     """Return the plan of devices, and the windows of where they stand; None: at any time."""
-    policy = asked.policy
-    devices, nights = await _devices(connection, organisation, rows, policy, now=now)
+    policy, to = asked.policy, brought.to
+    devices, nights = await _devices(connection, organisation, brought.rows, policy, now=now)
     found_by = {
         rule.filter: await _found_by(connection, organisation, rule.filter, now=now)
         for rule in policy.waves
         if rule.filter
     }
     made = await asyncio.to_thread(
-        plan.plan, devices, bundle, stones, nights, policy,
+        plan.plan, devices, brought.bundle, brought.stones, nights, policy,
         seed=asked.seed, found_by=found_by, back=asked.back,
         given=None if to is None else to.given,
     )  # fmt: skip
