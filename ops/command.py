@@ -39,7 +39,7 @@ SUBCOMMANDS = {
     "key": Subcommand("ops.keys", "make, rotate and end an organisation's API keys"),
     "bi": Subcommand("ops.bi", "logins for BI tools, one organisation each"),
     "release": Subcommand("ops.release", "approve, sign and publish what devices may run"),
-    "rollout": Subcommand("ops.rollout", "bring a bundle to devices in waves, watch it, act"),
+    "rollout": Subcommand("ops.rollout", "bring something new to devices in waves, watch it, act"),
     "contact": Subcommand("ops.contacts", "who is told by mail of what is wrong"),
     "user": Subcommand("ops.people", "invite people, give them roles, shut them out"),
     "audit": Subcommand("ops.audit", "show who did what, and prove that nobody changed it"),

@@ -1,4 +1,4 @@
-"""`vestibule rollout`: how a new version reaches devices, from the plan to its end.
+"""`vestibule rollout`: how something new reaches devices, from the plan to its end.
 
     vestibule rollout bundle 'Agent 2.5' agent=2.5.0   # releases that go together, in this order
     vestibule rollout policy > policy.json             # what can be said, with its defaults
@@ -11,7 +11,7 @@
 
 A rollout goes from wave to wave by itself, and halts by itself where too much fails. `show` says
 how far it is from that, `explain` why a device does not have it yet. What failed is acknowledged by
-`resume`, and taken back by `revert`; `freeze` says when nothing is installed at all.
+`resume`, and taken back by `revert`; `freeze` says when nothing is changed at all.
 
 `watch` follows a rollout until it ends, or has halted and waits for people. Its exit code says how:
 0 completed, 3 completed with stragglers, 4 halted, 5 taken back, 6 cancelled. Every act is audited
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     explaining = verb("explain", "why a device does not have it yet, and until when", _explain)
     explaining.add_argument("device", help="its id")
     explaining.add_argument("--rollout", help="of this one (default: what is under way, or last)")
-    _freezing(verbs.add("freeze", "when nothing is installed: list, add, end"))
+    _freezing(verbs.add("freeze", "when nothing is changed: list, add, end"))
     return parser
 
 

@@ -251,8 +251,8 @@ class World:
         )
         return dict(rows)
 
-    async def turns(self, ref: str) -> list[str]:
-        """Return a rollout's transitions."""
+    async def kinds(self, ref: str) -> list[str]:
+        """Return the kinds of a rollout's transitions."""
         rows = await self.owner.fetch(
             "select event from rollout_events v join rollouts o on o.id = rollout_id "
             "where o.ref = $1 order by v.id",

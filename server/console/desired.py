@@ -16,7 +16,17 @@ from server.commands import orders
 from server.commands.life import KINDS, OPEN, Risk, State
 from server.commands.orders import Asked, Command
 from server.console import reads
-from server.console.office import Handlers, Here, Office, Problem, form_of, here, part, tried
+from server.console.office import (
+    Handlers,
+    Here,
+    Office,
+    Problem,
+    form_of,
+    here,
+    number_of,
+    part,
+    tried,
+)
 from server.desired import settings
 from server.desired.layers import Standing
 from server.firmware import freezes
@@ -198,7 +208,8 @@ def _value(setting: Setting, text: str) -> Any:
     if not text:
         return None
     if isinstance(setting.default, int):
-        return int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else text
+        number = number_of(text)
+        return text if number is None else number
     return "" if text == "-" else text
 
 

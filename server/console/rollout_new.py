@@ -12,7 +12,17 @@ import msgspec
 from aiohttp import web
 
 from server.console import policies
-from server.console.office import Handlers, Here, Office, Problem, asked, form_of, here, tried
+from server.console.office import (
+    Handlers,
+    Here,
+    Office,
+    Problem,
+    asked,
+    form_of,
+    here,
+    number_of,
+    tried,
+)
 from server.console.searching import wished
 from server.errors import RefusedError
 from server.firmware import acts, drafting, planning, reads
@@ -188,7 +198,8 @@ def values_of(text: str) -> dict[str, int | str]:
             continue
         if not equals or not key or key in found:
             raise FieldError("settings", "expected name = value, each once, with commas between")
-        found[key] = int(value) if value.isascii() and value.isdigit() else value
+        number = number_of(value)
+        found[key] = value if number is None else number
     return found
 
 

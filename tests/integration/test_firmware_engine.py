@@ -41,7 +41,7 @@ async def test_a_rollout_goes_through_its_waves_and_its_rows_fold_to_its_state(
     assert await world.state(ref) == "completed"
     assert await world.states(ref) == {"confirmed": 8}
     assert {device.version for device in world.devices.values()} == {"2.0.0"}
-    assert await world.turns(ref) == [
+    assert await world.kinds(ref) == [
         *("planned", "submitted", "approved", "started", "wave opened", "wave soaking"),
         *("wave passed", "wave opened", "wave soaking", "wave passed", "completed"),
     ]
@@ -83,7 +83,7 @@ async def test_a_bad_image_in_wave_one_of_two_thousand_halts_and_is_taken_back_b
     await world.agrees(back)
     assert await world.states(back) == {"confirmed": states["confirmed"]}
     assert {"planned", "offered"}.isdisjoint(states)
-    assert (await world.turns(ref))[-3:] == ["halted", "reverting", "reverted"]
+    assert (await world.kinds(ref))[-3:] == ["halted", "reverting", "reverted"]
     await world.agrees(ref)
 
 
@@ -113,7 +113,7 @@ async def test_two_conductors_at_once_come_to_what_one_comes_to(world: World) ->
             if await world.state(ref) == "completed":
                 break
         await world.agrees(ref)
-        ends.append((await world.states(ref), await world.turns(ref)))
+        ends.append((await world.states(ref), await world.kinds(ref)))
     assert ends[0] == ends[1]
     assert ends[0][0] == {"confirmed": 9, "failed": 3}
 
@@ -249,7 +249,7 @@ async def test_who_accepts_and_falls_silent_is_lost_and_two_of_them_halt(world: 
         await world.leave(world.devices[row])
     await world.pass_time(86_400 + 3_600, step_s=600)
     assert (await world.states(ref))["lost"] == 2
-    assert "halted" in await world.turns(ref)
+    assert "halted" in await world.kinds(ref)
     guard = await world.owner.fetchval(
         "select detail ->> 'guard' from rollout_events where event = 'halted'"
     )
@@ -302,7 +302,7 @@ async def test_what_confirmed_and_runs_another_version_has_reverted_even_if_ackn
     await world.ask(device, [])
     assert (await world.states(ref))["reverted by device"] == 1
     assert await world.state(ref) == "halted"
-    assert (await world.turns(ref))[-2:] == ["reopened", "halted"]
+    assert (await world.kinds(ref))[-2:] == ["reopened", "halted"]
     await world.agrees(ref)
 
 

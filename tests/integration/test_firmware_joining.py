@@ -102,7 +102,7 @@ async def test_who_comes_to_fit_joins_the_tail_after_all_waves_by_itself(world: 
     await world.pass_time(900)
     assert await world.state(ref) == "completed"
     assert {device.version for device in world.devices.values()} == {"2.0.0"}
-    assert (await world.turns(ref)).count("joined") == 1
+    assert (await world.kinds(ref)).count("joined") == 1
     await world.agrees(ref)
     late = await world.fleet(1)
     await _reported(world, *late)
@@ -209,7 +209,7 @@ async def test_nobody_joins_what_is_paused_or_halted_and_what_halts_in_the_tail_
     await world.pass_time(300)
     assert await world.state(ref) == "halted"
     assert {world.devices[row].version for row in planned} == {"2.0.0"}
-    assert "reverting" not in await world.turns(ref)
+    assert "reverting" not in await world.kinds(ref)
     more = await world.fleet(1)
     await _reported(world, *more)
     assert await _look(world) == 0
