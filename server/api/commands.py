@@ -23,9 +23,8 @@ class NewCommand(msgspec.Struct, forbid_unknown_fields=True):
 
     `kind` is reboot, identify, self-test, diagnostics or log-tail. A reboot where the store is open
     needs a `reason`; without one it waits until the store is closed. Who has not fetched it within
-    `ttl_s` is not asked any more. `lines` is how much of a log is wanted. While a
-    freeze is on, a reboot there is refused (`frozen`), unless `override_freeze` is true and the
-    `reason` says why.
+    `ttl_s` is not asked any more. `lines` is how much of a log is wanted. While a freeze is on, a
+    reboot there is refused (`frozen`), unless `override_freeze` is true and the `reason` says why.
     """
 
     kind: str

@@ -200,15 +200,7 @@ async def ask(
         )
     ):
         return await batch(connection, organisation, known)
-    kind = KINDS.get(asked.kind)
-    if kind is None:
-        raise FieldError("kind", f"expected {', '.join(KINDS)}; got {asked.kind[:40]!r}")
-    reason = checks.line(asked.reason, "reason")
-    ttl = kind.ttl if asked.ttl is None else asked.ttl
-    if not TTL[0] <= ttl <= TTL[1]:
-        raise FieldError("ttl_s", f"expected {TTL[0].seconds} to {TTL[1] // timedelta(seconds=1)}")
-    if not 1 <= asked.lines <= MOST_LINES:
-        raise FieldError("lines", f"expected 1 to {MOST_LINES}")
+    kind, reason, ttl = _checked(asked)
     found = await reached(connection, organisation, asked, now=now)
     ref = new_ref("batch")
     if found.frozen:
@@ -246,6 +238,20 @@ async def ask(
         now=now,
     )
     return await batch(connection, organisation, ref)
+
+
+def _checked(asked: Asked) -> tuple[Kind, str, timedelta]:
+    """Return what is asked for, why, and how long it may take. Raises FieldError."""
+    kind = KINDS.get(asked.kind)
+    if kind is None:
+        raise FieldError("kind", f"expected {', '.join(KINDS)}; got {asked.kind[:40]!r}")
+    reason = checks.line(asked.reason, "reason")
+    ttl = kind.ttl if asked.ttl is None else asked.ttl
+    if not TTL[0] <= ttl <= TTL[1]:
+        raise FieldError("ttl_s", f"expected {TTL[0].seconds} to {TTL[1] // timedelta(seconds=1)}")
+    if not 1 <= asked.lines <= MOST_LINES:
+        raise FieldError("lines", f"expected 1 to {MOST_LINES}")
+    return kind, reason, ttl
 
 
 async def cancel(

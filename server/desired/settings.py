@@ -224,7 +224,8 @@ async def edit(
     """Change a layer; `seen`: its version, None for whatever it is.
 
     `override_freeze`: also while a freeze is on where one of its devices stands, for this reason.
-    Raises FieldError, ChangedError, FrozenError, RefusedError (reason_needed).
+    Raises FieldError, ChangedError, FrozenError, RefusedError (reason_needed); ConflictError where
+    a rollout is changing the same.
     """
     await lock_organisation(connection, organisation)
     await lock_layers(connection, organisation)
@@ -244,16 +245,7 @@ async def edit(
         actor=actor,
         now=now,
     )
-    version = await connection.fetchval(
-        "insert into settings_layers (organisation_id, scope, model, site_id, device_id, entries, "
-        "changed_at) values ($1, $2, $3, $4, $5, $6, $7) on conflict (organisation_id, scope, "
-        "model, site_id, device_id) do update set entries = excluded.entries, "
-        "changed_at = excluded.changed_at, version = settings_layers.version + 1 "
-        "returning version",
-        *(organisation, *_key(found)),
-        json.dumps({key: asdict(entry) for key, entry in made.entries.items()}),
-        now,
-    )
+    version = await _write(connection, organisation, found, made.entries, now=now)
     reached = [each.device for each in devices_of]
     await connection.execute("select pg_notify($1, device) from unnest($2::text[]) device",
                              CHANGED, reached)  # fmt: skip
@@ -267,6 +259,28 @@ async def edit(
         now=now,
     )
     return Held(found, version, made.entries, now)
+
+
+async def _write(
+    connection: asyncpg.Connection,
+    organisation: int,
+    found: Place,
+    entries: Mapping[str, Entry],
+    *,
+    now: datetime,
+) -> int:
+    """Store what a layer says; return its version."""
+    version: int = await connection.fetchval(
+        "insert into settings_layers (organisation_id, scope, model, site_id, device_id, entries, "
+        "changed_at) values ($1, $2, $3, $4, $5, $6, $7) on conflict (organisation_id, scope, "
+        "model, site_id, device_id) do update set entries = excluded.entries, "
+        "changed_at = excluded.changed_at, version = settings_layers.version + 1 "
+        "returning version",
+        *(organisation, *_key(found)),
+        json.dumps({key: asdict(entry) for key, entry in entries.items()}),
+        now,
+    )
+    return version
 
 
 async def lock_layers(connection: asyncpg.Connection, organisation: int) -> None:
