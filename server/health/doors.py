@@ -25,7 +25,7 @@ class Others(NamedTuple):
     usual: float
 
 
-class Part(NamedTuple):
+class Seen(NamedTuple):
     """What one door counted in a window that it observed throughout, and what is usual there."""
 
     row: int
@@ -40,7 +40,7 @@ class Beside(NamedTuple):
     doors: int
     counted: float
     usual: float
-    least: Part | None
+    least: Seen | None
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class _Sums:
     doors: int = 0
     counted: float = 0.0
     usual: float = 0.0
-    least: list[Part] = field(default_factory=list)
+    least: list[Seen] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -83,12 +83,12 @@ class Doors:
         for window, sums in self._windows.items():
             if not all(relied[number] for number in window):
                 continue
-            part = _part(row, door, window)
+            seen = _seen(row, door, window)
             sums.doors += 1
-            sums.counted += part.counted
-            sums.usual += part.usual
-            if part.usual >= self.enough:
-                sums.least = sorted([*sums.least, part], key=_share)[:2]
+            sums.counted += seen.counted
+            sums.usual += seen.usual
+            if seen.usual >= self.enough:
+                sums.least = sorted([*sums.least, seen], key=_share)[:2]
 
     def since(self, low: int, own: Series) -> Others:
         """Return what the doors beside `own` counted from a quarter on, masked time left out."""
@@ -103,11 +103,11 @@ class Doors:
     def within(self, window: Window, row: int, own: Series) -> Beside:
         """Return what the doors beside `own` did in a window. Raises KeyError: never asked for."""
         sums = self._windows[window]
-        least = next((part for part in sums.least if part.row != row), None)
+        least = next((seen for seen in sums.least if seen.row != row), None)
         if not all(_is_relied_on(own.quarters[number]) for number in window):
             return Beside(sums.doors, sums.counted, sums.usual, least)
-        part = _part(row, own, window)
-        return Beside(sums.doors - 1, sums.counted - part.counted, sums.usual - part.usual, least)
+        seen = _seen(row, own, window)
+        return Beside(sums.doors - 1, sums.counted - seen.counted, sums.usual - seen.usual, least)
 
 
 def _sum_up(quarters: Sequence[Quarter], counted: "array[float]", usual: "array[float]") -> None:
@@ -122,14 +122,14 @@ def _is_relied_on(quarter: Quarter) -> bool:
     return bool(quarter.observed_s) and not quarter.masked and quarter.usual_in is not None
 
 
-def _part(row: int, door: Series, window: Window) -> Part:
+def _seen(row: int, door: Series, window: Window) -> Seen:
     quarters = [door.quarters[number] for number in window]
-    return Part(
+    return Seen(
         row,
         sum(each.people for each in quarters),
         sum(each.usual * each.share for each in quarters),
     )
 
 
-def _share(part: Part) -> float:
-    return part.counted / part.usual
+def _share(seen: Seen) -> float:
+    return seen.counted / seen.usual
