@@ -44,6 +44,16 @@ class Tripped:
     found: float
     limit: float
 
+    def by(self, since: Counters) -> bool:
+        """Whether a wave's counters are enough for it, without those of all others."""
+        match self.guard:
+            case Guard.FAIL_ABS:
+                return since.hurt >= self.limit
+            case Guard.LOST_ABS:
+                return since.lost >= self.limit
+            case _:
+                return True  # it looks at no other
+
     def value(self) -> dict[str, str | float]:
         """Return it for JSON."""
         return {"guard": self.guard.value, "found": self.found, "limit": self.limit}

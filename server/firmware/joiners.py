@@ -8,7 +8,7 @@ Decided here:
   all together, than he may approve.
 - The tail waits until all waves have passed, so nobody who joins is in a wave that has been judged,
   and none of them is a control. It has the gate and the guards of a wave, and halts the rollout;
-  but what halts in the tail takes nobody back: it says nothing of those who passed before it.
+  but what failures of the tail alone halt takes nobody back: they say nothing of those who passed.
 - Who cannot go back joins only if the plan has said so of that release.
 - `stay_s` keeps a rollout from completing for so long after its last wave opened.
 """

@@ -418,7 +418,8 @@ class _Deciding:
         judged = found.guard in (Guard.COUNTS, Guard.HEALTH)
         if revert is OnHalt.REVERT_FAILED and judged:
             revert = OnHalt.REVERT_ALL  # whoever is to blame has confirmed
-        if not judged and self.rollout.wave(wave).kind is WaveKind.TAIL:
+        last = self.rollout.wave(wave)
+        if not judged and last.kind is WaveKind.TAIL and found.by(last.since):
             revert = OnHalt.KEEP  # who joined late says nothing of those who passed
         said = reason or f"{found.guard.value}: {found.found:g} of {found.limit:g} in wave {wave}"
         self._transition(Kind.HALTED, said, wave=wave, revert=revert.value, **found.value())

@@ -126,7 +126,7 @@ def test_a_halt_in_the_tail_takes_nobody_back_and_nobody_joins_what_halted() -> 
     rollout, _ = decide(_running(policy, 3), Joined(at=ZERO, devices=1))
     tail = rollout.waves[-1].number
     for wave, guard, revert in (
-        (tail, Guard.FAIL_ABS, OnHalt.KEEP),
+        (tail, Guard.EXHAUSTED, OnHalt.KEEP),
         (tail, Guard.HEALTH, OnHalt.REVERT_ALL),
         (1, Guard.FAIL_ABS, OnHalt.REVERT_ALL),
     ):

@@ -556,3 +556,37 @@ def test_a_halt_takes_back_what_its_policy_and_its_guard_mean(
     engine.take(Ticked(at=engine.now))
     engine.take(Regressed(at=engine.now, wave=1, guard=guard, found=5, limit=3))
     assert engine.rollout.revert is taken_back
+
+
+@pytest.mark.parametrize("end", ["reverted", "lost"])
+@pytest.mark.parametrize(
+    ("before", "late", "taken_back"),
+    [
+        (2, 1, OnHalt.REVERT_ALL),
+        (1, 2, OnHalt.REVERT_ALL),
+        (0, 3, OnHalt.KEEP),
+    ],
+)
+def test_only_the_tails_own_failures_excuse_those_who_passed_before_it(
+    before: int, late: int, taken_back: OnHalt, end: str
+) -> None:
+    guards = Guards(fail_abs=3, fail_pct=100, lost_abs=3)
+    policy = msgspec.structs.replace(SMALL, on_halt=OnHalt.REVERT_ALL, guards=guards)
+    engine = Engine(policy, sizes=(8,))
+    engine.take(Ticked(at=engine.now))
+    for number in range(8):
+        engine.offer(number)
+        _hurt(engine, number, end if number < before else "good")
+    engine.take(Ticked(at=engine.now))
+    engine.joins(4)
+    engine.now_s += 30
+    engine.take(Ticked(at=engine.now))
+    assert engine.rollout.wave(1).state is WaveState.PASSED
+    assert engine.rollout.wave(2).state is WaveState.OPEN
+    for number in range(8, 8 + late):
+        assert engine.rollout.state is State.RUNNING
+        engine.offer(number)
+        _hurt(engine, number, end)
+    assert engine.rollout.state is State.HALTED
+    assert engine.rows[-1].detail["wave"] == 2
+    assert engine.rollout.revert is taken_back
