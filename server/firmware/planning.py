@@ -137,8 +137,10 @@ async def dry_run(
         raise RefusedError("too_many", f"more than {MOST_DEVICES} devices: narrow the filter")
     known = replace(asked, seed=seed)
     made, nights = await _made(connection, organisation, known, brought, now=now)
+    second_person = made.second_person(policy)
     if brought.to is not None:
         reach.demand_waves(brought.to.change, made)
+        second_person += reach.second_person(brought.to.change, made, policy)
     return DryRun(
         made,
         tuple(brought.bundle),
@@ -149,7 +151,7 @@ async def dry_run(
         seed,
         forecast(made, nights, policy, now_s=int(now.timestamp())),
         await _detects(connection, made, policy, seed, now=now),
-        tuple(made.second_person(policy)),
+        tuple(second_person),
         await _pending(connection, organisation, made),
         None if brought.to is None else brought.to.change,
     )

@@ -20,6 +20,7 @@ from server.errors import RefusedError
 from server.firmware import steering
 from server.firmware.change import Change, SettingsChange, decides
 from server.firmware.plan import Plan, Why
+from server.firmware.policy import Policy
 from server.firmware.showing import Showing
 from server.fleet.checks import FieldError
 
@@ -91,8 +92,12 @@ def left_out(
         if unknown:
             text = f"its agent {report['agent']} knows no {', '.join(unknown)}"
             found[device.id] = Why.UNKNOWN_SETTING, text
+        elif not any(key in effective for key in change.values):
+            text = f"a {device.kind} has no {', '.join(change.values)}"
+            found[device.id] = Why.UNKNOWN_SETTING, text
         elif not keys:
-            nearest = {str(effective[key].here.scope.value) for key in change.values}
+            here = [effective[key].here for key in change.values if key in effective]
+            nearest = {each.scope.value for each in here}
             text = f"its {' and its '.join(sorted(nearest))} says otherwise, and is nearer"
             found[device.id] = Why.NEARER_LAYER, text
         elif all(report["values"].get(key) == change.values[key] for key in keys):
@@ -110,3 +115,18 @@ def demand_waves(change: Change | Showing, made: Plan) -> None:
             f"{number} devices are in no wave and would get it untried at the end: "
             "let the last wave take all",
         )
+
+
+def second_person(change: Change | Showing, made: Plan, policy: Policy) -> list[str]:
+    """Return why somebody else than its author approves a change, beside what its plan says.
+
+    Who is in no wave and gets a shared layer's change in the end counts for the blast radius.
+    """
+    shared = isinstance(change, Change) and change.scope is not Scope.DEVICE
+    late = sum(made.reasons.get(why, 0) for why in _IN_THE_END) if shared else 0
+    if made.devices <= policy.blast_radius < made.devices + late:
+        return [f"{late} devices more get it in the end: above {policy.blast_radius} with them"]
+    return []
+
+
+_IN_THE_END = (Why.OTHER_ROLLOUT, Why.NOWHERE, Why.FROZEN, Why.NO_WINDOW)

@@ -1,5 +1,8 @@
 """What a device's own word makes of a change of settings."""
 
+import dataclasses
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +12,10 @@ from protocol.state import Report
 from protocol.update import Class, Phase
 from server.desired.layers import Entry, Layer, Merged, Overlay, Scope, merged, overlaid
 from server.desired.settings import Device
-from server.firmware import change, reach
+from server.firmware import change, plan, reach
 from server.firmware.change import Change, Outcome, SettingsChange, checked_change, judged
 from server.firmware.plan import Why
+from server.firmware.policy import Policy, WaveRule
 from server.fleet.checks import FieldError
 
 BY = "rollout-3fpn4k7m"
@@ -150,3 +154,33 @@ def test_who_gets_nothing_by_a_change_is_left_out_by_name() -> None:
         3: Why.UNKNOWN_SETTING,
     }
     assert found[1][1] == "its site says otherwise, and is nearer"
+
+
+def test_a_setting_that_a_kind_of_device_has_not_leaves_it_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kiosks = dataclasses.replace(TABLE["health_s"], devices=frozenset({"kiosk"}))
+    monkeypatch.setitem(TABLE, "health_s", kiosks)
+    device = Device(1, "dc-1", "counter", "", None, "north", None, 1)
+    said = {"agent": "0.2.0", "known": list(TABLE), "values": {"frame_s": 60}}
+    found = reach.left_out(of("health_s"), [device], {1: []}, {1: said})
+    assert found == {1: (Why.UNKNOWN_SETTING, "a counter has no health_s")}
+    found = reach.left_out(of("health_s", "frame_s"), [device], {1: []}, {1: said})
+    assert found == {1: (Why.ALREADY, "it has these values")}
+
+
+def test_who_gets_it_in_the_end_alone_counts_for_who_approves() -> None:
+    policy = Policy(blast_radius=1, windows=None, waves=(WaveRule(),))
+    device = plan.Device(1, "dc-1", "counter", "DC2", "in service")
+    busy = [
+        dataclasses.replace(device, id=n, name=f"dc-{n}", other=("rollout-2", 5)) for n in (2, 3)
+    ]
+    made = plan.plan([device, *busy], (), (), None, policy, seed="", given={})
+    assert made.second_person(policy) == []
+    shared, each = of("health_s"), of("health_s", scope=Scope.DEVICE)
+    assert reach.second_person(shared, made, policy) == [
+        "2 devices more get it in the end: above 1 with them"
+    ]
+    assert reach.second_person(each, made, policy) == []
+    wide = msgspec.structs.replace(policy, blast_radius=3)
+    assert reach.second_person(shared, made, wide) == []
