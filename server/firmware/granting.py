@@ -97,6 +97,9 @@ async def grant(
     )
     if row is None:
         return None
+    offered = life.State(row["state"]) is life.State.OFFERED
+    if offered and payload is not Payload.BUNDLE:  # of a bundle the exchange assigns nothing then
+        return await _still(connection, row, now=now)
     if life.State(row["state"]) in FLYING:
         return Granted(row["id"], row["ref"], row["attempt"])
     if State(row["rollout"]) is not State.RUNNING:
@@ -109,6 +112,27 @@ async def grant(
     if found is None:
         return Granted(row["id"], row["ref"], row["attempt"])
     return found if isinstance(found, Waits) else None
+
+
+async def _still(
+    connection: asyncpg.Connection, row: asyncpg.Record, *, now: datetime
+) -> Granted | Waits:
+    """Grant what was offered; taken back where it halted, or a freeze began, before the asking.
+
+    A way back is not: what its device had is gone from it since the offer.
+    """
+    held = await hold(connection, row["rollout_id"], now=now)
+    assert held is not None
+    (each,) = await candidates(held, one=row["id"])
+    shut = await _shut(held, [each])
+    running = held.rollout.state is State.RUNNING
+    if held.facts.reverses is not None or (running and each.site not in shut):
+        return Granted(row["id"], row["ref"], row["attempt"])
+    after = life.withheld(each.execution, shut.get(each.site, now + LOOK_AGAIN))
+    change(held, each.pool, each.execution, after, actor=SERVER)
+    await put(connection, [Moved(each.id, each.pool, after)])
+    await held.write()
+    return Waits(Why.SHUT if running else Why.NOT_RUNNING, _MOST_S)
 
 
 # -- who comes into question -----------------------------------------------------------------------

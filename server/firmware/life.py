@@ -249,6 +249,12 @@ def postponed(execution: Execution, due: datetime) -> Execution:
     return replace(execution, due_at=due)
 
 
+def withheld(execution: Execution, due: datetime) -> Execution:
+    """Take an offer back that nobody has taken yet, and look again at another time."""
+    assert execution.state is State.OFFERED, execution.state
+    return replace(execution, state=State.PLANNED, due_at=due)
+
+
 def cancelled(execution: Execution, here: Here) -> Execution:
     """Take back what is not known to have begun; what has is asked to, by the exchange."""
     if execution.state in (State.PLANNED, State.OFFERED):
@@ -327,7 +333,7 @@ def _lapsed(execution: Execution, contact: Contact, here: Here) -> Execution:
     until = (execution.offered_at or here.now) + timedelta(seconds=timers.accepted_s)
     if contact.asked and here.now < until:
         return replace(execution, due_at=until)
-    return replace(execution, state=State.PLANNED, due_at=here.later(timers.defer_s))
+    return withheld(execution, here.later(timers.defer_s))
 
 
 def _timer(state: State, policy: Policy) -> timedelta:
