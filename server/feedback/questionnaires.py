@@ -371,7 +371,8 @@ async def plan_of(
 ) -> tuple[Plan, list[bytes]]:
     """Return what a device (its row) is to show, and the contents that the plan names.
 
-    One that stands nowhere shows nothing of its organisation's.
+    One that stands nowhere shows nothing of its organisation's. Of more than `MOST_CONTENT` it gets
+    the first.
     """
     row = await connection.fetchrow(
         "select d.device, s.id as spot, site.id as site, site.name, site.time_zone "
@@ -389,9 +390,14 @@ async def plan_of(
     )
     entries: list[Shown] = []
     contents: dict[str, bytes] = {}
+    size = 0
     for content, since, until, weekdays, opens, closes in rows:
         digest = wire.read(content).digest
-        contents[digest] = content
+        if digest not in contents:
+            size += len(content)
+            if size > MOST_CONTENT:  # beside what rollouts add: the first comes first
+                break
+            contents[digest] = content
         hours = None if opens is None else (opens, closes)
         entries.append(Shown(digest, since, until, tuple(weekdays), hours))
     plan = Plan(row["device"], row["name"], row["time_zone"], tuple(entries))

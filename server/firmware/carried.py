@@ -20,7 +20,8 @@ _ACCEPTED, _ENDED = 1, 2  # the numbers of the steps
 _OPEN = f"""
 select e.id, e.ref, e.pool, e.settings, e.shows, e.told, e.rollout_id, o.ref as rollout, o.reverses,
        o.state as stands, s.version, d.device, {COLUMNS}
-from executions e join rollouts o on o.id = e.rollout_id join devices d on d.id = e.device_id
+from executions e join rollouts o on o.id = e.rollout_id
+join devices d on d.id = e.device_id and d.organisation_id = e.organisation_id
 left join device_settings s on s.device_id = e.device_id
 where e.device_id = $1 and e.state in ({named(FLYING)}) and o.payload = $2
 for no key update of e

@@ -86,9 +86,11 @@ async def reach(
 _KIOSKS = """
 select d.id, d.kind, w.spot, w.site, first.questionnaire_id is not distinct from $3 as there,
        (select count(*) from publications p where p.site_id = w.site_id and p.ended_at is null
+        and (p.spot_id is null or p.spot_id = w.spot)
         and coalesce(p.until_day >= $4::date, true)) as many,
        (select coalesce(sum(octet_length(q.content)), 0) from questionnaires q where q.id in (
             select p.questionnaire_id from publications p where p.site_id = w.site_id
+            and (p.spot_id is null or p.spot_id = w.spot)
             and p.ended_at is null and coalesce(p.until_day >= $4::date, true))) as size
 from devices d left join lateral (
     select s.id as spot, s.site_id, t.ref as site
@@ -195,19 +197,21 @@ async def settle(held: Held) -> None:
     facts = held.facts
     if facts.payload is not Payload.QUESTIONNAIRE or facts.reverses is not None:
         return
-    has = await held.connection.fetchval(
-        "select count(*) from executions where rollout_id = $1 and shows is not null", facts.id
+    has, shown = await held.connection.fetchrow(
+        "select count(*), count(*) filter (where q.retired_at is null) from executions e "
+        "join questionnaires q on q.id = e.shows where e.rollout_id = $1",
+        facts.id,
     )
     if not has or held.rollout.state not in OVER:
         return
     await held.connection.execute("select settle_questionnaire($1, $2)", facts.id, held.now)
-    if held.rollout.state is not State.REVERTED:
+    if shown and held.rollout.state is not State.REVERTED:
         await record(
             held.connection,
             actor=SERVER,
             act="questionnaire published",
             subject=await _carried(held),
-            detail={"rollout": facts.ref, "kiosks": has},
+            detail={"rollout": facts.ref, "kiosks": shown},
             organisation=facts.organisation,
             now=held.now,
         )

@@ -101,6 +101,10 @@ async def demand_unchanged(held: Held) -> None:
     except ConflictError as error:
         raise RefusedError("conflict", str(error)) from error
     if change.scope is Scope.DEVICE:
+        edited = await connection.fetchrow(_EDITED, held.facts.id, list(change.values))
+        if edited is not None:
+            since = f"of {edited['device']} was changed by somebody else since the plan"
+            raise RefusedError("changed", f"{edited['key']} {since}")
         return
     place = await _place(connection, organisation, change)
     if place is None:
@@ -108,6 +112,19 @@ async def demand_unchanged(held: Held) -> None:
     for key, was in (await _was(connection, organisation, change, place)).items():
         if was != change.was.get(key):
             raise RefusedError("changed", f"{key} was changed by somebody else since the plan")
+
+
+_EDITED = """
+select d.device, key from rollouts o
+join rollout_events v on v.rollout_id = o.id and v.event = 'planned'
+cross join jsonb_array_elements(o.plan -> 'waves') w(devices)
+cross join jsonb_array_elements_text(w.devices) m(device)
+join devices d on d.id = m.device::int
+join settings_layers l on l.device_id = d.id and l.organisation_id = o.organisation_id
+cross join unnest($2::text[]) key
+where o.id = $1 and (l.entries -> key ->> 'number')::bigint > extract(epoch from v.at) * 1000
+order by d.device limit 1
+"""
 
 
 async def _place(

@@ -254,8 +254,9 @@ grant insert, update (name, starts_at, ends_at, sites, reason, ended_at, ended_b
     to vestibule_desk;
 
 -- A rollout of settings that is over: the layer itself says what it brought. Where it was cancelled,
--- devices keep as their own what they have of it and no nearer layer says; where it was taken back,
--- nothing of it is left.
+-- devices keep as their own what they have of it: not what a nearer layer says, be it by another
+-- rollout, nor what was of a site that they left. Of devices' own layers a later edit counts. Where
+-- it was taken back, nothing of it is left.
 create function settle_settings(rollout int, at timestamptz) returns void
 language plpgsql security definer set search_path = public as $$
 declare r rollouts;
@@ -280,17 +281,35 @@ begin
         select r.organisation_id, 'device', e.device_id, kept.entries, at
         from executions e join devices d on d.id = e.device_id
             and d.organisation_id = e.organisation_id
+        left join lateral (
+            select s.id, s.ref from assignments a join spots p on p.id = a.spot_id
+            join sites s on s.id = p.site_id
+            where a.device_id = e.device_id and a.valid @> at limit 1) w on true
         cross join lateral (
             select jsonb_object_agg(x.key, x.value) as entries
             from jsonb_each(e.settings -> 'entries') x
-            where r.content ->> 'scope' = 'device' or not exists (
+            where case e.settings ->> 'scope'
+                when 'site' then w.ref = e.settings ->> 'of'
+                when 'model' then d.model = e.settings ->> 'of' else true end
+            and not exists (
                 select from settings_layers n where n.organisation_id = r.organisation_id
                 and n.entries ? x.key and case n.scope
                     when 'device' then n.device_id = e.device_id
-                    when 'site' then r.content ->> 'scope' <> 'site' and n.site_id = (
-                        select p.site_id from assignments a join spots p on p.id = a.spot_id
-                        where a.device_id = e.device_id and a.valid @> at)
-                    when 'organisation' then r.content ->> 'scope' = 'model' end)) kept
+                        and (e.settings ->> 'scope' <> 'device'
+                            or (n.entries -> x.key ->> 'number')::bigint
+                                > (x.value ->> 'number')::bigint)
+                    when 'site' then n.site_id = w.id
+                        and e.settings ->> 'scope' in ('model', 'organisation')
+                    when 'organisation' then e.settings ->> 'scope' = 'model' end)
+            and not exists (
+                select from executions o where o.organisation_id = e.organisation_id
+                and o.device_id = e.device_id and o.id <> e.id and o.settings is not null
+                and o.settings -> 'entries' ? x.key
+                and case o.settings ->> 'scope'
+                    when 'device' then e.settings ->> 'scope' <> 'device'
+                    when 'site' then o.settings ->> 'of' = w.ref
+                        and e.settings ->> 'scope' in ('model', 'organisation')
+                    when 'organisation' then e.settings ->> 'scope' = 'model' end)) kept
         where e.rollout_id = r.id and e.settings is not null and kept.entries is not null
         on conflict (organisation_id, scope, model, site_id, device_id) do update
         set entries = l.entries || excluded.entries, version = l.version + 1,
@@ -298,14 +317,17 @@ begin
     end if;
     update executions set settings = null where rollout_id = r.id and settings is not null;
 end $$;
--- The same of a questionnaire: it is published at the spots of those kiosks.
+-- The same of a questionnaire: it is published at the spots of those kiosks, unless it was retired.
 create function settle_questionnaire(rollout int, at timestamptz) returns void
 language sql security definer set search_path = public as $$
+    select from questionnaires  -- who retires it does so before, or ends what is published here
+    where id in (select shows from executions where rollout_id = rollout) for share;
     insert into publications (organisation_id, ref, questionnaire_id, site_id, spot_id,
         published_at)
     select r.organisation_id, 'publication-' || substr(md5(random()::text), 1, 16), e.shows,
            s.site_id, s.id, e.offered_at
     from rollouts r join executions e on e.rollout_id = r.id and e.shows is not null
+    join questionnaires q on q.id = e.shows and q.retired_at is null
     join assignments a on a.device_id = e.device_id and a.valid @> at
     join spots s on s.id = a.spot_id and s.kind = 'kiosk'
         and s.organisation_id = r.organisation_id
