@@ -217,7 +217,8 @@ def _waves(waves: Iterable[WaveNow]) -> Table:
 def _guards(guards: Iterable[Standing]) -> Table:
     rows = [
         (
-            *(each.wave, each.guard.value, f"{each.found:g}", f"{each.limit:g}"),
+            *("all" if each.wave is None else each.wave, each.guard.value),
+            *(f"{each.found:g}", f"{each.limit:g}"),
             "halts"
             if each.tripped
             else f"judged after {each.missing} more"

@@ -144,10 +144,10 @@ class FailureRow(msgspec.Struct, frozen=True):
 
 
 class GuardRow(msgspec.Struct, frozen=True):
-    """How far a guard is from its limit, in one wave; `missing`: how many have to end before it is
-    judged at all."""
+    """How far a guard is from its limit. `wave`: null where it looks at all waves together, 0 the
+    stragglers. `missing`: how many have to end before it is judged at all."""
 
-    wave: int
+    wave: int | None
     guard: Guard
     found: float
     limit: float

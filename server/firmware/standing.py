@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from server.firmware.guards import Guard, met
-from server.firmware.life import Counters
 from server.firmware.policy import Gate, Guards, OnHalt
 from server.firmware.waves import (
     OVER,
@@ -37,12 +36,13 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One guard of one wave: what it looks at, its limit, and how many more it takes to be judged.
+    """One guard: what it looks at, its limit, and how many more it takes to be judged.
 
-    `missing` is how many have to end before a share counts at all.
+    `wave` is None where it looks at all waves together. `missing` is how many have to end before a
+    share counts at all.
     """
 
-    wave: int
+    wave: int | None
     guard: Guard
     found: float
     limit: float
@@ -67,24 +67,27 @@ class Passing:
 
 
 def standings(rollout: Rollout) -> tuple[Standing, ...]:
-    """Return the guards of each wave in which anybody was attempted since it was acknowledged."""
+    """Return the guards that look at all waves, then at each in which anybody was attempted.
+
+    Nothing counts but what came since somebody acknowledged; before anybody was attempted there is
+    nothing to look at.
+    """
     guards, everywhere = rollout.policy.guards, rollout.since
-    found: list[Standing] = []
-    for wave in rollout.waves:
-        if wave.since.attempted:
-            found += _of_wave(guards, wave, everywhere)
-    return tuple(found)
+    attempted = [wave for wave in rollout.waves if wave.since.attempted]
+    if not attempted:
+        return ()
+    return (
+        Standing(None, Guard.FAIL_ABS, everywhere.hurt, guards.fail_abs),
+        Standing(None, Guard.LOST_ABS, everywhere.lost, guards.lost_abs),
+        *(_share_failed(guards, wave) for wave in attempted),
+    )
 
 
-def _of_wave(guards: Guards, wave: Wave, everywhere: Counters) -> tuple[Standing, ...]:
+def _share_failed(guards: Guards, wave: Wave) -> Standing:
     since = wave.since
     share = round(100 * since.failed / since.ended, 2) if since.ended else 0.0
     missing = max(0, guards.min_sample - since.ended)
-    return (
-        Standing(wave.number, Guard.FAIL_ABS, everywhere.hurt, guards.fail_abs),
-        Standing(wave.number, Guard.FAIL_PCT, share, guards.fail_pct, missing),
-        Standing(wave.number, Guard.LOST_ABS, everywhere.lost, guards.lost_abs),
-    )
+    return Standing(wave.number, Guard.FAIL_PCT, share, guards.fail_pct, missing)
 
 
 def passing(gate: Gate, wave: Wave) -> Passing | None:

@@ -48,7 +48,7 @@ def test_a_rollout_is_planned_approved_watched_halted_and_taken_back(
     fine(kim)
     shot(kim, "none")
     kim.get_by_role("link", name="New rollout").click()
-    kim.get_by_label("Bundle").select_option(label="Agent 2.0.0 (1.4 MB)")
+    kim.get_by_label("What", exact=True).select_option(label="Agent 2.0.0 (1.4 MB)")
     kim.get_by_label("Wave 1", exact=True).fill("4")
     kim.get_by_label("Wave 2", exact=True).fill("10")
     kim.get_by_label("then waited, hours").fill("0")

@@ -49,8 +49,15 @@ def test_a_guard_stands_at_its_limit_exactly_when_it_halts(
 def test_a_share_says_how_many_are_missing_before_it_counts() -> None:
     total = Counters(attempted=4, ended=4, confirmed=2, failed=2, terminal=4)
     rollout = Rollout(Policy(), "ada", State.RUNNING, (Wave(1, size=20, total=total),))
-    share = standings(rollout)[1]
-    assert (share.found, share.limit, share.missing, share.tripped) == (50.0, 10.0, 6, False)
+    *of_all, share = standings(rollout)
+    assert [each.wave for each in of_all] == [None, None]
+    assert (share.wave, share.found, share.limit, share.missing, share.tripped) == (
+        1,
+        50.0,
+        10.0,
+        6,
+        False,
+    )
 
 
 def test_a_soaking_wave_says_when_it_passes() -> None:
