@@ -30,6 +30,7 @@ from server.rollup.opening import Interval, joined
 LONGEST = timedelta(days=92)
 FARTHEST = timedelta(days=400)
 BY_NAME = 100
+"""Sites up to which a freeze's filter looks at these alone; of more, at all."""
 MOST_FREEZES = 100
 """Of an organisation, those that are not over."""
 SITE_FIELDS = frozenset(("site", "site.name", "site.region"))
@@ -149,13 +150,9 @@ async def on_at(
     *,
     now: datetime,
 ) -> list[Span]:
-    """Return the freezes that are on at any of these sites (None: at none), the last to end first.
-
-    A site is asked for by name up to `BY_NAME`; of more, the freezes' filters look at all.
-    """
-    known = sorted({site for site in sites if site is not None})
-    few = known if len(known) <= BY_NAME else None
-    frozen, at_s = await load(connection, organisation, now=now, sites=few), int(now.timestamp())
+    """Return the freezes that are on at any of these sites (None: at none), the longest first."""
+    known = {site for site in sites if site is not None}
+    frozen, at_s = await load(connection, organisation, now=now, sites=known), int(now.timestamp())
     on = {span.ref: span for site in set(sites) for span in frozen.all_at(site, at_s)}
     return sorted(on.values(), key=lambda each: (-each.end_s, each.ref))
 
@@ -165,14 +162,15 @@ async def load(
     organisation: int,
     *,
     now: datetime,
-    sites: Sequence[int] | None = None,
+    sites: Collection[int] | None = None,
 ) -> Frozen:
     """Return the freezes that are on or still to come, with the sites that they are of.
 
     `sites`: only these are asked about, by row; a device that asks is answered without a look at
-    all others.
+    all others (`BY_NAME`).
     """
-    within = search.EVERYWHERE if sites is None else search.Within((), tuple(sites))
+    few = sites is not None and len(sites) <= BY_NAME
+    within = search.Within((), tuple(sites or ())) if few else search.EVERYWHERE
     found = []
     for row in await connection.fetch(_LISTED, organisation, None, now, False, None, MOST_FREEZES):
         freeze = Freeze(*row.values())

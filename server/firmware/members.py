@@ -227,7 +227,9 @@ async def _facts(
     in_region = None
     if caps.region is not None and row["region_id"] is not None:
         in_region = await connection.fetchval(_IN_REGION, line.id, row["region_id"], _FLYING)
-    on = (await load_freezes(connection, organisation, now=now)).at(site, int(now.timestamp()))
+    here = [] if site is None else [site]
+    frozen = await load_freezes(connection, organisation, now=now, sites=here)
+    on = frozen.at(site, int(now.timestamp()))
     wave, left_out = await _planned(connection, known, row["id"], member)
     return Facts(
         now=now,

@@ -18,8 +18,6 @@ from server.rollup.buckets import local
 from server.rollup.opening import Interval
 from server.rollup.places import Site, load_sites
 
-FEW = 100
-"""Sites up to which freezes look at these alone."""
 LOOK_AGAIN = timedelta(hours=1)
 USUAL = timedelta(days=28)
 """What a site's usual day is learnt from."""
@@ -41,10 +39,9 @@ async def nights(
     if not sites:
         return {}
     known = await load_sites(connection, ids=list(sites))
-    few = sites if len(sites) <= FEW else None
     frozen = Frozen()
     if not overriding:
-        frozen = await load(connection, organisation, now=now, sites=few)
+        frozen = await load(connection, organisation, now=now, sites=sites)
     quiet = await usually_quiet(connection, known, rules, now=now)
     return told(known, rules, frozen, quiet, now=now)
 
@@ -65,7 +62,7 @@ async def shut(
     here, found = sorted({site for site in sites if site is not None}), dict[int | None, datetime]()
     soon = now + LOOK_AGAIN
     if not policy.override_freezes:
-        frozen = await load(connection, organisation, now=now)
+        frozen = await load(connection, organisation, now=now, sites=here)
         for site in {None, *here}:
             on = frozen.at(site, int(now.timestamp()))
             if on is not None:

@@ -37,7 +37,7 @@ from server.firmware.change import (
     judged,
     read_change,
 )
-from server.firmware.freezes import load
+from server.firmware.freezes import on_at
 from server.firmware.policy import OnHalt
 from server.firmware.rollout import SERVER
 from server.firmware.rows import Held, ring
@@ -251,9 +251,8 @@ async def frozen(held: Held) -> bool:
     if found is None:
         return False
     reached = await settings.devices(held.connection, facts.organisation, found, now=held.now)
-    known = await load(held.connection, facts.organisation, now=held.now)
-    at_s = int(held.now.timestamp())
-    return any(known.at(site, at_s) is not None for site in {each.site for each in reached})
+    sites = {each.site for each in reached}
+    return bool(await on_at(held.connection, facts.organisation, sites, now=held.now))
 
 
 async def settle(held: Held) -> None:
