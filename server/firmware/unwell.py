@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from datetime import timedelta
 
-from server.firmware.guards import Guard
+from server.firmware.guards import CLOCKS_DIFFER, Guard
 from server.firmware.rollout import Regressed
 from server.firmware.rows import Held
 from server.firmware.waves import ACTIVE
@@ -82,7 +82,7 @@ async def look(held: Held) -> Compared | None:
     row = await held.connection.fetchrow(
         _LOOK,
         *(held.facts.id, held.now, held.now - EVERY, wave.number, wave.opened_at),
-        *([each.value for each in ILL], _MOST),
+        *([each.value for each in ILL], _MOST, held.now + CLOCKS_DIFFER),
     )
     if row is None:
         return None
@@ -109,7 +109,8 @@ async def look(held: Held) -> Compared | None:
 
 _LOOK = """
 with due as (
-    update rollouts set health_at = $2 where id = $1 and (health_at is null or health_at <= $3)
+    update rollouts set health_at = $2 where id = $1
+    and (health_at is null or health_at <= $3 or health_at > $8)
     and not exists (select from rollout_events v where v.rollout_id = $1 and v.event = 'halted'
         and v.detail ->> 'guard' = 'health' and (v.detail ->> 'wave')::int = $4)
     returning id),

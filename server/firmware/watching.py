@@ -19,7 +19,7 @@ from server.db.engine import DATABASE_AWAY, transaction
 from server.db.turns import repeat
 from server.firmware import counted
 from server.firmware.counts import Judged
-from server.firmware.guards import Guard
+from server.firmware.guards import CLOCKS_DIFFER, Guard
 from server.firmware.rollout import Regressed
 from server.firmware.rows import hold
 from server.firmware.waves import State
@@ -46,7 +46,7 @@ class CountsGuard:
     async def turn(self) -> int:
         """Look at each rollout that is due, once; return how many were."""
         now = at(self.clock.now_ms())
-        rows = await self.pool.fetch(_DUE, now - AGAIN, ROLLOUTS)
+        rows = await self.pool.fetch(_DUE, now - AGAIN, ROLLOUTS, now + CLOCKS_DIFFER)
         for row in rows:
             try:
                 await self._look(row["id"], now=now)
@@ -109,7 +109,7 @@ def said(judged: Judged) -> str:
 _DUE = """
     select id from rollouts
     where state in ('running', 'paused') and reverses is null
-      and (counted_at is null or counted_at <= $1)
+      and (counted_at is null or counted_at <= $1 or counted_at > $3)
     order by counted_at nulls first, id limit $2
 """
 _PUT_OFF = "update rollouts set counted_at = $2 where id = $1"

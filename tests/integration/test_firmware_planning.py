@@ -281,6 +281,8 @@ async def test_a_loss_at_updated_doors_halts_once_and_the_same_weeks_without_it_
     await stores.owner.execute("update rollouts set state = 'running', counted_at = null")
     assert await guard.turn() == 1  # somebody has acknowledged it
     assert await stores.owner.fetchval("select state from rollouts") == "running"
+    await stores.owner.execute("update rollouts set counted_at = counted_at + interval '9 days'")
+    assert await guard.turn() == 1  # the clock ran ahead
 
 
 async def test_a_day_is_not_looked_at_before_it_is_over_and_what_arrives_late_is_waited_for(
