@@ -150,7 +150,10 @@ async def on_at(
     *,
     now: datetime,
 ) -> list[Span]:
-    """Return the freezes that are on at any of these sites (None: at none), the longest first."""
+    """Return the freezes that are on at any of these sites, the last to end first.
+
+    None: at none of them.
+    """
     known = {site for site in sites if site is not None}
     frozen, at_s = await load(connection, organisation, now=now, sites=known), int(now.timestamp())
     on = {span.ref: span for site in set(sites) for span in frozen.all_at(site, at_s)}

@@ -38,10 +38,21 @@ async def nights(
     """
     if not sites:
         return {}
-    known = await load_sites(connection, ids=list(sites))
     frozen = Frozen()
     if not overriding:
         frozen = await load(connection, organisation, now=now, sites=sites)
+    return await _nights(connection, sites, rules, frozen, now=now)
+
+
+async def _nights(
+    connection: asyncpg.Connection,
+    sites: Sequence[int],
+    rules: Rules,
+    frozen: Frozen,
+    *,
+    now: datetime,
+) -> dict[int, Night]:
+    known = await load_sites(connection, ids=list(sites))
     quiet = await usually_quiet(connection, known, rules, now=now)
     return told(known, rules, frozen, quiet, now=now)
 
@@ -61,17 +72,16 @@ async def shut(
     """
     here, found = sorted({site for site in sites if site is not None}), dict[int | None, datetime]()
     soon = now + LOOK_AGAIN
+    frozen = Frozen()
     if not policy.override_freezes:
         frozen = await load(connection, organisation, now=now, sites=here)
-        for site in {None, *here}:
-            on = frozen.at(site, int(now.timestamp()))
-            if on is not None:
-                found[site] = min(soon, instant(on.end_s))
-    if policy.windows is None or policy.urgent:
+    for site in {None, *here}:
+        on = frozen.at(site, int(now.timestamp()))
+        if on is not None:
+            found[site] = min(soon, instant(on.end_s))
+    if policy.windows is None or policy.urgent or not here:
         return found
-    resting = await nights(
-        connection, organisation, here, policy.windows, now=now, overriding=policy.override_freezes
-    )
+    resting = await _nights(connection, here, policy.windows, frozen, now=now)
     for site in here:
         night = resting.get(site)
         opens = instant(night.windows[0][0]) if night is not None and night.windows else None
