@@ -16,7 +16,7 @@ import structlog
 
 from server import metrics
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import DATABASE_SILENT, transaction
 from server.db.turns import repeat
 from server.errors import NotFoundError, RefusedError
 from server.firmware import acts, planning, starting
@@ -118,16 +118,16 @@ class Joiners:
         now, joined = at(self.clock.now_ms()), 0
         rows = await self.pool.fetch(_DUE, now - AGAIN, ROLLOUTS, now + CLOCKS_DIFFER)
         for row in rows:
+            await self.pool.execute(_LOOKED, row["id"], now)  # who fails comes after all others
             try:
                 joined += await self._look(row["id"], now=now)
-            except DATABASE_AWAY:
+            except DATABASE_SILENT:
                 raise
             except RefusedError as error:  # withdrawn, or over by now
                 log.info("nobody joins a rollout", rollout=row["id"], why=error.code)
             except Exception:  # one that cannot be looked at keeps no other from it
                 metrics.TURNS_BROKEN.inc()
                 log.exception("who joins a rollout cannot be told", rollout=row["id"])
-            await self.pool.execute(_LOOKED, row["id"], now)
         return joined
 
     async def _look(self, rollout: int, *, now: datetime) -> int:

@@ -15,7 +15,7 @@ import structlog
 
 from server import metrics
 from server.clock import Clock, at
-from server.db.engine import DATABASE_AWAY, transaction
+from server.db.engine import DATABASE_SILENT, transaction
 from server.db.turns import repeat
 from server.firmware import counted
 from server.firmware.counts import Judged
@@ -50,7 +50,7 @@ class CountsGuard:
         for row in rows:
             try:
                 await self._look(row["id"], now=now)
-            except DATABASE_AWAY:
+            except DATABASE_SILENT:
                 raise
             except Exception:  # one that cannot be looked at keeps no other from it
                 metrics.TURNS_BROKEN.inc()

@@ -3,16 +3,18 @@
 import asyncio
 import json
 
+import asyncpg
 import msgspec
 import pytest
 
 from server.db.engine import acting, transaction
 from server.errors import NotFoundError, RefusedError
-from server.firmware import acts, drafting, joining, members
+from server.firmware import acts, counted, drafting, joining, members
 from server.firmware.joining import AGAIN, Joiners
 from server.firmware.planning import Asked
 from server.firmware.policy import Guards, Policy, WaveRule
 from server.firmware.policy import Joiners as Admitting
+from server.firmware.watching import CountsGuard
 from server.firmware.why import Reason
 from server.fleet.checks import FieldError
 from tests.firmware_world import APPROVER, AUTHOR, BROKEN, QUICK, START, World
@@ -331,3 +333,21 @@ async def test_who_is_asked_for_by_name_joins_unless_the_plan_would_leave_it_out
     await _reported(world, silent)
     with pytest.raises(RefusedError, match="nobody joins: it is paused"):
         await asked(silent)
+
+
+@pytest.mark.parametrize("error", [asyncpg.DataError("odd"), asyncpg.UniqueViolationError("taken")])
+async def test_a_look_that_the_database_refuses_keeps_no_other_rollout_from_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    await _reported(world, *await world.fleet(3))
+    ref = await _planned(world)
+
+    async def refused(*asked: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(joining, "fitting", refused)
+    monkeypatch.setattr(counted, "look", refused)
+    assert await _look(world) == 0
+    assert await CountsGuard(world.maint, world.clock).turn() == 1
+    put_off = "select joiners_at = $2 and counted_at = $2 from rollouts where ref = $1"
+    assert await world.owner.fetchval(put_off, ref, world.now)
