@@ -75,7 +75,8 @@ def _files(source: Path, packages: tuple[str, ...]) -> Iterator[tuple[str, Path]
     for package in packages:
         top = source / package
         if not top.is_dir():
-            raise RefusedError("release_empty", f"{top} is no folder")
+            wanted = "" if package == "." else f": name the one that holds {' and '.join(packages)}"
+            raise RefusedError("release_empty", f"{top} is no folder{wanted}")
         for path in top.rglob("*"):
             inside = path.relative_to(source)
             name = inside.as_posix()
