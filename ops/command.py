@@ -30,7 +30,7 @@ SUBCOMMANDS = {
     "migrate": Subcommand("ops.migrate", "bring the database to this release's schema"),
     "services": Subcommand("ops.services.command", "private PostgreSQL and broker"),
     "ca": Subcommand("ops.ca", "roots, authorities and the fleet's trust in them"),
-    "site": Subcommand("ops.register", "add or list sites and their spots"),
+    "site": Subcommand("ops.register", "add or list sites and spots, take them in from files"),
     "device": Subcommand("ops.register", "add and import devices, make their claims and labels"),
     "config": Subcommand(
         "ops.desired", "settings of devices: why they are so, what became of them"
@@ -43,7 +43,7 @@ SUBCOMMANDS = {
     "contact": Subcommand("ops.contacts", "who is told by mail of what is wrong"),
     "user": Subcommand("ops.people", "invite people, give them roles, shut them out"),
     "audit": Subcommand("ops.audit", "show who did what, and prove that nobody changed it"),
-    "import": Subcommand("ops.imports", "import sales from the tills (pos)"),
+    "import": Subcommand("ops.imports", "import sales, rosters, campaigns, rates of exchange"),
     "quarantine": Subcommand("ops.quarantine", "list, explain and re-drive refused frames"),
     "simulate": Subcommand("ops.simulate", "drive a fleet of real agents, proved"),
     "replay": Subcommand("ops.replay", "send real counts through real agents, proved"),
