@@ -42,6 +42,7 @@ from server.provisioning.claims import claim_token
 from server.provisioning.vouchers import withdraw_voucher
 
 COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
+MANIFEST = ",".join((*manifest.REQUIRED, *(f"[{name}]" for name in manifest.OPTIONAL)))
 Action = Callable[[asyncpg.Connection, argparse.Namespace, Deployment], Awaitable[int]]
 
 
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("device", help="such as dc-7k2m9qxw4abc")
     add.set_defaults(act=_renew)
     add = device.add_parser("import", help="allow what a factory's manifest lists")
-    add.add_argument("file", type=Path, help="CSV, columns as above")
+    add.add_argument("file", type=Path, help=f"CSV, columns {MANIFEST}")
     add.add_argument("--organisation", required=True, help="its name or ref")
     add.add_argument("--dry-run", action="store_true", help="say what would be done")
     add.add_argument("--skip-bad", action="store_true", help="take the rows that are good")
