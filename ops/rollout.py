@@ -199,7 +199,8 @@ def _instant(text: str) -> datetime:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}") from error
     if found.tzinfo is None:
-        raise argparse.ArgumentTypeError(f"{text} needs an offset, as {text}+01:00 or {text}Z")
+        clock = text if "T" in text or " " in text else f"{text}T00:00"
+        raise argparse.ArgumentTypeError(f"{text} needs an offset, as {clock}+01:00 or {clock}Z")
     return found
 
 
