@@ -140,6 +140,29 @@ async def test_who_has_left_the_site_of_a_cancelled_rollout_keeps_nothing_of_it(
     assert await own(fleet) == {here[1].row: {"health_s": 300}}
 
 
+async def test_what_a_device_says_to_its_next_organisation_is_no_word_to_the_one_before(
+    fleet: Steered,
+) -> None:
+    agents = await fleet.fleet(2)
+    ref, owner = await fleet.rollout(POLICY, health_s=300), fleet.world.owner
+    await fleet.ask(agents[0], rounds=1)  # it has the value, and has not said so
+    other = await owner.fetchval(
+        "insert into organisations (ref, name) values ('others', 'Others') returning id"
+    )
+    await owner.execute("delete from assignments where device_id = $1", agents[0].row)
+    await owner.execute(
+        "update devices set organisation_id = $2 where id = $1", agents[0].row, other
+    )
+    await fleet.ask(agents[0])
+    assert fleet.have("health_s") == [900, 900]
+    assert await fleet.world.states(ref) == {"accepted": 1, "offered": 1}
+    await fleet.pass_time(4_000, step_s=400)
+    row = await owner.fetchrow(
+        "select state, code, settings from executions where device_id = $1", agents[0].row
+    )
+    assert tuple(row) == ("lost", "left", None)
+
+
 async def test_an_offer_is_not_taken_once_a_freeze_began_or_it_was_paused(fleet: Steered) -> None:
     agents = await fleet.fleet(2)
     ref = await fleet.rollout(POLICY, health_s=300)
