@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -12,6 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from server.api.keys import create_api_key
 from server.api.routes import build_api
+from server.audit.log import holding
 from server.clock import ManualClock
 from server.db.engine import acting
 from server.errors import RefusedError
@@ -72,6 +74,25 @@ async def test_who_overrides_a_freeze_says_why_and_it_is_audited_by_the_freezes_
         [(ref, "user ada", "it hangs"), (all_of_it, "user ada", "it hangs")]
     )
     assert [order.kind for order in (await fleet.exchange(ONE))[2]] == ["reboot"]
+
+
+async def test_who_overrides_a_freeze_locks_the_devices_before_the_audits_chain(
+    fleet: Fleet,
+) -> None:
+    await freeze(fleet)
+    owner = fleet.world.owner
+    async with asyncio.TaskGroup() as tasks, owner.transaction():
+        await owner.execute("select from devices where id = $1 for update", fleet.rows[ONE])
+        tasks.create_task(fleet.ask("reboot", ONE, reason="it hangs", override_freeze=True))
+        async with asyncio.timeout(10):
+            while not await owner.fetchval(  # noqa: ASYNC110
+                "select exists (select from pg_locks where not granted "
+                "and pg_backend_pid() = any(pg_blocking_pids(pid)))"
+            ):
+                await asyncio.sleep(0.01)
+        chain = holding("$1").replace("pg_advisory", "pg_try_advisory")
+        assert await owner.fetchval(f"select {chain}", fleet.organisation)
+    assert len(await overridden(fleet)) == 1
 
 
 async def test_what_was_asked_for_before_a_freeze_waits_while_it_is_on(fleet: Fleet) -> None:
