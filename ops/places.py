@@ -81,6 +81,15 @@ class Places:
             **self.by,
         )
 
+    async def standing(self, spot: str) -> str | None:
+        """Return the device that stands at a spot for now, if any does."""
+        found: str | None = await self._connection.fetchval(
+            "select d.device from assignments a join devices d on d.id = a.device_id "
+            "join spots s on s.id = a.spot_id where s.ref = $1 and upper_inf(a.valid)",
+            spot,
+        )
+        return found
+
     async def stand(self, device: str, spot: str, *, since: datetime) -> int:
         """Let a device stand at a spot from `since` on; return how many stored rows moved."""
         moved = await reassign(self._connection, device=device, spot=spot, since=since)

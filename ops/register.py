@@ -233,7 +233,10 @@ async def add_claimed_devices(
             device_row, device = await made.device(
                 organisation, kind=row["kind"], serial=row["serial"]
             )
+            before = await made.standing(spot.ref)
             await made.stand(device, spot.ref, since=now)
+            if before is not None:
+                print(f"{before} stood at {spot.facts.name}, and no longer does", file=sys.stderr)
             token = await claim_token(connection, settings, device_row, now=now)
             found.append((device, token))
     return found
@@ -300,6 +303,9 @@ async def _assign(
     if since.tzinfo is None:
         raise RefusedError("bad_time", "--since needs its offset, such as +01:00")
     async with places(connection, now=datetime.now(UTC)) as made:
+        before = await made.standing(options.spot)
         moved = await made.stand(options.device, options.spot, since=since)
     print(f"{moved} stored rows moved with it")
+    if before not in (None, options.device):
+        print(f"{before} stood there, and no longer does", file=sys.stderr)
     return 0
