@@ -94,7 +94,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vestibule {name}: {error}", file=sys.stderr)
         return 1
     except (asyncpg.PostgresError, OSError) as error:
-        print(f"vestibule {name}: {type(error).__name__}: {error}", file=sys.stderr)
+        said = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
+            said = f"{error.filename}: {error.strerror}"
+        print(f"vestibule {name}: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
