@@ -206,7 +206,7 @@ async def ask(
     if number is None:
         raise NotFoundError(f"no rollout {ref[:40]!r}")
     if known is None:
-        raise RefusedError("bad_transition", "nobody joins: no plan of a bundle was kept")
+        raise RefusedError("bad_transition", "nobody joins: it brings no bundle, or has no plan")
     rows = await _rows(connection, organisation, wanted)
     left = await _left_out(connection, known, rows, now=now)
     fit = [row for name, row in rows.items() if name not in left]
