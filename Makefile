@@ -79,4 +79,5 @@ soak: setup ## what takes longer than a test may: fuzz, chaos, big fleets, years
 
 clean: ## remove everything that was installed or made here, the demo's data included
 	@test ! -x $(BIN)/python || $(BIN)/python -m ops.clean
-	@rm -rf .venv build *.egg-info ext/_decoder.c ext/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv build *.egg-info ext/_decoder.c ext/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .vestibule/assets
+	@find . -name __pycache__ -prune -exec rm -rf {} +
