@@ -43,8 +43,9 @@ _From = Annotated[
 _To = Annotated[
     str, msgspec.Meta(description="End, exclusive; as `from`.", examples=["2026-04-01"])
 ]
-Sites = Annotated[tuple[str, ...], msgspec.Meta(description="Site references; none: all.")]
-_Spots = Annotated[tuple[str, ...], msgspec.Meta(description="Spot references; none: all.")]
+_Ref = Annotated[str, msgspec.Meta(min_length=1)]
+Sites = Annotated[tuple[_Ref, ...], msgspec.Meta(description="Site references; none: all.")]
+_Spots = Annotated[tuple[_Ref, ...], msgspec.Meta(description="Spot references; none: all.")]
 _Limit = Annotated[int, msgspec.Meta(ge=1, le=50_000, description="The most rows of this page.")]
 _Cursor = Annotated[
     str | None, msgspec.Meta(description="`next` of the page before, with the same parameters.")
@@ -164,7 +165,9 @@ def parse(request: web.Request, kind: type[P]) -> P:
         if name != "cursor" and any("\0" in text for text in given):
             raise ParameterError(name, f"`{name}` has a character that no value has: U+0000")
         if isinstance(fields[name].default, tuple):
-            values[name] = [part for text in given for part in text.split(",") if part]
+            values[name] = parts = [part for text in given for part in text.split(",")]
+            if "" in parts:  # from a variable that was empty, say: all is not what was meant
+                raise ParameterError(name, f"`{name}` has an empty value; leave it out for all")
         elif len(given) > 1:
             raise ParameterError(name, f"`{name}` was given {len(given)} times, expected once")
         else:

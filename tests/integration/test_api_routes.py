@@ -181,6 +181,13 @@ async def test_an_unknown_place_and_an_unknown_route_are_404(world: World) -> No
         assert "GET" in response.headers["Allow"]
 
 
+@pytest.mark.parametrize("sites", ["site=", "site=shop,", "site=shop&site="])
+async def test_an_empty_name_is_not_taken_for_all(world: World, sites: str) -> None:
+    await shop(world)
+    status, problem = await world.ask(f"/counts?{RANGE}&{sites}")
+    assert (status, problem["code"]) == (400, "bad_parameter")
+
+
 async def test_a_cursor_belongs_to_its_question(world: World) -> None:
     await shop(world)
     page = await world.get(f"/counts?{RANGE}&limit=1")
