@@ -63,7 +63,8 @@ def main(argv: list[str]) -> int:
 async def init(options: argparse.Namespace) -> int:
     directory: Path = options.directory
     if (directory / "root.pem").exists():
-        raise AuthorityError(f"{directory} already holds an authority")
+        why = _forgotten_words(directory) if Files.read(directory).roots_forgotten else ""
+        raise AuthorityError(f"{directory} already holds an authority{why and f', {why}'}")
     authority = Authority.create(directory, now=_now(), password=_password(new=True))
     keys = authority.directory / "offline"
     print(f"The fleet's roots and authorities are in {authority.directory}.\n")
@@ -90,6 +91,8 @@ async def show(options: argparse.Namespace) -> int:
         print(
             f"  {generation.name:12} {generation.state:8} {what}  {_key_words(files, generation)}"
         )
+    if files.roots_forgotten:
+        print(f"to do\n  this authority was {_forgotten_words(files.directory)}")
     print("services")
     for path in sorted(authority.directory.glob("*.pem")):
         if path.with_suffix(".key").exists():
@@ -308,9 +311,19 @@ def _key_words(files: Files, generation: rules.Generation) -> str:
         return ""
     key = files.directory / "offline" / f"{generation.name}.key"
     if not key.exists():
-        return "its key is not here"
+        return "its key was not kept" if files.roots_forgotten else "its key is not here"
     encrypted = b"ENCRYPTED" in key.read_bytes()
     return f"its key is still here{'' if encrypted else ', UNENCRYPTED'}: take it away"
+
+
+def _forgotten_words(directory: Path) -> str:
+    return (
+        "made without `vestibule ca init`, for an embedded deployment.\n"
+        "  Its roots' keys were not kept: nobody has them, and its devices can never be moved to\n"
+        "  other authorities. For a fleet that is to stay, and best before a device is enrolled\n"
+        "  (those that are have to be enrolled anew): stop `vestibule serve`, then\n"
+        f"  `vestibule services down`, move {directory} away, and `vestibule ca init`"
+    )
 
 
 def _ends_words(path: Path, now: datetime) -> str:
@@ -363,6 +376,10 @@ def _password(*, new: bool = False) -> bytes:
 
 def _opening(files: Files, root: rules.Generation, options: argparse.Namespace) -> bytes:
     """Return the password once it has opened the root's key: nothing is begun without it."""
+    if files.roots_forgotten:
+        raise AuthorityError(
+            f"the authority in {files.directory} was {_forgotten_words(files.directory)}"
+        )
     if not (_keys(options) / f"{root.name}.key").exists():
         raise AuthorityError(f"{root.name}.key is not in {_keys(options)}: name its folder, --keys")
     password = _password()

@@ -20,7 +20,7 @@ from cryptography import x509
 
 from protocol.identity import device_id
 from server.pki import profile
-from server.pki.files import AuthorityError, Files, key_pem, logged, pem, write
+from server.pki.files import FORGOTTEN, AuthorityError, Files, key_pem, logged, pem, write
 from server.pki.generations import Kind, first, of, signing
 from server.pki.policy import Proof, RequestRefusedError, device_uri, proof, spki_sha256
 from server.pki.revocations import (
@@ -124,6 +124,8 @@ class Authority:
         made = cls(files.write_list(first()))
         made.files.derive()
         write(partial / "device.crl", made.crl(now=moment))
+        if password is None:
+            write(partial / FORGOTTEN, b"no root's key was kept: no `vestibule ca init`\n")
         partial.rename(directory)  # whole or not at all; an empty directory gives way
         return cls.load(directory)
 

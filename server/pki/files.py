@@ -35,6 +35,8 @@ from server.pki.signer import FileSigner
 
 LIST = "authorities.json"
 LOG = "issuance.log"
+FORGOTTEN = "roots-forgotten"
+"""There from the first day, if the roots' keys were not kept."""
 
 
 class AuthorityError(Exception):
@@ -62,6 +64,11 @@ class Files:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AuthorityError(f"{directory / LIST} cannot be read: {error}") from error
         return cls(directory, generations)
+
+    @property
+    def roots_forgotten(self) -> bool:
+        """Whether the roots' keys were never kept: nobody can sign with a root again."""
+        return (self.directory / FORGOTTEN).exists()
 
     def stamp(self) -> tuple[int, int]:
         """Return what changes when the list does."""

@@ -68,6 +68,30 @@ def test_an_authority_is_made_once(pki: Path, capsys: pytest.CaptureFixture[str]
     assert (pki / "root.pem").read_bytes() == before
 
 
+def test_an_authority_whose_roots_were_forgotten_says_so_and_what_to_do(
+    pki: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Authority.create(pki)
+    way_out = f"move {pki} away, and `vestibule ca init`"
+    assert main(["ca", "init"]) == 1
+    said = capsys.readouterr().err
+    assert "already holds an authority, made without `vestibule ca init`" in said
+    assert "roots' keys were not kept" in said
+    assert way_out in said
+    assert main(["ca", "rollover", "start"]) == 1
+    assert way_out in capsys.readouterr().err
+    assert main(["ca"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("its key was not kept") == 2
+    assert "its key is not here" not in said
+    assert way_out in said
+    pki.rename(pki.with_name("away"))
+    assert main(["ca", "init"]) == 0
+    capsys.readouterr()
+    assert main(["ca"]) == 0
+    assert "not kept" not in capsys.readouterr().out
+
+
 def test_a_short_password_makes_nothing(pki: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pki.parent / "password").write_text("short\n")
     assert main(["ca", "init"]) == 1
