@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    async with database(deployment().owner_dsn.reveal()) as connection:
+    async with database(deployment(database_alone=True).owner_dsn.reveal()) as connection:
         if options.verb == "verify":
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 return await _verify(connection, options)

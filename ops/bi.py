@@ -66,7 +66,7 @@ def _admin_dsn() -> str:
         return found
     if os.environ.get("VESTIBULE_DSN_INGEST"):
         raise SettingsError("not set: VESTIBULE_DSN_ADMIN, of a role that may create roles")
-    deployment()  # brings the services up
+    deployment(database_alone=True)  # brings it up
     return Stack(home()).endpoints.dsn("admin")
 
 

@@ -41,9 +41,12 @@ def home() -> Path:
     return Path(os.environ.get(HOME, ".vestibule")).absolute()
 
 
-def deployment(*, start: bool = True, address: str | None = None) -> Deployment:
+def deployment(
+    *, start: bool = True, database_alone: bool = False, address: str | None = None
+) -> Deployment:
     """Return the configured deployment, else the embedded one, with its services up if `start`.
 
+    `database_alone`: the broker is left as it is, so no authority is made where there is none.
     `address`: where devices and phones reach the embedded one from now on. Raises ServicesError,
     SettingsError.
     """
@@ -55,6 +58,9 @@ def deployment(*, start: bool = True, address: str | None = None) -> Deployment:
         stack.reach_at(address)
     reached = (os.environ.get("VESTIBULE_HTTPS_HOST"), _host(os.environ.get("VESTIBULE_ENROL_URL")))
     stack.https_names = tuple(name for name in reached if name and name != EVERYWHERE)
+    if database_alone:
+        stack.up_database()
+        start = False
     found = embedded(stack, start=start)
     return replace(found, settings=found.settings.listening(os.environ))
 
@@ -123,7 +129,7 @@ def actor() -> str:
 async def carry_out(options: argparse.Namespace, *, dsn: str | None = None) -> None:
     """Do a subcommand's `action` in one transaction; the owner's, or by another `dsn`."""
     action: Action = options.action
-    async with acting(dsn or deployment().owner_dsn.reveal()) as connection:
+    async with acting(dsn or deployment(database_alone=True).owner_dsn.reveal()) as connection:
         await action(connection, options)
 
 

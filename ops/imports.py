@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--skip-bad", action="store_true", help="import the lines that are right")
     options = parser.parse_args(argv)
     try:
-        report = asyncio.run(_import(options, deployment().owner_dsn.reveal()))
+        report = asyncio.run(_import(options, deployment(database_alone=True).owner_dsn.reveal()))
     except (OSError, UnicodeDecodeError) as error:
         print(f"vestibule import: {options.file}: {error}", file=sys.stderr)
         return 1

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    found = deployment()
+    found = deployment(database_alone=True)
     act: Action = options.action
     async with acting(found.owner_dsn.reveal()) as connection:
         return await act(connection, options, found)

@@ -17,7 +17,7 @@ from server.ingest.quarantine import Entry, explain, get, listed, reason_name, r
 def main(argv: list[str]) -> int:
     """Run the subcommand on the deployment's database."""
     options = _parser().parse_args(argv)
-    asyncio.run(_run(options, deployment().owner_dsn.reveal()))
+    asyncio.run(_run(options, deployment(database_alone=True).owner_dsn.reveal()))
     return 0
 
 

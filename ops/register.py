@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    found = deployment()
+    # a claim names the fleet's root, so there has to be one
+    found = deployment(database_alone=options.act is not _add_devices)
     async with database(found.owner_dsn.reveal()) as connection:
         async with connection.transaction():
             act: Action = options.act

@@ -197,12 +197,12 @@ def take_back(options: argparse.Namespace) -> int:
 
 
 async def _withdraw(component: str, version: str) -> None:
-    async with acting(deployment().owner_dsn.reveal()) as connection:
+    async with acting(deployment(database_alone=True).owner_dsn.reveal()) as connection:
         await withdraw(connection, component, version, actor="command", now=_now())
 
 
 def listing(_: argparse.Namespace) -> int:
-    found = deployment()
+    found = deployment(database_alone=True)
     rows = asyncio.run(_listed(found.owner_dsn.reveal()))
     for row in rows:
         print("\t".join(_row_words(row)))

@@ -14,7 +14,8 @@ how far it is from that, `explain` why a device does not have it yet. What faile
 `resume`, and taken back by `revert`; `freeze` says when nothing is changed at all.
 
 `watch` follows a rollout until it ends, or has halted and waits for people. Its exit code says how:
-0 completed, 3 completed with stragglers, 4 halted, 5 taken back, 6 cancelled. Every act is audited
+0 completed, 3 completed with stragglers (some never appeared or rejected it, or nobody has
+confirmed it), 4 halted, 5 taken back, 6 cancelled. Every act is audited
 as `command <your account>`.
 """
 
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    dsn, action = deployment().owner_dsn.reveal(), options.action
+    dsn, action = deployment(database_alone=True).owner_dsn.reveal(), options.action
     opened = database(dsn) if action is _watch else acting(dsn)
     async with opened as connection:
         code: int = await action(connection, options)

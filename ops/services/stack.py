@@ -154,6 +154,21 @@ class Stack:
             self.postgres.prepare()
         return self.endpoints
 
+    def up_database(self) -> Endpoints:
+        """Start the database alone: no authority is made for who only reads and writes rows.
+
+        Raises a ServicesError whose text says what to do.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "logs").mkdir(exist_ok=True)
+        with locked(self.root / "lock"):
+            self._choose_once()
+            self._programs(lambda text: None)
+            self.postgres.start()
+            self.postgres.wait_ready()
+            self.postgres.prepare()
+        return self.endpoints
+
     def restart_broker(self) -> None:
         """Stop the broker and start it with the files as they are now; devices come back alone."""
         with locked(self.root / "lock"):

@@ -61,6 +61,21 @@ def names(stack: Stack, server: str) -> set[str]:
     return ips | set(held.get_values_for_type(x509.DNSName))
 
 
+def test_the_database_alone_makes_no_authority(own: Stack) -> None:
+    settings = deployment(database_alone=True).settings
+    assert not settings.pki.exists()
+    own = Stack(own.root)
+    assert own.postgres.execute("select 1").strip() == "1"
+    assert [(each.name, each.running) for each in own.status()] == [
+        ("postgres", True),
+        ("broker", False),
+    ]
+    whole = deployment().settings  # who needs the broker finds the same database
+    assert (settings.pki / "root.pem").exists()
+    assert repr(whole) == repr(settings)
+    assert all(each.running for each in own.status())
+
+
 def test_devices_reach_the_broker_at_the_address_and_services_do_not(own: Stack) -> None:
     before = deployment().settings
     own = Stack(own.root)
