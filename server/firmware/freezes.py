@@ -11,6 +11,7 @@ Decided here:
   rollout by its policy's flag, and then somebody else than its author approves (`acts.approve`);
   anything else by a flag and a reason, and the audit names who, why, and the freeze.
 - It is ended, never deleted or changed; each step is audited in its own transaction.
+- Whose turn it was to be offered something, but for the freeze, is looked at once it has ended.
 """
 
 from collections.abc import Collection, Sequence
@@ -290,6 +291,8 @@ async def end(
         "update freezes set ended_at = $3, ended_by = $4 where organisation_id = $1 and ref = $2",
         *(organisation, ref, now, actor),
     )
+    await connection.execute(_LOOK, organisation, now)
+    await connection.execute(_WAKE, organisation, now)
     await record(
         connection, actor=actor, act="freeze ended", subject=ref, detail={"name": known.name},
         organisation=organisation, now=now,
@@ -297,6 +300,16 @@ async def end(
     return await find(connection, organisation, ref)
 
 
+_LOOK = """
+    update executions set due_at = $2, shut = false where id in (
+        select id from executions where organisation_id = $1 and shut and state = 'planned'
+        and due_at > $2 for no key update skip locked)
+"""  # whoever waits for a window is put off again; who is being looked at, by that look
+_WAKE = """
+    update rollouts set due_at = $2 where id in (
+        select id from rollouts where organisation_id = $1 and state = 'running' and due_at > $2
+        for no key update skip locked)
+"""
 _STANDING = """
     select distinct s.site_id from assignments a join spots s on s.id = a.spot_id
     where a.device_id = any($1::int[]) and a.valid @> $2::timestamptz

@@ -130,7 +130,7 @@ async def _still(
         return Granted(row["id"], row["ref"], row["attempt"])
     after = life.withheld(each.execution, shut.get(each.site, now + LOOK_AGAIN))
     change(held, each.pool, each.execution, after, actor=SERVER)
-    await put(connection, [Moved(each.id, each.pool, after)])
+    await put(connection, [Moved(each.id, each.pool, after, shut=each.site in shut)])
     await held.write()
     return Waits(Why.SHUT if running else Why.NOT_RUNNING, _MOST_S)
 
@@ -263,7 +263,7 @@ async def offer(
         if why is None and each.site in shut:
             left[each.id] = Waits(Why.SHUT, _MOST_S)
             later = life.postponed(each.execution, shut[each.site])
-            moved.append(Moved(each.id, each.pool, later))
+            moved.append(Moved(each.id, each.pool, later, shut=True))
             continue
         if why is None:
             moved.append(_offered(held, each))

@@ -239,11 +239,15 @@ def execution_of(row: asyncpg.Record) -> Execution:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """An execution's row that is to be another; `pool`: where it is counted."""
+    """An execution's row that is to be another; `pool`: where it is counted.
+
+    `shut`: it is put off because nothing is to begin where its device stands.
+    """
 
     id: int
     pool: int
     execution: Execution
+    shut: bool = False
 
 
 async def put(connection: asyncpg.Connection, moved: Sequence[Moved]) -> None:
@@ -263,14 +267,16 @@ update executions e set pool = n.pool, state = n.state, attempt = n.attempt, seq
     attempted = n.attempted, epoch = n.epoch, due_at = n.due_at, offered_at = n.offered_at,
     accepted_at = n.accepted_at, phase_at = n.phase_at, deferred_at = n.deferred_at,
     ended_at = n.ended_at, code = n.code, class = n.class, bytes = n.bytes, tries = n.tries::jsonb,
+    shut = n.shut,
     settings = case when n.state in ({_HAS}) then e.settings end,
     told = case when n.state in ({_HAS}) then e.told end,
     shows = case when n.state in ({_HAS}) then e.shows end
 from unnest($1::bigint[], $2::smallint[], $3::text[], $4::int[], $5::int[], $6::bool[], $7::int[],
     $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::timestamptz[],
-    $12::timestamptz[], $13::timestamptz[], $14::text[], $15::text[], $16::bigint[], $17::text[])
+    $12::timestamptz[], $13::timestamptz[], $14::text[], $15::text[], $16::bigint[], $17::text[],
+    $18::bool[])
     n (id, pool, state, attempt, seq, attempted, epoch, due_at, offered_at, accepted_at, phase_at,
-       deferred_at, ended_at, code, class, bytes, tries)
+       deferred_at, ended_at, code, class, bytes, tries, shut)
 where e.id = n.id
 """  # noqa: S608 - who is neither on the way nor there has nothing laid over its settings
 
@@ -281,7 +287,7 @@ def _values(moved: Moved) -> tuple[object, ...]:
         *(moved.id, moved.pool, each.state.value, each.attempt, each.seq, each.attempted),
         *(each.epoch, each.due_at, each.offered_at, each.accepted_at, each.phase_at),
         *(each.deferred_at, each.ended_at, each.code, each.kind, each.bytes),
-        json.dumps(dict(each.tries)),
+        *(json.dumps(dict(each.tries)), moved.shut),
     )
 
 

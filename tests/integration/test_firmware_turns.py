@@ -1,9 +1,11 @@
 """Whose turn it is: who can't install for long keeps nobody from his, and waiting costs nothing."""
 
+from datetime import timedelta
+
 import msgspec
 import pytest
 
-from server.firmware import granting
+from server.firmware import freezes, granting
 from server.firmware.granting import Waits, Why
 from server.firmware.policy import Caps
 from server.firmware.windows import Always, Rules
@@ -28,7 +30,7 @@ async def freeze(world: World, *, sites: int) -> None:
 
 
 @pytest.mark.parametrize("windows", [None, Rules(always=Always.CLOCK, clock=(1_260, 420))])
-async def test_who_is_frozen_holds_no_place_and_is_offered_soon_after_its_freeze_was_ended(
+async def test_who_is_frozen_holds_no_place_and_is_offered_as_soon_as_its_freeze_is_ended(
     world: World, windows: Rules | None
 ) -> None:
     devices = await world.fleet(6)
@@ -37,8 +39,16 @@ async def test_who_is_frozen_holds_no_place_and_is_offered_soon_after_its_freeze
     ref = await world.rollout([devices], policy=policy)
     await world.pass_time(150)
     assert await world.states(ref) == {"confirmed": 3, "planned": 3}
-    await world.owner.execute("update freezes set ended_at = $1, ended_by = 'x'", world.now)
-    await world.pass_time(5_000, step_s=60)
+    backs_off = (
+        "update executions set shut = false, due_at = $1 where device_id = $2 returning shut"
+    )
+    held = world.now + timedelta(minutes=30), devices[0]
+    assert await world.owner.fetchval(backs_off, *held) is False  # waits for something else
+    async with world.act() as connection:
+        await freezes.end(connection, world.organisation, "freeze-1", actor="x", now=world.now)
+    await world.pass_time(150)
+    assert await world.states(ref) == {"confirmed": 5, "planned": 1}
+    await world.pass_time(2_400, step_s=60)
     assert await world.states(ref) == {"confirmed": 6}
 
 

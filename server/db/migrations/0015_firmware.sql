@@ -151,6 +151,7 @@ create table executions (
     settings jsonb,
     told bigint,
     shows int references questionnaires,
+    shut boolean not null default false,
     unique (rollout_id, device_id),
     check ((ended_at is null) = (state in ('planned', 'offered', 'accepted', 'downloading', 'ready',
         'waiting window', 'waiting idle', 'installing', 'rebooting', 'trial')))
@@ -166,6 +167,9 @@ comment on column executions.settings is
 comment on column executions.told is 'the version of settings in which the device was told so';
 comment on column executions.shows is
     'the questionnaire that its kiosk shows besides what is published, from its grant on';
+comment on column executions.shut is
+    'it was put off at the last look: a freeze was on where its device stands, or no window soon';
+create index executions_shut on executions (organisation_id, rollout_id) where shut;
 create index executions_shows on executions (device_id) where shows is not null;
 create index executions_settings on executions (organisation_id, device_id)
     where settings is not null;

@@ -139,6 +139,7 @@ executions = sa.Table(
     sa.Column("settings", JSONB),
     sa.Column("told", sa.BigInteger),
     columns.row_of("shows", "questionnaires", nullable=True),
+    sa.Column("shut", sa.Boolean, nullable=False, server_default=sa.text("false")),
 )
 execution_reports = sa.Table(
     "execution_reports",
