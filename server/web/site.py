@@ -1,6 +1,7 @@
 """The application that every page is part of: who asks, static files, languages, errors as pages.
 
-What is not there and what one may not see look the same: one page, 404.
+What is not there and what one may not see look the same: one page, 404. A page's address with a
+slash too many leads to the page.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 from server.config import Settings
 from server.db.engine import DATABASE_SILENT
 from server.web.sessions import API, Sessions
-from server.web.shell import TEMPLATES, Shell, choose_language, protect
+from server.web.shell import TEMPLATES, Shell, choose_language, local_path, protect
 from server.web.static_files import StaticFiles
 
 
@@ -53,6 +54,8 @@ def _as_pages(shell: Shell) -> Middleware:
         try:
             return await handler(request)
         except web.HTTPNotFound as error:
+            if request.method == "GET" and _for_people(request):
+                await _without_slash(request)
             return _problem(shell, request, error.status, "missing", error.text)
         except web.HTTPForbidden as error:
             return _problem(shell, request, error.status, "refused", error.text)
@@ -62,10 +65,26 @@ def _as_pages(shell: Shell) -> Middleware:
     return show
 
 
+async def _without_slash(request: web.Request) -> None:
+    """Lead to the page whose address this is but for slashes at its end, if there is one."""
+    path = local_path(request.rel_url.raw_path.rstrip("/"))
+    if path in ("/", request.rel_url.raw_path):
+        return
+    query = request.rel_url.raw_query_string
+    asked = f"{path}?{query}" if query else path
+    found = await request.app.router.resolve(request.clone(rel_url=asked))
+    if found.http_exception is None:
+        raise web.HTTPSeeOther(asked)
+
+
+def _for_people(request: web.Request) -> bool:
+    """Whether a page is asked for, and not what a script reads."""
+    return "text/html" in request.headers.get("Accept", "") and not request.path.startswith(API)
+
+
 def _problem(
     shell: Shell, request: web.Request, status: int, what: str, text: str | None
 ) -> web.Response:
-    page = "text/html" in request.headers.get("Accept", "") and not request.path.startswith(API)
-    if not page:
+    if not _for_people(request):
         return web.Response(status=status, text=text)
     return shell.page(request, "problem.html", status=status, what=what)

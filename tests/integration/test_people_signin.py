@@ -52,6 +52,35 @@ async def test_who_is_not_signed_in_is_led_to_the_form_and_back(people: People) 
             assert answer.status == 401
 
 
+async def test_a_slash_too_many_leads_to_the_page_and_so_to_the_form(people: People) -> None:
+    await people.analyst()
+    stranger, ada = people.browser(), await people.signed_in()
+    for path, back in (
+        ("/console/?day=1&n=2", "/console?day=1&n=2"),
+        ("/tech/", "/tech"),
+        ("/sites/own-site/", "/sites/own-site"),
+    ):
+        async with stranger.get(path, headers=HTML) as response:
+            assert response.status == 200, path
+            assert response.url.path == "/signin"
+            assert response.url.query["to"] == back
+    assert (await load(ada, "/sites/own-site/"))[0] == 200
+    for path in ("/sites/other-site/", "/sites/none/", "/console/", "/none/"):
+        assert (await load(ada, path))[0] == 404, path  # who may not see it is told nothing
+    root = str(people.server.make_url("/"))
+    for path, accept in (
+        ("/tech/", "*/*"),
+        ("/none/", "text/html"),
+        ("//evil.example/", "text/html"),
+        ("/v1/sites/", "text/html"),
+    ):
+        asked = root.removesuffix("/") + path
+        async with stranger.get(
+            asked, headers={"Accept": accept}, allow_redirects=False
+        ) as response:
+            assert response.status in (401, 404), path
+
+
 async def test_a_live_page_whose_session_ended_is_led_to_the_form(people: People) -> None:
     headers = {"HX-Request": "true", "HX-Current-URL": "http://x/sites/own-site?day=1"}
     async with people.browser().get("/", headers={**HTML, **headers}) as response:
