@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         report = asyncio.run(_import(options, deployment(database_alone=True).owner_dsn.reveal()))
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         print(f"vestibule import: {options.file}: {error}", file=sys.stderr)
         return 1
     print("\n".join(report.lines()))

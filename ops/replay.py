@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from gzip import BadGzipFile
 from pathlib import Path
 
 import aiohttp
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
             duplicates=options.duplicates,
             between=(options.since or date.min, options.until or date.max),
         )
-    except (CountsFileError, OSError) as error:
+    except (CountsFileError, BadGzipFile) as error:
         print(f"vestibule replay: {options.file}: {error}", file=sys.stderr)
         return 1
     _list_quirks(console, file)
