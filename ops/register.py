@@ -2,10 +2,11 @@
 
 Devices may come one by one or as CSV with the columns
 
-    organisation,site,time_zone,spot,kind,serial
+    organisation,site,time_zone,spot,kind,serial[,model]
 
-(kind is counter or kiosk); organisations, sites and spots that are not there yet are made. Each
-device's claim is printed once, for `vestibule-agent enrol`; only its hash is kept.
+(kind is counter or kiosk, model what releases name as their hardware); organisations, sites and
+spots that are not there yet are made. Each device's claim is printed once, for `vestibule-agent
+enrol`; only its hash is kept.
 
 Or as the manifest of a factory, whose devices carry a label and then need no claim:
 
@@ -42,6 +43,7 @@ from server.provisioning.claims import claim_token
 from server.provisioning.vouchers import withdraw_voucher
 
 COLUMNS = ("organisation", "site", "time_zone", "spot", "kind", "serial")
+ALL_COLUMNS = (*COLUMNS, "model")
 MANIFEST = ",".join((*manifest.REQUIRED, *(f"[{name}]" for name in manifest.OPTIONAL)))
 Action = Callable[[asyncpg.Connection, argparse.Namespace, Deployment], Awaitable[int]]
 
@@ -80,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     device = nouns.add_parser("device", help="devices").add_subparsers(required=True)
     add = device.add_parser("add", help="add one device, or a CSV of them; prints the claims")
-    add.add_argument("--csv", type=Path, help=f"columns {','.join(COLUMNS)}")
+    add.add_argument("--csv", type=Path, help=f"columns {','.join(COLUMNS)}[,model]")
     add.add_argument("--organisation", help="its name; made if it is new")
     add.add_argument("--site", help="the site's name; made if it is new")
     add.add_argument(
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--kind", choices=("counter", "kiosk"), default="counter", help="(default counter)"
     )
     add.add_argument("--serial", default="", help="what its maker calls it, if known")
+    add.add_argument("--model", default="", help="such as DC2: what releases are approved for")
     add.set_defaults(act=_add_devices)
     add = device.add_parser("list", help="list devices")
     add.add_argument(
@@ -158,7 +161,7 @@ async def _add_devices(
     if options.csv:
         rows = _read_csv(options.csv)
     elif options.organisation and options.site and options.spot:
-        rows = [{name: getattr(options, name) for name in COLUMNS}]
+        rows = [{name: getattr(options, name) for name in ALL_COLUMNS}]
     else:
         raise RefusedError("usage", "give --organisation, --site and --spot, or --csv FILE")
     for device, token in await add_claimed_devices(connection, rows, found.settings):
@@ -232,7 +235,7 @@ async def add_claimed_devices(
             site = await made.site(organisation, Site(row["site"], row["time_zone"]))
             spot = await made.spot(organisation, site, name=row["spot"], kind=row["kind"])
             device_row, device = await made.device(
-                organisation, kind=row["kind"], serial=row["serial"]
+                organisation, kind=row["kind"], serial=row["serial"], model=row.get("model") or ""
             )
             before = await made.standing(spot.ref)
             await made.stand(device, spot.ref, since=now)
@@ -246,9 +249,9 @@ async def add_claimed_devices(
 def _read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, ALL_COLUMNS):
             raise RefusedError(
-                "bad_csv", f"{path}: expected {','.join(COLUMNS)}, got {reader.fieldnames}"
+                "bad_csv", f"{path}: expected {','.join(COLUMNS)}[,model], got {reader.fieldnames}"
             )
         rows = list(reader)
     for number, row in enumerate(rows, start=2):

@@ -60,7 +60,7 @@ def test_what_commands_make_is_audited_as_what_the_console_makes(
     assert main(["site", "add", "Shop", *new]) == 1  # as in the console, a name is had once
     assert main(["site", "add", "Mall", "--organisation", "own", "--time-zone", "Mars/Port"]) == 1
     add = ["device", "add", *new, "--site", "Shop", "--spot"]
-    assert main([*add, "Front", "--serial", "DC-1"]) == 0
+    assert main([*add, "Front", "--serial", "DC-1", "--model", "DC2"]) == 0
     assert main([*add, "Till", "--kind", "kiosk"]) == 0
     assert main([*add, "Back", "--serial", "DC-1"]) == 1
     capfd.readouterr()
@@ -76,7 +76,38 @@ def test_what_commands_make_is_audited_as_what_the_console_makes(
     assert store.value("select count(*) from organisations where name = 'Newly made'") == 1
     assert store.run(verify) == (len(rows), [])
     device = store.value("select device from devices where kind = 'counter'")
+    assert store.value("select model from devices where kind = 'counter'") == "DC2"
     spot = store.value("select ref from spots where kind = 'counter'")
     assert main(["device", "assign", device, spot]) == 0
     last = store.value("select detail from audit order by id desc limit 1")
     assert f'"{spot}"' in last
+
+
+def test_a_list_of_devices_names_their_models_or_none(
+    store: Store, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VESTIBULE_PKI", str(stack.endpoints.pki))
+    path = tmp_path / "devices.csv"
+    columns, place = "organisation,site,time_zone,spot,kind,serial", "own,Shop,Europe/Oslo"
+    add = ["device", "add", "--csv", str(path)]
+    path.write_text(f"{columns},hardware\n{place},Front,counter,DC-1,DC2\n")
+    assert main(add) == 1
+    assert store.value("select count(*) from devices") == 0
+    path.write_text(f"{columns},model\n{place},Front,counter,DC-1,DC2\n{place},Side,counter,DC-2\n")
+    assert main(add) == 0
+    path.write_text(f"{columns}\n{place},Back,counter,DC-3\n")
+    assert main(add) == 0
+    found = store.run(lambda c: c.fetch("select serial, model from devices order by serial"))
+    assert [tuple(row) for row in found] == [("DC-1", "DC2"), ("DC-2", ""), ("DC-3", "")]
+
+
+@pytest.mark.parametrize("what", ["pos", "shifts", "campaigns", "rates"])
+def test_a_file_of_others_that_is_missing_is_named(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    path, whose = tmp_path / "none.csv", ["--organisation", "own"]
+    assert main(["import", what, str(path), *whose]) == 1
+    assert capfd.readouterr().err == f"vestibule import: {path}: No such file or directory\n"
+    path.write_bytes("Café".encode("latin-1"))
+    assert main(["import", what, str(path), *whose]) == 1
+    assert f"vestibule import: {path}: 'utf-8'" in capfd.readouterr().err
