@@ -11,6 +11,7 @@ from rich.text import Text
 from server.firmware.change import SettingsChange
 from server.firmware.drafting import Told
 from server.firmware.freezes import Freeze
+from server.firmware.life import Counters
 from server.firmware.members import Explained, Member
 from server.firmware.reads import Bundle, CountedWave, Failure, Happened, Line, One, WaveNow
 from server.firmware.standing import Standing
@@ -37,12 +38,18 @@ def said_of(change: SettingsChange | None, questionnaire: str | None) -> str:
     return f"{values} ({where})"
 
 
+def _number(number: int, thing: str) -> str:
+    """Return a number of things: `1 device`, `2 devices`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def plan(told: Told, bundle: Bundle | None, change: SettingsChange | None) -> RenderableType:
     """Return a plan: who, when, who not and why, and what it takes."""
     return Group(
         *_payload(bundle, change),
-        Text(f"{told.devices} devices at {told.sites} sites, {_size(told.bytes)} in all; "
-             f"done at the soonest {_when(told.done_at)}", style="bold"),
+        Text(f"{_number(told.devices, 'device')} at {_number(told.sites, 'site')}, "
+             f"{_size(told.bytes)} in all; done at the soonest {_when(told.done_at)}",
+             style="bold"),
         _table(
             "waves",
             ("wave", "devices", "fetched", "opens at the soonest", "done at the soonest"),
@@ -77,9 +84,12 @@ def _left_out(told: Told) -> Iterator[RenderableType]:
 def _beside(told: Told) -> Iterator[Text]:
     """What comes first, what cannot be taken back, and which rollouts are in the way."""
     for leg in told.legs:
-        yield Text(f"comes first, for {leg.devices} devices: {leg.component} {leg.version}")
+        yield Text(
+            f"comes first, for {_number(leg.devices, 'device')}: {leg.component} {leg.version}"
+        )
     for way in told.one_way:
-        yield Text(f"no way back for {way.devices} devices that run {way.component} "
+        yield Text(f"no way back for {_number(way.devices, 'device')} that "
+                   f"run{'s' if way.devices == 1 else ''} {way.component} "
                    f"{', '.join(way.versions)}: {way.version} raises the floor to {way.floor}",
                    style="red")  # fmt: skip
     for held in told.conflicts:
@@ -116,7 +126,18 @@ def lines(found: Sequence[Line]) -> RenderableType:
     """Return rollouts, one a row."""
     table = _table(
         "rollouts",
-        ("rollout", "name", "state", "since", "wave", "devices", "confirmed", "failed", "by"),
+        (
+            "rollout",
+            "name",
+            "state",
+            "since",
+            "wave",
+            "devices",
+            "confirmed",
+            "failed",
+            "rejected",
+            "by",
+        ),
         (),
     )
     for line in found:
@@ -125,7 +146,7 @@ def lines(found: Sequence[Line]) -> RenderableType:
         table.add_row(
             *(line.ref, line.name, _state(line.state), _when(line.since), wave),
             *(str(line.devices), str(totals.confirmed), str(totals.failed + totals.lost)),
-            line.author,
+            *(str(totals.rejected), line.author),
         )
     return table
 
@@ -169,7 +190,7 @@ def sentence(found: One, *, now: datetime) -> Text:
         said.append(f", wave {line.wave} of {line.waves}")
     said.append(
         f": {totals.confirmed} of {line.devices} confirmed, {totals.flying} under way, "
-        f"{totals.failed} failed, {totals.lost} lost"
+        f"{totals.failed} failed, {totals.lost} lost, {totals.rejected} rejected"
     )
     if line.reason:
         said.append(f" ({line.reason})")
@@ -183,10 +204,25 @@ def ending(found: One) -> Text:
         case State.HALTED:
             said = f"halted: vestibule rollout resume|revert|cancel {line.ref} --reason …"
         case State.COMPLETED_WITH_STRAGGLERS:
-            said = f"{line.totals.unreachable} devices never appeared"
+            said = _unmet(line.totals)
         case _:
             said = f"{line.state.value} at {_when(line.since)}"
     return Text(said, style=_COLOURS.get(line.state, ""))
+
+
+def _unmet(totals: Counters) -> str:
+    """Return why a rollout that has completed did not reach everybody."""
+    parts = [
+        f"{_number(number, 'device')} {said}"
+        for number, said in (
+            (totals.unreachable, "never appeared"),
+            (totals.rejected, "rejected it"),
+        )
+        if number
+    ]
+    if not totals.confirmed:
+        parts.append("nobody has confirmed it")
+    return ", ".join(parts)
 
 
 def _waves(waves: Iterable[WaveNow]) -> Table:

@@ -28,8 +28,9 @@ from server.firmware.waves import WaveKind, WaveState
 
 class RolloutRow(msgspec.Struct, frozen=True):
     """A rollout. `wave`: the one that must pass next, of `waves`; null: none is left, or it has not
-    begun. `bytes`: what one device fetches at most. `flying`: offered and not ended. `settings`,
-    `questionnaire`: what it, or the one that it takes back, brings."""
+    begun. `bytes`: what one device fetches at most. `flying`: offered and not ended. `rejected`:
+    the device would not have it. `settings`, `questionnaire`: what it, or the one that it takes
+    back, brings."""
 
     rollout: str
     name: str
@@ -56,6 +57,7 @@ class RolloutRow(msgspec.Struct, frozen=True):
     confirmed: int
     failed: int
     lost: int
+    rejected: int
     unreachable: int
 
 
@@ -216,7 +218,7 @@ def row_of(line: Line) -> RolloutRow:
     return RolloutRow(rollout=line.ref, **same, **total)
 
 
-_TOTALS = ("attempted", "flying", "confirmed", "failed", "lost", "unreachable")
+_TOTALS = ("attempted", "flying", "confirmed", "failed", "lost", "rejected", "unreachable")
 _OF_LINE = tuple(n for n in RolloutRow.__struct_fields__ if n not in ("rollout", *_TOTALS))
 
 

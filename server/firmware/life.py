@@ -134,6 +134,11 @@ class Counters:
         """How many are worse off for it: failed or lost."""
         return self.failed + self.lost
 
+    @property
+    def rejected(self) -> int:
+        """How many would not have it, attempted or not."""
+        return self.refused + self.ended - self.confirmed - self.hurt
+
     def value(self) -> dict[str, int]:
         """Return those that are not 0, for JSON."""
         return {name: getattr(self, name) for name in COUNTED if getattr(self, name)}

@@ -319,7 +319,7 @@ def _line(row: asyncpg.Record, waves: Sequence[Wave]) -> Line:
         **{**row, "payload": Payload(row["payload"]), "state": rollout.state, "settings": change},
         wave=None if current is None else current.number,
         waves=sum(wave.kind is WaveKind.WAVE for wave in waves),
-        totals=sum((wave.total for wave in waves), Counters()),
+        totals=rollout.total,
     )
 
 

@@ -22,6 +22,8 @@ Decided here, beside what `guards` and `life` decide:
 - Resuming acknowledges: what has ended until then is the baseline that guards and gates count
   from, and the ramp begins anew. A failed wave of which nobody is left is thereby skipped. What
   somebody acknowledged and turns out otherwise later is taken out of the baseline again.
+- It has completed without stragglers if somebody has confirmed, and nobody was unreachable or has
+  rejected it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -376,8 +378,9 @@ class _Deciding:
             self._transition(Kind.OPENED, wave=wave.number)
             self._gate(wave.number, worse=False)
         if wave is None and self.rollout.remaining == 0 and not event.awaited:
-            missed = sum(w.total.unreachable for w in self.rollout.waves)
-            self._transition(Kind.STRAGGLED if missed else Kind.COMPLETED)
+            total = self.rollout.total
+            whole = total.confirmed and not total.unreachable + total.rejected
+            self._transition(Kind.COMPLETED if whole else Kind.STRAGGLED)
 
     @property
     def _running(self) -> bool:

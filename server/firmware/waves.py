@@ -120,6 +120,11 @@ class Rollout:
         return sum(wave.remaining for wave in self.waves)
 
     @property
+    def total(self) -> Counters:
+        """The counters of all waves since the start."""
+        return sum((wave.total for wave in self.waves), NONE)
+
+    @property
     def since(self) -> Counters:
         """The counters of all waves since the last acknowledgement."""
         return sum((wave.since for wave in self.waves), NONE)

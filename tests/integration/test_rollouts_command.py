@@ -14,6 +14,7 @@ from rich.console import Console
 from ops.command import main
 from ops.rollout import HOW_IT_ENDED, follow
 from ops.services.stack import Stack
+from protocol.update import Phase
 from server.firmware import acts
 from server.firmware.reads import One
 from server.firmware.waves import OVER, State
@@ -96,6 +97,10 @@ async def test_a_rollout_is_planned_approved_watched_and_completed(
     out = await shell.run(*words, "--dry-run")
     assert "4 devices at 4 sites, 4.0 kB in all" in out
     assert "the counts guard would find no loss: the policy wants no guard by counts" in out
+    one = f'device = "{await _device(shell)}"'
+    assert "1 device at 1 site, 1.0 kB in all" in await shell.run(
+        *words, "--dry-run", "--filter", one
+    )
     assert await shell.world.owner.fetchval("select count(*) from rollouts") == 0
     ref = await shell.planned("--name", "Agent 2")
     assert "awaiting approval" in await shell.run("submit", ref)
@@ -115,7 +120,7 @@ async def test_a_rollout_is_planned_approved_watched_and_completed(
         assert said in out
     (row,) = [line for line in (await shell.run("list", "shops")).splitlines() if ref in line]
     assert "Agent 2" in row
-    assert row.split()[-5:-1] == ["4", "4", "0", "command"]
+    assert row.split()[-6:-1] == ["4", "4", "0", "0", "command"]
     found = await shell.told("show", ref, "--history")
     assert found["rollout"]["funnel"] == {"confirmed": 4}
     people = [row["actor"] for row in found["history"] if row["event"] in ("planned", "approved")]
@@ -154,6 +159,29 @@ async def test_a_halted_rollout_is_shown_resumed_and_taken_back(shell: Shell) ->
     assert (ended.line.state, shown[-1]) == (State.REVERTED, "reverted")
     assert {device.version for device in shell.world.devices.values()} == {"1.0.0"}
     assert (await shell.told("watch", ref, code=5))["summary"]["state"] == "reverted"
+
+
+async def test_who_rejected_it_is_counted_and_a_rollout_that_nobody_confirmed_is_no_plain_success(
+    shell: Shell,
+) -> None:
+    for device in shell.world.devices.values():
+        device.script = (Phase.REJECTED,)
+    shell.policy.write_text(json.dumps({**POLICY, "waves": [{}]}))
+    ref = await shell.planned()
+    await shell.run("submit", ref)
+    await shell.run("approve", ref)
+    shell.world.clock.advance(60)
+    ended, _ = await shell.watched(ref)
+    assert ended.line.state is State.HALTED
+    out = await shell.run("resume", ref, "--reason", "They get it by hand")
+    assert "0 of 4 confirmed, 0 under way, 0 failed, 0 lost, 4 rejected" in " ".join(out.split())
+    ended, _ = await shell.watched(ref)
+    assert ended.line.state is State.COMPLETED_WITH_STRAGGLERS
+    out = await shell.run("watch", ref, code=3)
+    assert "4 devices rejected it, nobody has confirmed it" in out
+    (row,) = [line for line in (await shell.run("list", "shops")).splitlines() if ref in line]
+    assert row.split()[-6:-1] == ["4", "0", "0", "4", "command"]
+    assert (await shell.told("show", ref))["summary"]["rejected"] == 4
 
 
 async def test_settings_are_rolled_out_from_a_file(shell: Shell, tmp_path: Path) -> None:

@@ -308,5 +308,6 @@ class Reference:
             self.waves[wave] = "open"
             self.judge(wave, worse=False)
         if wave is None and all(device.over() for device in self.devices):
-            missed = [d for d in self.devices if d.state == "unreachable"]
-            self.state = "completed with stragglers" if missed else "completed"
+            missed = [d for d in self.devices if d.state in ("unreachable", "rejected")]
+            nobody = all(d.state != "confirmed" for d in self.devices)
+            self.state = "completed with stragglers" if missed or nobody else "completed"
