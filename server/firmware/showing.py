@@ -74,6 +74,8 @@ async def reach(
     for row in found:
         if row["kind"] != "kiosk":
             given[row["id"]] = Why.WRONG_HARDWARE, f"it is a {row['kind']}, and kiosks show it"
+        elif not row["heard"]:
+            given[row["id"]] = Why.NEVER_REPORTED, "it has never said anything"
         elif row["spot"] is None:
             given[row["id"]] = Why.NOWHERE, "it stands nowhere, and shows nothing of yours"
         elif row["there"]:
@@ -85,6 +87,7 @@ async def reach(
 
 _KIOSKS = """
 select d.id, d.kind, w.spot, w.site, first.questionnaire_id is not distinct from $3 as there,
+       num_nonnulls(h.session_at, h.heartbeat_at, f.reported_at, t.report) > 0 as heard,
        (select count(*) from publications p where p.site_id = w.site_id and p.ended_at is null
         and (p.spot_id is null or p.spot_id = w.spot)
         and coalesce(p.until_day >= $4::date, true)) as many,
@@ -101,6 +104,9 @@ left join lateral (
     where p.site_id = w.site_id and (p.spot_id is null or p.spot_id = w.spot)
     and p.ended_at is null and coalesce(p.until_day >= $4::date, true)
     order by p.spot_id nulls last, p.published_at desc, p.id desc limit 1) first on true
+left join presences h on h.device_id = d.id
+left join device_firmware f on f.device_id = d.id
+left join device_settings t on t.device_id = d.id
 where d.id = any($1::int[])
 """
 

@@ -13,6 +13,7 @@ from server.db.engine import acting, open_pool
 from server.errors import ConflictError
 from server.feedback import questionnaires
 from server.firmware import acts, showing
+from server.firmware.plan import Why
 from server.firmware.policy import Caps, Gate
 from tests.firmware_world import later
 from tests.integration.test_firmware_settings import POLICY, fleet, layer, write
@@ -223,8 +224,23 @@ async def test_a_kiosk_is_sent_as_much_of_what_is_published_as_it_can_take_the_f
     assert [each.digest for each in plan.show] == [read(each).digest for each in contents]
 
 
+HEARD = "update presences set heartbeat_at = $2 where device_id = $1"
+
+
+async def test_a_kiosk_that_has_never_said_anything_is_left_out_by_that_name(shop: Shop) -> None:
+    now = datetime.now(UTC)
+    value = {"format": 1, **content("What is new?")}
+    given = shop.owner, shop.organisation
+    version = await questionnaires.make(*given, name="Visit", value=value, actor="test", now=now)
+    left_out = await showing.reach(*given, version.ref, [shop.row], now=now)
+    assert left_out == {shop.row: (Why.NEVER_REPORTED, "it has never said anything")}
+    await shop.owner.execute(HEARD, shop.row, now)
+    assert await showing.reach(*given, version.ref, [shop.row], now=now) == {}
+
+
 async def test_what_other_kiosks_of_a_site_show_leaves_room_for_this_one(shop: Shop) -> None:
     await shop.published("As ever")
+    await shop.owner.execute(HEARD, shop.row, datetime.now(UTC))
     now = datetime.now(UTC)
     value = {"format": 1, **content("What is new?")}
     given = shop.owner, shop.organisation
