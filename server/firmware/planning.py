@@ -345,6 +345,8 @@ async def _detects(
     """
     if not policy.guards.counts:
         return "the policy wants no guard by counts"
+    if not made.waves:
+        return "nobody would get it"
     if len(made.waves) < 2:
         return "all devices are in one wave: nobody waits whom they could be held against"
     updated = [d for w in made.waves[:-1] for d in w.devices if d.kind == "counter"]

@@ -189,6 +189,8 @@ async def test_filters_segments_freezes_and_waves_by_filter_choose_whom_they_fin
     assert told.plan.devices == 9
     assert told.filter == f"not {one.replace(chr(34), '')}"
     assert "it takes 5 of each" in str(told.detects)
+    nobody = await stores.dry(Asked("b-12", filter='site.name = "Nowhere"', policy=TWO))
+    assert (nobody.plan.devices, nobody.detects) == (0, "nobody would get it")
 
     # a freeze leaves its sites out, unless it is overridden
     site = f"site-00{stores.organisation}"
