@@ -115,7 +115,7 @@ def commanding(stack: Stack, database: str, monkeypatch: pytest.MonkeyPatch) -> 
         pki=endpoints.pki,
     )
     found = Deployment(Secret(endpoints.dsn("owner", database)), settings)
-    monkeypatch.setattr(command, "deployment", lambda: found)
+    monkeypatch.setattr(command, "deployment", lambda **_: found)
 
 
 async def run(*words: str) -> int:

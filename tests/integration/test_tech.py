@@ -328,7 +328,7 @@ async def test_a_voucher_is_withdrawn_by_a_command(
 ) -> None:
     settings = Settings(Secret(""), Secret(""), Secret(""), stack.endpoints.pki)
     found = Deployment(Secret(stack.endpoints.dsn("owner", world_database)), settings)
-    monkeypatch.setattr(register, "deployment", lambda: found)
+    monkeypatch.setattr(register, "deployment", lambda **_: found)
     voucher = await shop.voucher()
     words = ["device", "voucher", "withdraw", voucher["ref"]]
     assert await asyncio.to_thread(register.main, words) == 0
