@@ -84,7 +84,7 @@ async def _certificates(pki: Path) -> Finding:
             left = certificate.not_valid_after_utc - datetime.now(UTC)
             lives[path.name] = min(left.days, lives.get(path.name, left.days))
     if not lives:
-        return Finding("certificates", False, f"none in {pki}", "run `vestibule services up`")
+        return Finding("certificates", False, f"none in {pki}", "run `vestibule ca init`")
     name, days = min(lives.items(), key=lambda item: item[1])
     return Finding(
         "certificates",
