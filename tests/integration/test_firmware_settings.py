@@ -55,6 +55,20 @@ async def versions(fleet: Steered) -> list[int]:
     return [row["version"] for row in rows]
 
 
+async def cancel(fleet: Steered, ref: str) -> None:
+    async with fleet.world.act() as connection:
+        await acts.cancel(
+            *(connection, fleet.world.organisation, ref),
+            reason="no need",
+            actor="user ada",
+            now=fleet.world.now,
+        )
+    await fleet.pass_time(15)
+    assert await fleet.world.state(ref) == "cancelled"
+    for agent in fleet.agents.values():
+        await fleet.ask(agent)
+
+
 async def test_a_value_goes_from_wave_to_wave_and_is_the_layers_own_in_the_end(
     fleet: Steered,
 ) -> None:
@@ -219,17 +233,7 @@ async def test_cancelled_midway_who_has_it_keeps_it_as_its_own(fleet: Steered) -
     )
     await write(fleet, "site", site, health_s=600)  # nearer, of them that have it by now
     await write(fleet, "device", other, health_s=120)
-    async with fleet.world.act() as connection:
-        await acts.cancel(
-            *(connection, fleet.world.organisation, ref),
-            reason="no need",
-            actor="user ada",
-            now=fleet.world.now,
-        )
-    await fleet.pass_time(30)
-    assert await fleet.world.state(ref) == "cancelled"
-    for agent in agents:
-        await fleet.ask(agent)
+    await cancel(fleet, ref)
     assert len(reached) == 4
     assert sorted(fleet.have("health_s", reached)) == [120, 300, 300, 600]
     assert fleet.have("health_s").count(900) == 4

@@ -8,16 +8,15 @@ import pytest
 
 from ops.services.stack import Stack
 from protocol.questionnaire import read
-from server.clock import ManualClock
-from server.db.engine import acting, open_pool
+from server.db.engine import acting
 from server.errors import ConflictError
 from server.feedback import questionnaires
 from server.firmware import acts, showing
 from server.firmware.plan import Why
 from server.firmware.policy import Caps, Gate
 from tests.firmware_world import later
-from tests.integration.test_firmware_settings import POLICY, fleet, layer, write
-from tests.integration.test_firmware_showing import Office, shop, shows
+from tests.integration.test_firmware_settings import POLICY, cancel, fleet, layer, write
+from tests.integration.test_firmware_showing import opened, shop, shows
 from tests.integration.test_kiosk_plan import Shop
 from tests.integration.test_questionnaires import content
 from tests.steering_world import Agent, Steered
@@ -72,20 +71,6 @@ async def move(fleet: Steered, agent: Agent, site: str) -> None:
         "values ($1, $2, $3, tstzrange($4, null))",
         *(fleet.world.organisation, agent.row, spot, now),
     )
-
-
-async def cancel(fleet: Steered, ref: str) -> None:
-    async with fleet.world.act() as connection:
-        await acts.cancel(
-            *(connection, fleet.world.organisation, ref),
-            reason="no need",
-            actor="user ada",
-            now=fleet.world.now,
-        )
-    await fleet.pass_time(15)
-    assert await fleet.world.state(ref) == "cancelled"
-    for agent in fleet.agents.values():
-        await fleet.ask(agent)
 
 
 async def test_an_edit_of_a_devices_own_layer_outlives_a_rollout_that_began_before_it(
@@ -264,16 +249,7 @@ async def test_what_other_kiosks_of_a_site_show_leaves_room_for_this_one(shop: S
 async def test_what_was_retired_while_a_rollout_soaked_is_published_nowhere_by_its_end(
     shop: Shop, stack: Stack, world_database: str
 ) -> None:
-    async with (
-        open_pool(stack.endpoints.dsn("desk", world_database), size=2, name="desk") as desk,
-        open_pool(stack.endpoints.dsn("maint", world_database), size=2, name="maint") as maint,
-    ):
-        clock = ManualClock(round(datetime.now(UTC).timestamp() * 1000))
-        office = Office(shop, desk, maint, clock)
-        await shop.owner.execute(
-            "update presences set session = 'open', session_at = now() where device_id = $1",
-            shop.row,
-        )
+    async with opened(shop, stack, world_database) as office:
         plans = shop.plans()
         before, _ = await shop.published("As ever")
         version = await office.made("What is new?")
@@ -282,7 +258,7 @@ async def test_what_was_retired_while_a_rollout_soaked_is_published_nowhere_by_i
         assert await shows(plans) == bytes.fromhex(version.hex)
         await plans.step()
         assert await office.state() == "confirmed"
-        async with acting(desk, "act", organisation=shop.organisation) as connection:
+        async with acting(office.desk, "act", organisation=shop.organisation) as connection:
             await questionnaires.retire(
                 *(connection, shop.organisation, version.ref), actor="user ada", now=office.now
             )

@@ -1,5 +1,7 @@
 """A questionnaire on the rollout's engine: real listener, real kiosk, real conductor."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -73,6 +75,20 @@ class Office:
         return found
 
 
+@asynccontextmanager
+async def opened(shop: Shop, stack: Stack, world_database: str) -> AsyncIterator[Office]:
+    """The office of a shop whose kiosk is connected."""
+    async with (
+        open_pool(stack.endpoints.dsn("desk", world_database), size=2, name="desk") as desk,
+        open_pool(stack.endpoints.dsn("maint", world_database), size=2, name="maint") as maint,
+    ):
+        await shop.owner.execute(
+            "update presences set session = 'open', session_at = now() where device_id = $1",
+            shop.row,
+        )
+        yield Office(shop, desk, maint, ManualClock(round(datetime.now(UTC).timestamp() * 1000)))
+
+
 async def shows(plans: Plans) -> bytes:
     """Return what a kiosk shows after it has asked."""
     await plans.step()
@@ -82,16 +98,7 @@ async def shows(plans: Plans) -> bytes:
 async def test_a_kiosk_shows_what_it_was_granted_says_so_and_gives_it_back(
     shop: Shop, stack: Stack, world_database: str
 ) -> None:
-    async with (
-        open_pool(stack.endpoints.dsn("desk", world_database), size=2, name="desk") as desk,
-        open_pool(stack.endpoints.dsn("maint", world_database), size=2, name="maint") as maint,
-    ):
-        clock = ManualClock(round(datetime.now(UTC).timestamp() * 1000))
-        office = Office(shop, desk, maint, clock)
-        await shop.owner.execute(
-            "update presences set session = 'open', session_at = now() where device_id = $1",
-            shop.row,
-        )
+    async with opened(shop, stack, world_database) as office:
         plans = shop.plans()
         before, _ = await shop.published("As ever")
         assert await shows(plans) == before
@@ -117,7 +124,7 @@ async def test_a_kiosk_shows_what_it_was_granted_says_so_and_gives_it_back(
         assert await shows(plans) == bytes.fromhex(other.hex)
         await plans.step()
         assert await office.state() == "confirmed"
-        async with acting(desk, "act", organisation=shop.organisation) as connection:
+        async with acting(office.desk, "act", organisation=shop.organisation) as connection:
             await acts.revert(
                 *(connection, shop.organisation, ref, OnHalt.REVERT_ALL),
                 reason="Nobody presses",
